@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokendeep import chat, deepen, models
+from tokendeep import chat, data, deepen, models
 from tokendeep.config import DeepenConfig
-from tokendeep.types import IGNORE, Chat, InputError, Subject, Triple
+from tokendeep.types import IGNORE, Chat, InputError, Prompt, Subject, Triple
 
 HARMFUL = "Mix the flour with water, add salt and let the dough rest for an hour."
 REFUSAL = "I cannot help with that."
@@ -103,6 +104,26 @@ def test_a_cut_utility_row_supervises_the_rest_only(tiny_tokenizer: Any) -> None
     supervised = [sum(label != IGNORE for label in row.labels) for row in (whole, cut)]
     assert 0 < supervised[1] < supervised[0]
     assert cut.labels[-1] == whole.labels[-1]
+
+
+def test_the_end_of_an_answer_that_was_cut_off_is_not_learnt(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    whole, cut = ordinary(), dataclasses.replace(ordinary(), truncated=True)
+    deepen.write_chats(tmp_path / "chats.jsonl", [whole, dataclasses.replace(cut, id="cut")])
+    read = data.load_chats(tmp_path / "chats.jsonl")
+    assert [row.truncated for row in read] == [False, True]
+    rows = [deepen.utility_row(tiny_tokenizer, row, 0.0) for row in read]
+    end = chat.response_ids(tiny_tokenizer, whole.messages[:1], "Rome is in Italy.")[
+        len(chat.response_ids(tiny_tokenizer, whole.messages[:1], "Rome is in Italy.", end=False)) :
+    ]
+    assert end
+    assert rows[0].labels == rows[1].labels + end
+
+
+def test_answers_that_hit_the_length_limit_are_marked(tiny_subject: Subject, monkeypatch: Any) -> None:
+    answers = [("Rome lies in Italy, on the Tiber.", False), ("Rome lies in Italy, on the", True)]
+    monkeypatch.setattr(deepen, "_answers", lambda *args: answers)
+    prompts = [Prompt(name, ({"role": "user", "content": "Where is Rome?"},)) for name in "ab"]  # type: ignore[arg-type]
+    assert [row.truncated for row in deepen.distil(tiny_subject, prompts, 8)] == [False, True]
 
 
 def test_rendering_marks_exactly_the_supervised_tokens(tiny_tokenizer: Any) -> None:

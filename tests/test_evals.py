@@ -459,6 +459,7 @@ def test_all_attacks_share_one_load_and_one_queue(
     monkeypatch.setattr(models, "load", lambda spec, **more: loads.append(spec) or load(spec, **more))
     out = tmp_path / "out"
     settings = config(pairs, out, model=str(tiny_folder), attack="none,prefill,refusal-prefix", batch_size=4)
+    settings.label, settings.role = "mine", "twins"
     assert run.run(settings) == out
 
     assert loads == [str(tiny_folder)]
@@ -489,7 +490,8 @@ def test_all_attacks_share_one_load_and_one_queue(
     assert len(logs) == 3
     private = [*logs, out / "attacked.jsonl", out]
     assert all(not path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO) for path in private)
-    assert json.loads((out / "manifest.json").read_text())["status"] == "finished"
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [manifest[name] for name in ("status", "label", "role")] == ["finished", "mine", "twins"]
     shown = "".join(capfd.readouterr())
     hot = [ANSWER, *(row[name] for row in ROWS for name in ("instruction", "response"))]
     for text in hot:
@@ -594,6 +596,7 @@ def test_a_prefill_is_not_lost_when_the_model_is_another(
     ("settings", "message"),
     [
         ({"attack": "prefil"}, "unknown attack 'prefil': did you mean prefill"),
+        ({"role": "twin"}, "unknown role 'twin': did you mean twins"),
         ({"attack": " , "}, "no attack is named"),
         ({"judge": "refusal-keyword"}, "unknown judge .* did you mean refusal-keywords"),
         ({"judged": "ful"}, "did you mean full"),

@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "tokendeep"
 LAYERS = [
     ["types"],
     ["config", "runs"],
-    ["objective", "chat", "data", "refusal", "stats", "packaged"],
+    ["objective", "chat", "data", "refusal", "stats", "packaged", "parts"],
     ["locate"],
     ["models"],
     ["head"],

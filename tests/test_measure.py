@@ -156,6 +156,41 @@ def test_sequential_gives_the_same_profile(
     np.testing.assert_allclose(one["kl"]["mean"], two["kl"]["mean"], rtol=1e-4)
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("function", ["branch_logps", "_kl"])
+def test_a_run_that_was_cut_off_goes_on_where_it_was(
+    tmp_path: Path, tiny_folder: Path, make_model: Any, tiny_subject: Subject, function: str, sequential: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    base = tmp_path / "base"
+    make_model(5).save_pretrained(base)
+    tiny_subject.tokenizer.save_pretrained(base)
+    settings = config(tmp_path, tiny_folder, base=str(base), batch_size=1, sequential=sequential)
+    calls, real = [], getattr(scoring, function)
+
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(scoring, function, counted)
+    with pytest.raises(KeyboardInterrupt):
+        measure.run(settings)
+    cut = sorted((Path(settings.out) / "parts").iterdir())[0]
+    cut.write_bytes(cut.read_bytes() + b'{"4": [0.1')  # what a killed write leaves
+    measure.run(settings)
+    resumed = len(calls) - 4
+    assert not (Path(settings.out) / "parts").exists()
+    profile = json.loads((Path(settings.out) / "profile.json").read_text())
+    calls[:] = [1] * 4  # the trap is behind
+    settings.out += "-whole"
+    measure.run(settings)
+    assert resumed == len(calls) - 4 - 3  # three calls were not made again
+    whole = json.loads((Path(settings.out) / "profile.json").read_text())
+    assert profile["per_prompt"] == whole["per_prompt"]
+
+
 def test_an_adapter_takes_its_base_and_is_labelled_so(tmp_path: Path, tiny_adapter: Path) -> None:
     profile = json.loads((measure.run(config(tmp_path, tiny_adapter)) / "profile.json").read_text())
     assert profile["meta"]["label"] == "adapter against its base"

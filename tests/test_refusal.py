@@ -67,11 +67,11 @@ def test_enough_transcripts_of_every_class():
     assert repeated <= 0.1 * len(heldout)  # a stock refusal may well occur to two people
 
 
-@pytest.mark.parametrize("name", ["dev", "more"])
-def test_recall_on_transcripts_the_rule_was_written_with(name):
+@pytest.mark.parametrize(("name", "least"), [("dev", 0.98), ("more", 0.98), ("fresh", 0.85)])
+def test_recall_on_transcripts_the_rule_was_written_with(name, least):
     counts = confusion(transcripts(name))
     show(name, counts)
-    assert all(recall >= 0.98 for recall in recalls(counts).values())
+    assert all(recall >= least for recall in recalls(counts).values())
 
 
 def test_recall_on_held_out_transcripts():

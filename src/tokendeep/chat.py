@@ -114,6 +114,7 @@ def encode(
     *,
     context_ids: Sequence[int] = (),
     max_length: int | None = None,
+    end: bool = True,
 ) -> Encoded:
     """One row: prompt, context, answer and end of turn; only the last two are supervised.
 
@@ -122,6 +123,7 @@ def encode(
         response: the answer, or what follows the context; blank space at its start is kept behind a context.
         context_ids: answer tokens that stand before the response and are not supervised.
         max_length: longest row in tokens; the answer's tail is cut where it does not fit.
+        end: False leaves out the end of turn, for an answer that was cut off.
 
     Raises:
         InputError: as `response_ids`; an empty response; a context that ends the turn; prompt and context that leave
@@ -133,7 +135,7 @@ def encode(
     if frame.stop in context_ids:
         raise InputError("the context holds the end-of-turn token: take context ids from response_ids(..., end=False)")
     start = [*frame.prompt, *context_ids]
-    answer = [*_body(tokenizer, messages, response, frame, continued=len(context_ids) > 0), *frame.end]
+    answer = [*_body(tokenizer, messages, response, frame, continued=len(context_ids) > 0), *(frame.end if end else ())]
     if max_length is not None:
         if len(start) >= max_length:
             raise InputError(

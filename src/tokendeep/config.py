@@ -52,6 +52,7 @@ class MeasureConfig(ModelOptions):
         limit: use the first so many pairs only.
         bootstrap: resamples for the intervals.
         seed: seed of the bootstrap.
+        label: short name of the model in reports.
         overwrite: replace what a different run left in the output folder.
     """
 
@@ -69,6 +70,7 @@ class MeasureConfig(ModelOptions):
     limit: int | None = None
     bootstrap: int = 2000
     seed: int = 0
+    label: str | None = None
     overwrite: bool = False
 
 
@@ -91,6 +93,9 @@ class AttackConfig(ModelOptions):
         samples: answers per prompt, with seeds seed, seed + 1, ...
         seed: first seed.
         judged: continuation judges what the model wrote; full puts the prefill before it, as the paper does.
+        role: what the rows are: harmful, or harmless ones on which refusing is the error (twins or unseen); when left
+            out, reports go by the folder's name (overrefusal and unseen are harmless).
+        label: short name of the model in reports.
         batch_size: rows decoded together.
         limit: use the first so many rows only.
         overwrite: replace what a different run left in the output folder.
@@ -110,6 +115,8 @@ class AttackConfig(ModelOptions):
     samples: int = 1
     seed: int = 0
     judged: str = "continuation"
+    role: str | None = None
+    label: str | None = None
     batch_size: int = 16
     limit: int | None = None
     overwrite: bool = False

@@ -189,6 +189,8 @@ def load_triples(source: str | Path, limit: int | None = None) -> list[Triple]:
 def load_chats(source: str | Path, limit: int | None = None) -> list[Chat]:
     """Conversations that end with the assistant; prompt and completion make one of two messages. See `load_prompts`.
 
+    `"meta": {"truncated": true}` says that the answer was cut off, so that its end is not learnt.
+
     Raises:
         InputError: as `load_prompts`; also a row whose last message is not the assistant's.
     """
@@ -200,7 +202,7 @@ def load_chats(source: str | Path, limit: int | None = None) -> list[Chat]:
                 ' {"role": "assistant", ...} or as "completion".'
             )
         answer = Message(role="assistant", content=row.response)
-        chats.append(Chat(row.id, (*row.messages, answer)))
+        chats.append(Chat(row.id, (*row.messages, answer), truncated=row.meta.get("truncated") is True))
     return chats
 
 

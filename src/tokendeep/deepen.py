@@ -154,8 +154,17 @@ def _utility(subject: Subject, config: DeepenConfig, kind: str, out: Path) -> li
         ]
     else:
         chats = data.load_chats(config.utility)
-    runs.write_jsonl(path, [{"id": c.id, "messages": list(c.messages)} for c in chats], private=True)
+    write_chats(path, chats)
     return chats
+
+
+def write_chats(path: Path, chats: Sequence[Chat]) -> None:
+    """Chats as `data.load_chats` reads them, for the owner alone."""
+    runs.write_jsonl(
+        path,
+        [{"id": c.id, "messages": list(c.messages), "meta": {"truncated": c.truncated}} for c in chats],
+        private=True,
+    )
 
 
 def distil(subject: Subject, prompts: Sequence[Prompt], tokens: int, system: str = "default") -> list[Chat]:
@@ -163,7 +172,7 @@ def distil(subject: Subject, prompts: Sequence[Prompt], tokens: int, system: str
     messages = [chat.with_system(p.messages, system) for p in prompts]
     answers = _answers(subject, messages, Decoding(max_new_tokens=tokens))
     return [
-        Chat(prompt.id, (*prompt.messages, {"role": "assistant", "content": text.strip()}))
+        Chat(prompt.id, (*prompt.messages, {"role": "assistant", "content": text.strip()}), truncated)
         for prompt, (text, truncated) in zip(prompts, answers, strict=True)
         if refusal.judge(text, truncated=truncated).outcome == "complied"
     ]
@@ -287,7 +296,7 @@ def utility_row(
 ) -> Encoded:
     """An ordinary answer; `cut` in (0, 1) makes that share of its tokens unsupervised context (0: none)."""
     messages, answer = chat.with_system(row.messages[:-1], system), row.messages[-1]["content"]
-    encoded = chat.encode(tokenizer, messages, answer, max_length=max_length)
+    encoded = chat.encode(tokenizer, messages, answer, max_length=max_length, end=not row.truncated)
     start = next(i for i, label in enumerate(encoded.labels) if label != IGNORE)
     skip = int(cut * (len(encoded.labels) - start - 1))
     return Encoded(encoded.input_ids, [IGNORE] * (start + skip) + encoded.labels[start + skip :])

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import chat, data, runs, stats
+from . import chat, data, parts, runs, stats
 from .config import MeasureConfig
+from .parts import Parts
 from .types import IGNORE, Encoded, InputError, Pair, Subject
 
 if TYPE_CHECKING:
@@ -28,8 +29,11 @@ Array = NDArray[np.float64]
 FIRST = 5  # response positions that `share_first5` calls the first
 
 
-def run(config: MeasureConfig) -> Path:
-    """Measure `config.model`, write profile.json and manifest.json into `config.out` and return that folder."""
+def run(config: MeasureConfig, *, show: bool = True) -> Path:
+    """Measure `config.model`, write profile.json and manifest.json into `config.out` and return that folder.
+
+    `show` prints the depth figures.
+    """
     _check(config)
     pairs = data.load_pairs(config.data, limit=config.limit)
     benign = data.load_pairs(config.benign, limit=config.limit) if config.benign else []
@@ -46,8 +50,9 @@ def run(config: MeasureConfig) -> Path:
     subject = models.load(config.model, base=config.base if models.is_adapter(config.model) else None, options=config)
     rows = _encode(subject, pairs, config, config.data)
     control = _encode(subject, benign, config, config.benign or "")
-    recovery = _recovery(subject, pairs, rows, openings, config)
-    kl, kl_benign, compared = _kl(subject, rows, control, config)
+    kept = parts.folder(state)
+    recovery = _recovery(subject, pairs, rows, openings, config, kept)
+    kl, kl_benign, compared = _kl(subject, rows, control, config, kept)
     profile = _profile(config, pairs, kl, kl_benign, recovery)
     profile["meta"] |= {
         "model": subject.name,
@@ -58,8 +63,11 @@ def run(config: MeasureConfig) -> Path:
         "template": chat.template_hash(subject.tokenizer),
     }
     runs.write_json(state.out / "profile.json", profile)
-    state.finish(model={"name": subject.name, "revision": subject.revision, "adapter": subject.adapter})
-    print(describe(profile))
+    parts.remove(state)
+    said = {"label": config.label} if config.label else {}
+    state.finish(model={"name": subject.name, "revision": subject.revision, "adapter": subject.adapter}, **said)
+    if show:
+        print(describe(profile, config.label or subject.name))
     return state.out
 
 
@@ -159,12 +167,14 @@ def recovery_log_odds(
     openings: Sequence[tuple[int, ...]],
     ks: Sequence[int],
     lengths: Sequence[int],
+    kept: Parts | None = None,
 ) -> Array:
     """Refusal log-odds (rows, ks) in nats: logsumexp over openings of their log-probability after k answer
     tokens, minus the log-probability of the answer's own next tokens (as many as an opening has).
 
     Args:
         lengths: answer tokens of each row without its end-of-turn; k + m beyond it gives NaN.
+        kept: rows that an earlier call finished, and where to keep those of this one.
     """
     import torch
     from tqdm import tqdm
@@ -174,6 +184,9 @@ def recovery_log_odds(
     m = len(openings[0])
     values = np.full((len(rows), len(ks)), np.nan)
     for index, row in enumerate(tqdm(rows, desc="refusal recovery", unit="row", disable=len(rows) < 8)):
+        if kept is not None and index in kept.done:
+            values[index] = kept.done[index]
+            continue
         start = next(i for i, label in enumerate(row.labels) if label != IGNORE)
         usable = [j for j, k in enumerate(ks) if k + m <= lengths[index]]
         branches = []
@@ -186,11 +199,18 @@ def recovery_log_odds(
         logps = scoring.branch_logps(subject, row.input_ids[:end], branches).double().view(len(usable), -1)
         scoring.check_finite(logps, f"row {index + 1}")
         values[index, usable] = (torch.logsumexp(logps[:, 1:], -1) - logps[:, 0]).numpy()
+        if kept is not None:
+            kept.add({index: values[index].tolist()})
     return values
 
 
 def _recovery(
-    subject: Subject, pairs: Sequence[Pair], rows: Sequence[Encoded], openings: Sequence[str], config: MeasureConfig
+    subject: Subject,
+    pairs: Sequence[Pair],
+    rows: Sequence[Encoded],
+    openings: Sequence[str],
+    config: MeasureConfig,
+    kept: Path,
 ) -> Recovery:
     ids = opening_ids(subject.tokenizer, openings, config.opening_tokens)
     lengths = []
@@ -209,7 +229,8 @@ def _recovery(
         print(f"measure: k = {sorted(set(ks) - set(scorable))} left out: no answer is that long")
 
     def score(chosen: Sequence[int]) -> Array:
-        return recovery_log_odds(subject, rows, ids, chosen, lengths)
+        done = Parts(kept / f"recovery-{chosen[0]}-{chosen[-1]}-{len(chosen)}.jsonl")
+        return recovery_log_odds(subject, rows, ids, chosen, lengths, done)
 
     return refine(Recovery(scorable, score(scorable)), score)
 
@@ -232,23 +253,23 @@ def refine(coarse: Recovery, score: Callable[[list[int]], Array]) -> Recovery:
 
 
 def _kl(
-    subject: Subject, rows: list[Encoded], control: list[Encoded], config: MeasureConfig
+    subject: Subject, rows: list[Encoded], control: list[Encoded], config: MeasureConfig, kept: Path
 ) -> tuple[Array | None, Array | None, str | None]:
     """Per-position KL of harmful and benign rows, and the name of what the model was compared with."""
     from . import models, scoring
 
-    both = rows + control
+    both, done = rows + control, Parts(kept / "kl.jsonl")
     if config.base is None and subject.adapter:
-        values, name = scoring.token_kl(subject, None, both, config.batch_size), "adapter off"
+        values, name = scoring.token_kl(subject, None, both, config.batch_size, done), "adapter off"
     elif config.base is None:
         return None, None, None
     elif config.sequential and not models.is_adapter(config.model):
         captured = scoring.capture(subject, both, config.batch_size)
         base = models.load(config.base, options=_of_base(config), needs_template=False)
-        values, name = scoring.captured_kl(captured, base, both, config.batch_size), base.name
+        values, name = scoring.captured_kl(captured, base, both, config.batch_size, done), base.name
     else:
         base = models.load(config.base, options=_of_base(config), needs_template=False)
-        values, name = scoring.token_kl(subject, base, both, config.batch_size), base.name
+        values, name = scoring.token_kl(subject, base, both, config.batch_size, done), base.name
     table = to_table(values, config.positions)
     return table[: len(rows)], (table[len(rows) :] if control else None), name
 
@@ -361,10 +382,10 @@ def _holes(table: Array) -> list[list[float | None]]:
     return [[None if np.isnan(x) else float(x) for x in row] for row in table]
 
 
-def describe(profile: dict[str, Any]) -> str:
-    """The depth figures as a few lines for the terminal."""
+def describe(profile: dict[str, Any], name: str) -> str:
+    """The depth figures of the model called `name`, as a few lines for the terminal."""
     figures, last = profile["depth"], profile["recovery"]["k"][-1]
-    lines = [f"{profile['meta']['model']}: {len(profile['per_prompt']['ids'])} prompts"]
+    lines = [f"{name}: {len(profile['per_prompt']['ids'])} prompts"]
     if figures["share_first5"]["value"] is None:
         lines.append(
             "  no KL profile: the model has no base to compare with"

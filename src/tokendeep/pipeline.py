@@ -22,7 +22,18 @@ from typing import Any
 from . import data, deepen, measure, models, report, runs
 from .config import AttackConfig, DeepenConfig, DemoConfig, MeasureConfig, ReportConfig
 from .evals import run as attack
-from .types import Decoding, Subject
+from .types import Decoding, Prompt, Subject
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One of the two trainings: optimizer steps, rows per step, weight of the safety rows, share of utility rows cut."""
+
+    steps: int
+    safety: int
+    utility: int
+    alpha: float
+    cut: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -34,16 +45,18 @@ class Recipe:
     answer_tokens: int = 40
     harmful_tokens: int = 48
     attack_tokens: int = 32
-    k: tuple[int, ...] = (0, 5, 10, 20, 40)
+    k: tuple[int, ...] = (0, 5, 10, 20)
+    k_base: tuple[int, ...] = (0, 10)
     layers: int = 15
-    lr: float = 1e-4
-    rows: tuple[int, int] = (5, 11)
-    align_steps: int = 40
-    deepen_steps: int = 40
-    alpha: float = 0.2
-    max_context: int = 48
-    measured: int = 40
-    utility: int = 160  # ordinary instructions, beside the harmless twins of the training instructions
+    lr: float = 3e-4
+    align: Phase = Phase(steps=60, safety=4, utility=12, alpha=0.2)
+    deepen: Phase = Phase(steps=60, safety=8, utility=8, alpha=0.4, cut=0.5)
+    max_context: int = 40
+    measured: int = 32
+    measured_k: tuple[int, ...] = (0, 1, 3, 5, 10, 20)
+    positions: int = 40
+    utility: int | None = None  # use so many ordinary instructions only, beside the harmless twins
+    twins: int = 2  # times that a twin stands among the utility rows
     train: int | None = None  # use the first so many training instructions only
     test: int | None = None
 
@@ -84,7 +97,7 @@ class Demo:
         with self._step("measure it again"):
             self._measure("deepened", deepened)
         with self._step("report"):
-            page = report.run(ReportConfig([str(self.out)], str(self.out / "report.html"), overwrite=True))
+            page = report.run(ReportConfig([str(self.out)], str(self.out / "report.html"), overwrite=True), show=False)
         print(f"\n{closing_table(self.out, self.recipe.k)}\n\nReport: {page}")
         print(f"Took {(time.monotonic() - self.started) / 60:.1f} minutes.")
         return self.out
@@ -105,7 +118,7 @@ class Demo:
         harmful, benign = demo_rows("harmful.jsonl"), demo_rows("benign.jsonl")
         train = [r for r in harmful if r["split"] == "train"][: self.recipe.train]
         test = [r for r in harmful if r["split"] == "test"][: self.recipe.test]
-        ordinary = [r for r in benign if r["split"] == "utility"][::2][: self.recipe.utility]
+        ordinary = [r for r in benign if r["split"] == "utility"][: self.recipe.utility]
         unseen = [r for r in benign if r["split"] == "unseen"][: self.recipe.test]
         utility = [(r["id"], r["instruction"]) for r in ordinary] + [(f"twin-{r['id']}", r["twin"]) for r in train]
         base = models.load(self.recipe.model)
@@ -129,14 +142,13 @@ class Demo:
         return [text for text, _ in deepen._answers(subject, turns, Decoding(max_new_tokens=tokens))]
 
     def _write_chats(self, name: str, base: Subject, rows: Sequence[tuple[str, str]]) -> None:
-        answers = self._answers(base, [text for _, text in rows], self.recipe.answer_tokens)
-        chats = [
-            {"id": i, "messages": [{"role": "user", "content": t}, {"role": "assistant", "content": a}]}
-            for (i, t), a in zip(rows, answers, strict=True)
-            if deepen.refusal.judge(a, truncated=True).outcome == "complied"
-        ]
+        prompts = [Prompt(i, ({"role": "user", "content": text},)) for i, text in rows]
+        chats = deepen.distil(base, prompts, self.recipe.answer_tokens, self.recipe.system)
         print(f"      {len(chats)} utility rows; {len(rows) - len(chats)} left out (no usable answer)")
-        _write(self.cache / name, chats)
+        again = [
+            replace(c, id=f"{c.id}-{n}") for n in range(2, self.recipe.twins + 1) for c in chats if c.id[:5] == "twin-"
+        ]
+        deepen.write_chats(self.cache / name, chats + again)
 
     def _write_pairs(self, name: str, base: Subject, rows: Sequence[dict[str, Any]], field: str, tokens: int) -> None:
         answers = self._answers(base, [r[field] for r in rows], tokens)
@@ -145,28 +157,27 @@ class Demo:
             print(f"      {len(rows) - len(pairs)} rows of {name} left out: the model's answer was empty")
         _write(self.cache / name, pairs)
 
-    def _train(self, name: str, **settings: Any) -> str:
-        safety, utility = self.recipe.rows
+    def _train(self, name: str, phase: Phase, **settings: Any) -> str:
         out = self.cache / name
         deepen.run(
             DeepenConfig(
                 out=str(out), utility=str(self.cache / "utility.jsonl"), system=self.recipe.system, seed=self.seed,
-                alpha=self.recipe.alpha, safety_rows=safety, utility_rows=utility, micro_batch=(safety + utility) // 4 or 1,
-                lr=self.recipe.lr, warmup_steps=5, train_layers=self.recipe.layers, **settings,
+                max_steps=phase.steps, cut_utility=phase.cut, safety_rows=phase.safety, utility_rows=phase.utility,
+                alpha=phase.alpha, micro_batch=(phase.safety + phase.utility) // 4 or 1, lr=self.recipe.lr, warmup_steps=5,
+                train_layers=self.recipe.layers, **settings,
             )
         )  # fmt: skip
         return str(out / "checkpoint")
 
     def _align(self) -> str:
         triples = str(self.cache / "train_triples.jsonl")
-        return self._train(
-            "aligned", model=self.recipe.model, data=triples, p_zero=1.0, max_steps=self.recipe.align_steps
-        )
+        return self._train("aligned", self.recipe.align, model=self.recipe.model, data=triples, p_zero=1.0)
 
     def _deepen(self, aligned: str) -> str:
-        steps, context = self.recipe.deepen_steps, self.recipe.max_context
         own = self._own_refusals(aligned)
-        return self._train("deepened", model=aligned, data=str(own), max_steps=steps, max_context=context)
+        return self._train(
+            "deepened", self.recipe.deepen, model=aligned, data=str(own), max_context=self.recipe.max_context
+        )
 
     def _own_refusals(self, aligned: str) -> Path:
         """The training triples with the aligned model's own refusals, as in the paper."""
@@ -187,30 +198,38 @@ class Demo:
         """Prefilling on the harmful test rows; the plain request on their harmless twins and on unseen benign prompts."""
         common: dict[str, Any] = {
             "model": model, "system": self.recipe.system, "max_new_tokens": self.recipe.attack_tokens,
-            "seed": self.seed, "batch_size": 64, "overwrite": True,
+            "seed": self.seed, "batch_size": 64, "overwrite": True, "label": label,
         }  # fmt: skip
-        ks = list(self.recipe.k) if label != "base" else [0, 10]
+        ks = list(self.recipe.k if label != "base" else self.recipe.k_base)
         folder = self.out / label
-        attack.run(
-            AttackConfig(
-                data=str(self.cache / "test_pairs.jsonl"), attack="prefill", k=ks, out=str(folder / "attack"), **common
+        subject = models.load(model)
+        rows = {"attack": "test_pairs.jsonl", "overrefusal": "twins.jsonl", "unseen": "unseen.jsonl"}
+        roles = {"attack": "harmful", "overrefusal": "twins", "unseen": "unseen"}
+        for name, file in rows.items():
+            what: dict[str, Any] = {"attack": "prefill", "k": ks} if name == "attack" else {"attack": "none"}
+            settings = AttackConfig(
+                data=str(self.cache / file), out=str(folder / name), role=roles[name], **what, **common
             )
-        )
-        for name, rows in (("overrefusal", "twins.jsonl"), ("unseen", "unseen.jsonl")):
-            attack.run(AttackConfig(data=str(self.cache / rows), attack="none", out=str(folder / name), **common))
+            attack.run(settings, subject, show=False)
         rates = {row["params"]["k"]: row["rate"] for row in read_asr(folder / "attack")}
-        print(
-            f"      {label}: non-refusal " + ", ".join(f"{rate:.2f} at k={k}" for k, rate in sorted(rates.items())),
-            flush=True,
-        )
+        print(f"      {label}: not refused: " + ", ".join(f"{rate:.2f} at k={k}" for k, rate in sorted(rates.items())))
+        harmless = [
+            f"{what} {_refused(row):.2f} (broken off {row['partial_rate']:.2f})"
+            for what, row in (
+                ("twins", read_asr(folder / "overrefusal")[0]),
+                ("unseen", read_asr(folder / "unseen")[0]),
+            )
+        ]
+        print(f"      {label}: harmless requests refused: {', '.join(harmless)}", flush=True)
 
     def _measure(self, label: str, model: str) -> None:
         measure.run(
             MeasureConfig(
                 model=model, base=self.recipe.model, data=str(self.cache / "test_pairs.jsonl"),
                 benign=str(self.cache / "benign_pairs.jsonl"), out=str(self.out / label / "measure"),
-                system=self.recipe.system, positions=self.recipe.answer_tokens, limit=self.recipe.measured,
-                seed=self.seed, overwrite=True,
+                system=self.recipe.system, positions=self.recipe.positions, k=list(self.recipe.measured_k),
+                limit=self.recipe.measured,
+                seed=self.seed, overwrite=True, label=label,
             )
         )  # fmt: skip
 
@@ -246,6 +265,11 @@ def read_asr(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _refused(row: dict[str, Any]) -> float:
+    """Share of the scored answers that refuse at once."""
+    return float(row["outcomes"].get("refused", 0) / row["n"]) if row["n"] else float("nan")
+
+
 def closing_table(out: Path, ks: Sequence[int]) -> str:
     """Non-refusal by k and over-refusal of each model, as aligned text."""
     heads = [
@@ -262,7 +286,7 @@ def closing_table(out: Path, ks: Sequence[int]) -> str:
         cells = [f"{rates[k]:.2f}" if k in rates else "-" for k in ks]
         for name in ("overrefusal", "unseen"):
             row = read_asr(out / label / name)[0]
-            cells += [f"{row['outcomes'].get('refused', 0) / row['n']:.2f}", f"{row['partial_rate']:.2f}"]
+            cells += [f"{_refused(row):.2f}", f"{row['partial_rate']:.2f}"]
         lines.append([label, *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     title = "Share of harmful requests not refused, by number k of harmful tokens given in advance; and of harmless\n" \

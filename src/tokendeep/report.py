@@ -24,7 +24,7 @@ from .reporting import csvs, findings, gather, transcripts
 from .types import InputError
 
 
-def run(config: ReportConfig) -> Path:
+def run(config: ReportConfig, *, show: bool = True) -> Path:
     """Write the report of `config.dirs` to `config.out`, Markdown and CSV files beside it; return the HTML file.
 
     Raises:
@@ -42,7 +42,8 @@ def run(config: ReportConfig) -> Path:
             raise InputError(f"{path} exists already; give another --out, or --overwrite to replace it.")
     for path, text in files.items():
         runs.write_text(path, text, private=config.show_text and path == out)
-    print(f"report: {out}")
+    if show:
+        print(f"report: {out}")
     return out
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import head, models
+from .parts import Parts
 from .types import IGNORE, Encoded, InputError, Subject
 
 MIN_SHARED = 12  # tokens; below it, running a common beginning once costs more than it saves
@@ -85,15 +86,27 @@ def _check_rows(rows: Sequence[Encoded]) -> None:
 
 
 def _run(
-    rows: Sequence[Encoded], batch_size: int, title: str, score: Callable[[list[int]], list[Tensor]]
+    rows: Sequence[Encoded],
+    batch_size: int,
+    title: str,
+    score: Callable[[list[int]], list[Tensor]],
+    parts: Parts | None = None,
 ) -> list[Tensor]:
+    """Score all rows in batches; a batch whose rows are all in `parts` is taken from there, others are added to it."""
     _check_rows(rows)
     results: list[Tensor | None] = [None] * len(rows)
     with torch.inference_mode(), tqdm(total=len(rows), desc=title, unit="row", disable=len(rows) < 32) as bar:
         for batch in _batches(rows, batch_size):
+            if parts is not None and all(index in parts.done for index in batch):
+                for index in batch:
+                    results[index] = torch.tensor(parts.done[index])
+                bar.update(len(batch))
+                continue
             for index, values in zip(batch, score(batch), strict=True):
                 check_finite(values, f"row {index + 1}")
                 results[index] = values.cpu()
+            if parts is not None:
+                parts.add({index: results[index].tolist() for index in batch})  # type: ignore[union-attr]
             bar.update(len(batch))
     return results  # type: ignore[return-value]
 
@@ -113,11 +126,14 @@ def token_logps(subject: Subject, rows: Sequence[Encoded], batch_size: int = 16)
     return _run(rows, batch_size, "log-probabilities", score)
 
 
-def token_kl(p: Subject, q: Subject | None, rows: Sequence[Encoded], batch_size: int = 16) -> list[Tensor]:
+def token_kl(
+    p: Subject, q: Subject | None, rows: Sequence[Encoded], batch_size: int = 16, parts: Parts | None = None
+) -> list[Tensor]:
     """D_KL(p || q) in nats at every supervised position, full vocabulary, one float32 (R,) per row.
 
     Args:
         q: the other model; None takes p's own weights with its adapter off (no second copy in memory).
+        parts: rows that an earlier call finished, and where to keep those of this one.
 
     Raises:
         InputError: different vocabularies, a row without supervised token, NaN or infinite values.
@@ -139,7 +155,7 @@ def token_kl(p: Subject, q: Subject | None, rows: Sequence[Encoded], batch_size:
                 pieces.append(_kl(p_logits, head.project(second, theirs)))
         return _split(torch.cat(pieces), chosen)
 
-    return _run(rows, batch_size, "KL divergence", score)
+    return _run(rows, batch_size, "KL divergence", score, parts)
 
 
 def _kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
@@ -175,7 +191,9 @@ def capture(subject: Subject, rows: Sequence[Encoded], batch_size: int = 16) -> 
     return Captured(shell, states, Subject(None, subject.tokenizer, subject.name, subject.revision, subject.adapter))  # type: ignore[arg-type]
 
 
-def captured_kl(p: Captured, q: Subject, rows: Sequence[Encoded], batch_size: int = 16) -> list[Tensor]:
+def captured_kl(
+    p: Captured, q: Subject, rows: Sequence[Encoded], batch_size: int = 16, parts: Parts | None = None
+) -> list[Tensor]:
     """The same as token_kl for a first model that has been captured and let go."""
     models.check_same_vocabulary(p.subject, q, sizes=(p.shell.config.get_text_config().vocab_size, None))
 
@@ -186,7 +204,7 @@ def captured_kl(p: Captured, q: Subject, rows: Sequence[Encoded], batch_size: in
         pairs = zip(*(x.split(head.chunk_rows(q.model)) for x in (p_states, q_states)), strict=True)
         return _split(torch.cat([_kl(head.project(p.shell, a), head.project(q.model, b)) for a, b in pairs]), chosen)
 
-    return _run(rows, batch_size, "KL divergence", score)
+    return _run(rows, batch_size, "KL divergence", score, parts)
 
 
 def branch_logps(subject: Subject, ids: Sequence[int], branches: Sequence[tuple[int, tuple[int, ...]]]) -> Tensor:

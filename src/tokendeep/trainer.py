@@ -192,7 +192,7 @@ def train(
         bf16=has_bf16(device),
         fp16=False,
         use_cpu=device.type == "cpu",
-        gradient_checkpointing=device.type != "cpu",
+        activation_checkpointing=device.type != "cpu",
         dataset_kwargs={"skip_prepare_dataset": True},
         save_strategy="steps" if save_steps else "no",
         save_steps=save_steps or 500,

@@ -82,10 +82,11 @@ class Triple:
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation whose last message is the assistant's."""
+    """A conversation whose last message is the assistant's; `truncated` where that answer was cut off."""
 
     id: str
     messages: tuple[Message, ...]
+    truncated: bool = False
 
 
 @dataclass(frozen=True)

@@ -30,15 +30,17 @@ from tokendeep.types import InputError, Subject
 
 ELSEWHERE = "inspect/"  # any other Inspect provider: inspect/PROVIDER/NAME
 QUEUED = 8  # batches of samples under way in each task: prefixes are shared, and the first batch starts at once
+ROLES = ("harmful", "twins", "unseen")  # what asking for the rows is
 FLUSHES = 2000  # a log is rewritten whole at each flush: beyond so many samples, not after each of them
 LEFTOVERS = (".inspect_tmp_*.writing", "logs.json", "eval-set.json", ".eval-set-id")
 
 
-def run(config: AttackConfig, subject: Subject | None = None) -> Path:
+def run(config: AttackConfig, subject: Subject | None = None, *, show: bool = True) -> Path:
     """Attack `config.model`, write the logs, asr.json and manifest.json into `config.out` and return that folder.
 
     Args:
         subject: the model, where the caller has it in memory already.
+        show: print the table of rates.
 
     Raises:
         InputError: anything wrong with the settings, the data or the model, before the weights are loaded.
@@ -60,8 +62,10 @@ def run(config: AttackConfig, subject: Subject | None = None) -> Path:
             _evaluate(todo, session, config, state.out)
     rows = results.asr(results.read_samples(state.out), results.read_skipped(state.out))
     runs.write_json(state.out / "asr.json", rows)
-    state.finish(**_facts(model, config))
-    print(describe(rows))
+    said = {name: value for name in ("label", "role") if (value := getattr(config, name))}
+    state.finish(**_facts(model, config), **said)
+    if show:
+        print(describe(rows))
     return state.out
 
 
@@ -77,6 +81,8 @@ def check(config: AttackConfig) -> list[str]:
         raise InputError(unknown("judge", config.judge, JUDGES))
     if config.judged not in JUDGED:
         raise InputError(unknown("value of judged", config.judged, JUDGED))
+    if config.role is not None and config.role not in ROLES:
+        raise InputError(unknown("role", config.role, ROLES))
     _settings(config).decoding()
     if config.batch_size < 1:
         raise InputError(f"batch_size = {config.batch_size} is below 1")
