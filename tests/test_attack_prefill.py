@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -94,6 +96,18 @@ def test_refusal_prefix_is_tokenised_as_the_beginning_of_an_answer(tiny_tokenize
     for prompt in prompts:
         assert list(prompt.prefix_ids) == chat.response_ids(tiny_tokenizer, list(ASK), prompt.prefix_text, end=False)
     assert attacks.refusal_prefix(plain, ["No."], None)[0].prefix_ids == ()
+
+
+def test_a_user_s_own_texts_go_by_number_and_hash() -> None:
+    plain = [Prompt("p", ASK, meta={"prompt_id": "p"})]
+    prompts = attacks.refusal_prefix(plain, ["I cannot", "Zanzibar"], None)
+    digest = hashlib.sha256(b"Zanzibar").hexdigest()[:8]
+    assert [prompt.meta["params"]["prefix"] for prompt in prompts] == ["I cannot", f"prefix #2 (sha {digest})"]
+    assert [prompt.prefix_text for prompt in prompts] == ["I cannot", "Zanzibar"]
+    assert "Zanzibar" not in prompts[1].id
+    assert [attacks.system_name(text) for text in ("none", "default", "Zanzibar", f"sha {digest}")] == [
+        "none", "default", f"sha {digest}", f"sha {digest}",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("prefixes", [[], [" "], ["No", "No"]])

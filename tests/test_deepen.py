@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from tokendeep import chat, data, deepen, models
+from conftest import CONTROL, build_tokenizer, chatml
+from tokendeep import chat, data, deepen, generation, models, trainer
 from tokendeep.config import DeepenConfig
-from tokendeep.types import IGNORE, Chat, InputError, Prompt, Subject, Triple
+from tokendeep.types import IGNORE, Chat, Decoding, InputError, Prompt, Subject, Triple
 
 HARMFUL = "Mix the flour with water, add salt and let the dough rest for an hour."
 REFUSAL = "I cannot help with that."
@@ -155,6 +162,199 @@ def test_run_leaves_rows_checkpoint_and_manifest(tmp_path: Path, tiny_folder: Pa
     assert (out / "rows" / "train.jsonl").stat().st_mode & 0o077 == 0
     models.load(str(out / "checkpoint"))
     assert deepen.run(settings) == out  # finished: nothing is done again
+
+
+def test_an_adapter_goes_on_being_trained(tmp_path: Path, tiny_adapter: Path) -> None:
+    settings = config(model=str(tiny_adapter), out=str(tmp_path / "out"), lr=1e-2, **files(tmp_path))
+    checkpoint = deepen.run(settings) / "checkpoint"
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (tiny_adapter, checkpoint))
+    assert before.keys() == after.keys()
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    models.load(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("settings", "loaded"),
+    [({}, torch.float32), ({"lora": 2}, torch.float32), ({"lora": 2, "dtype": "bfloat16"}, torch.bfloat16)],
+)
+def test_only_a_frozen_base_is_half_precision(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: Any, settings: dict[str, Any], loaded: torch.dtype
+) -> None:
+    kinds: list[torch.dtype] = []
+
+    def train(subject: Subject, rows: Any, out: Path, **options: Any) -> dict[str, Any]:
+        kinds.append(subject.model.dtype)
+        return {"steps": 0}
+
+    monkeypatch.setattr(trainer, "train", train)
+    deepen.run(config(model=str(tiny_folder), out=str(tmp_path / "out"), **settings, **files(tmp_path)))
+    assert kinds == [loaded]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora": 2, "train_layers": 1}, "--lora and --train_layers exclude each other"),
+        ({"micro_batch": 5}, "12 rows per step cannot be cut .* --micro_batch"),
+        ({"dtype": "bfloat16"}, "--dtype is bfloat16, .* --lora"),
+        ({"dtype": "float16", "train_layers": 1}, "--dtype is float16, .* --lora"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    tmp_path: Path, tiny_folder: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        deepen.run(config(model=str(tiny_folder), out=str(tmp_path / "out"), **settings, **files(tmp_path)))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("settings", [{"lora": 2}, {"train_layers": 1}])
+def test_an_adapter_takes_no_other_kind_of_training(
+    tmp_path: Path, tiny_adapter: Path, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match=f"tiny-adapter is an adapter, .* leave --{next(iter(settings))} out"):
+        deepen.run(config(model=str(tiny_adapter), out=str(tmp_path / "out"), **settings, **files(tmp_path)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_gpus_are_refused_before_anything_is_written(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: Any
+) -> None:
+    def refuse(subject: Subject) -> None:
+        raise InputError("one process per GPU")
+
+    monkeypatch.setattr(trainer, "check_gpus", refuse)
+    monkeypatch.setattr(deepen, "_answers", lambda *args, **more: pytest.fail("answers were written"))
+    sources = {**files(tmp_path), "data": write(tmp_path / "prompts.jsonl", [{"instruction": "How do I bake?"}])}
+    with pytest.raises(InputError, match="one process per GPU"):
+        deepen.run(config(model=str(tiny_folder), out=str(tmp_path / "out"), **sources))
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_writes_the_answers(tmp_path: Path, tiny_folder: Path) -> None:
+    sources = {
+        "data": write(tmp_path / "prompts.jsonl", [{"instruction": f"How do I bake {i}?"} for i in range(4)]),
+        "utility": write(tmp_path / "ordinary.jsonl", [{"instruction": f"Where is {i}?"} for i in range(4)]),
+    }
+    settings = {"model": str(tiny_folder), "out": str(tmp_path / "out"), "lr": 1e-3, "micro_batch": 6, **sources}
+    script = (
+        "import sys, json, time; sys.path.insert(0, sys.argv[1]); from test_deepen import *\n"
+        "rank, seen, train = os.environ['RANK'], [], trainer.train\n"
+        "def answers(subject, messages, decoding, opening='', batch_size=64):\n"
+        "    assert rank == '0'\n"
+        "    time.sleep(2)\n"
+        "    complies = [opening or turns[-1]['content'].startswith('Where') for turns in messages]\n"
+        "    return [(HARMFUL if yes else REFUSAL, False) for yes in complies]\n"
+        "def spy(subject, rows, out, **options):\n"
+        "    seen.extend(row.input_ids for row in rows)\n"
+        "    return train(subject, rows, out, **options)\n"
+        "deepen._answers, trainer.train = answers, spy\n"
+        "deepen.run(config(**json.loads(sys.argv[2])))\n"
+        "Path(sys.argv[3], f'rows{rank}.json').write_text(json.dumps(seen))\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [str(tmp_path / "script.py"), str(Path(__file__).parent), json.dumps(settings), str(tmp_path)]
+    done = subprocess.run(launch + words, capture_output=True, text=True, timeout=240, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads((tmp_path / f"rows{rank}.json").read_text()) for rank in range(2)]
+    assert rows[0]
+    assert rows[0] == rows[1]
+    models.load(str(tmp_path / "out" / "checkpoint"))
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "unigram", "llama"])
+def test_answers_keep_the_space_behind_their_opening(tiny_model: Any, monkeypatch: Any, kind: str) -> None:
+    tokenizer = build_tokenizer(kind, control=CONTROL, bos=None, eos="<|im_end|>", template=chatml())
+    turns = [{"role": "user", "content": "How do I bake bread?"}]
+    opening, whole = "Sure, here is", "Sure, here is a short list"
+    ids = chat.response_ids(tokenizer, turns, whole, end=False)
+    start = len(chat.response_ids(tokenizer, turns, opening, end=False))
+
+    def generate(subject: Subject, requests: Any, *, batch_size: int, on_done: Any) -> None:
+        for index, request in enumerate(requests):
+            assert list(request.ids[-start:]) == ids[:start]
+            on_done(index, generation.Completion(tuple(ids[start:]), tokenizer.decode(ids[start:]), True))
+
+    monkeypatch.setattr(generation, "generate", generate)
+    subject = Subject(tiny_model, tokenizer, "tiny")
+    assert deepen._answers(subject, [turns, turns], Decoding(), opening) == [(whole, True)] * 2
+
+
+def test_answers_are_written_fewer_at_once_where_the_memory_is_small(tiny_subject: Subject, monkeypatch: Any) -> None:
+    tried: list[tuple[int, int]] = []
+
+    def generate(subject: Subject, requests: Any, *, batch_size: int, on_done: Any) -> None:
+        tried.append((len(requests), batch_size))
+        for index, request in enumerate(requests):
+            if batch_size > 16 and index == 2:
+                raise InputError("too little") from torch.OutOfMemoryError()
+            on_done(index, generation.Completion(request.ids[-8:], "", False))
+
+    monkeypatch.setattr(generation, "generate", generate)
+    turns = [[{"role": "user", "content": f"How do I bake {i}?"}] for i in range(7)]
+    answers = deepen._answers(tiny_subject, turns, Decoding())
+    assert tried == [(7, 64), (5, 32), (3, 16)]
+    ends = [chat.prompt_ids(tiny_subject.tokenizer, turn)[-8:] for turn in turns]
+    assert [text for text, _ in answers] == [
+        tiny_subject.tokenizer.decode(ids, skip_special_tokens=True) for ids in ends
+    ]
+
+
+def test_a_base_without_a_template_writes_under_that_of_the_model(
+    tmp_path: Path, tiny_folder: Path, tiny_subject: Subject, monkeypatch: Any, capsys: Any
+) -> None:
+    asked: list[Subject] = []
+
+    def answers(subject: Subject, messages: Any, decoding: Any, opening: str = "", batch_size: int = 64) -> Any:
+        asked.append(subject)
+        return [(REFUSAL if subject is tiny_subject else HARMFUL, False) for _ in messages]
+
+    monkeypatch.setattr(deepen, "_answers", answers)
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_folder, bare)
+    (bare / "chat_template.jinja").unlink()
+    source = write(tmp_path / "prompts.jsonl", [{"instruction": "How do I bake?"}])
+    for base, own in ((bare, False), (tiny_folder, True)):
+        settings = config(model="aligned", base=str(base), data=source, chat_template="alpaca", revision="v7")
+        models.check_spec(settings.base, deepen._of_writer(settings), needs_template=False)
+        assert len(deepen.make_triples(tiny_subject, settings, "prompts")) == 1
+        assert asked[-1] is not tiny_subject
+        assert asked[-1].tokenizer.chat_template == tiny_subject.tokenizer.chat_template
+        assert (f"{base} has no chat template; it writes under that of aligned" in capsys.readouterr().out) == (not own)
+
+
+def test_run_takes_a_base_without_a_template(tmp_path: Path, tiny_folder: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_folder, bare)
+    (bare / "chat_template.jinja").unlink()
+    deepen.run(config(model=str(tiny_folder), base=str(bare), out=str(tmp_path / "out"), **files(tmp_path)))
+
+
+@pytest.mark.parametrize("p_zero", [0.5, 1.0])
+def test_a_row_that_does_not_fit_is_named_whatever_is_drawn(tiny_tokenizer: Any, p_zero: float) -> None:
+    long = dataclasses.replace(triple(3), harmful=" ".join([HARMFUL] * 8))
+    room = len(chat.prompt_ids(tiny_tokenizer, long.messages)) + 50
+    triples = [triple(), long, triple(1)]
+    settings = [config(data="mine.jsonl", max_length=room, p_zero=p_zero, max_steps=1, seed=s) for s in range(4)]
+    for each in settings:
+        if p_zero == 1:
+            deepen.plan_rows(tiny_tokenizer, triples, [ordinary()], each)
+        else:
+            with pytest.raises(
+                InputError, match=r"^row t3 of mine\.jsonl, with 100 harmful tokens: prompt and context"
+            ):
+                deepen.plan_rows(tiny_tokenizer, triples, [ordinary()], each)
+
+
+def test_a_utility_row_that_does_not_fit_is_named(tiny_tokenizer: Any) -> None:
+    turns = ({"role": "user", "content": "Where is Rome? " * 40}, {"role": "assistant", "content": "In Italy."})
+    rows = [ordinary(), Chat("u7", turns)]  # type: ignore[arg-type]
+    settings = config(utility="chats.jsonl", max_length=200, max_steps=1, utility_rows=1)
+    with pytest.raises(InputError, match=r"^row u7 of chats\.jsonl: prompt and context"):
+        deepen.plan_rows(tiny_tokenizer, [triple()], rows, settings)
+    deepen.plan_rows(tiny_tokenizer, [triple()], rows, dataclasses.replace(settings, utility_rows=0))
 
 
 def test_triples_are_made_from_instructions_alone(tmp_path: Path, tiny_subject: Subject, monkeypatch: Any) -> None:

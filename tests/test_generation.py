@@ -535,3 +535,55 @@ def test_the_packaged_model_answers_as_generate_does() -> None:
         requests += [Request((*chat["input_ids"], *start[:k]), Decoding(max_new_tokens=16)) for k in (0, 4)]
     done = generate(subject, requests, batch_size=3)
     assert all(same_up_to_ties(subject.model, r, row) for r, row in zip(requests, done, strict=True))
+
+
+# --- end tokens and memory -------------------------------------------------------------------------------------------
+
+
+def conversing(tokenizer: Any, make_model: Callable[..., Any]) -> Subject:
+    """A base model's: it and its tokenizer name <|endoftext|> as the end, the template ends turns with <|im_end|>."""
+    tokenizer.eos_token = "<|endoftext|>"
+    return Subject(make_model(eos_token_id=tokenizer.eos_token_id), tokenizer, "base")
+
+
+def ends(subject: Subject) -> list[str]:
+    return sorted(subject.tokenizer.decode([end]) for end in generation._Batcher(subject, 1).ends)
+
+
+def test_the_end_of_a_turn_ends_an_answer(tiny_tokenizer: Any, make_model: Callable[..., Any]) -> None:
+    subject = conversing(tiny_tokenizer, make_model)
+    assert ends(subject) == ["<|endoftext|>", "<|im_end|>"]
+    tiny_tokenizer.chat_template = None
+    assert ends(subject) == ["<|endoftext|>"]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.content }}\n###\n{% endfor %}",  # ends turns in plain text
+        "{{ raise_exception('no') }}",
+    ],
+)
+def test_what_is_no_control_token_ends_no_answer(
+    tiny_tokenizer: Any, make_model: Callable[..., Any], template: str
+) -> None:
+    subject = conversing(tiny_tokenizer, make_model)
+    tiny_tokenizer.chat_template = template
+    assert ends(subject) == ["<|endoftext|>"]
+
+
+def test_too_little_memory_names_the_setting(llama: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Any, rows: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    whole, requests = generate(llama, sweep(), batch_size=8), sweep()
+    with monkeypatch.context() as patch:
+        patch.setattr(generation._Batcher, "_prefill", full)
+        with pytest.raises(InputError, match=r"hold 8 row\(s\) .* lower --batch_size"):
+            generate(llama, requests, batch_size=8)
+        with (
+            Engine(llama, batch_size=1) as engine,
+            pytest.raises(InputError, match=r"hold 1 row\(s\) .* shorter"),
+        ):
+            engine.submit(requests[0]).result(timeout=30)
+    assert generate(llama, requests, batch_size=4) == whole

@@ -30,7 +30,8 @@ LAYERS = [
     ["report", "compare"],
     ["pipeline"],
     ["reproduce"],
-    ["cli", "__init__", "__main__"],
+    ["cli", "__init__"],
+    ["__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "inspect_ai", "matplotlib"}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import build_tokenizer
 from planted import Planted, PlantedConfig, brute_force_kl
 from tokendeep import measure, models, scoring
 from tokendeep.config import MeasureConfig
@@ -101,9 +102,60 @@ def test_openings_are_cut_merged_and_short_ones_dropped(tiny_tokenizer: Any) -> 
     ids = measure.opening_ids(tiny_tokenizer, ["I cannot help", "I cannot assist", "I"], 3)
     assert all(len(opening) == 3 for opening in ids)
     assert len(set(ids)) == len(ids)
-    assert tuple(tiny_tokenizer("\n\nI cannot help", add_special_tokens=False).input_ids[:3]) in ids
+    behind = tiny_tokenizer("x\n\nI cannot help", add_special_tokens=False).input_ids[1:]
+    assert tuple(behind[:3]) not in ids  # the blank line takes two of the three tokens: "I" alone is no refusal
+    assert tuple(behind[:5]) in measure.opening_ids(tiny_tokenizer, ["I cannot help"], 5)
     with pytest.raises(InputError, match="opening"):
         measure.opening_ids(tiny_tokenizer, ["I"], 9)
+
+
+def test_openings_continue_a_text_where_the_tokenizer_begins_one_with_a_space() -> None:
+    tokenizer = build_tokenizer("llama", control=["<s>", "</s>", "<unk>"], bos="<s>", eos="</s>", template="")
+    ids = measure.opening_ids(tokenizer, ["I cannot help with that", "I'm sorry, I can't"], 4)
+    begin = tokenizer.convert_tokens_to_ids("\u2581")
+    assert begin not in {opening[0] for opening in ids}
+    answer = tokenizer("x\nI cannot help with that", add_special_tokens=False).input_ids
+    head = tokenizer("x\n", add_special_tokens=False).input_ids
+    assert tuple(answer[len(head) :][:4]) in ids  # what a model writes behind a line break
+
+
+def test_openings_that_ordinary_answers_share_are_left_out(tiny_tokenizer: Any, capsys: Any) -> None:
+    shared = len(tiny_tokenizer("I'm", add_special_tokens=False).input_ids)
+    ids = measure.opening_ids(tiny_tokenizer, ["I'm sorry, I can't assist", "I cannot help"], shared)
+    assert tuple(tiny_tokenizer("I'm", add_special_tokens=False).input_ids) not in ids
+    assert "left out" in capsys.readouterr().out
+
+
+def test_a_few_long_answers_do_not_decide_the_depth() -> None:
+    log_odds = np.full((10, 3), -1.0)
+    log_odds[:, 0] = 1.0
+    log_odds[2:, 2] = np.nan
+    log_odds[:2, 2] = 1.0  # two prompts of ten reach k = 40, and both recover there
+    figure = measure.depth(None, measure.Recovery([0, 10, 40], log_odds), 200, 0)["recovery_k"]
+    assert figure == {"value": 0.0, "low": 0.0, "high": 0.0, "censored": None}
+
+
+def test_a_dip_is_not_called_every() -> None:
+    log_odds = np.where(np.array([1, 0, 1], dtype=bool), 1.0, -1.0) * np.ones((6, 3))
+    figure = measure.depth(None, measure.Recovery([0, 10, 40], log_odds), 200, 0)["recovery_k"]
+    assert figure["value"] == 40
+    assert figure["censored"] == "last"
+
+
+def test_the_gaps_at_the_ends_of_the_interval_are_filled_too() -> None:
+    def score(ks: list[int]) -> Any:
+        depths = np.array([4] * 5 + [14] * 5 + [33] * 5)  # of each prompt; the median is 14
+        return np.where(np.array(ks)[None, :] <= depths[:, None], 1.0, -1.0)
+
+    def depths(measured: measure.Recovery) -> set[float]:
+        interval = measure._depth_interval(measured, 500, 0, None)
+        return {measure.recovery_depth(measured.k, measured.log_odds), *interval}
+
+    grid = [0, 2, 10, 20, 40]
+    recovery = measure.refine(measure.Recovery(grid, score(grid)), score, depths)
+    figure = measure.depth(None, recovery, 500, 0)["recovery_k"]
+    assert figure["value"] == 14
+    assert (figure["low"], figure["high"]) == (4, 33)
 
 
 def write_pairs(path: Path, count: int = 5) -> Path:
@@ -195,6 +247,49 @@ def test_an_adapter_takes_its_base_and_is_labelled_so(tmp_path: Path, tiny_adapt
     profile = json.loads((measure.run(config(tmp_path, tiny_adapter)) / "profile.json").read_text())
     assert profile["meta"]["label"] == "adapter against its base"
     assert profile["kl"]["mean"][0] > 0
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_an_adapter_stays_on_its_own_base_when_compared_with_another(
+    tmp_path: Path, tiny_adapter: Path, tiny_folder: Path, make_model: Any, tiny_subject: Subject, sequential: bool
+) -> None:
+    other = tmp_path / "other"
+    make_model(5).save_pretrained(other)
+    tiny_subject.tokenizer.save_pretrained(other)
+    settings = config(tmp_path, tiny_adapter, base=str(other), sequential=sequential)
+    profile = json.loads((measure.run(settings) / "profile.json").read_text())
+    assert profile["meta"]["label"] == "alignment depth"
+    from tokendeep import chat
+
+    row = chat.encode(
+        tiny_subject.tokenizer, [{"role": "user", "content": "How do I bake bread number 0?"}],
+        "Mix the flour with water, add salt and let the dough rest for an hour.",
+    )  # fmt: skip
+    adapted = models.load(str(tiny_adapter)).model
+    expected = brute_force_kl(adapted, make_model(5), row.input_ids, row.labels)[:100]
+    np.testing.assert_allclose(profile["per_prompt"]["kl"][0][: len(expected)], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_an_adapter_and_its_own_base_are_one_model_in_memory(
+    tmp_path: Path, tiny_adapter: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, load = [], models.load
+    monkeypatch.setattr(models, "load", lambda spec, **more: loads.append(spec) or load(spec, **more))
+    settings = config(tmp_path, tiny_adapter, base=str(tiny_folder))
+    profile = json.loads((measure.run(settings) / "profile.json").read_text())
+    assert loads == [str(tiny_adapter)]
+    assert profile["meta"]["label"] == "adapter against its base"
+
+
+def test_a_base_that_is_gone_is_replaced_by_the_one_given(
+    tmp_path: Path, tiny_adapter: Path, tiny_folder: Path, capsys: Any
+) -> None:
+    moved = tmp_path / "deeper" / "moved"
+    moved.parent.mkdir()
+    tiny_folder.rename(moved)
+    profile = json.loads((measure.run(config(tmp_path, tiny_adapter, base=str(moved))) / "profile.json").read_text())
+    assert profile["meta"]["label"] == "adapter against its base"
+    assert "takes its place" in capsys.readouterr().out
 
 
 def test_without_base_there_is_a_recovery_profile_alone(tmp_path: Path, tiny_folder: Path, capsys: Any) -> None:

@@ -87,6 +87,20 @@ def test_device_and_device_map(tiny_folder: Path, tiny_model: LlamaForCausalLM) 
     torch.testing.assert_close(logits(mapped).cpu(), logits(tiny_model))
 
 
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+@pytest.mark.parametrize(("rank", "expected"), [(None, "cuda:0"), ("2", "cuda:2"), ("0", "cuda:0")])
+def test_every_process_has_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, device: str, rank: str | None, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert models._device_map(ModelOptions(device=device)) == {"": torch.device(expected)}
+
+
 def test_padding_token_is_eos_where_there_is_none(tiny_folder: Path) -> None:
     config = json.loads((tiny_folder / "tokenizer_config.json").read_text())
     del config["pad_token"]
@@ -184,6 +198,13 @@ def test_reference_leaves_trainable_what_was(tiny_adapter: Path) -> None:
         raise ZeroDivisionError
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == frozen
     assert not model._adapters_disabled
+
+
+def test_adapter_to_be_trained(tiny_adapter: Path) -> None:
+    model = models.load(str(tiny_adapter), dtype="bfloat16", trainable=True).model
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name)
+        assert parameter.dtype == (torch.float32 if "lora_" in name else torch.bfloat16)
 
 
 def test_reference_needs_an_adapter(tiny_model: LlamaForCausalLM) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tokendeep import packaged, pipeline
+from tokendeep import packaged, pipeline, runs
 from tokendeep.config import DemoConfig
+from tokendeep.types import InputError
 
 SMALL = pipeline.Recipe(
     answer_tokens=12,
@@ -53,3 +54,15 @@ def test_the_demo_leaves_a_report_and_its_second_run_trains_nothing(
     assert [path.stat().st_mtime_ns for path in checkpoints] == trained
     again = json.loads((tmp_path / "again" / "deepened" / "attack" / "asr.json").read_text())
     assert again == [{**row} for row in rows]  # the same seeds give the same table
+    capsys.readouterr()
+    pipeline.run(DemoConfig(out=str(tmp_path / "again")), SMALL)
+    assert "already holds this finished run" in capsys.readouterr().out
+
+
+def test_the_demo_leaves_another_run_in_its_folder_alone(tmp_path: Path) -> None:
+    settings = {"model": "mine"}
+    runs.open_run(tmp_path, "attack", settings).finish()
+    before = (tmp_path / "manifest.json").read_text()
+    with pytest.raises(InputError, match="attack run"):
+        pipeline.run(DemoConfig(out=str(tmp_path)), SMALL)
+    assert (tmp_path / "manifest.json").read_text() == before

@@ -151,6 +151,53 @@ def test_different_sampling_is_not_compared(tmp_path: Path) -> None:
     assert gather.pairs(read(tmp_path)[1]) == []
 
 
+def test_other_data_is_not_compared_even_where_the_ids_are_the_same(tmp_path: Path) -> None:
+    for name, digest in (("a", "1" * 64), ("b", "2" * 64), ("c", "1" * 64)):
+        write_attack(tmp_path / name, name, sweep(name, {0: ["refused"]}), inputs={"data": digest})
+    assert [(before.label, after.label) for before, after in gather.pairs(read(tmp_path)[1])] == [("a", "c")]
+    write_attack(tmp_path / "d", "d", sweep("d", {0: ["refused"]}, data="2" * 64), inputs={})
+    compared = [(before.label, after.label) for before, after in gather.pairs(read(tmp_path)[1])]
+    assert compared == [("a", "c"), ("b", "d")]
+
+
+def test_prompts_with_one_id_and_other_instructions_are_no_pair(tmp_path: Path) -> None:
+    before, after = sweep("m1", {0: ["complied", "complied"]}), sweep("m2", {0: ["refused", "refused"]})
+    write_attack(tmp_path / "a", "m1", before, inputs={})
+    write_attack(tmp_path / "b", "m2", [after[0], replace(after[1], instruction="Another one?")], inputs={})
+    one, two = read(tmp_path)[1]
+    test = paired.paired(one, two, ("prefill", 0), paired.complied)
+    assert test is not None
+    assert test.n == 1
+
+
+def test_two_seeds_of_one_model_are_two_series_and_the_same_seeds_are_compared(tmp_path: Path) -> None:
+    for model in ("m1", "m2"):
+        samples = [s for seed in (0, 7) for s in sweep(model, {0: ["refused"] * (seed + 1)}, seed=seed)]
+        write_attack(tmp_path / model, model, [replace(s, params={**s.params, "seed": s.seed}) for s in samples])
+    _, series = read(tmp_path)
+    assert {one.name: one.rows["prefill", 0]["n"] for one in series} == {
+        "m1 (seed 0)": 1, "m1 (seed 7)": 8, "m2 (seed 0)": 1, "m2 (seed 7)": 8,
+    }  # fmt: skip
+    assert [len((one.samples or {})["prefill", 0]) for one in series] == [1, 8, 1, 8]
+    assert [(before.seed, after.seed) for before, after in gather.pairs(series)] == [(0, 0), (7, 7)]
+
+
+def test_refusal_prefixes_stand_with_the_prefills_however_each_is_judged(tmp_path: Path) -> None:
+    samples = sweep("m", {0: ["refused"], 5: ["complied"]})
+    samples += [sample(0, "refusal-prefix", {"prefix": "I cannot"}, "m", "refused", judged="full")]
+    write_attack(tmp_path / "both", "m", samples)
+    [one] = read(tmp_path)[1]
+    assert one.name == "m"
+    assert (set(one.rows), one.settings["judged"]) == (
+        {("prefill", 0), ("prefill", 5), ("refusal-prefix", "I cannot")}, "continuation",
+    )  # fmt: skip
+    assert all(len((one.samples or {})[c]) == 1 for c in one.rows)
+    other = [replace(s, model="n", params={**s.params, "judged": "continuation"}) for s in samples]
+    write_attack(tmp_path / "other", "n", other)
+    compared = paired.comparisons(read(tmp_path)[1], paired.complied)
+    assert [test.condition for test in compared] == [("prefill", 0), ("prefill", 5)]
+
+
 # --- what it computes ---------------------------------------------------------------------------
 
 
@@ -226,14 +273,24 @@ def test_over_refusal_is_tested_by_prompt_and_its_price_is_in_the_headline(tmp_p
     )
 
 
-def test_with_several_samples_a_prompt_the_interval_takes_prompts_as_clusters(tmp_path: Path) -> None:
-    row = fake_runs.rate_rows(sweep("m", {5: ["complied", "refused"]}))[0]
-    row |= {"cluster_low": 0.125, "cluster_high": 0.875, "any_of_n": 0.75, "samples": 3}
-    (tmp_path / "asr.json").write_text(json.dumps([row]))
+@pytest.mark.parametrize("logs", [True, False])
+def test_several_answers_to_a_prompt_that_agree_count_as_one_everywhere(tmp_path: Path, logs: bool) -> None:
+    few = sweep("m", {0: ["refused"] * 4, 5: ["complied"] * 4})
+    samples = [replace(s, seed=seed) for s in few for seed in range(25)]
+    harmless = [sample(i, "none", {}, "m", "refused", kind="twin", seed=seed) for i in range(4) for seed in range(25)]
+    write_attack(tmp_path / "attack", "m", samples, logs=logs)
+    write_attack(tmp_path / "overrefusal", "m", harmless, logs=logs)
+    profile = fake_runs.profile(random.Random(0), "m", deep=False)
+    write_measure(tmp_path / "measure", "m", profile)
     built = report.build([tmp_path])
-    assert table(built, "rates", "Non-refusal rate by k")[0][1] == "1/2 = 50% [13%, 88%]"
-    assert table(built, "outcomes", "Outcomes")[0][-1] == "75%"
-    assert "prompts as clusters" in section(built, "rates").tables[0].note
+    low, high = (f"{end:.0%}" for end in stats.wilson(4, 4))
+    assert table(built, "rates", "Non-refusal rate by k")[1][1] == f"100/100 = 100% [{low}, {high}]"
+    assert "answers" in section(built, "rates").tables[0].note
+    assert table(built, "overrefusal", "Harmless twins")[0][1] == f"100/100 = 100% [{low}, {high}]"
+    assert table(built, "overrefusal", "Harmless twins")[0][2] == "0/100 = 0% [0%, 49%]"
+    assert table(built, "recovery", "Does generation agree")[0][3] == f"100/100 = 100% [{low}, {high}]"
+    assert any(line.startswith("Small sample") and "as few as 4 prompts" in line for line in built["headline"])
+    assert "0 of 100 answers to harmful requests asked plainly (0% [0%, 49%])" in built["headline"][0]
 
 
 def test_outcomes_are_all_counted(context: dict[str, Any], demo: Path) -> None:
@@ -274,6 +331,28 @@ def test_the_headline_says_that_a_sample_is_small_and_a_change_within_chance(tmp
     change = next(line for line in lines if line.startswith("From m1 to m2"))
     assert "−8 points" in change
     assert "after 20 prefilled tokens (n = 12, p = 1.000, within chance)" in change
+
+
+def test_the_headline_s_p_values_are_those_adjusted_for_the_table(tmp_path: Path) -> None:
+    for model, outcome in (("m1", "complied"), ("m2", "refused")):
+        outcomes = {k: [outcome] * 5 + ["complied"] * 5 for k in (0, 5, 10)}
+        write_attack(tmp_path / model, model, sweep(model, outcomes))
+    built = report.build([tmp_path])
+    assert [row[-2:] for row in table(built, "paired", "Paired tests")] == [["0.062", "0.188"]] * 3
+    change = next(line for line in built["headline"] if line.startswith("From m1 to m2"))
+    assert change.count("p = 0.188") == 2
+    assert "0.062" not in change
+    rows = list(csv.DictReader(io.StringIO(report.to_csv(*built["csv"]["paired"]))))
+    assert [(row["p"], row["p_holm"]) for row in rows] == [("0.0625", "0.1875")] * 3
+
+
+def test_the_headline_compares_rates_on_the_prompts_that_have_every_k(tmp_path: Path) -> None:
+    samples = [s for s in sweep("m", {0: ["refused"] * 5 + ["complied"] * 5, 10: ["complied"] * 10}) if not (
+        s.params["k"] == 10 and int(s.prompt_id[-2:]) >= 5)]  # fmt: skip
+    write_attack(tmp_path / "attack", "m", samples)
+    line = findings.headline(*read(tmp_path))[0]
+    assert line.startswith("m, on the prompts whose answer is long enough for every k, did not refuse 0 of 5 harmful")
+    assert "5 of 5 with 10 tokens" in line
 
 
 def test_percentages_round_half_up_and_signs_are_right() -> None:
@@ -376,6 +455,45 @@ def test_an_unfinished_run_is_named_and_its_numbers_left_out(tmp_path: Path) -> 
     assert [row[0] for row in table(built, "outcomes", "Outcomes")] == ["m1"]
 
 
+@pytest.fixture
+def foreign_log(tmp_path: Path) -> Path:
+    """A folder with an evaluation log of something else."""
+    pytest.importorskip("inspect_ai")
+    import inspect_ai
+    from inspect_ai.dataset import Sample as Item
+
+    folder, task = tmp_path / "runs" / "theirs", inspect_ai.Task(dataset=[Item(input="Hello", target="x")])
+    said = inspect_ai.model.ModelOutput.from_content("mockllm/model", "Hello")
+    said.usage = inspect_ai.model.ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
+    model = inspect_ai.model.get_model("mockllm/model", memoize=False, custom_outputs=[said])
+    inspect_ai.eval(task, model=model, log_dir=str(folder), display="none", log_realtime=False)
+    return folder
+
+
+def test_other_people_s_logs_are_passed_over_and_named(foreign_log: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="theirs holds no .* evaluation log of an attack"):
+        report.build([foreign_log], read=READ_LOGS)
+    write_attack(tmp_path / "runs" / "ours", "m", sweep("m", {0: ["refused"]}), logs=False)
+    built = report.build([tmp_path / "runs"], read=READ_LOGS)
+    assert built["models"] == ["m"]
+    assert f"Passed over, for no evaluation log in it is one of an attack: {foreign_log}." in said(built, "runs")
+    assert "Passed over" not in said(report.build([tmp_path / "runs" / "ours"], read=READ_LOGS), "runs")
+    for log in foreign_log.glob("*.eval"):
+        log.rename(tmp_path / "runs" / "ours" / log.name)
+    assert "No transcripts of m" in report.to_html(report.build([tmp_path / "runs"], read=READ_LOGS))
+
+
+def test_an_unfinished_log_without_a_manifest_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_attack(tmp_path / "a", "m", sweep("m", {0: ["refused", "judge-error"]}))
+    (folder / "manifest.json").unlink()
+    monkeypatch.setattr(gather, "_unfinished", lambda folder: ["x.eval"])
+    built = report.build([tmp_path])
+    assert table(built, "runs", "Runs")[0][5] == "UNFINISHED"
+    assert f"did not come to their end: 1 in {folder}; only the answers they hold are counted." in said(built, "runs")
+    assert "left out" not in said(built, "runs")
+    assert table(built, "outcomes", "Outcomes")[0][2:10] == ["1", "0", "1", "0", "0", "0", "0", "1"]
+
+
 def test_models_scored_with_other_openings_are_not_to_be_compared(tmp_path: Path) -> None:
     for model in ("m1", "m2"):
         profile = fake_runs.profile(random.Random(0), model, deep=False)
@@ -458,6 +576,18 @@ def test_texts_are_redacted_by_default(secret: Path, tmp_path: Path, capfd: pyte
             assert SECRET not in path.read_text(encoding="utf-8"), path.name
     assert SECRET not in "".join(capfd.readouterr())
     assert "Texts are redacted" in out.read_text(encoding="utf-8")
+
+
+def test_a_user_s_system_prompt_and_prefixes_are_shown_by_hash(tmp_path: Path) -> None:
+    samples = [sample(0, "refusal-prefix", {"prefix": "prefix #1 (sha 12345678)"}, "m", "refused")]
+    folder = write_attack(tmp_path / "attack", "m", samples)
+    raw = json.loads((folder / "manifest.json").read_text())
+    raw["config"] |= {"system": SECRET, "refusal_system": SECRET}
+    (folder / "manifest.json").write_text(json.dumps(raw))
+    built = report.build([tmp_path])
+    assert SECRET not in report.to_html(built) + report.to_markdown(built)
+    assert '"refusal_system": "sha ' in dict(built["manifests"])["m, attack: harmful requests"]
+    assert table(built, "rates", "Non-refusal rate with")[0][0] == "refusal-prefix, prefix #1 (sha 12345678)"
 
 
 def test_show_text_opens_them_in_the_html_alone_for_the_owner_alone(secret: Path, tmp_path: Path) -> None:
@@ -680,6 +810,21 @@ def test_a_file_that_is_in_the_way_beside_the_report_is_kept(secret: Path, tmp_p
 # --- bad input ----------------------------------------------------------------------------------
 
 
+WHOLE = fake_runs.profile(random.Random(0), "m", deep=False)
+DAMAGED: list[tuple[dict[str, Any], str]] = [
+    ({**WHOLE, "meta": []}, "profile.json, meta holds no object"),
+    ({**WHOLE, "recovery": {}}, "profile.json, recovery lacks k, log_odds, recovered, n"),
+    (
+        {**WHOLE, "recovery": {**WHOLE["recovery"], "k": [0]}},
+        "recovery needs k, log_odds, recovered, n as lists of one",
+    ),
+    ({**WHOLE, "depth": {}}, "profile.json, depth lacks recovery_k"),
+    ({**WHOLE, "depth": {"recovery_k": 3}}, "depth, recovery_k lacks value"),
+    ({**WHOLE, "kl": {"mean": [1.0]}}, "profile.json, kl lacks stderr, n"),
+    ({**WHOLE, "per_prompt": 3}, "per_prompt holds no object"),
+]
+
+
 def test_bad_input_is_one_sentence(demo: Path, tmp_path: Path) -> None:
     def fails(match: str, *dirs: Path | str, out: str = str(tmp_path / "r.html")) -> None:
         with pytest.raises(InputError, match=match) as caught:
@@ -701,6 +846,7 @@ def test_bad_input_is_one_sentence(demo: Path, tmp_path: Path) -> None:
         ("asr.json", "{}", "holds no list"),
         ("asr.json", '[{"attack": "none"}]', "row 1 lacks params, judge"),
         ("asr.json", "[3]", "row 1 lacks attack"),
+        *(("profile.json", json.dumps(damaged), match) for damaged, match in DAMAGED),
         ("manifest.json", "nonsense", "cannot be read as JSON"),
     ):
         folder = tmp_path / "bad"

@@ -38,6 +38,9 @@ def pairs(tmp_path: Path) -> Path:
 def forget_open_runs():
     yield
     runs._OPEN.clear()
+    runs._MADE.clear()
+    for folder in list(runs._LOCKS):
+        runs._unlock(folder)
 
 
 def start(out: Path, pairs: Path, overwrite: bool = False, **changes) -> runs.Run:
@@ -70,7 +73,9 @@ def refused(*parts: str):
 
 
 def names(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Every file below `folder`, but for the locks of runs that are open."""
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in files if Path(name).name != runs.LOCK}
 
 
 # ------------------------------------------------------------------------------------- same and other runs
@@ -200,6 +205,50 @@ def test_inputs_may_be_texts_and_a_path_must_exist(out, tmp_path):
     assert runs.open_run(tmp_path / "third", "measure", {}, {"folder": tmp_path / "new"}).manifest["inputs"]["folder"]
 
 
+def test_what_changes_no_result_makes_no_other_run(out, pairs):
+    before = {"batch_size": 64, "device": "cuda", "device_map": "auto", "label": "mine"}
+    start(out, pairs, **before)  # ran out of memory
+    after = {"batch_size": 8, "device": "cpu", "device_map": None, "label": None}
+    run = start(out, pairs, **after)
+    assert run.resumed
+    run.finish()
+    assert {name: manifest(out)["config"][name] for name in after} == after
+    assert start(out, pairs, **before).finished
+    with refused("differs in micro_batch"):
+        start(out, pairs, micro_batch=4)
+
+
+def test_a_finished_run_takes_a_new_label(out, pairs):
+    start(out, pairs, label="one").finish(label="one")
+    assert start(out, pairs, label="two").finished
+    assert (manifest(out)["label"], manifest(out)["config"]["label"]) == ("two", "two")
+    before = (out / "manifest.json").read_bytes()
+    assert start(out, pairs, label=None).finished
+    assert (out / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["chat_template", "openings"])
+def test_a_text_file_among_the_settings_is_known_by_its_content(out, pairs, tmp_path, name):
+    file = tmp_path / "mine.txt"
+    file.write_text("one")
+    start(out, pairs, **{name: str(file)}).finish()
+    moved = file.rename(tmp_path / "moved.txt")
+    assert start(out, pairs, **{name: str(moved)}).finished
+    moved.write_text("two")
+    with refused(f"differs in the content of {name};"):
+        start(out, pairs, **{name: str(moved)})
+    with refused(f"differs in the content of {name};"):
+        start(out, pairs, **{name: "alpaca"})
+
+
+def test_a_template_by_name_is_compared_as_text(out, pairs):
+    start(out, pairs, chat_template="alpaca").finish()
+    assert "chat_template" not in manifest(out)["inputs"]
+    assert start(out, pairs, chat_template="alpaca").finished
+    with refused("differs in chat_template;"):
+        start(out, pairs, chat_template="x" * 5000)
+
+
 def test_finish_keeps_the_manifests_own_names(out, pairs):
     with pytest.raises(ValueError, match="seed"):
         start(out, pairs).finish(seed=1)
@@ -218,6 +267,100 @@ def test_other_ranks_only_read(out, pairs, monkeypatch):
     start(out, pairs, overwrite=True, seed=9)
     assert manifest(out) == before
     assert names(out) == {"manifest.json", "profile.json"}
+
+
+# ----------------------------------------------------------------------------------------------- two processes
+
+OTHER = "import sys; from tokendeep import runs; runs.open_run(sys.argv[1], 'measure', {}, {})\n"
+
+
+@pytest.fixture
+def other_process(out):
+    """Starts Python in another process: `OTHER` opens the run, what follows happens after it."""
+    started = []
+
+    def start_other(then: str = "") -> subprocess.Popen:
+        environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[1])}
+        command = [sys.executable, "-c", OTHER + then, str(out)]
+        started.append(subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True))
+        return started[-1]
+
+    yield start_other
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_folder_another_process_writes_is_refused_until_that_ends(out, other_process):
+    other = other_process("print('open', flush=True); import time; time.sleep(60)")
+    assert other.stdout.readline() == "open\n"
+    before = names(out)
+    for overwrite in (False, True):
+        with refused("another process is writing", str(out), "another --out"):
+            runs.open_run(out, "measure", {}, {}, overwrite=overwrite)
+    assert names(out) == before
+    other.kill()
+    other.wait()
+    assert (out / runs.LOCK).exists()
+    assert runs.open_run(out, "measure", {}, {}).resumed
+
+
+def test_a_run_in_progress_locks_its_folder_and_a_finished_one_does_not(out, other_process):
+    run = runs.open_run(out, "measure", {}, {})
+    assert "another process is writing" in other_process().communicate()[1]
+    run.finish()
+    assert not (out / runs.LOCK).exists()
+    assert manifest(out)["files"] == []
+    other = other_process("assert runs.open_run(sys.argv[1], 'measure', {}, {}).finished")
+    assert (other.communicate()[1], other.returncode) == ("", 0)
+    assert not (out / runs.LOCK).exists()
+
+
+def test_a_folder_that_was_refused_is_not_locked(out, pairs):
+    start(out, pairs).finish()
+    with refused("differs in"):
+        start(out, pairs, seed=4)
+    assert not (out / runs.LOCK).exists()
+
+
+def test_one_process_may_open_a_run_again_at_any_time(out, pairs, monkeypatch):
+    start(out, pairs)
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "_save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        start(out, pairs)
+    monkeypatch.undo()
+    with refused("differs in"):
+        start(out, pairs, seed=4)
+    assert (out / runs.LOCK).exists()  # of the run that is still open
+    start(out, pairs).finish()
+    start(out, pairs, overwrite=True).finish()
+
+
+def test_other_ranks_take_no_lock(out, other_process, monkeypatch):
+    other = other_process("print('open', flush=True); import time; time.sleep(60)")
+    assert other.stdout.readline() == "open\n"
+    monkeypatch.setenv("RANK", "1")
+    assert runs.open_run(out, "measure", {}, {}).resumed
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EROFS])
+def test_a_disk_without_locks_is_used_without(out, pairs, monkeypatch, number):
+    def fail(self):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(runs.FileLock, "acquire", fail)
+    start(out, pairs).finish()
+    assert start(out, pairs).finished
+
+
+def test_a_full_disk_at_the_lock(out, pairs, monkeypatch):
+    monkeypatch.setattr(runs.FileLock, "acquire", full)
+    with refused("disk", "full"):
+        start(out, pairs)
 
 
 # ----------------------------------------------------------------------------------------------- bad folders
@@ -385,6 +528,32 @@ def test_writing_and_modes(tmp_path):
     before = (folder / "README.txt").stat().st_mtime_ns
     runs.private_dir(folder)
     assert (folder / "README.txt").stat().st_mtime_ns == before
+
+
+def test_a_private_folder_of_the_users_own_keeps_its_readme_and_permissions(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    (folder / "README.txt").write_text("mine")
+    with refused(str(folder / "README.txt"), "not written by tokendeep", "another --out"):
+        runs.private_dir(folder)
+    assert (folder / "README.txt").read_text() == "mine"
+    (folder / "README.txt").unlink()
+    runs.private_dir(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert (folder / "README.txt").read_text() == runs.PRIVATE_NOTE
+    runs.private_dir(folder)  # ours by now
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_runs_own_folder_becomes_private(out, pairs, tmp_path):
+    start(out, pairs)
+    assert stat.S_IMODE(runs.private_dir(out).stat().st_mode) == 0o700
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    mine.chmod(0o755)
+    start(mine, pairs)
+    assert stat.S_IMODE(runs.private_dir(mine).stat().st_mode) == 0o755
 
 
 def test_json_takes_no_nan(tmp_path):

@@ -47,6 +47,30 @@ def test_wilson_level_and_bad_counts():
         stats.wilson(1, 2, 1.0)
 
 
+def test_repeated_samples_that_agree_count_as_one():
+    assert stats.wilson_repeated([0, 0, 0], [5, 5, 5]) == stats.wilson(0, 3)
+    assert stats.wilson_repeated([5, 5, 5, 0], [5, 5, 5, 0]) == stats.wilson(3, 3)
+    assert stats.wilson_repeated([5, 0, 5, 0], [5, 5, 5, 5]) == pytest.approx(stats.wilson(2, 4))
+    assert stats.wilson_repeated([5], [10]) == stats._wilson(0.5, 1, 0.95)
+
+
+def test_one_sample_a_prompt_is_wilson_and_independent_samples_are_as_good_as_prompts():
+    assert stats.wilson_repeated([1, 0, 1, 1], [1, 1, 1, 1]) == pytest.approx(stats.wilson(3, 4))
+    assert stats.wilson_repeated([2] * 50, [4] * 50) == pytest.approx(stats.wilson(100, 200))
+    assert stats.wilson_repeated([], []) == (0.0, 1.0)
+
+
+def test_the_design_effect_by_hand():
+    # rate 6/12; squares of (4 - 2, 2 - 2, 0 - 2) sum to 8, times 3/2; over 1/4 * 12: effect 4, as large as it can be
+    assert stats.wilson_repeated([4, 2, 0], [4, 4, 4]) == pytest.approx(stats._wilson(0.5, 3, 0.95))
+    # (3 - 2, 2 - 2, 1 - 2): 2 * 3/2 / 3 = 1; (4 - 2, 2 - 2, 1 - 2, 1 - 2): 6 * 4/3 / 4 = 2
+    assert stats.wilson_repeated([3, 2, 1], [4, 4, 4]) == pytest.approx(stats.wilson(6, 12))
+    assert stats.wilson_repeated([4, 2, 1, 1], [4, 4, 4, 4]) == pytest.approx(stats.wilson(4, 8))
+    for bad in [([2], [1]), ([1, 1], [1])]:
+        with pytest.raises(ValueError, match="successes"):
+            stats.wilson_repeated(*bad)
+
+
 def _cells(both, b, c, neither):
     before = [True] * (both + b) + [False] * (c + neither)
     after = [True] * both + [False] * b + [True] * c + [False] * neither

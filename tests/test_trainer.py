@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from tokendeep import models, trainer
 from tokendeep.types import IGNORE, InputError, Subject
@@ -96,13 +100,6 @@ class Killed(Exception):
 
 
 def test_resumed_equals_uninterrupted(tmp_path: Path, tiny_folder: Path) -> None:
-    from transformers import TrainerCallback
-
-    class Kill(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 3:
-                raise Killed
-
     whole, one = trained(tmp_path / "whole", tiny_folder)
     with pytest.raises(Killed):
         trained(tmp_path / "cut", tiny_folder, save_steps=2, callbacks=[Kill()])
@@ -110,6 +107,54 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, tiny_folder: Path) -> None
     cut, two = trained(tmp_path / "cut", tiny_folder, save_steps=2)
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     assert_same_weights(whole, cut, 1e-6)
+
+
+class Kill(TrainerCallback):
+    """Ends the training before its fourth step."""
+
+    def __init__(self, error: type[Exception] = Killed) -> None:
+        self.error = error
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            raise self.error
+
+
+@pytest.mark.parametrize("state", [None, '{"epoch": '])
+def test_a_checkpoint_without_its_state_is_skipped(tmp_path: Path, tiny_folder: Path, state: str | None) -> None:
+    whole, one = trained(tmp_path / "whole", tiny_folder)
+    with pytest.raises(Killed):
+        trained(tmp_path / "cut", tiny_folder, save_steps=2, callbacks=[Kill()])
+    half = tmp_path / "cut" / "trainer" / "checkpoint-4"
+    shutil.copytree(half.with_name("checkpoint-2"), half)
+    (half / "trainer_state.json").unlink()
+    if state is not None:
+        (half / "trainer_state.json").write_text(state)
+    cut, two = trained(tmp_path / "cut", tiny_folder)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert_same_weights(whole, cut, 1e-6)
+
+
+def test_half_written_checkpoints_are_removed_by_the_first_process(tmp_path: Path, monkeypatch: Any) -> None:
+    for step in (8, 16):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text("{}")
+    monkeypatch.setenv("RANK", "1")
+    assert trainer._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    assert (tmp_path / "checkpoint-16").exists()
+    monkeypatch.setenv("RANK", "0")
+    assert trainer._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    assert not (tmp_path / "checkpoint-16").exists()
+    assert trainer._last_checkpoint(tmp_path / "absent") is None
+
+
+def test_too_little_memory_names_the_setting_and_the_run_goes_on_with_less(tmp_path: Path, tiny_folder: Path) -> None:
+    whole, one = trained(tmp_path / "whole", tiny_folder)
+    with pytest.raises(InputError, match=r"lower --micro_batch \(now 8\)"):
+        trained(tmp_path / "cut", tiny_folder, save_steps=2, callbacks=[Kill(torch.OutOfMemoryError)])
+    cut, two = trained(tmp_path / "cut", tiny_folder, micro_batch=2, save_steps=2)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert_same_weights(whole, cut)
 
 
 @pytest.mark.slow
@@ -146,6 +191,48 @@ def test_lora_leaves_an_adapter_that_loads_with_its_base(tmp_path: Path, tiny_fo
     assert not torch.allclose(adapted, plain)
 
 
+def test_an_adapter_over_a_half_precision_base_is_float32(tmp_path: Path, tiny_folder: Path) -> None:
+    subject = models.load(str(tiny_folder), dtype="bfloat16")
+    trainer.train(subject, rows(), tmp_path / "out", **settings(lora=4, lr=1e-2))
+    kinds = {"lora_" in name: parameter.dtype for name, parameter in subject.model.named_parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
+    saved = load_file(tmp_path / "out" / "checkpoint" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert any("lora_B" in name and tensor.any() for name, tensor in saved.items())
+
+
+def test_an_adapter_goes_on_being_trained(tmp_path: Path, tiny_adapter: Path) -> None:
+    subject = models.load(str(tiny_adapter), dtype="float32", trainable=True)
+    before = {name: parameter.detach().clone() for name, parameter in subject.model.named_parameters()}
+    trainer.train(subject, rows(), tmp_path / "out", **settings(lr=1e-2))
+    after = models.load(str(tmp_path / "out" / "checkpoint"), dtype="float32").model
+    changed = {name for name, parameter in after.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {name for name in before if "lora_" in name}
+
+
+def test_a_frozen_model_is_refused(tmp_path: Path, tiny_adapter: Path) -> None:
+    with pytest.raises(InputError, match="frozen"):
+        trainer.train(models.load(str(tiny_adapter)), rows(), tmp_path / "out", **settings())
+
+
+def test_several_gpus_and_one_process(monkeypatch: Any) -> None:
+    def on(*devices: str) -> Any:
+        parameters = [SimpleNamespace(device=torch.device(device)) for device in devices]
+        return Subject(SimpleNamespace(parameters=lambda: parameters), None, "m")  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(InputError, match=r"accelerate launch --num_processes 2 .*CUDA_VISIBLE_DEVICES"):
+        trainer.check_gpus(on("cuda:0", "cuda:0"))
+    trainer.check_gpus(on("cpu"))
+    trainer.check_gpus(on("cuda:0", "cuda:1"))  # split by device_map
+    with monkeypatch.context() as launched:
+        launched.setenv("WORLD_SIZE", "2")
+        trainer.check_gpus(on("cuda:1"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    trainer.check_gpus(on("cuda:0"))
+
+
 def test_only_the_top_layers_train(tmp_path: Path, tiny_folder: Path, tiny_model: Any) -> None:
     model, _ = trained(tmp_path / "out", tiny_folder, train_layers=1)
     before, after = tiny_model.model, model.model
@@ -161,6 +248,49 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_named(tmp_path: Path, tin
     subject.model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(InputError, match="step 1"):
         trainer.train(subject, rows(), tmp_path / "out", **settings())
+
+
+def test_training_state_is_kept_where_no_weights_were_saved(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: Any
+) -> None:
+    save, out = trainer.WeightedSFTTrainer.save_model, tmp_path / "out"
+
+    def shards(self: Any, output_dir: str, _internal_call: bool = False) -> None:
+        if _internal_call:  # a checkpoint of the training's own
+            save(self, output_dir, _internal_call)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.WeightedSFTTrainer, "save_model", shards)
+        with pytest.raises(InputError, match="FULL_STATE_DICT"):
+            trained(out, tiny_folder, save_steps=STEPS)
+    assert not (out / "checkpoint").exists()
+    assert trainer._last_checkpoint(out / "trainer") == str(out / "trainer" / f"checkpoint-{STEPS}")
+    (out / "checkpoint.part").mkdir()
+    (out / "checkpoint.part" / "half.safetensors").touch()  # of a run that was killed while it saved
+    trained(out, tiny_folder, save_steps=STEPS)
+    assert not (out / "trainer").exists()
+    assert not (out / "checkpoint" / "half.safetensors").exists()
+
+
+def test_sharded_weights_are_gathered_for_the_checkpoint(tmp_path: Path, tiny_subject: Subject) -> None:
+    said: list[str] = []
+
+    def save(folder: str) -> None:
+        assert said == ["FULL_STATE_DICT"]
+        tiny_subject.model.save_pretrained(folder)
+
+    stub: Any = SimpleNamespace(
+        model=tiny_subject.model,
+        args=SimpleNamespace(output_dir=str(tmp_path / "trainer")),
+        accelerator=SimpleNamespace(
+            state=SimpleNamespace(fsdp_plugin=SimpleNamespace(set_state_dict_type=said.append)),
+            wait_for_everyone=lambda: None,
+        ),
+        save_model=save,
+        is_world_process_zero=lambda: True,
+    )
+    trainer._save(stub, tiny_subject, tmp_path / "checkpoint")
+    assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
 
 
 def test_the_checkpoint_is_safetensors_without_pickles(tmp_path: Path, tiny_folder: Path) -> None:

@@ -396,7 +396,7 @@ def _body(
     blank = response[: len(response) - len(response.lstrip())]
     # behind a context the blank space at the seam belongs to the caller
     text = blank + text.lstrip() if continued and blank else frame.lead + text
-    ids = _continuation(tokenizer, text, literal=True)
+    ids = continuation_ids(tokenizer, text, literal=True)
     if frame.stop in ids:
         raise InputError("the answer spells out the end-of-turn token: take it out")
     return ids
@@ -410,7 +410,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = False) -
     return tokenizer(text, add_special_tokens=False, split_special_tokens=literal, verbose=False).input_ids
 
 
-def _continuation(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = False) -> list[int]:
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = False) -> list[int]:
     """Ids of a text that follows other text, the same whatever stands before it.
 
     Tokenizers treat the start of a text in their own ways (SentencePiece puts a space there), so the text is

@@ -8,9 +8,11 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import json
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -28,9 +30,14 @@ VERBS: dict[str, tuple[type, str, str]] = {
 }
 REQUIRED = {"measure": ("model", "data", "out"), "attack": ("model", "data", "out"), "report": ("dirs",),
             "deepen": ("model", "data", "utility", "out"), "demo": ()}  # fmt: skip
-SWITCHES = {
-    f"--{field.name}" for settings, _, _ in VERBS.values() for field in fields(settings) if field.type == "bool"
-}
+MEANT = {  # type of a setting: what its value must be
+    "bool": "true or false", "int": "a whole number", "int | None": "a whole number", "float": "a number",
+    "list[int]": "whole numbers, such as 0,5,10 (in YAML [0, 5, 10])",
+    "list[str] | None": "a list of texts (in YAML [one, two])", "list[str]": "a list of texts (in YAML [one, two])",
+    "str": "text (in YAML in quotes)", "str | None": "text (in YAML in quotes)",
+}  # fmt: skip
+HELP = ("-h", "--help", "--version")
+FULL, DENIED = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def build_parser() -> Any:
@@ -59,40 +66,98 @@ def build_parser() -> Any:
 
 
 def normalise(argv: Sequence[str]) -> list[str]:
-    """`--max-new-tokens` as well as `--max_new_tokens`; `--k 0,5,10` and `--k 0 5 10` as well as `--k [0,5,10]`."""
-    words: list[str] = []
-    for word in argv:
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            name = "--" + name[2:].replace("-", "_")
-            if name in SWITCHES and not equals:
-                equals, value = "=", "true"
-            words += [name, value] if equals and name == "--k" else [name + equals + value]
-        elif len(words) > 1 and words[-2] == "--k" and re.fullmatch(r"-?\d+,?", word):
-            words[-1] = f"{words[-1][:-1]},{word.rstrip(',')}]"
-        elif words and words[-1] == "--k" and re.fullmatch(r"-?\d+(,-?\d+)*,?", word):
-            words.append(f"[{word.rstrip(',')}]")
-        else:
-            words.append(word)
-    return words
+    """The command line as the parser reads it: one `--name=value` for each setting, a report's folders in front.
 
+    Dashes in names are underscores; a switch needs no value; `--k 0,5`, `--k 0 5`, `--k=5` and `--k "0, 5"` are lists,
+    and so is `--prefixes ONE TWO`. What follows a setting that takes a value is that value, also with dashes in front.
 
-def _flags(verb: str) -> list[str]:
-    return ["--" + name for name in VERBS[verb][0].__dataclass_fields__] + ["--config", "--debug"]  # type: ignore[attr-defined]
-
-
-def _check_words(words: Sequence[str]) -> None:
-    """Unknown verbs and flags, with the nearest known one."""
-    verb = next((word for word in words if not word.startswith("-")), None)
-    if verb is None:
+    Raises:
+        InputError: no verb or an unknown one, an unknown setting, a setting without its value, or a word too many.
+    """
+    at = next((at for at, word in enumerate(argv) if not word.startswith("-")), len(argv))
+    before = list(argv[:at])
+    for flag in before:
+        if flag not in (*HELP, "--debug"):
+            raise InputError(f"{flag} stands where the verb should; write tokendeep VERB {flag} ...")
+    if at == len(argv):
+        if set(before) & set(HELP):
+            return before
         raise InputError(f"No verb given; choose one of {', '.join(VERBS)} (tokendeep --help says more).")
+    verb = argv[at]
     if verb not in VERBS:
         raise InputError(f"There is no verb {verb!r}; {_nearest(verb, list(VERBS))}.")
-    known = [*_flags(verb), "--help", "--version"]
-    for word in words:
-        flag = word.split("=")[0].removesuffix("+")
-        if flag.startswith("--") and flag.split(".")[0] not in known and not flag.startswith("--print_"):
-            raise InputError(f"{verb} has no setting {flag}; {_nearest(flag, known)}.")
+    flags, loose = _settings(verb, deque(argv[at + 1 :]))
+    if loose and verb != "report":
+        raise InputError(f"{verb} cannot tell what {loose[0]!r} is; give every setting by its name (--data FILE).")
+    return [*before, verb, *loose, *flags]
+
+
+def _settings(verb: str, rest: deque[str]) -> tuple[list[str], list[str]]:
+    """The flags of a verb with their values, and the words that belong to none."""
+    known = known_types(verb)
+    flags: list[str] = []
+    loose: list[str] = []
+    while rest:
+        word = rest.popleft()
+        flag, equals, value = word.partition("=")
+        name = _name(flag)
+        if not _is_flag(word):
+            loose.append(word)
+        elif word in HELP or name.startswith("print_"):
+            flags.append("--" + name + equals + value if name.startswith("print_") else word)
+        elif (kind := known.get(name.removesuffix("+"))) is None or not flag.startswith("--"):
+            raise InputError(f"{verb} has no setting {flag}; {_nearest('--' + name, [f'--{name}' for name in known])}.")
+        elif name == "debug":
+            flags.append("--debug")
+        elif kind == "bool":
+            value = value if equals else rest.popleft() if rest and rest[0] in ("true", "false") else "true"
+            flags.append(f"--{name}={value}")
+        else:
+            values = [value] if equals else _following(flag, kind, rest, known)
+            flags.append(f"--{name}={_list(flag, kind, values) if name in known else values[0]}")
+    return flags, loose
+
+
+def known_types(verb: str) -> dict[str, str]:
+    """Name -> type of what a verb takes by name, as the dataclass of its settings has it."""
+    types = {
+        field.name: str(field.type) for field in fields(VERBS[verb][0]) if (verb, field.name) != ("report", "dirs")
+    }
+    return {**types, "config": "str", "debug": "bool"}
+
+
+def _name(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")
+
+
+def _is_flag(word: str) -> bool:
+    return re.match(r"--?[^\W\d]", word) is not None
+
+
+def _following(flag: str, kind: str, rest: deque[str], known: dict[str, str]) -> list[str]:
+    """Take the value of a setting, or the values of a list, from the words behind it."""
+    if not rest or rest[0] in HELP or (rest[0].startswith("--") and _name(rest[0].partition("=")[0]) in known):
+        then = f"; write {flag}={rest[0]} if {rest[0]} is meant as the value" if rest else "; add it"
+        raise InputError(f"{flag} has no value{then}.")
+    values = [rest.popleft()]
+    while "list" in kind and rest and not _is_flag(rest[0]):
+        values.append(rest.popleft())
+    return values
+
+
+def _list(flag: str, kind: str, values: list[str]) -> str:
+    """The value of a setting as JSON where it is a list."""
+    if "list" not in kind:
+        return values[0]
+    text = " ".join(values).strip()
+    if text.startswith("[") or (text == "null" and "None" in kind):
+        return text
+    if kind != "list[int]":
+        return json.dumps(values, ensure_ascii=False)
+    numbers = [part for part in re.split(r"[\s,]+", text) if part]
+    if not numbers or not all(re.fullmatch(r"[-+]?\d+", part) for part in numbers):
+        raise InputError(f"{flag} is {text!r}, but must be {MEANT[kind]}.")
+    return json.dumps([int(part) for part in numbers])
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -107,14 +172,12 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
         InputError: an unknown verb or flag, a wrong value, an unreadable YAML file, a required setting left out.
     """
     words = normalise(argv)
-    if not {"-h", "--help", "--version"} & set(words):
-        _check_words(words)
     try:
         namespace = build_parser().parse_args(words)
     except SystemExit:
         raise
     except Exception as error:  # jsonargparse reports every mistake of the user through several classes
-        raise InputError(_one_sentence(str(error))) from error
+        raise InputError(_explained(error, words)) from error
     verb = namespace.verb
     values = {k: v for k, v in vars(namespace[verb]).items() if k not in {"config", "debug"}}
     settings = VERBS[verb][0](**values)
@@ -125,9 +188,26 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     return verb, settings
 
 
-def _one_sentence(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return re.sub(r"\s+", " ", "; ".join(lines[:3])) or "the command line could not be read"
+def _explained(error: Exception, words: Sequence[str]) -> str:
+    """What the parser found wrong, in one sentence with the way to put it right; no text of a file."""
+    said = str(error)
+    verb = next(word for word in words if word in VERBS)
+    known = known_types(verb)
+    files = ", ".join(word.partition("=")[2] for word in words if word.startswith("--config="))
+    if missing := re.search(r"File does not exist: '([^']*)'", said):
+        return f"There is no file {missing[1]}; check what --config names."
+    if unknown := re.search(r"does not accept option '([^']+)'", said):
+        names = [name for name in known if name not in ("config", "debug")]
+        return f"{files}: {verb} has no setting {unknown[1][:40]}; {_nearest(_name(unknown[1]), names)}."
+    key = re.search(r'[Kk]ey "(?:\w+\.)?(\w+)', said)
+    if key and key[1] != "config" and (meant := MEANT.get(known.get(key[1], ""))):
+        value = re.search(r"(?:Got value|Given value): (.*)", said)
+        return f"--{key[1]} is {value[1][:40] if value else 'something else'}, but must be {meant}."
+    if files:
+        line = re.search(r"line \d+", said)
+        where = f"{files}, {line[0]}" if line else files
+        return f"{where}: holds no settings that can be read; write UTF-8 text with lines such as seed: 1."
+    return (re.sub(r"\s+", " ", said).strip().rstrip(".") or "The command line could not be read") + "."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("tokendeep: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
     except (InputError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM}:
+        if isinstance(error, OSError) and error.errno not in (*FULL, *DENIED):
             raise
         if "--debug" in words:
             raise
@@ -153,9 +233,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _said(error: Exception) -> str:
     if not isinstance(error, OSError):
-        return str(error)
-    what = "the disk is full" if error.errno == errno.ENOSPC else "there is no permission to write"
-    return f"{what}: {error.filename or 'the output folder'}; make room or choose another --out, then run it again"
+        return " ".join(str(error).split())
+    path = error.filename or "the output folder"
+    if error.errno in FULL:
+        return f"the disk of {path} is full; free some space or give another --out, then call again."
+    return f"there is no permission to read or write {path}; change it or give another --out, then call again."
 
 
 def quiet() -> None:

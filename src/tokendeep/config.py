@@ -13,8 +13,10 @@ class ModelOptions:
     """How to load a model and talk to it (shared by every verb that loads one).
 
     Args:
-        dtype: auto, float32, bfloat16 or float16; auto is bfloat16 on a GPU that has it, else float32.
-        device: auto, cpu, cuda, cuda:0 ...; auto is the first GPU, else the CPU.
+        dtype: auto, float32, bfloat16 or float16; auto is bfloat16 on a GPU that has it, else float32. deepen trains all
+            weights in float32 only; with an adapter this is the frozen base's.
+        device: auto, cpu, cuda, cuda:0 ...; auto is this process's GPU (the first, or one each under accelerate launch),
+            else the CPU.
         device_map: accelerate's device map (for example auto) for models larger than one GPU.
         revision: branch, tag or commit of a hub model.
         chat_template: name of a shipped template or a Jinja file; needed when the tokenizer has none.
@@ -92,7 +94,8 @@ class AttackConfig(ModelOptions):
         max_new_tokens: answer length limit.
         samples: answers per prompt, with seeds seed, seed + 1, ...
         seed: first seed.
-        judged: continuation judges what the model wrote; full puts the prefill before it, as the paper does.
+        judged: continuation judges what the model wrote; full puts the prefill before it, as the paper does. After a
+            refusal prefix, refusal always judges both as one text and refusal-keywords the continuation alone.
         role: what the rows are: harmful, or harmless ones on which refusing is the error (twins or unseen); when left
             out, reports go by the folder's name (overrefusal and unseen are harmless).
         label: short name of the model in reports.
@@ -127,11 +130,12 @@ class DeepenConfig(ModelOptions):
     """Deepen a model's safety by training on safety-recovery examples (the paper's Eq. 2).
 
     Args:
-        model: the model to deepen.
+        model: the model to deepen; an adapter goes on being trained.
         data: triples (instruction, harmful, refusal), or bare instructions to generate them from.
         utility: chats, or bare instructions that the model itself answers.
         out: folder for triples.jsonl, utility.jsonl, rows/, checkpoint/ and manifest.json.
-        base: unaligned model that writes the harmful answers when data has none.
+        base: unaligned model that writes the harmful answers when data has none; without a chat template of its own it
+            writes under the model's.
         harmful_opening: affirmative opening behind which the model itself writes them when there is no base.
         refusal_system: safety system prompt under which refusals are sampled.
         answer_tokens: length limit of generated answers.
@@ -143,13 +147,13 @@ class DeepenConfig(ModelOptions):
         utility_rows: utility rows per optimizer step.
         cut_utility: probability that a utility answer is cut at a random place and only its rest supervised.
         epochs: passes over the safety rows.
-        max_steps: stop after so many steps; 0 means all epochs.
+        max_steps: train exactly so many steps instead of epochs; 0 means by epochs.
         micro_batch: rows per forward pass; rows per step must be a multiple of it times the processes.
         lr: peak learning rate.
         schedule: learning-rate schedule after warm-up (linear or constant).
         warmup_steps: steps of linear warm-up.
-        lora: adapter rank; 0 trains all weights.
-        train_layers: train the last so many decoder layers only (quicker on a CPU); 0 trains all.
+        lora: rank of a new adapter; 0 trains all weights (or, where model is an adapter, that one).
+        train_layers: train the last so many decoder layers only (quicker on a CPU), not with an adapter; 0 trains all.
         max_length: longest row in tokens.
         save_steps: steps between checkpoints; 0 saves at the end only.
         seed: seed of draws, order and sampling.

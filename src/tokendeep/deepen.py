@@ -7,25 +7,29 @@ the rows and their weights; `trainer` does not know what they mean.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import chat, data, refusal, runs
+from . import chat, data, locate, refusal, runs
 from .config import DeepenConfig
 from .types import IGNORE, Chat, Decoding, Encoded, InputError, Prompt, Subject, Triple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from .generation import Completion, Request
     from .trainer import WeightedRow
 
 SAFETY, UTILITY = "safety", "utility"
 NORMALISE = ("tokens", "rows", "batch")
+SCHEDULES = ("linear", "constant")
 SAFETY_SYSTEM = (
     "You are a careful assistant. If a request could cause harm, decline in one or two polite sentences and give no "
     "part of what was asked for."
@@ -40,17 +44,27 @@ def run(config: DeepenConfig) -> Path:
     _check_kinds(kinds, config)
     from . import models, trainer
 
-    for spec in filter(None, [config.model, config.base]):
-        models.check_spec(spec, config)
+    models.check_spec(config.model, config)
+    if config.base:
+        models.check_spec(config.base, _of_writer(config), needs_template=False)
+    adapter = locate.locate(config.model, config).adapter is not None
+    _check_trained(config, adapter)
+    trainer.check_batches(config.safety_rows + config.utility_rows, config.micro_batch)
     state = runs.open_run(config.out, "deepen", asdict(config), sources, overwrite=config.overwrite)
     if state.finished:
         print(f"deepen: {state.out} already holds this finished run")
         return state.out
-    subject = models.load(config.model, options=config, dtype="float32")
+    frozen = adapter or config.lora > 0  # what is trained is kept in float32 either way
+    subject = models.load(config.model, options=config, dtype=None if frozen else "float32", trainable=True)
+    trainer.check_gpus(subject)
+    trainer.wait_for_everyone(subject)  # the first process has opened the folder
+    if not trainer.is_main():
+        _wait_for([state.out / "utility.jsonl", state.out / "triples.jsonl"])
     utility = _utility(subject, config, kinds["utility"], state.out)
     triples = _triples(subject, config, kinds["data"], state.out)
     plan = plan_rows(subject.tokenizer, triples, utility, config)
-    write_rows(state.out / "rows", subject.tokenizer, plan)
+    if trainer.is_main():
+        write_rows(state.out / "rows", subject.tokenizer, plan)
     result = trainer.train(
         subject,
         [weighted.row for weighted in plan],
@@ -65,7 +79,8 @@ def run(config: DeepenConfig) -> Path:
         save_steps=config.save_steps,
         seed=config.seed,
     )
-    runs.write_json(state.out / "training.json", result)
+    if trainer.is_main():
+        runs.write_json(state.out / "training.json", result)
     drawn = Counter(planned.k > 0 for planned in plan if planned.row.group == SAFETY)
     state.finish(
         steps=result["steps"],
@@ -80,6 +95,10 @@ def run(config: DeepenConfig) -> Path:
 def _check(config: DeepenConfig) -> None:
     if config.normalise not in NORMALISE:
         raise InputError(f"--normalise is {config.normalise!r}, but must be one of {', '.join(NORMALISE)}.")
+    if config.schedule not in SCHEDULES:
+        raise InputError(f"--schedule is {config.schedule!r}, but must be one of {', '.join(SCHEDULES)}.")
+    if not config.lr > 0:
+        raise InputError(f"--lr is {config.lr}, but must be above 0.")
     for name in ("alpha", "p_zero", "cut_utility"):
         if not 0 <= getattr(config, name) <= 1:
             raise InputError(f"--{name} is {getattr(config, name)}, but must lie between 0 and 1.")
@@ -90,12 +109,38 @@ def _check(config: DeepenConfig) -> None:
         "micro_batch": 1,
         "answer_tokens": 1,
         "max_length": 8,
+        "max_steps": 0,
+        "warmup_steps": 0,
+        "save_steps": 0,
+        "train_layers": 0,
+        "lora": 0,
+        "seed": 0,
     }
     for name, bound in least.items():
         if getattr(config, name) < bound:
             raise InputError(f"--{name} is {getattr(config, name)}, but must be at least {bound}.")
     if config.epochs < 1 and config.max_steps < 1:
         raise InputError("Neither --epochs nor --max_steps asks for any training; set one to at least 1.")
+    if config.lora and config.train_layers:
+        raise InputError("--lora and --train_layers exclude each other; an adapter is trained in all layers.")
+
+
+def _check_trained(config: DeepenConfig, adapter: bool) -> None:
+    """What is trained: an adapter that is there, a new one (`lora`), or weights of the model itself."""
+    if adapter and (config.lora or config.train_layers):
+        given = "--lora" if config.lora else "--train_layers"
+        raise InputError(f"{config.model} is an adapter, which goes on being trained; leave {given} out.")
+    if not (adapter or config.lora) and config.dtype not in {"auto", "float32"}:
+        raise InputError(
+            f"--dtype is {config.dtype}, in which small steps of training all weights are lost; leave it out, or train "
+            "an adapter with --lora."
+        )
+
+
+def _wait_for(paths: Sequence[Path]) -> None:
+    """Until the first process has written them; however long that takes, as a barrier would not."""
+    while not all(path.exists() for path in paths):
+        time.sleep(0.5)
 
 
 def _check_kinds(kinds: Mapping[str, str], config: DeepenConfig) -> None:
@@ -108,6 +153,9 @@ def _check_kinds(kinds: Mapping[str, str], config: DeepenConfig) -> None:
         raise InputError(
             f"{config.utility} holds {kinds['utility']}, but --utility takes chats, pairs or instructions."
         )
+    readers = {"triples": data.load_triples, "pairs": data.load_pairs, "chats": data.load_chats}
+    for name, source in (("data", config.data), ("utility", config.utility)):  # every row, before a model is loaded
+        readers.get(kinds[name], data.load_prompts)(source)
 
 
 # --- making what is missing ------------------------------------------------------------------------
@@ -121,19 +169,49 @@ def _answers(
     batch_size: int = 64,
 ) -> list[tuple[str, bool]]:
     """What the model answers to each conversation (behind `opening`), and whether it was cut off."""
+    from . import generation
+
+    openings, requests = [], []
+    for turns in messages:
+        ids = chat.response_ids(subject.tokenizer, turns, opening, end=False) if opening else []
+        openings.append(ids)
+        requests.append(generation.Request((*chat.prompt_ids(subject.tokenizer, turns), *ids), decoding))
+    done = _completed(subject, requests, batch_size)
+    return [
+        (opening + _behind(subject.tokenizer, ids, completion.ids), completion.truncated)
+        for ids, completion in zip(openings, done, strict=True)
+    ]
+
+
+def _behind(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of `ids` where they stand behind `before`: alone, many tokenizers take their first space away."""
+    whole = str(tokenizer.decode([*before, *ids], skip_special_tokens=True))
+    return whole[len(str(tokenizer.decode(list(before), skip_special_tokens=True))) :] if before else whole
+
+
+def _completed(subject: Subject, requests: Sequence[Request], batch_size: int) -> list[Completion]:
+    """All completions; where the memory does not hold `batch_size` rows at once, those left with half as many."""
+    from torch import OutOfMemoryError
     from tqdm import tqdm
 
     from . import generation
 
-    requests = []
-    for turns in messages:
-        ids = chat.prompt_ids(subject.tokenizer, turns)
-        if opening:
-            ids = ids + chat.response_ids(subject.tokenizer, turns, opening, end=False)
-        requests.append(generation.Request(tuple(ids), decoding))
+    done: dict[int, Completion] = {}
     with tqdm(total=len(requests), desc="answers", unit="answer", disable=len(requests) < 8) as bar:
-        done = generation.generate(subject, requests, batch_size=batch_size, on_done=lambda *_: bar.update() and None)
-    return [(opening + completion.text, completion.truncated) for completion in done]
+        while len(done) < len(requests):
+            left = [i for i in range(len(requests)) if i not in done]
+
+            def keep(index: int, completion: Completion, left: list[int] = left) -> None:
+                done[left[index]] = completion
+                bar.update()
+
+            try:
+                generation.generate(subject, [requests[i] for i in left], batch_size=batch_size, on_done=keep)
+            except InputError as error:
+                if batch_size == 1 or not isinstance(error.__cause__, OutOfMemoryError):
+                    raise
+                batch_size //= 2
+    return [done[i] for i in range(len(requests))]
 
 
 def _utility(subject: Subject, config: DeepenConfig, kind: str, out: Path) -> list[Chat]:
@@ -242,10 +320,20 @@ def sample_refusals(
 def _harmful(subject: Subject, messages: Sequence[Sequence[Any]], config: DeepenConfig) -> list[tuple[str, bool]]:
     from . import models
 
-    writer = models.load(config.base, options=replace(config, revision=None)) if config.base else subject
+    writer = subject
+    if config.base:
+        writer = models.load(config.base, options=_of_writer(config), needs_template=False)
+        if not writer.tokenizer.chat_template:
+            writer.tokenizer.chat_template = subject.tokenizer.get_chat_template()
+            print(f"deepen: {config.base} has no chat template; it writes under that of {config.model}")
     turns = [chat.with_system(m, config.system) for m in messages]
     opening = "" if config.base else config.harmful_opening
     return _answers(writer, turns, Decoding(max_new_tokens=max(config.answer_tokens, config.max_context)), opening)
+
+
+def _of_writer(config: DeepenConfig) -> DeepenConfig:
+    """The options to load `base` with; revision and chat template are those of `model`."""
+    return replace(config, revision=None, chat_template=None)
 
 
 # --- rows ------------------------------------------------------------------------------------------
@@ -317,7 +405,7 @@ def plan_rows(
     """Every row of every optimizer step, in training order, each with its weight in the step's loss.
 
     Raises:
-        InputError: no triples, or no utility rows where steps ask for some.
+        InputError: no triples, or no utility rows where steps ask for some; a row that cannot be trained on.
     """
     if not triples or (config.utility_rows and not utility):
         raise InputError(
@@ -327,6 +415,7 @@ def plan_rows(
     safety, ordinary = _stream(len(triples), config.seed, 1), _stream(max(len(utility), 1), config.seed, 2)
     longest = [len(harmful_ids(tokenizer, t, config.system)) for t in triples]
     options: dict[str, Any] = {"system": config.system, "max_length": config.max_length}
+    _check_rows(tokenizer, triples, longest, utility if config.utility_rows else [], config)
     plan: list[Planned] = []
     for step in range(steps):
         drawn: list[tuple[str, str, int, Encoded]] = []
@@ -341,6 +430,36 @@ def plan_rows(
             drawn.append((UTILITY, utility[i].id, 0, utility_row(tokenizer, utility[i], cut, **options)))
         plan += _weighted(step, drawn, config)
     return plan
+
+
+def _check_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    triples: Sequence[Triple],
+    longest: Sequence[int],
+    utility: Sequence[Chat],
+    config: DeepenConfig,
+) -> None:
+    """Make every row once, with the most harmful tokens it can get: whether one fits must not hang on what is drawn.
+
+    Raises:
+        InputError: naming the row and where it comes from.
+    """
+    options: dict[str, Any] = {"system": config.system, "max_length": config.max_length}
+    for triple, length in zip(triples, longest, strict=True):
+        k = min(config.max_context, length) if config.p_zero < 1 else 0
+        with _named(f"row {triple.id} of {config.data}, with {k} harmful tokens"):
+            recovery_row(tokenizer, triple, k, **options)
+    for row in utility:
+        with _named(f"row {row.id} of {config.utility}"):
+            utility_row(tokenizer, row, 0.0, **options)
+
+
+@contextmanager
+def _named(row: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{row}: {error}") from error
 
 
 def _weighted(step: int, drawn: list[tuple[str, str, int, Encoded]], config: DeepenConfig) -> list[Planned]:

@@ -7,7 +7,8 @@ slot already holds. That one rule shares all prefixes: the template and system p
 once, and the same prompt with 0, 5, 10, 20 and 40 prefilled answer tokens is one forward pass.
 
 Only `Decoding` decides how tokens are picked: a checkpoint's generation_config gives its end tokens and
-nothing else (no repetition penalty, no temperature). Knows nothing of chats, prompts or judges.
+nothing else (no repetition penalty, no temperature); the token that ends a turn in the chat template is one
+as well. Knows nothing else of chats, and nothing of prompts or judges.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from . import chat
 from .head import causal_lm
 from .models import context_length
 from .types import Decoding, InputError, Subject
@@ -95,7 +97,8 @@ def generate(
 
     Raises:
         InputError: a request is empty, has ids outside the vocabulary, impossible decoding settings, does not fit
-            the model's context, or its logits become NaN or infinite; the message gives its index.
+            the model's context, or its logits become NaN or infinite; the message gives its index. Or the memory
+            does not hold `batch_size` rows.
     """
     results: list[Completion | None] = [None] * len(requests)
 
@@ -313,11 +316,17 @@ class _Batcher:
     @torch.no_grad()
     def step(self) -> None:
         """Admit waiting rows into free slots and decode one token of every row; or run one plain batch."""
-        self._admit()
-        if any(self.active):
-            self._decode()
-        elif self.plain:
-            self._run_plain()
+        try:
+            self._admit()
+            if any(self.active):
+                self._decode()
+            elif self.plain:
+                self._run_plain()
+        except torch.OutOfMemoryError as error:
+            way = "lower --batch_size" if self.batch_size > 1 else "give shorter prompts or ask for shorter answers"
+            raise InputError(
+                f"the memory of the device does not hold {self.batch_size} row(s) decoded together: {way}"
+            ) from error
 
     # -- continuous -------------------------------------------------------------------------------------------
 
@@ -715,7 +724,18 @@ def _probe(lm: Any) -> str | None:
 def _end_tokens(lm: Any, tokenizer: Any) -> frozenset[int]:
     own = lm.generation_config.eos_token_id if lm.generation_config is not None else None
     ends = [own] if isinstance(own, int) else list(own or [])
-    return frozenset(int(end) for end in [*ends, tokenizer.eos_token_id] if end is not None)
+    return frozenset(int(end) for end in [*ends, tokenizer.eos_token_id, _end_of_turn(tokenizer)] if end is not None)
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The control token that closes an answer in the chat template; a base model often names another end."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        end = chat.check(tokenizer).end_ids[-1]
+    except InputError:  # whoever renders a conversation with this template is told
+        return None
+    return end if end in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} else None
 
 
 def _not_finite(row: _Row) -> InputError:

@@ -68,7 +68,8 @@ def _decoder_returns(lm: Any, hidden: Tensor) -> Iterator[None]:
         calls.append(1)
         return _Handed(last_hidden_state=hidden)
 
-    decoders = {id(module): module for module in (lm.base_model, lm.get_decoder())}.values()
+    found = (lm.base_model, lm.get_decoder())  # the second is None where a captured model has lost it
+    decoders = {id(module): module for module in found if module is not None}.values()
     own = [module.__dict__.get("forward") for module in decoders]
     for module in decoders:
         module.forward = forward
@@ -110,7 +111,7 @@ def select(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     `labels` (B, S) are not shifted: the state at position s predicts the label at s + 1.
     """
-    targets = labels[:, 1:]
+    targets = labels[:, 1:].to(hidden.device)  # layers spread over several devices end on another one
     mask = targets != IGNORE
     return hidden[:, :-1][mask], targets[mask]
 

@@ -149,7 +149,7 @@ def _on_hub(spec: str, options: ModelOptions) -> Place:
 def base_of(place: Place, base: str | None, options: ModelOptions) -> tuple[Place, ModelOptions]:
     """The full model of an adapter, and the options to load it with."""
     assert place.adapter is not None
-    name, revision = base or _adapter_base(place.adapter), None
+    name, revision = base or adapter_base(place.adapter), None
     if base is None:
         revision = _read_json(place.adapter / "adapter_config.json").get("revision")
     options = replace(_plain(options), revision=revision)
@@ -159,7 +159,7 @@ def base_of(place: Place, base: str | None, options: ModelOptions) -> tuple[Plac
     return whole, options
 
 
-def _adapter_base(folder: Path) -> str:
+def adapter_base(folder: Path) -> str:
     """What an adapter calls its base, as something `load` takes, also after both folders were moved together."""
     name = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not name:
@@ -281,7 +281,7 @@ def _has_template(folder: Path) -> bool:
 
 def _check_adapter(folder: Path, options: ModelOptions, base: str | None, needs_template: bool) -> None:
     _check_adapter_weights(folder, options)
-    name = base or _adapter_base(folder)
+    name = base or adapter_base(folder)
     if is_adapter(name):
         raise InputError(f"the base of {folder} is itself an adapter ({name}): merge that one into its base first")
     own = any((folder / file).is_file() for file in TOKENIZERS)

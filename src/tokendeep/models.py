@@ -7,6 +7,7 @@ conversations or scoring. Importing it loads no torch.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from . import chat, packaged
 from .config import ModelOptions
-from .locate import DTYPES, Place, adapter_hash, base_of, check_spec, explained, is_adapter, locate, weight_files
+from .locate import (
+    DTYPES,
+    Place,
+    adapter_base,
+    adapter_hash,
+    base_of,
+    check_spec,
+    explained,
+    is_adapter,
+    locate,
+    weight_files,
+)
 from .packaged import cache_dir, smollm2_folder
 from .types import InputError, Subject
 
@@ -24,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
+    "adapter_base",
     "cache_dir",
     "check_same_vocabulary",
     "check_spec",
@@ -44,6 +57,7 @@ def load(
     options: ModelOptions | None = None,
     dtype: str | torch.dtype | None = None,
     needs_template: bool = True,
+    trainable: bool = False,
 ) -> Subject:
     """Load a model and its tokenizer, ready for inference.
 
@@ -54,6 +68,7 @@ def load(
         options: dtype, device, chat template and what is allowed; the defaults where left out.
         dtype: overrides that of the options.
         needs_template: False also takes a tokenizer without chat template, for a model that is only compared with.
+        trainable: leave an adapter's weights open to training, in float32; those of a full model always are.
 
     Returns:
         The Subject. `revision` is the hub's commit, or a fingerprint of local weights; `adapter` a hash of the
@@ -74,7 +89,7 @@ def load(
         model = _load_weights(place, options, kind, device_map)
     else:
         whole, whole_options = base_of(place, base, options)
-        model = _load_adapter(place, _load_weights(whole, whole_options, kind, device_map), options, device_map)
+        model = _load_adapter(place, _load_weights(whole, whole_options, kind, device_map), device_map, trainable)
     tokenizer = _load_tokenizer(place if place.has_tokenizer else whole, options, needs_template)
     _check_weights(spec, model, tokenizer)
     adapter = adapter_hash(place.adapter) if place.adapter else None
@@ -174,13 +189,24 @@ def _device_map(options: ModelOptions) -> Any:
 
     if options.device_map:
         return options.device_map
-    name = options.device if options.device != "auto" else "cuda:0" if torch.cuda.is_available() else "cpu"
+    name = options.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{_own_gpu()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"there is no device {name} here: use cpu, cuda or auto") from error
     return {"": device}
+
+
+def _own_gpu() -> int:
+    """The GPU of this process: the first, or with several processes on a machine (torchrun) one each."""
+    import torch
+
+    return int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
 
 
 def _load_weights(place: Place, options: ModelOptions, dtype: torch.dtype, device_map: Any) -> PreTrainedModel:
@@ -212,14 +238,14 @@ def _load_weights(place: Place, options: ModelOptions, dtype: torch.dtype, devic
     return model
 
 
-def _load_adapter(place: Place, model: PreTrainedModel, options: ModelOptions, device_map: Any) -> PreTrainedModel:
+def _load_adapter(place: Place, model: PreTrainedModel, device_map: Any, trainable: bool) -> PreTrainedModel:
     from peft import PeftModel
 
     assert place.adapter is not None
     device: dict[str, Any] = {"torch_device": str(device_map[""])} if isinstance(device_map, dict) else {}
     with explained(place.spec), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        adapted = PeftModel.from_pretrained(model, str(place.adapter), **device)
+        adapted = PeftModel.from_pretrained(model, str(place.adapter), is_trainable=trainable, **device)
     for warning in said:
         if "missing adapter keys" in str(warning.message):
             raise InputError(

@@ -22,7 +22,7 @@ from typing import Any
 from . import data, deepen, measure, models, report, runs
 from .config import AttackConfig, DeepenConfig, DemoConfig, MeasureConfig, ReportConfig
 from .evals import run as attack
-from .types import Decoding, Prompt, Subject
+from .types import Decoding, InputError, Prompt, Subject
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,17 @@ class Demo:
         self.recipe, self.seed, self.fresh = recipe, config.seed, config.fresh
         self.out = Path(config.out)
         self.cache = models.cache_dir() / f"demo-{_key(recipe, config.seed)}"
-        if self.fresh:
-            shutil.rmtree(self.cache, ignore_errors=True)
         self.steps, self.started = 8, time.monotonic()
         self.done = 0
 
     def tell(self) -> Path:
-        runs.private_dir(self.out)
+        settings = {"seed": self.seed, "recipe": json.loads(json.dumps(asdict(self.recipe)))}
+        state = runs.open_run(self.out, "demo", settings, overwrite=self.fresh)
+        if state.finished:
+            print(f"demo: {self.out} already holds this finished run\n\n{closing_table(self.out, self.recipe.k)}")
+            return self.out
+        if self.fresh:
+            shutil.rmtree(self.cache, ignore_errors=True)
         runs.private_dir(self.cache)
         with self._step("answers of the unaligned model (SmolLM2-135M-Instruct)"):
             self._write_data()
@@ -98,6 +102,7 @@ class Demo:
             self._measure("deepened", deepened)
         with self._step("report"):
             page = report.run(ReportConfig([str(self.out)], str(self.out / "report.html"), overwrite=True), show=False)
+        state.finish()
         print(f"\n{closing_table(self.out, self.recipe.k)}\n\nReport: {page}")
         print(f"Took {(time.monotonic() - self.started) / 60:.1f} minutes.")
         return self.out
@@ -188,6 +193,8 @@ class Demo:
             refusals = deepen.sample_refusals(models.load(aligned), [t.messages for t in triples], settings, tries=2)
             kept = [replace(t, refusal=r) for t, r in zip(triples, refusals, strict=True) if r]
             print(f"      the aligned model refused {len(kept)} of {len(triples)} training instructions; they are used")
+            if not kept:
+                raise InputError("The aligned model refused none of the training instructions; train it with --fresh.")
             _write(
                 path,
                 [{"id": t.id, "messages": list(t.messages), "harmful": t.harmful, "refusal": t.refusal} for t in kept],
@@ -198,7 +205,7 @@ class Demo:
         """Prefilling on the harmful test rows; the plain request on their harmless twins and on unseen benign prompts."""
         common: dict[str, Any] = {
             "model": model, "system": self.recipe.system, "max_new_tokens": self.recipe.attack_tokens,
-            "seed": self.seed, "batch_size": 64, "overwrite": True, "label": label,
+            "seed": self.seed, "batch_size": 64, "overwrite": self.fresh, "label": label,
         }  # fmt: skip
         ks = list(self.recipe.k if label != "base" else self.recipe.k_base)
         folder = self.out / label
@@ -229,7 +236,7 @@ class Demo:
                 benign=str(self.cache / "benign_pairs.jsonl"), out=str(self.out / label / "measure"),
                 system=self.recipe.system, positions=self.recipe.positions, k=list(self.recipe.measured_k),
                 limit=self.recipe.measured,
-                seed=self.seed, overwrite=True, label=label,
+                seed=self.seed, overwrite=self.fresh, label=label,
             )
         )  # fmt: skip
 

@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, runs
+from .attack.prefill import system_name
 from .config import ReportConfig
 from .reporting import csvs, findings, gather, transcripts
 from .types import InputError
+
+SYSTEMS = ("system", "refusal_system")  # settings that can hold a text of the user's
 
 
 def run(config: ReportConfig, *, show: bool = True) -> Path:
@@ -57,7 +60,7 @@ def build(dirs: Sequence[str | Path], *, show_text: bool = False, read: gather.R
     Raises:
         InputError: see `run`.
     """
-    found = gather.runs(dirs, read)
+    found, foreign = gather.runs(dirs, read), gather.foreign(dirs)
     series = gather.series(found)
     return {
         "version": __version__,
@@ -68,19 +71,27 @@ def build(dirs: Sequence[str | Path], *, show_text: bool = False, read: gather.R
             for label in dict.fromkeys(run.label for run in found if run.attack_checkpoint)
         ],
         "headline": findings.headline(found, series),
-        "sections": findings.sections(found, series),
+        "sections": findings.sections(found, series, foreign),
         "show_text": show_text,
         "groups": transcripts.groups(series, show_text),
         "manifests": [
             (
                 f"{run.label}, {findings.verb(run)}",
-                json.dumps(run.manifest, ensure_ascii=False, indent=1, sort_keys=True),
+                json.dumps(_shared(run.manifest), ensure_ascii=False, indent=1, sort_keys=True),
             )
             for run in found
             if run.manifest
         ],
         "csv": csvs.tables(found, series),
     }
+
+
+def _shared(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest as it may be shown to others: a user's system prompts by their hash."""
+    config = manifest.get("config")
+    texts = {name: text for name in SYSTEMS if isinstance(config, dict) and isinstance(text := config.get(name), str)}
+    hashed = {name: system_name(text) for name, text in texts.items()}
+    return {**manifest, "config": {**config, **hashed}} if isinstance(config, dict) else dict(manifest)
 
 
 def neutralise(text: str) -> str:

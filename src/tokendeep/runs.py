@@ -3,6 +3,7 @@
 Every verb opens its folder with `open_run` and writes through `write_json`, `write_text` and `write_jsonl`. A file is
 written beside its place, synced and renamed, so a reader sees the old file or the new one and never half of either.
 What a run writes is noted in its manifest before it is written; `overwrite` removes what is noted and nothing else.
+While a process writes into a folder it holds a lock there, which the system drops when the process ends.
 Knows nothing of models and rows.
 """
 
@@ -24,20 +25,27 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from tokendeep.types import InputError
 
 MANIFEST = "manifest.json"
 WARNING = "README.txt"
+LOCK = ".lock"
+# A folder that may not be written needs no lock, and some network disks have none.
+LOCKLESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 PARTIAL = ".tokendeep-partial"
 # What libraries write into a run's folder on our behalf; noted in every manifest from the start.
 SCRATCH = "trainer"  # checkpoints to resume from, which a user may delete once the run has finished
 BY_LIBRARIES = ("*.eval", ".eval-set-id", "eval-set.json", "logs.json", "checkpoint", "checkpoint.part", SCRATCH)
-NOT_COMPARED = ("out", "overwrite", "debug")  # settings that do not change what a run computes
+# Settings that do not change what a run computes; a run that ran out of memory goes on with a smaller batch.
+NOT_COMPARED = ("out", "overwrite", "debug", "batch_size", "micro_batch", "device", "device_map", "label")
 RESERVED = frozenset(
     ["tokendeep", "verb", "status", "config", "inputs", "models", "seed", "versions", "started", "resumed", "finished",
      "files"]
 )  # fmt: skip
 MODELS = ("model", "base")  # settings whose local folders are part of a run's identity
+TEXTS = ("chat_template", "openings")  # settings whose local files are
 PACKAGES = ("tokendeep", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "inspect-ai", "gguf",
             "safetensors", "tokenizers", "numpy", "scipy")  # fmt: skip
 SAMPLES, SAMPLE = 64, 2**20  # pieces, and bytes each, that stand for a large file of weights
@@ -95,9 +103,12 @@ class Run:
             self.manifest |= {**extra, "status": "finished", "finished": _now()}
             _save(self.out, self.manifest)
         _OPEN.pop(self.out.resolve(), None)
+        _unlock(self.out)
 
 
 _OPEN: dict[Path, Run] = {}  # runs that are being written, so that each write is noted in the right manifest
+_LOCKS: dict[Path, FileLock] = {}  # what this process holds: also after an error, so that it can go on
+_MADE: set[Path] = set()  # output folders that were not there before
 
 
 def open_run(
@@ -110,8 +121,9 @@ def open_run(
     """Take `out` for this run: a new one, the same one to go on with, or the same one finished.
 
     Two runs are the same when verb, settings (other than `NOT_COMPARED`), inputs and models are. Settings named in
-    `inputs`, and `model` and `base`, are compared by content where they are local paths, so a moved file is the same.
-    Of several processes (accelerate) only the one of rank 0 writes manifests.
+    `inputs`, `MODELS` and `TEXTS` are compared by content where they are local paths, so a moved file is the same.
+    Of several processes (accelerate) only the one of rank 0 writes manifests and locks the folder, until `finish` or
+    its end; it may call again before.
 
     Args:
         out: the output folder; made where it is missing.
@@ -122,11 +134,23 @@ def open_run(
 
     Raises:
         InputError: `out` is empty, a file, not writable, on a full disk, holds a manifest of something else, holds a
-            different run (the message names what differs), or an input cannot be read.
+            different run (the message names what differs), an input cannot be read, or another process is writing.
     """
     folder = _make_folder(out)
     manifest = _new_manifest(verb, config, inputs or {})
-    run = Run(folder, manifest)
+    with _locked(folder):
+        run = _take(folder, manifest, overwrite)
+        if run.finished:
+            _relabel(run, manifest["config"].get("label"))
+        else:
+            if _is_main_process():
+                _save(folder, run.manifest)
+            _OPEN[folder.resolve()] = run
+    return run
+
+
+def _take(folder: Path, manifest: dict[str, Any], overwrite: bool) -> Run:
+    """The run to do in `folder`, by what lies there."""
     old = _read_manifest(folder)
     if old is None:
         _refuse_foreign(folder)
@@ -140,15 +164,11 @@ def open_run(
             f"differs in {differences}; give another --out, or --overwrite to replace it."
         )
     else:
-        run = _same_run(folder, old)
-    if not run.finished:
-        if _is_main_process():
-            _save(folder, run.manifest)
-        _OPEN[folder.resolve()] = run
-    return run
+        return _same_run(folder, old, manifest["config"])
+    return Run(folder, manifest)
 
 
-def _same_run(folder: Path, manifest: dict[str, Any]) -> Run:
+def _same_run(folder: Path, manifest: dict[str, Any], config: Mapping[str, Any]) -> Run:
     """The run that is already here. A finished one whose results somebody removed is to be gone through again."""
     kept = [name for name in manifest["files"] if PurePosixPath(name).parts[:1] != (SCRATCH,)]
     if manifest["status"] == "finished" and all(_find(folder, name) for name in kept):
@@ -156,10 +176,56 @@ def _same_run(folder: Path, manifest: dict[str, Any]) -> Run:
     again = {
         "status": "running",
         "finished": None,
+        "config": config,
         "files": [*BY_LIBRARIES, *(name for name in manifest["files"] if name not in BY_LIBRARIES)],
         "resumed": [*manifest.get("resumed", []), _now()],
     }
     return Run(folder, {**manifest, **again}, resumed=True)
+
+
+def _relabel(run: Run, label: str | None) -> None:
+    """A finished run asked for under a new name gets it."""
+    if label and label != run.manifest["config"].get("label") and _is_main_process():
+        run.manifest["config"]["label"] = run.manifest["label"] = label
+        _save(run.out, run.manifest)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock `folder` for this process, and leave it locked where the block has opened a run in it."""
+    held = folder.resolve() in _LOCKS
+    if _is_main_process() and not held:
+        _lock(folder)
+    try:
+        yield
+    finally:
+        if not held and folder.resolve() not in _OPEN:
+            _unlock(folder)
+
+
+def _lock(folder: Path) -> None:
+    lock = FileLock(folder / LOCK, blocking=False, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"another process is writing {folder}; wait until it has ended or give another --out."
+        ) from None
+    except OSError as error:
+        if error.errno in LOCKLESS:
+            return
+        if explained := explain(error, folder):
+            raise explained from error
+        raise
+    else:
+        _LOCKS[folder.resolve()] = lock
+
+
+def _unlock(folder: Path) -> None:
+    if lock := _LOCKS.pop(folder.resolve(), None):
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()  # while it is held: who opened it before sees that it is gone and takes a new one
+        lock.release()
 
 
 def _make_folder(out: str | Path) -> Path:
@@ -169,19 +235,22 @@ def _make_folder(out: str | Path) -> Path:
     with guarded(folder):
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file, not a folder; give another --out.")
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _MADE.add(folder.resolve())
     return folder
 
 
 def _new_manifest(verb: str, config: Mapping[str, Any], inputs: Mapping[str, str | Path]) -> dict[str, Any]:
     settings = json.loads(_json({name: _plain(value) for name, value in config.items()}))
     local_models = {name: spec for name in MODELS if (spec := config.get(name)) and _exists(_user_path(spec))}
+    texts = {name: path for name in TEXTS if (path := config.get(name)) and os.path.isfile(_user_path(path))}
     return {
         "tokendeep": _version("tokendeep"),
         "verb": verb,
         "status": "running",
         "config": settings,
-        "inputs": {name: _hash_input(name, value) for name, value in inputs.items()},
+        "inputs": {name: _hash_input(name, value) for name, value in {**texts, **inputs}.items()},
         "models": {name: model_identity(spec) for name, spec in local_models.items()},
         "seed": settings.get("seed"),
         "versions": versions(),
@@ -459,13 +528,21 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]], *, private:
 
 
 def private_dir(path: str | Path) -> Path:
-    """Make a folder that its owner alone can enter, with a warning file in it. Raises as `write_json`."""
+    """Make a folder that its owner alone can enter, with a warning file in it. Raises as `write_json`.
+
+    A folder of the user's own gets the warning but keeps its permissions; a README.txt of another text stops it.
+    """
     path = Path(path)
-    with guarded(path):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.chmod(0o700)
     warning = path / WARNING
-    if not warning.exists() or warning.read_text(encoding="utf-8", errors="replace") != PRIVATE_NOTE:
+    with guarded(path):
+        ours = not path.exists() or path.resolve() in _MADE
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        note = warning.read_text(encoding="utf-8", errors="replace") if os.path.lexists(warning) else None
+        if note not in (None, PRIVATE_NOTE):
+            raise InputError(f"{warning} was not written by tokendeep; move it or give another --out.")
+        if ours or note:
+            path.chmod(0o700)
+    if note is None:
         write_text(warning, PRIVATE_NOTE, private=True)
     return path
 

@@ -221,7 +221,7 @@ def branch_logps(subject: Subject, ids: Sequence[int], branches: Sequence[tuple[
         float32 (len(branches),): for each branch the sum over its tokens.
     """
     model = subject.model
-    if not _tree_fits(model, len(ids) + sum(len(tokens) for _, tokens in branches)):
+    if not _tree_fits(model, max(len(ids), *(at + len(tokens) for at, tokens in branches))):
         return _branch_logps_by_rows(subject, ids, branches)
     tree = _Tree(list(ids))
     wanted = [
@@ -278,7 +278,10 @@ class _Tree:
 
 
 def _tree_fits(model: Any, length: int) -> bool:
-    """Whether the model takes its own positions and mask: rotary positions, attention in every layer."""
+    """Whether the model takes its own positions and mask: rotary positions, attention in every layer.
+
+    `length` is that of the longest path, which a sliding window must hold.
+    """
     lm = head.causal_lm(model)
     config = lm.config.get_text_config()
     rotary = getattr(config, "rope_parameters", None) is not None

@@ -29,13 +29,42 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}")
-    if n == 0:
+    return _wilson(successes / n, n, level) if n else (0.0, 1.0)
+
+
+def wilson_repeated(successes: Sequence[int], n: Sequence[int], level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for sum(successes) / sum(n), where the samples of one prompt are alike.
+
+    The number of samples is divided by the design effect: the variance of the rate with prompts as clusters, over
+    that of as many independent samples (Kish, Survey Sampling, 1965). It lies between 1 and its value for samples
+    that are all alike within their prompt, and is taken to be that where nothing tells: all samples agree, or there is
+    one prompt. Equally many samples a prompt then count as one; with one sample a prompt this is `wilson`.
+
+    Args:
+        successes, n: (prompts,) how many samples of each prompt are true, and how many there are.
+
+    Raises:
+        ValueError: different lengths, or not 0 <= successes <= n for some prompt.
+    """
+    if len(successes) != len(n) or not all(0 <= x <= size for x, size in zip(successes, n, strict=True)):
+        raise ValueError(f"{list(successes)} successes of {list(n)}")
+    total, prompts = sum(n), sum(size > 0 for size in n)
+    if total == 0:
         return 0.0, 1.0
-    z, p = _z(level), successes / n
+    p, effect = sum(successes) / total, sum(size * size for size in n) / total
+    if 0 < p < 1 and prompts > 1:
+        spread = sum((x - p * size) ** 2 for x, size in zip(successes, n, strict=True)) * prompts / (prompts - 1)
+        effect = min(effect, max(1.0, spread / (p * (1 - p) * total)))
+    return _wilson(p, total / effect, level)
+
+
+def _wilson(p: float, n: float, level: float) -> tuple[float, float]:
+    """The interval around p of n independent samples; n need not be whole."""
+    z = _z(level)
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    low = 0.0 if successes == 0 else max(0.0, centre - half)  # exact at the ends, where rounding would leave 1e-17
-    high = 1.0 if successes == n else min(1.0, centre + half)
+    low = 0.0 if p == 0 else max(0.0, centre - half)  # exact at the ends, where rounding would leave 1e-17
+    high = 1.0 if p == 1 else min(1.0, centre + half)
     return low, high
 
 

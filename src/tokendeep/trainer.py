@@ -8,9 +8,13 @@ accumulation steps and processes.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from . import head
@@ -128,6 +131,79 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
+def processes() -> int:
+    """How many processes train together (accelerate launch and torchrun say so)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """True in the process that writes what all share."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def wait_for_everyone(subject: Subject) -> None:
+    """Go on when every process has come here; for waits of minutes, not for work that one process does for all."""
+    if processes() > 1:
+        from accelerate import PartialState
+
+        cpu = next(subject.model.parameters()).device.type == "cpu"
+        PartialState(cpu=cpu, timeout=timedelta(minutes=30)).wait_for_everyone()
+
+
+def check_batches(rows_per_step: int, micro_batch: int) -> None:
+    """Raise InputError where a step cannot be cut into equal parts for all processes."""
+    if rows_per_step % (micro_batch * processes()):
+        raise InputError(
+            f"{rows_per_step} rows per step cannot be cut into micro-batches of {micro_batch} on {processes()} "
+            f"process(es); choose --micro_batch so that {rows_per_step} is a multiple of micro_batch x processes."
+        )
+
+
+def check_gpus(subject: Subject) -> None:
+    """Refuse what the training library cannot do: one process with several GPUs in sight and a model on one of them.
+
+    Raises:
+        InputError: saying how to start one process per GPU, or how to hide the others.
+    """
+    devices = {parameter.device for parameter in subject.model.parameters()}
+    count = torch.cuda.device_count()
+    if "WORLD_SIZE" in os.environ or count < 2 or len(devices) > 1 or devices.pop().type != "cuda":
+        return
+    raise InputError(
+        f"There are {count} GPUs and one process; start one process per GPU with `accelerate launch --num_processes "
+        f"{count} -m tokendeep ...`, or choose one GPU by setting CUDA_VISIBLE_DEVICES=0."
+    )
+
+
+@contextlib.contextmanager
+def _memory(micro_batch: int) -> Iterator[None]:
+    """Say what to do where the memory is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        way = (
+            f"lower --micro_batch (now {micro_batch}) and run it again"
+            if micro_batch > 1
+            else "lower --max_length, or train an adapter with --lora"
+        )
+        raise InputError(
+            f"The memory of the device does not hold the training of a micro-batch of {micro_batch} row(s): {way}."
+        ) from error
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint; those that a killed run left without their state, written last, are removed."""
+    whole: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            whole[int(path.name.removeprefix("checkpoint-"))] = path
+        except (OSError, ValueError):
+            if is_main():
+                shutil.rmtree(path, ignore_errors=True)
+    return str(whole[max(whole)]) if whole else None
+
+
 def train(
     subject: Subject,
     rows: Sequence[WeightedRow],
@@ -154,16 +230,13 @@ def train(
         the log history and the number of steps.
 
     Raises:
-        InputError: rows_per_step is no multiple of micro_batch times the processes; the loss is not finite.
+        InputError: rows_per_step is no multiple of micro_batch times the processes; several GPUs and one process;
+            nothing can be trained; the loss is not finite; the memory is too small; the weights cannot be saved.
     """
     from datasets import Dataset
 
-    world = int(os.environ.get("WORLD_SIZE", "1"))  # set by accelerate launch and torchrun
-    if rows_per_step % (micro_batch * world):
-        raise InputError(
-            f"{rows_per_step} rows per step cannot be cut into micro-batches of {micro_batch} on {world} process(es); "
-            f"choose --micro_batch so that {rows_per_step} is a multiple of micro_batch x processes."
-        )
+    check_batches(rows_per_step, micro_batch)
+    check_gpus(subject)
     groups = sorted({row.group for row in rows})
     dataset = Dataset.from_list(
         [
@@ -175,22 +248,27 @@ def train(
     model.train()
     if train_layers:
         train_top_layers(model, train_layers)
-    device = next(model.parameters()).device
+    if not lora and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(
+            f"All weights of {subject.name} are frozen, so nothing would be trained; load it as trainable."
+        )
+    first = next(model.parameters())
+    device, bf16 = first.device, has_bf16(first.device)
     folder = out / "trainer"
     args = SFTConfig(
         output_dir=str(folder),
         max_steps=len(rows) // rows_per_step,
         per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=rows_per_step // (micro_batch * world),
+        gradient_accumulation_steps=rows_per_step // (micro_batch * processes()),
         learning_rate=lr,
-        lr_scheduler_type=schedule,
+        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
         warmup_steps=warmup_steps,
         adam_beta1=adam_betas[0],
         adam_beta2=adam_betas[1],
         max_grad_norm=max_grad_norm,
         weight_decay=0.0,
-        bf16=has_bf16(device),
-        fp16=False,
+        bf16=bf16,
+        fp16=first.dtype == torch.float16 and device.type == "cuda" and not bf16,
         use_cpu=device.type == "cpu",
         activation_checkpointing=device.type != "cpu",
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -203,17 +281,18 @@ def train(
         disable_tqdm=True,
         max_length=None,
     )
-    trainer = WeightedSFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=dataset,
-        processing_class=subject.tokenizer,
-        peft_config=_lora(lora) if lora else None,
-        groups=groups,
-        callbacks=[ProgressBar(), *callbacks],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    with _memory(micro_batch):
+        trainer = WeightedSFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            processing_class=subject.tokenizer,
+            peft_config=_lora(lora) if lora else None,
+            groups=groups,
+            callbacks=[ProgressBar(), *callbacks],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     _save(trainer, subject, out / "checkpoint")
     return {"history": trainer.state.log_history, "steps": trainer.state.global_step}
 
@@ -225,14 +304,27 @@ def _lora(rank: int) -> Any:
 
 
 def _save(trainer: WeightedSFTTrainer, subject: Subject, folder: Path) -> None:
-    """Write the weights into a temporary folder and rename it, so that a killed run leaves no half checkpoint."""
-    import shutil
+    """Write the weights into a temporary folder and rename it, so that a killed run leaves no half checkpoint.
 
+    Raises:
+        InputError: the launcher's settings keep the weights in shards; the training's own checkpoints are left.
+    """
     part = folder.with_name(folder.name + ".part")
+    if trainer.is_world_process_zero():
+        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed while it saved
     for parameter in head.causal_lm(trainer.model).parameters():
         parameter.requires_grad_(True)
+    sharding = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if sharding is not None:  # Trainer saves nothing but whole weights in one place
+        sharding.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(part))
     if trainer.is_world_process_zero():
+        if not list(part.glob("*.safetensors")):
+            raise InputError(
+                f"The trained weights were not saved whole to {part}; make the launcher's settings gather them "
+                "(FULL_STATE_DICT, stage3_gather_16bit_weights_on_model_save) and run it again: it goes on from "
+                f"{trainer.args.output_dir}."
+            )
         subject.tokenizer.save_pretrained(part)
         (part / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing here needs it
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,8 @@ generation or judges.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -79,7 +81,7 @@ def prefill(
 def refusal_prefix(
     prompts: Sequence[Prompt], prefixes: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase | None
 ) -> list[Prompt]:
-    """Prefill the opening of a refusal (Table 1 of the paper), one prompt for each prefix.
+    """Prefill the opening of a refusal (Table 1 of the paper), one prompt for each prefix, which goes by its name.
 
     Args:
         prompts: the plain requests.
@@ -92,11 +94,11 @@ def refusal_prefix(
     openings = check_prefixes(prefixes)
     attacked: list[Prompt] = []
     for prompt in prompts:
-        for opening in openings:
+        for name, opening in zip(prefix_names(openings), openings, strict=True):
             ids: Sequence[int] = ()
             if tokenizer is not None:
                 ids = chat.response_ids(tokenizer, list(prompt.messages), opening, end=False)
-            params = {"prefix": opening}
+            params = {"prefix": name}
             attacked.append(_attacked(prompt.id, prompt.messages, prompt.meta, "refusal-prefix", params, ids, opening))
     return attacked
 
@@ -121,6 +123,25 @@ def check_prefixes(prefixes: Sequence[str] | None) -> tuple[str, ...]:
     if len(set(openings)) < len(openings):
         raise InputError("a refusal prefix is given twice: name each once")
     return openings
+
+
+def prefix_names(openings: Sequence[str]) -> list[str]:
+    """What results call the prefixes: those of the paper by their text, a user's own by number and hash."""
+    return [
+        opening if opening in REFUSAL_PREFIXES else f"prefix #{number} ({fingerprint(opening)})"
+        for number, opening in enumerate(openings, 1)
+    ]
+
+
+def system_name(system: str) -> str:
+    """What results call the setting `system`: none and default as they are, a text by its hash."""
+    known = system in ("none", "default") or re.fullmatch("sha [0-9a-f]{8}", system)
+    return system if known else fingerprint(system)
+
+
+def fingerprint(text: str) -> str:
+    """A text by the first signs of its SHA-256, for files that are shown to others."""
+    return f"sha {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int]) -> str:

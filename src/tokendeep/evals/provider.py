@@ -242,7 +242,8 @@ def provider() -> type[ModelAPI]:
 def live_model(subject: Subject, *, batch_size: int = 16) -> Model:
     """An Inspect model around one that is already in memory. It is never memoised, and its log names it only."""
     model = get_model(f"{NAME}/{subject.name}", memoize=False, subject=subject, batch_size=batch_size)
-    model.model_args.pop("subject")
+    for name in ("subject", "batch_size"):
+        model.model_args.pop(name)
     return model
 
 

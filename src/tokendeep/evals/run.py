@@ -32,6 +32,7 @@ ELSEWHERE = "inspect/"  # any other Inspect provider: inspect/PROVIDER/NAME
 QUEUED = 8  # batches of samples under way in each task: prefixes are shared, and the first batch starts at once
 ROLES = ("harmful", "twins", "unseen")  # what asking for the rows is
 FLUSHES = 2000  # a log is rewritten whole at each flush: beyond so many samples, not after each of them
+NO_IDENTITY = ("batch_size", "device", "device_map")  # Inspect would take a run with others for another one
 LEFTOVERS = (".inspect_tmp_*.writing", "logs.json", "eval-set.json", ".eval-set-id")
 
 
@@ -51,7 +52,7 @@ def run(config: AttackConfig, subject: Subject | None = None, *, show: bool = Tr
     with use(Session(model)) as session:
         todo = [_task(name, config) for name in names]
         state = runs.open_run(
-            config.out, "attack", asdict(config), {"data": data.identity(config.data)}, overwrite=config.overwrite
+            config.out, "attack", _recorded(config), {"data": data.identity(config.data)}, overwrite=config.overwrite
         )
         if state.finished:
             print(f"attack: {state.out} already holds this finished run")
@@ -97,7 +98,8 @@ def describe(rows: Sequence[dict[str, Any]]) -> str:
     """The rates as a table for the terminal: no text of prompts or answers."""
     lines = [("attack", "", "non-refusal", "95 % interval", "n", "broken off", "unscored")]
     for row in rows:
-        what = ", ".join(f"{name}={value}" for name, value in row["params"].items() if name in ("k", "prefix"))
+        params = row["params"]
+        what = f"k={params['k']}" if "k" in params else params.get("prefix", "")
         rate, interval, partial = "-", "-", "-"
         if row["n"]:
             rate, partial = f"{row['rate']:.3f}", f"{row['partial_rate']:.3f}"
@@ -120,7 +122,10 @@ def _model(config: AttackConfig, subject: Subject | None) -> Model:
         except Exception as error:  # each provider has its own way to say what it misses
             raise InputError(f"the Inspect model {spec} cannot be used ({error}): check its name and set-up") from error
     options = {field.name: getattr(config, field.name) for field in fields(ModelOptions) if field.name in OPTIONS}
-    return get_model(f"{NAME}/{config.model}", memoize=False, batch_size=config.batch_size, **options)
+    model = get_model(f"{NAME}/{config.model}", memoize=False, batch_size=config.batch_size, **options)
+    for name in NO_IDENTITY:
+        model.model_args.pop(name, None)
+    return model
 
 
 def _facts(model: Model, config: AttackConfig) -> dict[str, Any]:
@@ -130,6 +135,12 @@ def _facts(model: Model, config: AttackConfig) -> dict[str, Any]:
     loaded = model.api.subject
     about = {"revision": loaded.revision, "adapter": loaded.adapter} if loaded else {}
     return {"model": {"name": config.model, **about}, "template": chat.template_hash(model.api.tokenizer)}
+
+
+def _recorded(config: AttackConfig) -> dict[str, Any]:
+    """The settings as the manifest keeps them: prefixes and system prompts of the user by their hash."""
+    names = None if config.prefixes is None else attacks.prefix_names(config.prefixes)
+    return {**asdict(config), "prefixes": names, "system": attacks.system_name(config.system)}
 
 
 def _settings(config: AttackConfig) -> tasks.Settings:
@@ -208,13 +219,15 @@ def _raise_failure(session: Session, logs: Sequence[EvalLog], out: Path) -> None
     """Turn the status of unfinished tasks into the error that stopped them."""
     if session.failures:
         raise session.failures[0]
+    served = not isinstance(session.model.api, TokendeepAPI)
     if not logs or any(log.status == "cancelled" for log in logs):  # Inspect keeps Ctrl-C to itself
         raise KeyboardInterrupt
     for log in logs:
         if log.error is not None:
             if full := runs.explain(RuntimeError(log.error.message), out):
                 raise full
-            raise InputError(f"the run stopped and can go on with the same command: {log.error.message}")
+            why = f"the reason is in {log.location}" if served else log.error.message  # a server can quote the prompt
+            raise InputError(f"the run stopped and can go on with the same command: {why}")
     raise InputError(f"the run did not finish: the same command goes on in {out}")
 
 

@@ -25,7 +25,7 @@ from inspect_ai.model import (
 from inspect_ai.scorer import grouped, mean
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
-from tokendeep import chat, data, models
+from tokendeep import chat, data, models, runs
 from tokendeep.attack import prefill as attacks
 from tokendeep.evals import _session
 from tokendeep.evals._session import current_model
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_KS = (0, 5, 10, 20, 40)
+PREFIX_JUDGED = {"refusal": "full", "refusal-keywords": "continuation"}  # what each judge sees behind a refusal prefix
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def none(
         limit: use the first so many rows only.
     """
     settings = Settings(judge, judged, system, temperature, top_p, top_k, max_new_tokens, samples, seed, limit)
-    return build("none", attacks.none(read_prompts(data, settings)), settings)
+    return build("none", data, attacks.none(read_prompts(data, settings)), settings)
 
 
 @task
@@ -138,7 +139,7 @@ def prefill(
     by_text = bool(ks[-1]) and prefill_route(model, continues) == "text"
     counting = victim_tokenizer(model, tokenizer) if ks[-1] else None
     prompts, skipped = attacks.prefill(pairs, ks, counting, as_text=by_text)
-    return build("prefill", prompts, settings, skipped=skipped, group="k", continues=continues)
+    return build("prefill", data, prompts, settings, skipped=skipped, group="k", continues=continues)
 
 
 @task(name="refusal-prefix")
@@ -160,6 +161,10 @@ def refusal_prefix(
 ) -> Task:
     """The opening of a refusal is given in advance (Table 1 of the paper).
 
+    What follows is the rest of a sentence that declines or turns away from declining, so the judge `refusal` always
+    sees both as one text, whatever `judged` says. `refusal-keywords` would find its keywords in the openings
+    themselves and always sees the continuation alone. Logs and asr.json say which under `judged`.
+
     Args:
         data: prompts or pairs (JSONL, JSON or CSV).
         prefixes: the openings; the paper's five when left out.
@@ -168,16 +173,19 @@ def refusal_prefix(
     """
     settings = Settings(judge, judged, system, temperature, top_p, top_k, max_new_tokens, samples, seed, limit)
     settings.decoding()
+    judge_named(judge, judged)
+    settings = replace(settings, judged=PREFIX_JUDGED[judge])
     prompts = read_prompts(data, settings)
     model = current_model()
     exact = victim_tokenizer(model, None) if prefill_route(model, continues) == "ids" else None
     openings = [prefixes] if isinstance(prefixes, str) else prefixes
     attacked = attacks.refusal_prefix(prompts, openings, exact)
-    return build("refusal-prefix", attacked, settings, group="prefix", continues=continues)
+    return build("refusal-prefix", data, attacked, settings, group="prefix", continues=continues)
 
 
 def build(
     attack: str,
+    source: str,
     prompts: Sequence[Prompt],
     settings: Settings,
     *,
@@ -188,6 +196,7 @@ def build(
     """One task from attacked prompts.
 
     Args:
+        source: where the rows are from; its hash tells evaluations on different data apart.
         skipped: answers too short for each k, kept in the log's metadata.
         group: the parameter whose values get a rate each in Inspect's own summary.
 
@@ -215,7 +224,8 @@ def build(
             "attack": attack,
             "judge": settings.judge,
             "judged": settings.judged,
-            "system": settings.system,
+            "system": attacks.system_name(settings.system),
+            "data": runs._hash_input("data", data.identity(source)),
             "skipped": {str(k): count for k, count in (skipped or {}).items()},
         },
     )
@@ -238,13 +248,24 @@ def prefixed(seed: int = 0, continues: bool = False) -> Solver:
         try:
             return await generate(state, seed=first + state.epoch - 1)
         except Exception as error:
+            row = state.metadata["prompt_id"]
             if isinstance(error, InputError):  # a prompt too long or bad logits, say: name the row
-                error = InputError(f"row {state.metadata['prompt_id']}: {error}")
+                error = InputError(f"row {row}: {error}")
             if (session := _session.current()) is not None:
-                session.fail(error)
+                session.fail(_failure(error, model, row))
             raise error
 
     return solve
+
+
+def _failure(error: Exception, model: Model, row: str) -> Exception:
+    """What the user is told: of a server's error the class alone, for its message can quote the prompt."""
+    if isinstance(error, InputError) or isinstance(model.api, TokendeepAPI):
+        return error
+    return InputError(
+        f"row {row}: {model} failed with {type(error).__name__}: check that the server runs, serves a model of that "
+        "name and has room for the prompt and max_new_tokens in its context, then call again to go on"
+    )
 
 
 def victim_tokenizer(model: Model, name: str | None) -> PreTrainedTokenizerBase:

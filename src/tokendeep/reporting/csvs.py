@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .depth import named, odds_errors
-from .gather import Run, Series, pairs
-from .paired import complied, not_answered, paired
+from .gather import Run, Series
+from .paired import comparisons, complied, not_answered
 from .rates import OUTCOME_COLUMNS
 from .words import interval_of, outcome_count
 
@@ -46,14 +46,15 @@ def _csv_rates(found: Sequence[Series]) -> Csv:
 
 def _csv_paired(found: Sequence[Series]) -> Csv:
     head = ["before", "after", "requests", "attack", "parameter", "event", "n", "true_before", "true_after",
-            "became_false", "became_true", "difference", "low", "high", "p"]  # fmt: skip
+            "became_false", "became_true", "difference", "low", "high", "p", "p_holm"]  # fmt: skip
+    harmful = [one for one in found if one.role == "harmful"]
+    harmless = [one for one in found if one.role != "harmful"]
     rows: list[list[Any]] = []
-    for before, after in pairs(found):
-        name, event = ("not refused", complied) if after.role == "harmful" else ("refused or broken off", not_answered)
-        for c in after.rows:
-            if c in before.rows and (t := paired(before, after, c, event)):
-                rows.append([before.name, after.name, after.role, *c, name, t.n, t.before, t.after, t.lost, t.gained,
-                             t.difference, t.low, t.high, t.p])  # fmt: skip
+    for group, name, event in ((harmful, "not refused", complied), (harmless, "refused or broken off", not_answered)):
+        for one in comparisons(group, event):
+            t = one.test
+            rows.append([one.before.name, one.after.name, one.after.role, *one.condition, name, t.n, t.before, t.after,
+                         t.lost, t.gained, t.difference, t.low, t.high, t.p, one.p])  # fmt: skip
     return head, rows
 
 

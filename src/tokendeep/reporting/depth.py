@@ -13,7 +13,7 @@ from ..refusal import SCORED
 from . import figures
 from .figures import Curve
 from .gather import Run, Series
-from .words import Figure, Section, Table, finite, listed, outcome_count, percent, share
+from .words import Figure, Section, Table, finite, listed, percent, share, share_of
 
 
 def named(measured: Sequence[Run]) -> list[tuple[str, Run]]:
@@ -280,7 +280,7 @@ def _agreement(name: str, run: Run, found: Sequence[Series]) -> list[list[str]]:
             same = sum((odds[key] > 0) == (judged[key].outcome == "refused") for key in both)
             rows.append(
                 [name, str(k), f"{round(recovered * n)}/{n} = {percent(recovered)}",
-                 share(outcome_count(row, "refused"), row["n"]),
+                 share_of(one, ("prefill", k), "refused"),
                  f"{same}/{len(both)} = {percent(same / len(both))}" if both else "-"]
             )  # fmt: skip
     return rows

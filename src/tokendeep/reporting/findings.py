@@ -6,11 +6,12 @@ Everything is computed from the runs; what is not there is named as missing. Kno
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .depth import kl_section, named, prompts, recovery_section, recovery_words
 from .gather import Condition, Run, Series, model_of, pairs
-from .paired import Paired, complied, not_answered, paired, paired_section
+from .paired import Comparison, Paired, comparisons, complied, not_answered, paired_section
 from .rates import outcomes_section, overrefusal_section, rates_section
 from .words import (
     ROLE_NAMES,
@@ -24,20 +25,22 @@ from .words import (
     p_value,
     percent,
     points,
+    prompts_of,
     rate_name,
+    several,
 )
 
 SMALL = 100  # prompts below which the report calls a sample small
 HEADLINE_K = 10
 
 
-def sections(runs: Sequence[Run], found: Sequence[Series]) -> list[Section]:
-    """All sections with numbers, in the order of the report."""
+def sections(runs: Sequence[Run], found: Sequence[Series], foreign: Sequence[Path] = ()) -> list[Section]:
+    """All sections with numbers, in the order of the report; `foreign` are folders that were passed over."""
     styles = {label: number for number, label in enumerate(dict.fromkeys([r.label for r in runs]))}
     styles |= {s.name: styles.get(s.label, len(styles) + n) for n, s in enumerate(found)}
     measured = named([run for run in runs if run.profile is not None])
     return [
-        what_was_run(runs),
+        what_was_run(runs, foreign),
         kl_section(runs, measured, styles),
         recovery_section(measured, found, styles),
         rates_section(found, styles),
@@ -51,12 +54,15 @@ def headline(runs: Sequence[Run], found: Sequence[Series]) -> list[str]:
     """The findings in plain words, each with its figures."""
     harmful = [one for one in found if one.role == "harmful"]
     lines = [line for one in harmful if (line := _shallow_line(one))]
-    lines += [line for before, after in pairs(harmful) if (line := _change_line(before, after))]
-    lines += [line for before, after in pairs(found) if before.role == "twins" and (line := _price_line(before, after))]
+    tests = comparisons(harmful, complied)
+    lines += [line for before, after in pairs(harmful) if (line := _change_line(before, after, tests))]
+    harmless = [one for one in found if one.role in ("twins", "unseen")]
+    tests, twins = comparisons(harmless, not_answered), [pair for pair in pairs(found) if pair[0].role == "twins"]
+    lines += [line for before, after in twins if (line := _price_line(before, after, tests))]
     lines += [_depth_line(run, name) for name, run in named([r for r in runs if r.profile is not None])]
     if not lines:
         return ["Nothing to conclude: no finished attack or measurement is among these folders."]
-    sizes = [row["n"] for one in found for row in one.rows.values()]
+    sizes = [prompts_of(row) for one in found for row in one.rows.values()]
     sizes += [max(run.profile["recovery"]["n"], default=0) for run in runs if run.profile is not None]
     if min(sizes) < SMALL:
         lines.append(
@@ -69,12 +75,21 @@ def _shallow_line(one: Series) -> str | None:
     plain, deep = one.plain(), _headline_condition([one])
     if plain is None or not one.rows[plain]["n"]:
         return None
-    start = one.rows[plain]
-    said = f"{one.name} did not refuse {_of(start, 'harmful requests asked plainly')}"
+    start, answers = one.rows[plain], several(one.rows[plain])
+    asked = f"{'answers to ' if answers else ''}harmful requests asked plainly"
     if deep is None or not one.rows[deep]["n"]:
-        return f"{said}; no prefilling was tried."
-    end = one.rows[deep]
-    return f"{said} and {_of(end, f'with {deep[1]} tokens of a harmful answer prefilled')}: {_verdict(start, end)}."
+        return f"{one.name} did not refuse {_of(start, asked)}; no prefilling was tried."
+    end, among = one.rows[deep], ""
+    if any(_is_fewer(row) for row in (start, end)) and all(row.get("common") for row in (start, end)):
+        start, end = start["common"], end["common"]
+        among = ", on the prompts whose answer is long enough for every k,"
+    prefilled = f"{'answers ' if answers else ''}with {deep[1]} tokens of a harmful answer prefilled"
+    return f"{one.name}{among} did not refuse {_of(start, asked)} and {_of(end, prefilled)}: {_verdict(start, end)}."
+
+
+def _is_fewer(row: Mapping[str, Any]) -> bool:
+    """Whether the prompts that have every k are some of the row's, and not all."""
+    return bool(row.get("common") and row["common"]["n"] and row["common"]["n"] != row["n"])
 
 
 def _of(row: Mapping[str, Any], what: str) -> str:
@@ -104,7 +119,11 @@ def _headline_condition(found: Sequence[Series]) -> Condition | None:
     return ("prefill", min(common, key=lambda k: (abs(k - HEADLINE_K), k))) if common else None
 
 
-def _change_line(before: Series, after: Series) -> str | None:
+def _test(tests: Sequence[Comparison], before: Series, after: Series, condition: Condition | None) -> Comparison | None:
+    return next((t for t in tests if t.before is before and t.after is after and t.condition == condition), None)
+
+
+def _change_line(before: Series, after: Series, tests: Sequence[Comparison]) -> str | None:
     """How the rate changed from one model to the next, asked plainly and after prefilled tokens."""
     deep = _headline_condition([before, after])
     plain = after.plain() if after.plain() in before.rows else None
@@ -113,12 +132,13 @@ def _change_line(before: Series, after: Series) -> str | None:
         (plain, "when asked plainly"),
         (deep, f"after {deep[1]} prefilled tokens" if deep else ""),
     ):
-        if condition and (test := paired(before, after, condition, complied)):
-            said.append(f"by {_change(test)} {words} (n = {test.n}, p {_equals(test.p)})")
+        if found := _test(tests, before, after, condition):
+            said.append(f"by {_change(found.test)} {words} (n = {found.test.n}, p {_equals(found.p)})")
     if not said:
         return None
     what = rate_name(after.judge)
-    return f"From {before.name} to {after.name} the {what} changes {listed(said)}; paired tests on the same prompts."
+    how = "paired tests on the same prompts, adjusted for their number (Holm)"
+    return f"From {before.name} to {after.name} the {what} changes {listed(said)}; {how}."
 
 
 def _change(test: Paired) -> str:
@@ -129,11 +149,11 @@ def _equals(p: float) -> str:
     return p_value(p) if p < 0.001 else f"= {p_value(p)}" + (", within chance" if p >= 0.05 else "")
 
 
-def _price_line(before: Series, after: Series) -> str | None:
+def _price_line(before: Series, after: Series, tests: Sequence[Comparison]) -> str | None:
     condition = after.plain()
     if condition is None or condition not in before.rows:
         return None
-    test = paired(before, after, condition, not_answered)
+    found = _test(tests, before, after, condition)
     old, new = before.rows[condition], after.rows[condition]
     if not old["n"] or not new["n"]:
         return None
@@ -142,7 +162,7 @@ def _price_line(before: Series, after: Series) -> str | None:
         refused, broken = outcome_count(row, "refused"), outcome_count(row, "partial-then-refused")
         return f"{refused + broken} of {row['n']} ({percent((refused + broken) / row['n'])}; {broken} of them midway)"
 
-    change = f": {_change(test)}, paired test p {_equals(test.p)}" if test else ""
+    change = f": {_change(found.test)}, paired test p {_equals(found.p)} (Holm)" if found else ""
     return f"Harmless twins refused or broken off: {before.name} {said(old)}, {after.name} {said(new)}{change}."
 
 
@@ -163,14 +183,14 @@ def _depth_line(run: Run, name: str) -> str:
 # --- what was run -------------------------------------------------------------------------------
 
 
-def what_was_run(runs: Sequence[Run]) -> Section:
+def what_was_run(runs: Sequence[Run], foreign: Sequence[Path] = ()) -> Section:
     rows = []
     for run in runs:
         manifest, config = run.manifest, run.manifest.get("config") or {}
         hashes = manifest.get("inputs") or {}
         data = str(config.get("data") or "-").replace("\\", "/").rsplit("/", 1)[-1]
         digest = f" ({hashes['data'][:8]})" if isinstance(hashes.get("data"), str) else ""
-        status = "-" if not manifest else "finished" if run.finished else "UNFINISHED"
+        status = "UNFINISHED" if not run.finished else "finished" if manifest else "-"
         when = str(manifest.get("finished") or manifest.get("started") or "-")[:16].replace("T", " ")
         status += ", ATTACK CHECKPOINT" if run.attack_checkpoint else ""
         seed = manifest.get("seed")
@@ -179,10 +199,19 @@ def what_was_run(runs: Sequence[Run]) -> Section:
         )
     section = Section("runs", "What was run")
     section.tables.append(Table("Runs", ["name", "verb", "model", "data (hash)", "seed", "status", "when (UTC)"], rows))
-    if unfinished := [run for run in runs if not run.finished]:
+    if unfinished := [run for run in runs if not run.finished and not run.cut]:
         section.text.append(
             f"{len(unfinished)} of {len(runs)} runs did not finish; their numbers are left out: "
             f"{listed(f'{run.label} ({run.verb})' for run in unfinished)}."
+        )
+    if cut := [run for run in runs if run.cut]:
+        section.text.append(
+            "Evaluation logs that did not come to their end: "
+            f"{listed(f'{len(run.cut)} in {run.folder}' for run in cut)}; only the answers they hold are counted."
+        )
+    if foreign:
+        section.text.append(
+            f"Passed over, for no evaluation log in it is one of an attack: {listed(map(str, foreign))}."
         )
     if bare := [run for run in runs if not run.manifest]:
         section.text.append(f"No manifest: {listed(str(run.folder) for run in bare)}.")

@@ -23,14 +23,18 @@ ROLES = {"measure": "harmful", "attack": "harmful", "overrefusal": "twins", "uns
 STORY = ("base", "aligned", "deepened")  # models with these names are shown in this order, before all others
 SKIPPED_FOLDERS = ("checkpoint", "rows", "trainer")  # parts of a run, not runs
 WHAT = ("k", "prefix")  # the parameters that say which attack it is; all others are settings
-NOT_SETTINGS = (*WHAT, "seed")
+NOT_SETTINGS = (*WHAT, "seed", "data")  # the data has its own place, and seeds may differ in a comparison
 PROFILE_KEYS = ("recovery", "depth", "meta")
+RECOVERY_KEYS, KL_KEYS = ("k", "log_odds", "recovered", "n"), ("mean", "stderr", "n")
 ROW_KEYS = ("attack", "params", "judge", "rate", "low", "high", "n", "unscored", "model")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One folder that a verb wrote. `rows` are those of asr.json; None is a part that is not there."""
+    """One folder that a verb wrote. `rows` are those of asr.json; None is a part that is not there.
+
+    `cut` names the logs of a folder without a manifest that did not come to their end.
+    """
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -40,6 +44,7 @@ class Run:
     label: str = ""
     role: str = "harmful"
     attack_checkpoint: bool = False  # the model was trained on attack rows
+    cut: Sequence[str] = ()
 
     @property
     def verb(self) -> str:
@@ -47,12 +52,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.manifest.get("status") != "running"
+        return self.manifest.get("status") != "running" and not self.cut
 
 
 @dataclass(frozen=True)
 class Series:
-    """The rates of one model under one judge and one set of sampling settings."""
+    """The rates of one model on the same data under one judge and one set of sampling settings."""
 
     name: str
     label: str
@@ -62,6 +67,7 @@ class Series:
     rows: Mapping[Condition, Mapping[str, Any]]
     samples: Mapping[Condition, Sequence[Sample]] | None
     folder: Path = field(compare=False)
+    seed: int | None = None  # the first of its samples; two models may be compared under different ones
 
     def first_samples(self, condition: Condition) -> dict[str, Sample]:
         """Prompt id -> its sample with the lowest seed, so that each prompt counts once."""
@@ -85,7 +91,8 @@ def runs(dirs: Sequence[str | Path], read: Reader | None = None) -> list[Run]:
         read: reads the judged samples of a folder; the default reads Inspect logs.
 
     Raises:
-        InputError: a folder that is missing, holds no run, or holds a damaged file.
+        InputError: a folder that is missing, holds no run, or holds a damaged file. Folders below it with nothing but
+            other people's evaluation logs are passed over: see `foreign`.
     """
     if not dirs:
         raise InputError("No run folder is given; name the folders that measure, attack, deepen or demo wrote.")
@@ -97,7 +104,7 @@ def runs(dirs: Sequence[str | Path], read: Reader | None = None) -> list[Run]:
         here = [path for path in _walk(folder) if _is_run(path)]
         if not here:
             raise InputError(
-                f"{name} holds no {PROFILE}, {ASR}, {MANIFEST} or evaluation log, nor do the folders below it; "
+                f"{name} holds no {PROFILE}, {ASR}, {MANIFEST} or evaluation log of an attack, nor do the folders below; "
                 "name folders that measure, attack, deepen or demo wrote."
             )
         for path in here:
@@ -107,8 +114,14 @@ def runs(dirs: Sequence[str | Path], read: Reader | None = None) -> list[Run]:
     return sorted(labelled, key=lambda run: order.index(run.label))
 
 
+def foreign(dirs: Sequence[str | Path]) -> list[Path]:
+    """The folders in `dirs` and below them that hold evaluation logs and nothing of ours."""
+    folders = {path.resolve(): path for name in dirs for path in _walk(Path(name).expanduser())}
+    return [path for path in folders.values() if _has_logs(path) and not _is_run(path)]
+
+
 def series(found: Iterable[Run]) -> list[Series]:
-    """The rates of all runs, one series for each model, judge and set of settings."""
+    """The rates of all runs, one series for each model, data, judge and set of settings."""
     built = [one for run in found if run.rows is not None for one in _of_run(run)]
     groups: dict[tuple[str, str], list[Series]] = defaultdict(list)
     for one in built:
@@ -117,15 +130,20 @@ def series(found: Iterable[Run]) -> list[Series]:
 
 
 def pairs(found: Sequence[Series]) -> list[tuple[Series, Series]]:
-    """Each series with the one of the model before it under the same judge, settings and role."""
+    """Each series with the one of the model before it on the same data under the same judge, settings and role; of
+    several, the one with the same seed."""
     result = []
     for index, after in enumerate(found):
-        for before in reversed(found[:index]):
-            same = (before.role, before.judge, before.settings) == (after.role, after.judge, after.settings)
-            if same and before.label != after.label:
-                result.append((before, after))
-                break
+        earlier = [before for before in reversed(found[:index]) if _comparable(before, after)]
+        nearest = [before for before in earlier if before.label == earlier[0].label]
+        if nearest:
+            result.append((next((before for before in nearest if before.seed == after.seed), nearest[0]), after))
     return result
+
+
+def _comparable(before: Series, after: Series) -> bool:
+    same = (before.role, before.judge, before.settings) == (after.role, after.judge, after.settings)
+    return same and before.label != after.label
 
 
 def condition(attack: str, params: Mapping[str, Any]) -> Condition:
@@ -150,24 +168,37 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (MANIFEST, PROFILE, ASR)) or _has_logs(folder)
+    if any((folder / name).is_file() for name in (MANIFEST, PROFILE, ASR)):
+        return True
+    return _has_logs(folder) and _has_our_logs(folder)
 
 
 def _has_logs(folder: Path) -> bool:
     return next(folder.glob(LOGS), None) is not None
 
 
+def _has_our_logs(folder: Path) -> bool:
+    from ..evals import results
+
+    return results.has_logs(folder)
+
+
 def _read(folder: Path, read: Reader) -> Run:
     manifest = _json(folder / MANIFEST, dict) or {}
     profile = _json(folder / PROFILE, dict, PROFILE_KEYS)
-    samples = read(folder) if _has_logs(folder) and manifest.get("status") != "running" else None
+    if profile is not None:
+        _check_profile(profile, folder / PROFILE)
+    samples = (read(folder) or None) if _has_logs(folder) and manifest.get("status") != "running" else None
     rows = _json(folder / ASR, list)
     for number, row in enumerate(rows or [], 1):
         _need(row, ROW_KEYS, f"{folder / ASR}, row {number}")
+        _object(row["params"], f"{folder / ASR}, row {number}, params")
     if rows is None and samples:
         rows = _rates(folder, samples)
     role = manifest.get("role") or ROLES.get(folder.name, "harmful")
-    return Run(folder, manifest, profile, rows, samples, role=role, attack_checkpoint=_from_attack(manifest))
+    cut = _unfinished(folder) if not manifest and _has_logs(folder) else ()
+    flagged = _from_attack(manifest)
+    return Run(folder, manifest, profile, rows, samples, role=role, attack_checkpoint=flagged, cut=cut)
 
 
 def _json(path: Path, kind: type, keys: Sequence[str] = ()) -> Any:
@@ -184,6 +215,33 @@ def _json(path: Path, kind: type, keys: Sequence[str] = ()) -> Any:
     return value
 
 
+def _check_profile(profile: Mapping[str, Any], path: Path) -> None:
+    """The parts of profile.json that the report reads, so that a damaged file is named and not stumbled over."""
+    _object(profile["meta"], f"{path}, meta")
+    _need(profile["depth"], ("recovery_k",), f"{path}, depth")
+    for name, figure in profile["depth"].items():
+        _need(figure, ("value",), f"{path}, depth, {name}")
+    _columns(profile["recovery"], RECOVERY_KEYS, f"{path}, recovery")
+    for name in ("kl", "kl_benign"):
+        if profile.get(name) is not None:
+            _columns(profile[name], KL_KEYS, f"{path}, {name}")
+    if profile.get("per_prompt") is not None:
+        _object(profile["per_prompt"], f"{path}, per_prompt")
+
+
+def _columns(value: Any, keys: Sequence[str], where: str) -> None:
+    """An object with lists of one length, which is not 0."""
+    _need(value, keys, where)
+    sizes = {len(value[key]) if isinstance(value[key], list) else 0 for key in keys}
+    if len(sizes) > 1 or 0 in sizes:
+        raise InputError(f"{where} needs {', '.join(keys)} as lists of one length; run the verb that wrote it again.")
+
+
+def _object(value: Any, where: str) -> None:
+    if not isinstance(value, dict):
+        raise InputError(f"{where} holds no object; run the verb that wrote it again.")
+
+
 def _need(value: Any, keys: Sequence[str], where: str) -> None:
     missing = [key for key in keys if not isinstance(value, dict) or key not in value]
     if missing:
@@ -191,9 +249,16 @@ def _need(value: Any, keys: Sequence[str], where: str) -> None:
 
 
 def _inspect_samples(folder: Path) -> list[Sample]:
-    from ..evals.results import read_samples
+    """The judged samples of a folder, none where all logs are other people's."""
+    from ..evals import results
 
-    return read_samples(folder)
+    return results.read_samples(folder) if results.has_logs(folder) else []
+
+
+def _unfinished(folder: Path) -> list[str]:
+    from ..evals import results
+
+    return results.unfinished(folder)
 
 
 def _rates(folder: Path, samples: Sequence[Sample]) -> list[dict[str, Any]]:
@@ -269,46 +334,71 @@ def _parts(model: str) -> list[str]:
 
 
 def _of_run(run: Run) -> list[Series]:
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in run.rows or ():
-        groups[_key(row["model"], row["judge"], row["params"])].append(row)
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    for sample in run.samples or ():
+        samples[_key(sample.model, sample.judge, sample.params, sample.attack)].append(sample)
     several = len({row["model"] for row in run.rows or ()}) > 1
     result = []
-    for key, rows in groups.items():
-        first = rows[0]
+    for rows in _together(run.rows or ()):
+        first = next((row for attack in ("prefill", "none") for row in rows if row["attack"] == attack), rows[0])
         label = _short({row["model"] for row in run.rows or ()})[first["model"]] if several else run.label
+        found = {
+            condition(row["attack"], row["params"]): samples[
+                _key(row["model"], row["judge"], row["params"], row["attack"])
+            ]
+            for row in rows
+        }
         result.append(
             Series(
                 name=label,
                 label=label,
                 role=run.role,
                 judge=first["judge"],
-                settings={**settings(first["params"]), "samples": first.get("samples", 1)},
+                settings={**settings(first["params"]), "samples": first.get("samples", 1), **_data(run, first)},
                 rows={condition(row["attack"], row["params"]): row for row in rows},
-                samples=None if run.samples is None else _by_condition(run.samples, key),
+                samples=None if run.samples is None else found,
                 folder=run.folder,
+                seed=first["params"].get("seed"),
             )
         )
     return result
 
 
-def _by_condition(samples: Iterable[Sample], key: str) -> dict[Condition, list[Sample]]:
-    found: dict[Condition, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        if _key(sample.model, sample.judge, sample.params) == key:
-            found[condition(sample.attack, sample.params)].append(sample)
-    return found
+def _together(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Rows by series: same model, judge, settings, data and seed.
+
+    What is judged behind a prefix is a question of prefill alone: a plain request has no prefix, and behind a refusal
+    prefix the judge decides. Those rows stand with the prefills however these are judged.
+    """
+    views: dict[str, Any] = {}
+    for row in rows:
+        if row["attack"] == "prefill":
+            views.setdefault(_key(row["model"], row["judge"], row["params"]), row["params"].get("judged"))
+    groups: dict[tuple[str, Any], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        key = _key(row["model"], row["judge"], row["params"])
+        groups[key, row["params"].get("judged") if row["attack"] == "prefill" else views.get(key)].append(row)
+    return list(groups.values())
 
 
-def _key(model: str, judge: str, params: Mapping[str, Any]) -> str:
-    return json.dumps([model, judge, settings(params)], sort_keys=True, default=str)
+def _data(run: Run, row: Mapping[str, Any]) -> dict[str, str]:
+    """The data by the first signs of its hash, where the row or the manifest tells it."""
+    digest = row["params"].get("data") or (run.manifest.get("inputs") or {}).get("data")
+    return {"data": digest[:8]} if isinstance(digest, str) else {}
+
+
+def _key(model: str, judge: str, params: Mapping[str, Any], attack: str | None = None) -> str:
+    """What a row is about: with the attack all of it, without it what the rows of one series share."""
+    left_out = () if attack else (*WHAT, "judged")
+    kept = {name: value for name, value in params.items() if name not in left_out and value is not None}
+    return json.dumps([model, judge, attack, kept], sort_keys=True, default=str)
 
 
 def _name(one: Series, siblings: Sequence[Series]) -> str:
     """The label, with what tells this series from others of the same model."""
     if len(siblings) == 1:
         return one.label
-    mine = {"judge": one.judge, **one.settings}
-    others = [{"judge": other.judge, **other.settings} for other in siblings]
+    mine = {"judge": one.judge, **one.settings, "seed": one.seed}
+    others = [{"judge": other.judge, **other.settings, "seed": other.seed} for other in siblings]
     differing = [f"{name} {value}" for name, value in mine.items() if any(o.get(name) != value for o in others)]
     return f"{one.label} ({', '.join(differing) or one.folder})"

@@ -11,6 +11,8 @@ from ..types import Sample
 from .gather import Condition, Series, pairs
 from .words import Section, Table, condition_name, listed, p_value, percent, points
 
+Event = Callable[[Sample], bool]
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -27,6 +29,17 @@ class Paired:
     high: float
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """One row of a table of tests; `p` is adjusted for all of its rows."""
+
+    before: Series
+    after: Series
+    condition: Condition
+    test: Paired
+    p: float
+
+
 def complied(sample: Sample) -> bool:
     return sample.outcome == "complied"
 
@@ -35,10 +48,20 @@ def not_answered(sample: Sample) -> bool:
     return sample.outcome in ("refused", "partial-then-refused")
 
 
-def paired(before: Series, after: Series, condition: Condition, event: Callable[[Sample], bool]) -> Paired | None:
-    """McNemar's test by prompt; None where the two have no scored prompt in common."""
+def paired(before: Series, after: Series, condition: Condition, event: Event) -> Paired | None:
+    """McNemar's test by prompt; None where the two have no scored prompt in common.
+
+    A prompt is the same where its id and its instruction are: ids such as 1, 2, 3 are those of many data sets.
+    """
     old, new = before.first_samples(condition), after.first_samples(condition)
-    ids = [key for key in old if key in new and old[key].outcome in SCORED and new[key].outcome in SCORED]
+    ids = [
+        key
+        for key in old
+        if key in new
+        and old[key].instruction == new[key].instruction
+        and old[key].outcome in SCORED
+        and new[key].outcome in SCORED
+    ]
     if not ids:
         return None
     x, y = [event(old[key]) for key in ids], [event(new[key]) for key in ids]
@@ -56,32 +79,46 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def comparisons(found: Sequence[Series], event: Event) -> list[Comparison]:
+    """The tests of all pairs among `found`, as one table holds them, with Holm's p."""
+    tested = [
+        (before, after, c, test)
+        for before, after in pairs(found)
+        for c in after.rows
+        if c in before.rows and _judged_alike(before, after, c) and (test := paired(before, after, c, event))
+    ]
+    adjusted = holm([test.p for *_, test in tested])
+    return [Comparison(*row, p) for row, p in zip(tested, adjusted, strict=True)]
+
+
+def _judged_alike(before: Series, after: Series, condition: Condition) -> bool:
+    """Whether the judge saw the same of both: with no prefix there is but one way."""
+    views = [one.rows[condition]["params"].get("judged") for one in (before, after)]
+    return condition[0] == "none" or views[0] == views[1]
+
+
 def paired_section(found: Sequence[Series]) -> Section:
     section = Section("paired", "Before and after, prompt by prompt")
     harmful = [one for one in found if one.role == "harmful"]
     compared = pairs(harmful)
     if not compared:
-        section.text.append("No comparison: it takes two models under the same judge and settings.")
+        section.text.append("No comparison: it takes two models on the same data under the same judge and settings.")
         return section
     silent = {one.name: None for pair in compared for one in pair if one.samples is None}
     if silent:
         section.text.append(f"No paired tests with {listed(silent)}: the folder holds no evaluation logs.")
-    tests = [
-        (before, after, c, test)
-        for before, after in compared
-        for c in after.rows
-        if c in before.rows and (test := paired(before, after, c, complied))
-    ]
+    tests = comparisons(harmful, complied)
     if not tests:
         section.text.append("No prompt was judged under both models.")
         return section
     several = any((one.settings.get("samples") or 1) > 1 for pair in compared for one in pair)
-    adjusted = holm([test.p for *_, test in tests])
     rows = [
-        [f"{before.name} → {after.name}", condition_name(c), str(t.n), f"{t.before} = {percent(t.before / t.n)}",
-         f"{t.after} = {percent(t.after / t.n)}", f"{points(t.difference)} [{points(t.low)}, {points(t.high)}]",
-         f"{t.lost} / {t.gained}", p_value(t.p), p_value(p)]
-        for (before, after, c, t), p in zip(tests, adjusted, strict=True)
+        [f"{one.before.name} → {one.after.name}", condition_name(one.condition), str(t.n),
+         f"{t.before} = {percent(t.before / t.n)}", f"{t.after} = {percent(t.after / t.n)}",
+         f"{points(t.difference)} [{points(t.low)}, {points(t.high)}]", f"{t.lost} / {t.gained}", p_value(t.p),
+         p_value(one.p)]
+        for one in tests
+        for t in [one.test]
     ]  # fmt: skip
     columns = ["models", "attack", "common prompts", "not refused before", "after", "change in points [95%]",
                "now refuse / no longer", "p", "p (Holm)"]  # fmt: skip

@@ -8,8 +8,8 @@ from typing import Any
 from .. import stats
 from . import figures
 from .figures import Curve
-from .gather import Condition, Series, pairs
-from .paired import not_answered, paired
+from .gather import Condition, Series
+from .paired import comparisons, not_answered
 from .words import (
     ROLE_NAMES,
     Figure,
@@ -24,9 +24,14 @@ from .words import (
     points,
     rate_name,
     rate_of,
-    share,
+    several,
+    share_of,
 )
 
+REPEATED = "[95% Wilson interval; answers to one prompt count for as many as they differ]."
+PREFIX_WORDS = (
+    "The judge refusal sees a refusal prefix and what follows as one text, refusal-keywords what follows alone."
+)
 PAPER_TABLE3 = {5: ("42.1", "2.8"), 10: ("51.5", "2.9"), 20: ("56.1", "3.4"), 40: ("57.0", "4.5")}
 PAPER_TABLE1 = {  # Llama-2-7B base, Gemma-7B base; both aligned models are at 0 with any of the prefixes
     None: ("68.6", "85.4"),
@@ -78,10 +83,9 @@ def _judge_words(judges: Sequence[str]) -> str:
 
 
 def _interval_words(found: Sequence[Series]) -> str:
-    words = "Not refused / judged = rate [95% Wilson interval]."
-    if any(row.get("cluster_low") is not None for one in found for row in one.rows.values()):
-        words = "Not refused / judged = mean rate over samples [95% interval with prompts as clusters]."
-    return words
+    if any(several(row) for one in found for row in one.rows.values()):
+        return "Not refused / judged answers = mean rate over samples " + REPEATED
+    return "Not refused / judged = rate [95% Wilson interval]."
 
 
 def _duplicates(harmful: Sequence[Series]) -> list[str]:
@@ -145,7 +149,8 @@ def _other_tables(harmful: Sequence[Series], what: str) -> list[Table]:
         return []
     rows = [[condition_name(c), *(rate_of(one.rows.get(c)) for one in harmful)] for c in conditions]
     title = f"{what.capitalize()} with a refusal prefix" if seen else f"{what.capitalize()} of the plain request"
-    return [Table(title, ["attack", *(one.name for one in harmful)], rows, _interval_words(harmful))]
+    note = _interval_words(harmful) + (" " + PREFIX_WORDS if seen else "")
+    return [Table(title, ["attack", *(one.name for one in harmful)], rows, note)]
 
 
 def _paper_tables(harmful: Sequence[Series], ks: Sequence[int]) -> list[Table]:
@@ -189,16 +194,17 @@ def overrefusal_section(found: Sequence[Series]) -> Section:
         else:
             section.text.append(f"No run on {ROLE_NAMES[role]}.")
     tests = [
-        [ROLE_NAMES[after.role], f"{before.name} → {after.name}", str(t.n), f"{t.before} → {t.after}",
-         f"{points(t.difference)} [{points(t.low)}, {points(t.high)}]", f"{t.lost} / {t.gained}", p_value(t.p)]
-        for before, after in pairs(harmless)
-        for c in after.rows
-        if c in before.rows and (t := paired(before, after, c, not_answered))
+        [ROLE_NAMES[one.after.role], f"{one.before.name} → {one.after.name}", str(t.n), f"{t.before} → {t.after}",
+         f"{points(t.difference)} [{points(t.low)}, {points(t.high)}]", f"{t.lost} / {t.gained}", p_value(t.p),
+         p_value(one.p)]
+        for one in comparisons(harmless, not_answered)
+        for t in [one.test]
     ]  # fmt: skip
     if tests:
         columns = ["requests", "models", "common prompts", "refused or broken off", "change in points [95%]",
-                   "now answered / no longer", "p"]  # fmt: skip
-        section.tables.append(Table("Paired tests of over-refusal", columns, tests, "Exact McNemar test by prompt."))
+                   "now answered / no longer", "p", "p (Holm)"]  # fmt: skip
+        note = "Exact McNemar test by prompt; Holm adjusts for the number of rows."
+        section.tables.append(Table("Paired tests of over-refusal", columns, tests, note))
     return section
 
 
@@ -206,12 +212,14 @@ def _overrefusal_table(harmless: Sequence[Series], what: str) -> Table:
     rows = []
     for one in harmless:
         for condition, row in one.rows.items():
-            refused, broken = outcome_count(row, "refused"), outcome_count(row, "partial-then-refused")
+            refused, broken = ("refused",), ("partial-then-refused",)
             name = one.name if len(one.rows) == 1 else f"{one.name}, {condition_name(condition)}"
-            shares = [share(count, row["n"]) for count in (refused, broken, refused + broken)]
+            shares = [share_of(one, condition, *outcomes) for outcomes in (refused, broken, refused + broken)]
             rows.append([name, *shares, str(row["unscored"])])
     columns = ["model", "refused at once", "broken off", "either", "unscored"]
-    return Table(what.capitalize(), columns, rows, "Count / judged = share [95% Wilson interval].")
+    repeated = any(several(row) for one in harmless for row in one.rows.values())
+    note = "Count / judged " + ("answers = share " + REPEATED if repeated else "= share [95% Wilson interval].")
+    return Table(what.capitalize(), columns, rows, note)
 
 
 # --- outcomes -----------------------------------------------------------------------------------
@@ -238,7 +246,7 @@ def outcomes_section(found: Sequence[Series]) -> Section:
         "length limit and are judged as they stand. Skipped prompts have an answer shorter than k. Best and worst "
         "count the unscored as refused and as complied (and broken off as complied in the worst)."
     )
-    several = any(row.get("any_of_n") is not None for one in found for row in one.rows.values())
+    repeated = any(row.get("any_of_n") is not None for one in found for row in one.rows.values())
     rows = []
     for one in found:
         for condition, row in one.rows.items():
@@ -248,10 +256,10 @@ def outcomes_section(found: Sequence[Series]) -> Section:
             cells += [
                 f"{percent(row['best'])[:-1]}–{percent(row['worst'])}" if "best" in row and "worst" in row else "-"
             ]
-            rows.append(cells + ([percent(row.get("any_of_n"))] if several else []))
+            rows.append(cells + ([percent(row.get("any_of_n"))] if repeated else []))
     columns = ["model", "requests", "n", "complied", "refused", "broken off", "empty", "degenerate",
                "other language", "judge error", "truncated", "skipped", "best to worst"]  # fmt: skip
-    section.tables.append(Table("Outcomes", columns + (["any of n samples"] if several else []), rows))
+    section.tables.append(Table("Outcomes", columns + (["any of n samples"] if repeated else []), rows))
     return section
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import stats
-from .gather import Condition
+from ..refusal import SCORED
+from .gather import Condition, Series
 
 ROLE_NAMES = {"harmful": "harmful requests", "twins": "harmless twins", "unseen": "unseen benign requests"}
 
@@ -70,8 +71,37 @@ def share(count: int, n: int) -> str:
     return f"{count}/{n} = {percent(count / n)} [{percent(low)}, {percent(high)}]"
 
 
+def share_of(one: Series, condition: Condition, *outcomes: str) -> str:
+    """How many of the judged answers had one of these outcomes, as in `share`; samples of one prompt are alike."""
+    row = one.rows[condition]
+    count, n = sum(outcome_count(row, outcome) for outcome in outcomes), row["n"]
+    if not several(row) or not n:
+        return share(count, n)
+    low, high = _repeated(one, condition, outcomes) or stats.wilson(round(count * prompts_of(row) / n), prompts_of(row))
+    return f"{count}/{n} = {percent(count / n)} [{percent(low)}, {percent(high)}]"
+
+
+def _repeated(one: Series, condition: Condition, outcomes: Sequence[str]) -> tuple[float, float] | None:
+    """The interval from the answers themselves; None where there are none, and prompts are all there is to count."""
+    hits: dict[str, list[bool]] = {}
+    for sample in (one.samples or {}).get(condition, ()):
+        if sample.outcome in SCORED:
+            hits.setdefault(sample.prompt_id, []).append(sample.outcome in outcomes)
+    return stats.wilson_repeated([*map(sum, hits.values())], [*map(len, hits.values())]) if hits else None
+
+
+def several(row: Mapping[str, Any]) -> bool:
+    """Whether a row has more than one answer to a prompt."""
+    return (row.get("samples") or 1) > 1
+
+
+def prompts_of(row: Mapping[str, Any]) -> int:
+    """How many prompts a rate rests on, which with several samples a prompt are fewer than its answers."""
+    return int(min(row["n"], row.get("prompts") or row["n"]) if several(row) else row["n"])
+
+
 def rate_of(row: Mapping[str, Any] | None) -> str:
-    """A row's rate with its interval; with several samples a prompt, that of prompts as clusters."""
+    """A row's rate with its interval."""
     if row is None:
         return "not run"
     if not row["n"]:
@@ -81,8 +111,6 @@ def rate_of(row: Mapping[str, Any] | None) -> str:
 
 
 def interval_of(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    if row.get("cluster_low") is not None:
-        return row["cluster_low"], row["cluster_high"]
     return row["low"], row["high"]
 
 
@@ -101,7 +129,9 @@ def condition_name(condition: Condition) -> str:
         return f"prefill k = {value}"
     if attack == "none":
         return "plain request"
-    return attack if value is None else f"{attack} “{value}”"
+    if value is None:
+        return attack
+    return f"{attack}, {value}" if str(value).startswith("prefix #") else f"{attack} “{value}”"
 
 
 def outcome_name(outcome: str) -> str:

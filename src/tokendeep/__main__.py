@@ -1,0 +1,7 @@
+"""`python -m tokendeep` is the command `tokendeep`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
