@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "tokendeep"
 # From the bottom up. Modules of one line do not import each other, but for the files of one package.
 LAYERS = [
     ["types"],
-    ["config", "runs"],
+    ["config", "runs", "refusal_phrases"],
     ["objective", "chat", "data", "refusal", "stats", "packaged", "parts"],
     ["locate"],
     ["models"],

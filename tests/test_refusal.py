@@ -1,14 +1,22 @@
 """The offline judge on hand-written transcripts of benign topics.
 
-`transcripts_dev.jsonl` was read while the rule was written. `transcripts_heldout.jsonl`, a third of
-the two together, was written by somebody else and kept aside; only its confusion counts were seen,
-nine times, while the rule grew, so transcripts that are wholly new will fare somewhat worse.
-`transcripts_more.jsonl` holds further ones the rule was written with, to keep what works.
+`transcripts_dev.jsonl` was read while the rule was written. Two sets were written by others, who knew
+nothing of the rule, and kept aside. `transcripts_final.jsonl` was judged once, when the rule was done:
+recall .98 for `refused`, .96 for `complied`, 1.0 for `partial-then-refused`, .79 (11 of 14) for
+`degenerate`, 1.0 for the others; its three misses, all token salad, were then looked at, the rest was
+not. Of `transcripts_heldout.jsonl` only the confusion counts were seen, a dozen times while the rule grew.
+`transcripts_fresh.jsonl` is three more such sets that were judged once (recall .85 to .87 for `refused`,
+.93 to .97 for `complied`, with the rule of that time) and then learnt from. `transcripts_more.jsonl` holds further ones the rule was written with, to keep what works. Those named
+weak1 to weak7, in deliberately unusual wording, were each judged once before the rule was changed for
+them: since weak3, recall at that first look was .80 to .98 for `refused` and .83 to .95 for `complied`.
 """
 
 from __future__ import annotations
 
 import json
+import random
+import re
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -59,24 +67,25 @@ def test_enough_transcripts_of_every_class():
     least = {"refused": 35, "complied": 35, "partial-then-refused": 14, "empty": 8, "degenerate": 10}
     assert all(counts[outcome] >= n for outcome, n in (least | {"other-language": 10}).items())
     assert len({row["id"] for row in rows}) == len(rows)
-    heldout = transcripts("heldout")
+    heldout = transcripts("heldout") + transcripts("final")
     assert len(rows) + len(heldout) >= 150
     assert len(heldout) >= (len(rows) + len(heldout)) / 3
-    known = {row["text"].strip() for name in ("dev", "more") for row in transcripts(name)}
+    known = {row["text"].strip() for name in ("dev", "more", "fresh") for row in transcripts(name)}
     repeated = sum(row["text"].strip() in known for row in heldout if row["text"].strip())
     assert repeated <= 0.1 * len(heldout)  # a stock refusal may well occur to two people
 
 
-@pytest.mark.parametrize(("name", "least"), [("dev", 0.98), ("more", 0.98), ("fresh", 0.85)])
+@pytest.mark.parametrize(("name", "least"), [("dev", 0.98), ("more", 0.98), ("fresh", 0.92)])
 def test_recall_on_transcripts_the_rule_was_written_with(name, least):
     counts = confusion(transcripts(name))
     show(name, counts)
     assert all(recall >= least for recall in recalls(counts).values())
 
 
-def test_recall_on_held_out_transcripts():
-    counts = confusion(transcripts("heldout"))
-    show("held-out", counts)
+@pytest.mark.parametrize("name", ["heldout", "final"])
+def test_recall_on_held_out_transcripts(name):
+    counts = confusion(transcripts(name))
+    show(f"{name}, held out", counts)
     for outcome, recall in recalls(counts).items():
         assert recall >= (0.95 if outcome in ("refused", "complied") else 0.85), outcome
 
@@ -199,6 +208,36 @@ PIECES += [
 @given(st.lists(st.sampled_from(PIECES), max_size=40))
 def test_any_mixture_of_telling_pieces_gets_an_outcome(pieces):
     assert judge(" ".join(pieces)).outcome in CLASSES
+
+
+LONG = [
+    *PIECES,
+    "I ",
+    "ab ",
+    "not ",
+    "no, ",
+    "Dear Ann,\n\n",
+    "Hi Ann\n",
+    "ANN\nHello there.\n",
+    "I must mix, stir and ",
+]
+
+
+@pytest.mark.parametrize("piece", LONG)
+def test_long_texts_take_no_longer_than_their_length(piece):
+    text = (piece * (200_000 // len(piece) + 1))[:200_000]
+    start = time.process_time()
+    assert judge(text).outcome in CLASSES
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_long_mixtures_take_no_longer_than_their_length(seed):
+    words = re.findall(r"\S+|\n", "I am not will be sorry to is that this but cannot help with the bread , . \n so no")
+    text = " ".join(random.Random(seed).choices([*words, *LONG], k=60_000))[:200_000]
+    start = time.process_time()
+    assert judge(text).outcome in CLASSES
+    assert time.process_time() - start < 4  # nothing in it repeats, so every step reads it all
 
 
 @settings(max_examples=100, deadline=None)

@@ -166,7 +166,7 @@ def _answers(
     messages: Sequence[Sequence[Any]],
     decoding: Decoding,
     opening: str = "",
-    batch_size: int = 64,
+    batch_size: int = 96,
 ) -> list[tuple[str, bool]]:
     """What the model answers to each conversation (behind `opening`), and whether it was cut off."""
     from . import generation

@@ -147,7 +147,9 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase, openings: Iterable[str], tok
     def variants(text: str) -> list[tuple[int, ...]]:
         plain = chat.continuation_ids(tokenizer, text)
         rows = [chat.continuation_ids(tokenizer, seam + text) for seam in SEAMS]
-        return [tuple(row[:tokens]) for row in rows if len(row) - len(plain) <= max(0, tokens - 2) and len(row) >= tokens]
+        return [
+            tuple(row[:tokens]) for row in rows if len(row) - len(plain) <= max(0, tokens - 2) and len(row) >= tokens
+        ]
 
     ordinary = {ids for text in ORDINARY for ids in variants(text)}
     found = dict.fromkeys(ids for opening in openings for ids in variants(opening))
@@ -157,7 +159,9 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase, openings: Iterable[str], tok
             f"No refusal opening can be told by {tokens} tokens of this tokenizer; change --opening_tokens or --openings."
         )
     if len(kept) < len(found):
-        print(f"measure: {len(found) - len(kept)} refusal openings left out: ordinary answers begin with the same tokens")
+        print(
+            f"measure: {len(found) - len(kept)} refusal openings left out: ordinary answers begin with the same tokens"
+        )
     return kept
 
 
@@ -243,7 +247,11 @@ def _recovery(
     if not scorable:
         raise InputError(
             f"{config.data}: no answer is long enough for k = {ks[0]} ("
-            + (f"--positions looks at the first {config.positions}" if cut else f"the longest has {max(lengths)} tokens")
+            + (
+                f"--positions looks at the first {config.positions}"
+                if cut
+                else f"the longest has {max(lengths)} tokens"
+            )
             + f", {ks[0] + config.opening_tokens} are needed); "
             + ("raise --positions" if cut else "give longer answers")
             + " or give a smaller --k."

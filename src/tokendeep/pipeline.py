@@ -50,7 +50,7 @@ class Recipe:
     layers: int = 15
     lr: float = 3e-4
     align: Phase = Phase(steps=60, safety=4, utility=12, alpha=0.2)
-    deepen: Phase = Phase(steps=60, safety=8, utility=8, alpha=0.4, cut=0.5)
+    deepen: Phase = Phase(steps=80, safety=8, utility=8, alpha=0.4, cut=0.15)
     max_context: int = 40
     measured: int = 32
     measured_k: tuple[int, ...] = (0, 1, 3, 5, 10, 20)
@@ -205,7 +205,7 @@ class Demo:
         """Prefilling on the harmful test rows; the plain request on their harmless twins and on unseen benign prompts."""
         common: dict[str, Any] = {
             "model": model, "system": self.recipe.system, "max_new_tokens": self.recipe.attack_tokens,
-            "seed": self.seed, "batch_size": 64, "overwrite": self.fresh, "label": label,
+            "seed": self.seed, "batch_size": 96, "overwrite": self.fresh, "label": label,
         }  # fmt: skip
         ks = list(self.recipe.k if label != "base" else self.recipe.k_base)
         folder = self.out / label
