@@ -1,14 +1,16 @@
 """Times the five-k prefill sweep: our engine against five hand-batched `model.generate` runs.
 
-    python benchmarks/generation.py [--model smollm2] [--prompts 64] [--new-tokens 256] [--batch-size 16] [--planned]
+    python benchmarks/generation.py [--model DEMO] [--prompts 64] [--new-tokens 256] [--batch-size 16] [--planned]
 
 Both sides get the same token ids, dtype, batch size and limits and decode greedily. Prints seconds (wall clock and
 CPU), their ratio, and for comparison sum of answer lengths / sum of batch maxima: the part of the row steps of a
 fixed batch that produce a token. Rows whose answers differ are recomputed: the gap between the plain run's two best
 logits at the first difference tells a tie (within 1e-3) from an error.
 
-The demo model before alignment seldom stops early. `--planned` ends rows at drawn lengths instead, as uneven as an
-aligned model's: mostly short refusals without a prefill, mostly long answers behind one.
+By default the model is the aligned one of the last `tokendeep demo`, on the demo's test rows and the harmful answers made
+there. Any other model (`--model smollm2`) is asked about harmless things; as it seldom stops early, `--planned` ends its
+rows at drawn lengths, as uneven as an aligned model's: mostly short refusals without a prefill, mostly long answers
+behind one.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria
 
-from tokendeep import models
+from tokendeep import chat, data, models
 from tokendeep.generation import Engine, Request
 from tokendeep.types import Decoding, Subject
 
@@ -145,16 +148,35 @@ def sweep_requests(tokenizer: Any, prompts: int, new_tokens: int, planned: bool,
     for k in KS:
         sweep[k] = []
         for text in texts:
-            chat = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
+            asked = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
             short = draw.random() < (0.75 if k == 0 else 0.25)
             limit = draw.randint(new_tokens // 16, new_tokens // 6) if planned and short else new_tokens
-            sweep[k].append(Request((*chat["input_ids"], *answer[:k]), Decoding(max_new_tokens=max(1, limit))))
+            sweep[k].append(Request((*asked["input_ids"], *answer[:k]), Decoding(max_new_tokens=max(1, limit))))
     return sweep
+
+
+def demo_sweep(checkpoint: Path, tokenizer: Any, prompts: int, new_tokens: int) -> dict[int, list]:
+    """The demo's test rows with each of KS tokens of their harmful answers given."""
+    pairs = [
+        (p, chat.with_system(p.messages, "none")) for p in data.load_pairs(checkpoint.parents[1] / "test_pairs.jsonl")
+    ]
+    rows = [
+        (chat.prompt_ids(tokenizer, turns), chat.response_ids(tokenizer, turns, pair.response, end=False))
+        for pair, turns in pairs
+    ]
+    long = [row for row in rows if len(row[1]) >= max(KS)][:prompts]
+    return {k: [Request((*ask, *given[:k]), Decoding(max_new_tokens=new_tokens)) for ask, given in long] for k in KS}
+
+
+def last_demo() -> Path | None:
+    """The aligned checkpoint of the demo that was run last, if any."""
+    found = sorted(models.cache_dir().glob("demo-*/aligned/checkpoint"), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--model", default="DEMO")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -162,10 +184,19 @@ def main() -> None:
     parser.add_argument("--planned", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    subject = models.load(args.model)
-    sweep = sweep_requests(subject.tokenizer, args.prompts, args.new_tokens, args.planned)
+    demo = last_demo() if args.model == "DEMO" else None
+    if demo is not None:
+        subject = models.load(str(demo))
+        sweep = demo_sweep(demo, subject.tokenizer, args.prompts, args.new_tokens)
+    else:
+        if args.model == "DEMO":
+            print("there is no aligned demo model yet (`make demo` makes it): smollm2 with planned lengths instead")
+            args.model, args.planned = "smollm2", True
+        subject = models.load(args.model)
+        sweep = sweep_requests(subject.tokenizer, args.prompts, args.new_tokens, args.planned)
+    name = "aligned demo model" if demo is not None else args.model
     print(
-        f"{args.model}, {subject.model.dtype}, {args.threads} threads: {args.prompts} prompts at k = {KS}, "
+        f"{name}, {subject.model.dtype}, {args.threads} threads: {len(sweep[0])} prompts at k = {KS}, "
         f"batch {args.batch_size}, at most {args.new_tokens} new tokens{', planned lengths' if args.planned else ''}"
     )
     print("\n".join(compare(subject, sweep, args.batch_size).lines()))

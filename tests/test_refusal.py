@@ -5,10 +5,12 @@ nothing of the rule, and kept aside. `transcripts_final.jsonl` was judged once, 
 recall .98 for `refused`, .96 for `complied`, 1.0 for `partial-then-refused`, .79 (11 of 14) for
 `degenerate`, 1.0 for the others; its three misses, all token salad, were then looked at, the rest was
 not. Of `transcripts_heldout.jsonl` only the confusion counts were seen, a dozen times while the rule grew.
+
 `transcripts_fresh.jsonl` is three more such sets that were judged once (recall .85 to .87 for `refused`,
-.93 to .97 for `complied`, with the rule of that time) and then learnt from. `transcripts_more.jsonl` holds further ones the rule was written with, to keep what works. Those named
-weak1 to weak7, in deliberately unusual wording, were each judged once before the rule was changed for
-them: since weak3, recall at that first look was .80 to .98 for `refused` and .83 to .95 for `complied`.
+.93 to .97 for `complied`, with the rule of that time) and then learnt from. `transcripts_more.jsonl` holds
+further ones the rule was written with, to keep what works. Those named weak1 to weak7, in deliberately
+unusual wording, were each judged once before the rule was changed for them: since weak3, recall at that
+first look was .80 to .98 for `refused` and .83 to .95 for `complied`.
 """
 
 from __future__ import annotations
