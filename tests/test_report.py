@@ -124,6 +124,12 @@ def test_the_manifest_s_label_and_role_win(tmp_path: Path) -> None:
     assert (run.label, run.role) == ("mine", "twins")
 
 
+def test_the_demo_s_own_folder_is_no_run(tmp_path: Path) -> None:
+    write_attack(tmp_path / "base" / "attack", "m", sweep("m", {0: ["refused"]}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"verb": "demo", "status": "running"}))
+    assert [run.folder.name for run in gather.runs([tmp_path])] == ["attack"]
+
+
 def test_folders_above_name_models_only_where_each_holds_one_model(tmp_path: Path) -> None:
     write_attack(tmp_path / "one" / "attack", "m1", sweep("m1", {0: ["refused"]}))
     write_attack(tmp_path / "one" / "unseen", "m2", sweep("m2", {0: ["refused"]}))

@@ -52,13 +52,16 @@ class Recipe:
     align: Phase = Phase(steps=60, safety=4, utility=12, alpha=0.2)
     deepen: Phase = Phase(steps=80, safety=8, utility=8, alpha=0.4, cut=0.15)
     max_context: int = 40
-    measured: int = 32
+    measured: int = 24
     measured_k: tuple[int, ...] = (0, 1, 3, 5, 10, 20)
     positions: int = 40
     utility: int | None = None  # use so many ordinary instructions only, beside the harmless twins
     twins: int = 2  # times that a twin stands among the utility rows
     train: int | None = None  # use the first so many training instructions only
     test: int | None = None
+
+
+MEASURING = ("attack_tokens", "k", "k_base", "measured", "measured_k", "positions")  # settings that train nothing
 
 
 def run(config: DemoConfig, recipe: Recipe | None = None) -> Path:
@@ -263,7 +266,8 @@ def _key(recipe: Recipe, seed: int) -> str:
     """Names the cache folder: everything the trained models depend on, besides the machine."""
     versions = {name: metadata.version(name) for name in ("tokendeep", "torch", "transformers", "trl")}
     texts = [demo_text(name) for name in ("harmful.jsonl", "benign.jsonl", "refusals.txt")]
-    return hashlib.sha256(json.dumps([asdict(recipe), seed, versions, texts]).encode()).hexdigest()[:10]
+    trained = {name: value for name, value in asdict(recipe).items() if name not in MEASURING}
+    return hashlib.sha256(json.dumps([trained, seed, versions, texts]).encode()).hexdigest()[:10]
 
 
 def read_asr(folder: Path) -> list[dict[str, Any]]:

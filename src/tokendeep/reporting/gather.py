@@ -101,7 +101,7 @@ def runs(dirs: Sequence[str | Path], read: Reader | None = None) -> list[Run]:
         folder = Path(name).expanduser()
         if not folder.is_dir():
             raise InputError(f"There is no folder {name}; name folders that measure, attack, deepen or demo wrote.")
-        here = [path for path in _walk(folder) if _is_run(path)]
+        here = [path for path in _walk(folder) if _is_run(path) and not _is_frame(path)]
         if not here:
             raise InputError(
                 f"{name} holds no {PROFILE}, {ASR}, {MANIFEST} or evaluation log of an attack, nor do the folders below; "
@@ -112,6 +112,12 @@ def runs(dirs: Sequence[str | Path], read: Reader | None = None) -> list[Run]:
     labelled = _label(list(found.values()))
     order = list(dict.fromkeys([*STORY, *(run.label for run in labelled)]))
     return sorted(labelled, key=lambda run: order.index(run.label))
+
+
+def _is_frame(folder: Path) -> bool:
+    """Whether the folder is that of a demo, which only holds the folders of other runs."""
+    manifest = folder / MANIFEST
+    return manifest.is_file() and (_json(manifest, dict) or {}).get("verb") == "demo"
 
 
 def foreign(dirs: Sequence[str | Path]) -> list[Path]:
