@@ -295,7 +295,7 @@ def test_answers_are_written_fewer_at_once_where_the_memory_is_small(tiny_subjec
     monkeypatch.setattr(generation, "generate", generate)
     turns = [[{"role": "user", "content": f"How do I bake {i}?"}] for i in range(7)]
     answers = deepen._answers(tiny_subject, turns, Decoding())
-    assert tried == [(7, 64), (5, 32), (3, 16)]
+    assert tried == [(7, 96), (5, 48), (3, 24), (1, 12)]
     ends = [chat.prompt_ids(tiny_subject.tokenizer, turn)[-8:] for turn in turns]
     assert [text for text, _ in answers] == [
         tiny_subject.tokenizer.decode(ids, skip_special_tokens=True) for ids in ends

@@ -206,16 +206,16 @@ def test_inputs_may_be_texts_and_a_path_must_exist(out, tmp_path):
 
 
 def test_what_changes_no_result_makes_no_other_run(out, pairs):
-    before = {"batch_size": 64, "device": "cuda", "device_map": "auto", "label": "mine"}
+    before = {"batch_size": 64, "micro_batch": 8, "device": "cuda", "device_map": "auto", "label": "mine"}
     start(out, pairs, **before)  # ran out of memory
-    after = {"batch_size": 8, "device": "cpu", "device_map": None, "label": None}
+    after = {"batch_size": 8, "micro_batch": 4, "device": "cpu", "device_map": None, "label": None}
     run = start(out, pairs, **after)
     assert run.resumed
     run.finish()
     assert {name: manifest(out)["config"][name] for name in after} == after
     assert start(out, pairs, **before).finished
-    with refused("differs in micro_batch"):
-        start(out, pairs, micro_batch=4)
+    with refused("differs in max_length"):
+        start(out, pairs, max_length=64)
 
 
 def test_a_finished_run_takes_a_new_label(out, pairs):
