@@ -79,6 +79,33 @@ def test_the_common_beginning_is_run_once(pair: tuple[Subject, Subject], monkeyp
     assert seen == [(1, len(PROMPT)), (4, width - len(PROMPT))]
 
 
+def test_batches_with_one_beginning_run_it_once_for_all_of_them(
+    pair: tuple[Subject, Subject], monkeypatch: Any
+) -> None:
+    data = rows(8)
+    expected = scoring.token_logps(pair[0], data, batch_size=1)  # a batch of one row shares nothing
+    seen = []
+    own = pair[0].model.model.forward
+    monkeypatch.setattr(
+        pair[0].model.model, "forward", lambda *a, **k: seen.append(k["input_ids"].shape) or own(*a, **k)
+    )
+    values = scoring.token_logps(pair[0], data, batch_size=2)
+    assert [shape[0] for shape in seen].count(1) == 1
+    for ours, alone in zip(values, expected, strict=True):
+        torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_with_another_beginning_runs_its_own(pair: tuple[Subject, Subject]) -> None:
+    short, other = rows(4), []
+    for row in rows(4):
+        ids = [7, *row.input_ids[1:], *range(20, 60)]
+        other.append(Encoded(ids, [*row.labels, *ids[len(row.labels) :]]))
+    data = short + other  # sorted by length: the batches begin with one, then with the other
+    values = scoring.token_logps(pair[0], data, batch_size=4)
+    for ours, row in zip(values, data, strict=True):
+        torch.testing.assert_close(ours, scoring.token_logps(pair[0], [row])[0], rtol=1e-4, atol=1e-5)
+
+
 def test_an_adapter_is_compared_with_its_base_without_a_second_model(tiny_subject: Subject, make_model: Any) -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -8,8 +8,9 @@ vocabulary) logits never exist. Results come back in the order of the rows.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,8 +38,27 @@ def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
     return next((i for i in range(limit) if first[i] != last[i]), max(limit, 0))
 
 
-def _response_states(model: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-    """States (N, H) that predict the supervised labels (N,) of one batch, row by row."""
+@dataclass
+class _Prefix:
+    """Keys and values of the beginning that the last batch shared; most batches of a run share the same one."""
+
+    ids: list[int] = field(default_factory=list)
+    cache: Any = None
+
+    def take(self, decoder: Any, ids: Tensor) -> Any:
+        """A cache that holds `ids` (1, shared), or a beginning of them that is hardly shorter, for one row."""
+        wanted = ids[0].tolist()
+        usable = self.ids and wanted[: len(self.ids)] == self.ids and len(wanted) - len(self.ids) < MIN_SHARED
+        if not usable:
+            self.ids, self.cache = wanted, decoder(input_ids=ids, use_cache=True).past_key_values
+        return copy.deepcopy(self.cache)
+
+
+def _response_states(model: Any, rows: Sequence[Encoded], prefix: _Prefix | None = None) -> tuple[Tensor, Tensor]:
+    """States (N, H) that predict the supervised labels (N,) of one batch, row by row.
+
+    `prefix` is kept from batch to batch of one model (adapter on and off are two).
+    """
     device = head.causal_lm(model).get_input_embeddings().weight.device
     decoder = head.causal_lm(model).base_model
     ids = [row.input_ids for row in rows]
@@ -49,7 +69,9 @@ def _response_states(model: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tenso
     labels = torch.tensor([row.labels + [IGNORE] * (width - len(row.labels)) for row in rows], device=device)
     if shared < MIN_SHARED or not _plain_cache(model, width):
         return head.select(head.hidden_states(model, input_ids), labels)
-    cache = decoder(input_ids=input_ids[:1, :shared], use_cache=True).past_key_values
+    prefix = prefix or _Prefix()
+    cache = prefix.take(decoder, input_ids[:1, :shared])
+    shared = len(prefix.ids)
     cache.batch_repeat_interleave(len(rows))
     states = decoder(input_ids=input_ids[:, shared:], past_key_values=cache, use_cache=True).last_hidden_state
     return head.select(states, labels[:, shared:])
@@ -119,9 +141,11 @@ def token_logps(subject: Subject, rows: Sequence[Encoded], batch_size: int = 16)
         InputError: a row has no supervised token, or the model gives NaN or infinite values.
     """
 
+    prefix = _Prefix()
+
     def score(batch: list[int]) -> list[Tensor]:
         chosen = [rows[i] for i in batch]
-        states, targets = _response_states(subject.model, chosen)
+        states, targets = _response_states(subject.model, chosen, prefix)
         return _split(head.label_logps(subject.model, states, targets), chosen)
 
     return _run(rows, batch_size, "log-probabilities", score)
@@ -144,11 +168,13 @@ def token_kl(
     if q is not None:
         models.check_same_vocabulary(p, q)
 
+    p_prefix, q_prefix = _Prefix(), _Prefix()
+
     def score(batch: list[int]) -> list[Tensor]:
         chosen = [rows[i] for i in batch]
-        p_states, _ = _response_states(p.model, chosen)
+        p_states, _ = _response_states(p.model, chosen, p_prefix)
         with other():
-            q_states, _ = _response_states(second, chosen)
+            q_states, _ = _response_states(second, chosen, q_prefix)
         pieces = []
         for ours, theirs in zip(*(x.split(head.chunk_rows(p.model)) for x in (p_states, q_states)), strict=True):
             p_logits = head.project(p.model, ours)
@@ -188,9 +214,11 @@ def capture(subject: Subject, rows: Sequence[Encoded], batch_size: int = 16) -> 
     The subject's model must not be used afterwards: its decoder is emptied to free the memory.
     """
 
+    prefix = _Prefix()
+
     def score(batch: list[int]) -> list[Tensor]:
         chosen = [rows[i] for i in batch]
-        return _split(_response_states(subject.model, chosen)[0], chosen)
+        return _split(_response_states(subject.model, chosen, prefix)[0], chosen)
 
     states = _run(rows, batch_size, "hidden states", score)
     shell = head.causal_lm(subject.model)
@@ -205,9 +233,11 @@ def captured_kl(
     """The same as token_kl for a first model that has been captured and let go."""
     models.check_same_vocabulary(p.subject, q, sizes=(p.shell.config.get_text_config().vocab_size, None))
 
+    prefix = _Prefix()
+
     def score(batch: list[int]) -> list[Tensor]:
         chosen = [rows[i] for i in batch]
-        q_states, _ = _response_states(q.model, chosen)
+        q_states, _ = _response_states(q.model, chosen, prefix)
         p_states = torch.cat([p.states[i] for i in batch]).to(q_states.device)
         pairs = zip(*(x.split(head.chunk_rows(q.model)) for x in (p_states, q_states)), strict=True)
         return _split(torch.cat([_kl(head.project(p.shell, a), head.project(q.model, b)) for a, b in pairs]), chosen)
