@@ -28,7 +28,7 @@ test-fast: env
 bench: env
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/generation.py --prompts 32
+	$(BIN)/python benchmarks/generation.py --prompts 16 --new-tokens 48
 
 lint: env
 	$(BIN)/ruff check .
