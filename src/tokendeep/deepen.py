@@ -58,12 +58,12 @@ def run(config: DeepenConfig) -> Path:
     subject = models.load(config.model, options=config, dtype=None if frozen else "float32", trainable=True)
     trainer.check_gpus(subject)
     trainer.wait_for_everyone(subject)  # the first process has opened the folder
-    if not trainer.is_main():
+    if not runs.is_main_process():
         _wait_for([state.out / "utility.jsonl", state.out / "triples.jsonl"])
     utility = _utility(subject, config, kinds["utility"], state.out)
     triples = _triples(subject, config, kinds["data"], state.out)
     plan = plan_rows(subject.tokenizer, triples, utility, config)
-    if trainer.is_main():
+    if runs.is_main_process():
         write_rows(state.out / "rows", subject.tokenizer, plan)
     result = trainer.train(
         subject,
@@ -79,7 +79,7 @@ def run(config: DeepenConfig) -> Path:
         save_steps=config.save_steps,
         seed=config.seed,
     )
-    if trainer.is_main():
+    if runs.is_main_process():
         runs.write_json(state.out / "training.json", result)
     drawn = Counter(planned.k > 0 for planned in plan if planned.row.group == SAFETY)
     state.finish(
@@ -265,9 +265,14 @@ def _triples(subject: Subject, config: DeepenConfig, kind: str, out: Path) -> li
         triples = data.load_triples(config.data)
     else:
         triples = make_triples(subject, config, kind)
+    write_triples(path, triples)
+    return triples
+
+
+def write_triples(path: Path, triples: Sequence[Triple]) -> None:
+    """Triples as `data.load_triples` reads them, for the owner alone."""
     rows = [{"id": t.id, "messages": list(t.messages), "harmful": t.harmful, "refusal": t.refusal} for t in triples]
     runs.write_jsonl(path, rows, private=True)
-    return triples
 
 
 def make_triples(subject: Subject, config: DeepenConfig, kind: str) -> list[Triple]:
@@ -385,7 +390,7 @@ def utility_row(
     """An ordinary answer; `cut` in (0, 1) makes that share of its tokens unsupervised context (0: none)."""
     messages, answer = chat.with_system(row.messages[:-1], system), row.messages[-1]["content"]
     encoded = chat.encode(tokenizer, messages, answer, max_length=max_length, end=not row.truncated)
-    start = next(i for i, label in enumerate(encoded.labels) if label != IGNORE)
+    start = encoded.start
     skip = int(cut * (len(encoded.labels) - start - 1))
     return Encoded(encoded.input_ids, [IGNORE] * (start + skip) + encoded.labels[start + skip :])
 

@@ -108,8 +108,7 @@ def _encode(subject: Subject, pairs: Sequence[Pair], config: MeasureConfig, sour
             row = chat.encode(subject.tokenizer, messages, pair.response)
         except InputError as error:
             raise InputError(f"{source}, row {number}: {error}") from error
-        start = next(i for i, label in enumerate(row.labels) if label != IGNORE)
-        end = min(len(row.input_ids), start + config.positions)
+        end = min(len(row.input_ids), row.start + config.positions)
         if end > limit:
             raise InputError(
                 f"{source}, row {number}: prompt and answer take {end} tokens, but the model's context is {limit}; "
@@ -210,7 +209,7 @@ def recovery_log_odds(
         if kept is not None and index in kept.done:
             values[index] = kept.done[index]
             continue
-        start = next(i for i, label in enumerate(row.labels) if label != IGNORE)
+        start = row.start
         usable = [j for j, k in enumerate(ks) if k + m <= lengths[index]]
         branches = []
         for j in usable:

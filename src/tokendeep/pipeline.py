@@ -198,10 +198,7 @@ class Demo:
             print(f"      the aligned model refused {len(kept)} of {len(triples)} training instructions; they are used")
             if not kept:
                 raise InputError("The aligned model refused none of the training instructions; train it with --fresh.")
-            _write(
-                path,
-                [{"id": t.id, "messages": list(t.messages), "harmful": t.harmful, "refusal": t.refusal} for t in kept],
-            )
+            deepen.write_triples(path, kept)
         return path
 
     def _attack(self, label: str, model: str) -> None:

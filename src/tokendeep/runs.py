@@ -80,7 +80,7 @@ class Run:
             InputError: it is there already and this run did not write it.
         """
         noted = self.manifest["files"]
-        if _is_main_process() and not any(_covers(pattern, name) for pattern in noted):
+        if is_main_process() and not any(_covers(pattern, name) for pattern in noted):
             if found := _find(self.out, name):
                 raise InputError(f"{found[0]} was not written by this run; move it or give another --out.")
             _save(self.out, {**self.manifest, "files": [*noted, name]})
@@ -96,7 +96,7 @@ class Run:
         """
         if clash := RESERVED & extra.keys():
             raise ValueError(f"the manifest has its own {sorted(clash)}")
-        if _is_main_process():
+        if is_main_process():
             written = _noted_files(self.out, self.manifest["files"])
             self.manifest["files"] = sorted({_relative(path, self.out) for path in written})
             _remove_partials(self.out, self.manifest["files"])
@@ -143,7 +143,7 @@ def open_run(
         if run.finished:
             _relabel(run, manifest["config"].get("label"))
         else:
-            if _is_main_process():
+            if is_main_process():
                 _save(folder, run.manifest)
             _OPEN[folder.resolve()] = run
     return run
@@ -155,7 +155,7 @@ def _take(folder: Path, manifest: dict[str, Any], overwrite: bool) -> Run:
     if old is None:
         _refuse_foreign(folder)
     elif overwrite:
-        if _is_main_process():
+        if is_main_process():
             _refuse_foreign(folder, old["files"])
             _remove_written(folder, old)
     elif differences := _differences(old, manifest):
@@ -185,7 +185,7 @@ def _same_run(folder: Path, manifest: dict[str, Any], config: Mapping[str, Any])
 
 def _relabel(run: Run, label: str | None) -> None:
     """A finished run asked for under a new name gets it."""
-    if label and label != run.manifest["config"].get("label") and _is_main_process():
+    if label and label != run.manifest["config"].get("label") and is_main_process():
         run.manifest["config"]["label"] = run.manifest["label"] = label
         _save(run.out, run.manifest)
 
@@ -194,7 +194,7 @@ def _relabel(run: Run, label: str | None) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """Lock `folder` for this process, and leave it locked where the block has opened a run in it."""
     held = folder.resolve() in _LOCKS
-    if _is_main_process() and not held:
+    if is_main_process() and not held:
         _lock(folder)
     try:
         yield
@@ -345,7 +345,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _is_main_process() -> bool:
+def is_main_process() -> bool:
     """Rank 0, or no distributed launch at all."""
     return os.environ.get("RANK", "0") == "0"
 

@@ -62,7 +62,7 @@ def _response_states(model: Any, rows: Sequence[Encoded], prefix: _Prefix | None
     device = head.causal_lm(model).get_input_embeddings().weight.device
     decoder = head.causal_lm(model).base_model
     ids = [row.input_ids for row in rows]
-    unsupervised = min(next(i for i, label in enumerate(row.labels) if label != IGNORE) for row in rows)
+    unsupervised = min(row.start for row in rows)
     shared = min(shared_prefix(ids), unsupervised - 1) if len(rows) > 1 else 0
     width = max(len(row) for row in ids)
     input_ids = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=device)  # (B, S)

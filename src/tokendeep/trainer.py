@@ -24,7 +24,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from . import head
+from . import head, runs
 from .types import IGNORE, InputError, Subject
 
 
@@ -136,11 +136,6 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_main() -> bool:
-    """True in the process that writes what all share."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def wait_for_everyone(subject: Subject) -> None:
     """Go on when every process has come here; for waits of minutes, not for work that one process does for all."""
     if processes() > 1:
@@ -199,7 +194,7 @@ def _last_checkpoint(folder: Path) -> str | None:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
             whole[int(path.name.removeprefix("checkpoint-"))] = path
         except (OSError, ValueError):
-            if is_main():
+            if runs.is_main_process():
                 shutil.rmtree(path, ignore_errors=True)
     return str(whole[max(whole)]) if whole else None
 

@@ -96,6 +96,11 @@ class Encoded:
     input_ids: list[int]
     labels: list[int]
 
+    @property
+    def start(self) -> int:
+        """Index of the first supervised token."""
+        return next(i for i, label in enumerate(self.labels) if label != IGNORE)
+
 
 @dataclass(frozen=True)
 class Subject:
