@@ -250,7 +250,7 @@ def _new_manifest(verb: str, config: Mapping[str, Any], inputs: Mapping[str, str
         "verb": verb,
         "status": "running",
         "config": settings,
-        "inputs": {name: _hash_input(name, value) for name, value in {**texts, **inputs}.items()},
+        "inputs": {name: hash_input(name, value) for name, value in {**texts, **inputs}.items()},
         "models": {name: model_identity(spec) for name, spec in local_models.items()},
         "seed": settings.get("seed"),
         "versions": versions(),
@@ -453,7 +453,7 @@ def sha256_file(path: str | Path) -> str:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from error
 
 
-def _hash_input(name: str, value: str | Path) -> str:
+def hash_input(name: str, value: str | Path) -> str:
     path = _user_path(value)
     if not _exists(path):
         if isinstance(value, Path):

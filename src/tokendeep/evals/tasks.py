@@ -225,7 +225,7 @@ def build(
             "judge": settings.judge,
             "judged": settings.judged,
             "system": attacks.system_name(settings.system),
-            "data": runs._hash_input("data", data.identity(source)),
+            "data": runs.hash_input("data", data.identity(source)),
             "skipped": {str(k): count for k, count in (skipped or {}).items()},
         },
     )
