@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from tokendeep import head, models
-from tokendeep.trainer import has_bf16
+from tokendeep.training import has_bf16
 from tokendeep.types import IGNORE
 
 ROWS, LENGTH, SUPERVISED, REPEATS = 16, 100, 45, 3
@@ -44,7 +44,7 @@ def main() -> None:
 
     plain, expected = seconds(full, model)
     head.add_supervised_forward(model)
-    ours, loss = seconds(lambda: -model(input_ids=ids, labels=labels, supervised_only=True).mean(), model)
+    ours, loss = seconds(lambda: -model(input_ids=ids, labels=labels, supervised=True).logps.mean(), model)
     print(f"training, full logits    : {ROWS * LENGTH / plain:6.0f} tokens/s, loss {expected:.5f}")
     print(f"training, supervised rows: {ROWS * LENGTH / ours:6.0f} tokens/s, loss {loss:.5f}")
     print(f"training: {plain / ours:.2f} times as fast (aim 1.6); bf16 {has_bf16(torch.device('cpu'))}")

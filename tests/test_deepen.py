@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import CONTROL, build_tokenizer, chatml
-from tokendeep import chat, data, deepen, generation, models, trainer
+from tokendeep import chat, data, deepen, generation, models, training, weighted
 from tokendeep.config import DeepenConfig
 from tokendeep.types import IGNORE, Chat, Decoding, InputError, Prompt, Subject, Triple
 
@@ -186,7 +186,7 @@ def test_only_a_frozen_base_is_half_precision(
         kinds.append(subject.model.dtype)
         return {"steps": 0}
 
-    monkeypatch.setattr(trainer, "train", train)
+    monkeypatch.setattr(weighted, "train", train)
     deepen.run(config(model=str(tiny_folder), out=str(tmp_path / "out"), **settings, **files(tmp_path)))
     assert kinds == [loaded]
 
@@ -223,7 +223,7 @@ def test_several_gpus_are_refused_before_anything_is_written(
     def refuse(subject: Subject) -> None:
         raise InputError("one process per GPU")
 
-    monkeypatch.setattr(trainer, "check_gpus", refuse)
+    monkeypatch.setattr(training, "check_gpus", refuse)
     monkeypatch.setattr(deepen, "_answers", lambda *args, **more: pytest.fail("answers were written"))
     sources = {**files(tmp_path), "data": write(tmp_path / "prompts.jsonl", [{"instruction": "How do I bake?"}])}
     with pytest.raises(InputError, match="one process per GPU"):
@@ -239,7 +239,7 @@ def test_of_two_processes_one_writes_the_answers(tmp_path: Path, tiny_folder: Pa
     settings = {"model": str(tiny_folder), "out": str(tmp_path / "out"), "lr": 1e-3, "micro_batch": 6, **sources}
     script = (
         "import sys, json, time; sys.path.insert(0, sys.argv[1]); from test_deepen import *\n"
-        "rank, seen, train = os.environ['RANK'], [], trainer.train\n"
+        "rank, seen, train = os.environ['RANK'], [], weighted.train\n"
         "def answers(subject, messages, decoding, opening='', batch_size=64):\n"
         "    assert rank == '0'\n"
         "    time.sleep(2)\n"
@@ -248,7 +248,7 @@ def test_of_two_processes_one_writes_the_answers(tmp_path: Path, tiny_folder: Pa
         "def spy(subject, rows, out, **options):\n"
         "    seen.extend(row.input_ids for row in rows)\n"
         "    return train(subject, rows, out, **options)\n"
-        "deepen._answers, trainer.train = answers, spy\n"
+        "deepen._answers, weighted.train = answers, spy\n"
         "deepen.run(config(**json.loads(sys.argv[2])))\n"
         "Path(sys.argv[3], f'rows{rank}.json').write_text(json.dumps(seen))\n"
     )

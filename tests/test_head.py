@@ -81,7 +81,7 @@ def test_label_logps_and_their_gradient_equal_the_plain_way(name: str, monkeypat
     expected = gradient(plain)
     head.add_supervised_forward(model)
     monkeypatch.setattr(head, "chunk_rows", lambda model: 4)  # several chunks, each recomputed in the backward pass
-    ours = model(input_ids=ids, labels=labels, supervised_only=True)
+    ours = model(input_ids=ids, labels=labels, supervised=True).logps
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
     for left, right in zip(gradient(ours), expected, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)

@@ -17,11 +17,12 @@ LAYERS = [
     ["types"],
     ["config", "runs", "refusal_phrases"],
     ["objective", "chat", "data", "refusal", "stats", "packaged", "parts"],
-    ["locate"],
+    ["locate", "rows"],
     ["models"],
     ["head"],
     ["scoring", "generation"],
-    ["trainer", "measure", "dynamics"],
+    ["training", "reference", "measure", "dynamics"],
+    ["weighted", "trainer"],
     ["finetune"],
     ["deepen"],
     ["attack"],
@@ -35,7 +36,7 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "inspect_ai", "matplotlib"}
-ONLY_IN = {"inspect_ai": {"evals"}, "matplotlib": {"report", "reporting"}, "trl": {"trainer"}}
+ONLY_IN = {"inspect_ai": {"evals"}, "matplotlib": {"report", "reporting"}, "trl": {"trainer", "weighted"}}
 
 MODULES = sorted(SOURCE.rglob("*.py"))
 

@@ -1,55 +1,78 @@
-"""Training: the loss by hand, and the equivalences (accumulation, processes, padding, resume)."""
+"""ConstrainedSFTTrainer: its loss against one written out by hand, and the equivalences that make it trustworthy."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import TrainerCallback
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from torch.nn import functional as F
+from transformers import LlamaForCausalLM, TrainerCallback
+from trl import SFTConfig, SFTTrainer
 
-from tokendeep import models, trainer
-from tokendeep.types import IGNORE, InputError, Subject
+from tokendeep import chat, models, objective
+from tokendeep.objective import BetaSchedule
+from tokendeep.trainer import ConstrainedSFTConfig, ConstrainedSFTTrainer, ResponseSFTTrainer
+from tokendeep.types import IGNORE, InputError
 
-STEPS, PER_STEP = 4, 8
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
-def rows(steps: int = STEPS) -> list[trainer.WeightedRow]:
-    generator = torch.Generator().manual_seed(0)
+def token_rows(count: int = 8, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Rows of unequal prompts and answers, so that ranks and micro-batches get unequal token counts."""
+    draw = torch.Generator().manual_seed(seed)
     made = []
-    for step in range(steps):
-        for i in range(PER_STEP):
-            prompt, answer = 3 + i, 1 + (5 * i + step) % 7  # unequal lengths: ranks get unequal token counts
-            ids = torch.randint(4, 300, (prompt + answer,), generator=generator).tolist()
-            weight = 0.05 * (1 + i % 3)
-            made.append(
-                trainer.WeightedRow(ids, [IGNORE] * prompt + ids[prompt:], weight, "safety" if i % 4 else "utility")
-            )
+    for i in range(count):
+        prompt, answer = 3 + i % 5, 1 + (5 * i) % 9
+        ids = torch.randint(4, 300, (prompt + answer,), generator=draw).tolist()
+        made.append({"input_ids": ids, "labels": [IGNORE] * prompt + ids[prompt:]})
     return made
 
 
-def settings(**more: Any) -> dict[str, Any]:
-    return {"rows_per_step": PER_STEP, "micro_batch": 8, "lr": 1e-3, "schedule": "linear", "warmup_steps": 1, **more}
+def settings(out: Path, **more: Any) -> SFTConfig:
+    chosen = {
+        "output_dir": str(out),
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 5e-3,
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "seed": 1,
+        **more,
+    }
+    return SFTConfig(**chosen)
 
 
 def trained(
-    out: Path, folder: Path, data: list[trainer.WeightedRow] | None = None, **more: Any
-) -> tuple[Any, dict[str, Any]]:
-    subject = models.load(str(folder), dtype="float32")
-    result = trainer.train(subject, data or rows(), out, **settings(**more))
-    return models.load(str(out / "checkpoint"), dtype="float32").model, result
+    model: Any, tokenizer: Any, out: Path, rows: Any = None, args: dict[str, Any] | None = None, **more: Any
+) -> ConstrainedSFTTrainer:
+    made = ConstrainedSFTTrainer(
+        model,
+        settings(out, **(args or {})),
+        train_dataset=Dataset.from_list(rows or token_rows()),
+        processing_class=tokenizer,
+        **more,
+    )
+    made.train()
+    return made
 
 
-def losses(result: dict[str, Any]) -> list[float]:
-    return [entry["loss"] for entry in result["history"] if "loss" in entry]
+def history(trainer: Any, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry and "loss" in entry]
 
 
 def assert_same_weights(one: Any, two: Any, tolerance: float = 1e-5) -> None:
@@ -57,244 +80,492 @@ def assert_same_weights(one: Any, two: Any, tolerance: float = 1e-5) -> None:
         torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance, msg=name)
 
 
-def test_the_first_step_is_the_weighted_nll_by_hand(tmp_path: Path, tiny_folder: Path, tiny_model: Any) -> None:
-    _, result = trained(tmp_path / "out", tiny_folder)
-    expected, sums = 0.0, {"safety": [0.0, 0], "utility": [0.0, 0]}
-    for row in rows()[:PER_STEP]:
+def by_hand(
+    model: Any, ref: Any, rows: list[dict[str, list[int]]], betas: dict[int, float], tail: float, anchor: float = 0.0
+) -> torch.Tensor:
+    """Eq. 3 as the mean over all supervised tokens, and the anchor over the first 5 of every row; float32 full logits."""
+    total, count, kls = torch.zeros(()), 0, []
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]])
+        logps = model(input_ids=ids).logits[0].log_softmax(-1)
         with torch.no_grad():
-            logps = tiny_model(input_ids=torch.tensor([row.input_ids])).logits[0].double().log_softmax(-1)
-        for place in range(1, len(row.labels)):
-            if row.labels[place] != IGNORE:
-                nll = -logps[place - 1, row.labels[place]].item()
-                expected += row.weight * nll
-                sums[row.group][0] += nll
-                sums[row.group][1] += 1
-    first = result["history"][0]
-    assert first["loss"] == pytest.approx(expected, rel=1e-4)
-    for group, (nll, count) in sums.items():
-        assert first[f"nll_{group}"] == pytest.approx(nll / count, rel=1e-4)
+            ref_logps = ref(input_ids=ids).logits[0].log_softmax(-1)
+        start = next(i for i, label in enumerate(row["labels"]) if label != IGNORE)
+        for place in range(start, len(row["labels"])):
+            position = place - start + 1
+            beta = betas.get(position, tail)
+            ours, theirs = logps[place - 1, row["labels"][place]], ref_logps[place - 1, row["labels"][place]]
+            total = total - 2 / beta * F.logsigmoid(beta * (ours - theirs))
+            count += 1
+            if position <= 5:
+                kls.append((ref_logps[place - 1].exp() * (ref_logps[place - 1] - logps[place - 1])).sum())
+    return total / count + anchor * torch.stack(kls).mean()
 
 
-def test_the_loss_falls_and_the_weights_move(tmp_path: Path, tiny_folder: Path, tiny_model: Any) -> None:
-    same = rows(1) * 12
-    model, result = trained(tmp_path / "out", tiny_folder, same, lr=5e-3)
-    assert losses(result)[-1] < 0.6 * losses(result)[0]
-    assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, tiny_model.model.layers[0].mlp.up_proj.weight)
+PAPER = {1: 0.5, 2: 2.0, 3: 2.0, 4: 2.0, 5: 2.0}
 
 
-@pytest.mark.parametrize("micro", [1, 2])
-def test_accumulation_changes_nothing(tmp_path: Path, tiny_folder: Path, micro: int) -> None:
-    whole, one = trained(tmp_path / "whole", tiny_folder)
-    cut, two = trained(tmp_path / "cut", tiny_folder, micro_batch=micro)
-    assert losses(one) == pytest.approx(losses(two), rel=1e-4)
-    assert_same_weights(whole, cut)
+@pytest.mark.parametrize("anchor", [0.0, 0.7])
+def test_two_steps_equal_training_by_hand(
+    anchor: float, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    rows = token_rows()
+    made = trained(
+        make_model(), tiny_tokenizer, tmp_path, args={"max_steps": 2, "max_grad_norm": 0, "lr_scheduler_type": "constant"},
+        head_anchor=(anchor, 5),
+    )  # fmt: skip
+    plain, ref = make_model().train(), make_model()
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=5e-3, weight_decay=0.0)
+    losses = []
+    for _ in range(2):
+        loss = by_hand(plain, ref, rows, PAPER, 0.1, anchor)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert history(made, "loss") == pytest.approx(losses, rel=1e-4)
+    assert_same_weights(made.model, plain, 1e-4)
 
 
-def test_rows_that_cannot_be_cut_into_micro_batches_are_refused(tmp_path: Path, tiny_folder: Path) -> None:
-    with pytest.raises(InputError, match="micro_batch"):
-        trained(tmp_path / "out", tiny_folder, micro_batch=3)
+def test_what_is_logged_starts_at_the_reference(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    made = trained(tiny_model, tiny_tokenizer, tmp_path, head_anchor=(1.0, 5))
+    first, last = made.state.log_history[0], made.state.log_history[-2]
+    for span in ("1", "2_5", "later"):
+        assert first[f"weight_{span}"] == pytest.approx(1, abs=1e-4)
+        assert first[f"log_ratio_{span}"] == pytest.approx(0, abs=1e-4)
+        assert last[f"log_ratio_{span}"] > 0.01
+        assert last[f"weight_{span}"] < 1
+    assert first["constrained_excess"] == pytest.approx(0, abs=1e-4)
+    assert first["anchor_kl"] == pytest.approx(0, abs=1e-4)
+    assert first["stopped"] == 0
+    assert last["constrained_excess"] < -0.01
+    assert last["nll"] < first["nll"]
+    assert 0 < first["entropy"] < 6.3
+    assert first["loss"] == pytest.approx(first["constrained"] + first["anchor_kl"], abs=1e-3)
+
+
+def test_nll_entropy_and_accuracy_are_those_of_full_logits(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    made = trained(make_model(), tiny_tokenizer, tmp_path, args={"max_steps": 1})
+    nlls, entropies, hits = [], [], []
+    for row in token_rows():
+        with torch.no_grad():
+            logps = make_model()(input_ids=torch.tensor([row["input_ids"]])).logits[0].double().log_softmax(-1)
+        for place, label in enumerate(row["labels"]):
+            if label != IGNORE:
+                nlls.append(-logps[place - 1, label].item())
+                entropies.append(-(logps[place - 1].exp() * logps[place - 1]).sum().item())
+                hits.append(logps[place - 1].argmax().item() == label)
+    first = made.state.log_history[0]
+    assert first["nll"] == pytest.approx(sum(nlls) / len(nlls), rel=1e-5)
+    assert first["entropy"] == pytest.approx(sum(entropies) / len(entropies), rel=1e-5)
+    assert first["mean_token_accuracy"] == pytest.approx(sum(hits) / len(hits), abs=1e-6)
+
+
+# --- equivalences ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("anchor", [0.0, 1.0])
+def test_accumulation_changes_nothing(
+    anchor: float, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    whole = trained(make_model(), tiny_tokenizer, tmp_path / "a", head_anchor=(anchor, 5))
+    cut = trained(
+        make_model(), tiny_tokenizer, tmp_path / "b", head_anchor=(anchor, 5),
+        args={"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+    )  # fmt: skip
+    assert history(whole, "loss") == pytest.approx(history(cut, "loss"), rel=1e-4)
+    assert history(whole, "nll") == pytest.approx(history(cut, "nll"), rel=1e-4)
+    assert_same_weights(whole.model, cut.model, 1e-4)
+
+
+@pytest.mark.parametrize("reference", ["precomputed", "on-the-fly"])
+def test_packed_equals_padded(
+    reference: str, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    more: dict[str, Any] = {"peft_config": LORA, "reference": reference, "head_anchor": (1.0, 5)}
+    padded = trained(make_model(), tiny_tokenizer, tmp_path / "a", args={"max_steps": 2}, **more)
+    packed = trained(
+        make_model(), tiny_tokenizer, tmp_path / "b", **more,
+        args={"max_steps": 2, "packing": True, "max_length": 32, "per_device_train_batch_size": 16},
+    )  # fmt: skip
+    assert len(packed.train_dataset) < len(padded.train_dataset)
+    assert history(padded, "loss") == pytest.approx(history(packed, "loss"), rel=1e-4)
+    assert history(padded, "weight_1") == pytest.approx(history(packed, "weight_1"), rel=1e-4)
+    assert_same_weights(padded.model, packed.model, 1e-4)
+
+
+def test_precomputed_equals_on_the_fly_and_a_real_copy(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    more: dict[str, Any] = {"peft_config": LORA, "head_anchor": (0.5, 3), "args": {"lr_scheduler_type": "constant"}}
+    before = trained(make_model(), tiny_tokenizer, tmp_path / "a", **more)
+    beside = trained(make_model(), tiny_tokenizer, tmp_path / "b", reference="on-the-fly", **more)
+    assert history(before, "loss") == pytest.approx(history(beside, "loss"), rel=1e-5)
+    assert_same_weights(before.model, beside.model, 1e-5)
+    last = by_hand(before.model.eval(), make_model(), token_rows(), PAPER, 0.1)
+    found = before.evaluate(Dataset.from_list(token_rows()))
+    assert found["eval_constrained"] == pytest.approx(last.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("reference", ["precomputed", "on-the-fly"])
+def test_a_continued_adapter_is_compared_with_itself_as_it_was(
+    reference: str, tmp_path: Path, tiny_folder: Path, tiny_adapter: Path, tiny_tokenizer: Any
+) -> None:
+    def adapted() -> Any:
+        base = LlamaForCausalLM.from_pretrained(tiny_folder)
+        return PeftModel.from_pretrained(base, str(tiny_adapter), is_trainable=True)
+
+    made = trained(adapted(), tiny_tokenizer, tmp_path / "a", reference=reference)
+    first = made.state.log_history[0]
+    assert first["log_ratio_1"] == pytest.approx(0, abs=1e-5)
+    expected = by_hand(made.model.eval(), adapted(), token_rows(), PAPER, 0.1).item()
+    assert made.evaluate(Dataset.from_list(token_rows()))["eval_constrained"] == pytest.approx(expected, rel=1e-4) or (
+        reference == "precomputed"
+    )
+    moved = dict(made.model.named_parameters())[
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight"
+    ]
+    start = dict(adapted().named_parameters())["base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight"]
+    assert not torch.equal(moved, start)
 
 
 class Killed(Exception):
     """Stands for a process that is killed."""
 
 
-def test_resumed_equals_uninterrupted(tmp_path: Path, tiny_folder: Path) -> None:
-    whole, one = trained(tmp_path / "whole", tiny_folder)
-    with pytest.raises(Killed):
-        trained(tmp_path / "cut", tiny_folder, save_steps=2, callbacks=[Kill()])
-    assert not (tmp_path / "cut" / "checkpoint").exists()
-    cut, two = trained(tmp_path / "cut", tiny_folder, save_steps=2)
-    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
-    assert_same_weights(whole, cut, 1e-6)
-
-
 class Kill(TrainerCallback):
     """Ends the training before its fourth step."""
 
-    def __init__(self, error: type[Exception] = Killed) -> None:
-        self.error = error
-
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 3:
-            raise self.error
+            raise Killed
 
 
-@pytest.mark.parametrize("state", [None, '{"epoch": '])
-def test_a_checkpoint_without_its_state_is_skipped(tmp_path: Path, tiny_folder: Path, state: str | None) -> None:
-    whole, one = trained(tmp_path / "whole", tiny_folder)
+@pytest.mark.parametrize("peft", [None, LORA])
+def test_resumed_equals_uninterrupted(
+    peft: Any, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    args = {"per_device_train_batch_size": 4, "max_steps": 6}
+    more: dict[str, Any] = {"peft_config": peft, "head_anchor": (1.0, 5)}
+    whole = trained(make_model(), tiny_tokenizer, tmp_path / "a", args=args, **more)
+    args |= {"save_strategy": "steps", "save_steps": 2}
     with pytest.raises(Killed):
-        trained(tmp_path / "cut", tiny_folder, save_steps=2, callbacks=[Kill()])
-    half = tmp_path / "cut" / "trainer" / "checkpoint-4"
-    shutil.copytree(half.with_name("checkpoint-2"), half)
-    (half / "trainer_state.json").unlink()
-    if state is not None:
-        (half / "trainer_state.json").write_text(state)
-    cut, two = trained(tmp_path / "cut", tiny_folder)
-    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
-    assert_same_weights(whole, cut, 1e-6)
+        trained(make_model(), tiny_tokenizer, tmp_path / "b", args=args, callbacks=[Kill()], **more)
+    second = ConstrainedSFTTrainer(
+        make_model(), settings(tmp_path / "b", **args), train_dataset=Dataset.from_list(token_rows()),
+        processing_class=tiny_tokenizer, **more,
+    )  # fmt: skip
+    second._compute_reference = None  # type: ignore[assignment, method-assign]  # the stored one is used
+    second.train(resume_from_checkpoint=True)
+    assert history(whole, "loss") == pytest.approx(history(second, "loss"), rel=1e-5)
+    assert_same_weights(whole.model, second.model, 1e-6)
 
 
-def test_half_written_checkpoints_are_removed_by_the_first_process(tmp_path: Path, monkeypatch: Any) -> None:
-    for step in (8, 16):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text("{}")
-    monkeypatch.setenv("RANK", "1")
-    assert trainer._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
-    assert (tmp_path / "checkpoint-16").exists()
-    monkeypatch.setenv("RANK", "0")
-    assert trainer._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
-    assert not (tmp_path / "checkpoint-16").exists()
-    assert trainer._last_checkpoint(tmp_path / "absent") is None
+def test_resuming_without_the_stored_reference_is_refused(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    args = {"save_strategy": "steps", "save_steps": 2}
+    trained(make_model(), tiny_tokenizer, tmp_path, args=args)
+    for file in tmp_path.glob("reference-*"):
+        file.unlink()
+    again = ConstrainedSFTTrainer(
+        make_model(), settings(tmp_path, **args), train_dataset=Dataset.from_list(token_rows()),
+        processing_class=tiny_tokenizer,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"reference of this run is not in .* trained for 4 steps"):
+        again.train(resume_from_checkpoint=True)
 
 
-def test_too_little_memory_names_the_setting_and_the_run_goes_on_with_less(tmp_path: Path, tiny_folder: Path) -> None:
-    whole, one = trained(tmp_path / "whole", tiny_folder)
-    with pytest.raises(InputError, match=r"lower --micro_batch \(now 8\)"):
-        trained(tmp_path / "cut", tiny_folder, save_steps=2, callbacks=[Kill(torch.OutOfMemoryError)])
-    cut, two = trained(tmp_path / "cut", tiny_folder, micro_batch=2, save_steps=2)
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-    assert_same_weights(whole, cut)
+def test_the_reference_is_kept_and_another_ones_is_not_used(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = trained(make_model(), tiny_tokenizer, tmp_path)
+    (kept,) = tmp_path.glob("reference-*.safetensors")
+    stamp = kept.stat().st_mtime_ns
+    two = trained(make_model(), tiny_tokenizer, tmp_path)
+    assert kept.stat().st_mtime_ns == stamp
+    assert history(one, "loss") == history(two, "loss")
+    assert "another model" not in capsys.readouterr().out
+    other = trained(make_model(seed=5), tiny_tokenizer, tmp_path)
+    assert "another model or other rows" in capsys.readouterr().out
+    assert other.state.log_history[0]["log_ratio_1"] == pytest.approx(0, abs=1e-5)
+    assert len(list(tmp_path.glob("reference-*.safetensors"))) == 2
+
+
+TWO = """
+import sys, json
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from test_trainer import *
+from transformers import AutoTokenizer
+model = LlamaForCausalLM.from_pretrained(sys.argv[2]); tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
+made = trained(model, tokenizer, Path(sys.argv[3]), args={"per_device_train_batch_size": 4, "max_steps": 3},
+               head_anchor=(1.0, 5), peft_config=LORA if sys.argv[4] == "lora" else None,
+               reference="on-the-fly" if sys.argv[4] == "lora" else "precomputed")
+found = made.evaluate(Dataset.from_list(token_rows(5, seed=9))) if sys.argv[4] == "lora" else {}
+assert made.args.world_size == 2
+if made.is_world_process_zero():
+    (Path(sys.argv[3]) / "log.json").write_text(json.dumps([made.state.log_history, found]))
+    made.save_model(sys.argv[3] + "/model")
+"""
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path, tiny_folder: Path) -> None:
-    whole, one = trained(tmp_path / "one", tiny_folder, micro_batch=4)
-    script = (
-        "import sys, json; sys.path.insert(0, sys.argv[1]); from test_trainer import *\n"
-        "model, result = trained(Path(sys.argv[2]), Path(sys.argv[3]), micro_batch=4)\n"
-        "(Path(sys.argv[2]) / f'losses{os.environ[\"RANK\"]}.json').write_text(json.dumps(losses(result)))\n"
-    )
-    (tmp_path / "script.py").write_text(script)
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_two_processes_equal_one(kind: str, tmp_path: Path, tiny_folder: Path, tiny_tokenizer: Any) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    words = [str(script), str(Path(__file__).parent), str(tiny_folder), str(tmp_path / "two"), kind]
     # accelerate 1.15 starts a single process for `accelerate launch --cpu --num_processes 2`; torchrun starts both
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words = [str(tmp_path / "script.py"), str(Path(__file__).parent), str(tmp_path / "two"), str(tiny_folder)]
     done = subprocess.run(launch + words, capture_output=True, text=True, timeout=240, check=False,
                           env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    two = json.loads((tmp_path / "two" / "losses0.json").read_text())
-    assert (tmp_path / "two" / "losses1.json").exists()  # there was a second process
-    assert two == pytest.approx(losses(one), rel=1e-4)
-    assert_same_weights(whole, models.load(str(tmp_path / "two" / "checkpoint"), dtype="float32").model)
+    assert done.returncode == 0, done.stderr[-3000:]
+    log, found = json.loads((tmp_path / "two" / "log.json").read_text())
+    model = LlamaForCausalLM.from_pretrained(tiny_folder)
+    lora = kind == "lora"
+    one = trained(
+        model, tiny_tokenizer, tmp_path / "one", args={"max_steps": 3}, head_anchor=(1.0, 5),
+        peft_config=LORA if lora else None, reference="on-the-fly" if lora else "precomputed",
+    )  # fmt: skip
+    for name in ("loss", "nll", "weight_1", "anchor_kl"):
+        theirs = [entry[name] for entry in log if "loss" in entry]
+        assert theirs == pytest.approx(history(one, name), rel=2e-4, abs=1e-5), name
+    if lora:
+        own = one.evaluate(Dataset.from_list(token_rows(5, seed=9)))
+        assert found["eval_nll"] == pytest.approx(own["eval_nll"], rel=1e-4)
+        assert found["eval_loss"] == pytest.approx(own["eval_loss"], rel=1e-4)
+    else:
+        whole = LlamaForCausalLM.from_pretrained(tmp_path / "two" / "model")
+        assert_same_weights(whole, one.model, 2e-4)
 
 
-def test_lora_leaves_an_adapter_that_loads_with_its_base(tmp_path: Path, tiny_folder: Path) -> None:
-    subject = models.load(str(tiny_folder), dtype="float32")
-    trainer.train(subject, rows(), tmp_path / "out", **settings(lora=4, lr=1e-2))
-    assert (tmp_path / "out" / "checkpoint" / "adapter_config.json").is_file()
-    loaded = models.load(str(tmp_path / "out" / "checkpoint"))
-    ids = torch.tensor([[5, 6, 7]])
-    with torch.no_grad():
-        adapted = loaded.model(input_ids=ids).logits
-        with models.reference(loaded.model):
-            plain = loaded.model(input_ids=ids).logits
-    assert not torch.allclose(adapted, plain)
+# --- rows --------------------------------------------------------------------------------------------
+
+CHATS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"Say {word}"},
+            {"role": "assistant", "content": f"{word} and more words"},
+        ]
+    }
+    for word in ("one", "two", "three", "four")
+]
 
 
-def test_an_adapter_over_a_half_precision_base_is_float32(tmp_path: Path, tiny_folder: Path) -> None:
-    subject = models.load(str(tiny_folder), dtype="bfloat16")
-    trainer.train(subject, rows(), tmp_path / "out", **settings(lora=4, lr=1e-2))
-    kinds = {"lora_" in name: parameter.dtype for name, parameter in subject.model.named_parameters()}
-    assert kinds == {True: torch.float32, False: torch.bfloat16}
-    saved = load_file(tmp_path / "out" / "checkpoint" / "adapter_model.safetensors")
-    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
-    assert any("lora_B" in name and tensor.any() for name, tensor in saved.items())
-
-
-def test_an_adapter_goes_on_being_trained(tmp_path: Path, tiny_adapter: Path) -> None:
-    subject = models.load(str(tiny_adapter), dtype="float32", trainable=True)
-    before = {name: parameter.detach().clone() for name, parameter in subject.model.named_parameters()}
-    trainer.train(subject, rows(), tmp_path / "out", **settings(lr=1e-2))
-    after = models.load(str(tmp_path / "out" / "checkpoint"), dtype="float32").model
-    changed = {name for name, parameter in after.named_parameters() if not torch.equal(parameter, before[name])}
-    assert changed == {name for name in before if "lora_" in name}
-
-
-def test_a_frozen_model_is_refused(tmp_path: Path, tiny_adapter: Path) -> None:
-    with pytest.raises(InputError, match="frozen"):
-        trainer.train(models.load(str(tiny_adapter)), rows(), tmp_path / "out", **settings())
-
-
-def test_several_gpus_and_one_process(monkeypatch: Any) -> None:
-    def on(*devices: str) -> Any:
-        parameters = [SimpleNamespace(device=torch.device(device)) for device in devices]
-        return Subject(SimpleNamespace(parameters=lambda: parameters), None, "m")  # type: ignore[arg-type]
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(InputError, match=r"accelerate launch --num_processes 2 .*CUDA_VISIBLE_DEVICES"):
-        trainer.check_gpus(on("cuda:0", "cuda:0"))
-    trainer.check_gpus(on("cpu"))
-    trainer.check_gpus(on("cuda:0", "cuda:1"))  # split by device_map
-    with monkeypatch.context() as launched:
-        launched.setenv("WORLD_SIZE", "2")
-        trainer.check_gpus(on("cuda:1"))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    trainer.check_gpus(on("cuda:0"))
-
-
-def test_only_the_top_layers_train(tmp_path: Path, tiny_folder: Path, tiny_model: Any) -> None:
-    model, _ = trained(tmp_path / "out", tiny_folder, train_layers=1)
-    before, after = tiny_model.model, model.model
-    assert torch.equal(before.embed_tokens.weight, after.embed_tokens.weight)
-    assert torch.equal(before.layers[0].mlp.up_proj.weight, after.layers[0].mlp.up_proj.weight)
-    assert not torch.equal(before.layers[1].mlp.up_proj.weight, after.layers[1].mlp.up_proj.weight)
-    with pytest.raises(InputError, match="train_layers"):
-        trained(tmp_path / "more", tiny_folder, train_layers=3)
-
-
-def test_a_loss_that_is_not_finite_stops_with_the_step_named(tmp_path: Path, tiny_folder: Path) -> None:
-    subject: Subject = models.load(str(tiny_folder), dtype="float32")
-    subject.model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
-    with pytest.raises(InputError, match="step 1"):
-        trainer.train(subject, rows(), tmp_path / "out", **settings())
-
-
-def test_training_state_is_kept_where_no_weights_were_saved(
-    tmp_path: Path, tiny_folder: Path, monkeypatch: Any
-) -> None:
-    save, out = trainer.WeightedSFTTrainer.save_model, tmp_path / "out"
-
-    def shards(self: Any, output_dir: str, _internal_call: bool = False) -> None:
-        if _internal_call:  # a checkpoint of the training's own
-            save(self, output_dir, _internal_call)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.WeightedSFTTrainer, "save_model", shards)
-        with pytest.raises(InputError, match="FULL_STATE_DICT"):
-            trained(out, tiny_folder, save_steps=STEPS)
-    assert not (out / "checkpoint").exists()
-    assert trainer._last_checkpoint(out / "trainer") == str(out / "trainer" / f"checkpoint-{STEPS}")
-    (out / "checkpoint.part").mkdir()
-    (out / "checkpoint.part" / "half.safetensors").touch()  # of a run that was killed while it saved
-    trained(out, tiny_folder, save_steps=STEPS)
-    assert not (out / "trainer").exists()
-    assert not (out / "checkpoint" / "half.safetensors").exists()
-
-
-def test_sharded_weights_are_gathered_for_the_checkpoint(tmp_path: Path, tiny_subject: Subject) -> None:
-    said: list[str] = []
-
-    def save(folder: str) -> None:
-        assert said == ["FULL_STATE_DICT"]
-        tiny_subject.model.save_pretrained(folder)
-
-    stub: Any = SimpleNamespace(
-        model=tiny_subject.model,
-        args=SimpleNamespace(output_dir=str(tmp_path / "trainer")),
-        accelerator=SimpleNamespace(
-            state=SimpleNamespace(fsdp_plugin=SimpleNamespace(set_state_dict_type=said.append)),
-            wait_for_everyone=lambda: None,
-        ),
-        save_model=save,
-        is_world_process_zero=lambda: True,
+def test_chats_are_encoded_as_everywhere(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    chats = Dataset.from_list(CHATS)
+    made = ConstrainedSFTTrainer(
+        tiny_model, settings(tmp_path, assistant_only_loss=True), train_dataset=chats, processing_class=tiny_tokenizer
     )
-    trainer._save(stub, tiny_subject, tmp_path / "checkpoint")
-    assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
+    for row, source in zip(made.train_dataset, CHATS, strict=True):
+        expected = chat.encode(tiny_tokenizer, source["messages"][:1], source["messages"][1]["content"])
+        assert row["input_ids"] == expected.input_ids
+        assert row["labels"] == expected.labels
 
 
-def test_the_checkpoint_is_safetensors_without_pickles(tmp_path: Path, tiny_folder: Path) -> None:
-    trained(tmp_path / "out", tiny_folder)
-    names = {path.name for path in (tmp_path / "out" / "checkpoint").iterdir()}
-    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
-    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+@pytest.mark.parametrize("kind", ["prompt-completion", "conversations"])
+def test_other_shapes_of_a_conversation_give_the_same_rows(
+    kind: str, tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    turned = [
+        {"prompt": c["messages"][:1], "completion": c["messages"][1:]}
+        if kind == "prompt-completion"
+        else {"conversations": [{"from": "human", "value": c["messages"][0]["content"]},
+                                {"from": "gpt", "value": c["messages"][1]["content"]}]}
+        for c in CHATS
+    ]  # fmt: skip
+    one, two = (
+        ResponseSFTTrainer(
+            tiny_model, settings(tmp_path), train_dataset=Dataset.from_list(r), processing_class=tiny_tokenizer
+        ).train_dataset
+        for r in (CHATS, turned)
+    )
+    assert one["input_ids"] == two["input_ids"]
+    assert one["labels"] == two["labels"]
+
+
+def test_all_turns_makes_a_row_of_every_answer(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    turns = [{"messages": [*CHATS[0]["messages"], *CHATS[1]["messages"]]}]
+    made = ConstrainedSFTTrainer(
+        tiny_model, settings(tmp_path), train_dataset=Dataset.from_list(turns), processing_class=tiny_tokenizer,
+        train_on="all_turns",
+    )  # fmt: skip
+    answers = [[t for t in row["labels"] if t != IGNORE] for row in made.train_dataset]
+    assert [tiny_tokenizer.decode(a, skip_special_tokens=True) for a in answers] == [
+        "one and more words",
+        "two and more words",
+    ]
+
+
+def test_text_prompts_and_completions_train_as_trls(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    """With a vanishing beta the constrained trainer is TRL's own SFTTrainer."""
+    data = [{"prompt": f"Question {i}: ", "completion": f"the answer is {i} {i}"} for i in range(8)]
+    ours = trained(make_model(), tiny_tokenizer, tmp_path / "a", data, schedule=BetaSchedule.uniform(1e-4))
+    theirs = SFTTrainer(
+        make_model(), settings(tmp_path / "b"), train_dataset=Dataset.from_list(data), processing_class=tiny_tokenizer
+    )
+    theirs.train()
+    assert history(ours, "nll") == pytest.approx(history(theirs, "loss"), rel=1e-3)
+    assert history(ours, "entropy") == pytest.approx(history(theirs, "entropy"), rel=1e-3)
+    assert_same_weights(ours.model, theirs.model, 1e-3)
+
+
+def test_a_column_of_betas_takes_the_place_of_the_schedule(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    rows = token_rows()
+    schedule = BetaSchedule((0.3, 4.0), 0.7)
+    columns = []
+    for row in rows:
+        positions = objective.response_positions(torch.tensor([row["labels"]]) != IGNORE)
+        columns.append({**row, "betas": schedule(positions)[0].tolist()})
+    one = trained(make_model(), tiny_tokenizer, tmp_path / "a", columns)
+    two = trained(make_model(), tiny_tokenizer, tmp_path / "b", rows, schedule=schedule)
+    assert history(one, "loss") == pytest.approx(history(two, "loss"), rel=1e-6)
+    columns[1]["betas"][-1] = 0.0
+    with pytest.raises(InputError, match="Row 2: betas"):
+        trained(make_model(), tiny_tokenizer, tmp_path / "c", columns)
+
+
+def test_evaluation_reports_both_losses_over_tokens(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    held_out = token_rows(5, seed=9)
+    made = ConstrainedSFTTrainer(
+        make_model(), settings(tmp_path, per_device_eval_batch_size=2, eval_strategy="steps", eval_steps=2),
+        train_dataset=Dataset.from_list(token_rows()), eval_dataset=Dataset.from_list(held_out),
+        processing_class=tiny_tokenizer, head_anchor=(0.5, 5),
+    )  # fmt: skip
+    made.train()
+    found = made.evaluate()
+    expected = by_hand(made.model.eval(), make_model(), held_out, PAPER, 0.1, 0.5).item()
+    assert found["eval_loss"] == pytest.approx(expected, rel=1e-4)
+    evaluations = [entry for entry in made.state.log_history if "eval_nll" in entry]
+    assert len(evaluations) == 3
+    assert evaluations[-1]["eval_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_best_model_is_chosen_by_nll(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    args = settings(
+        tmp_path, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2
+    )
+    made = ConstrainedSFTTrainer(
+        tiny_model, args, train_dataset=Dataset.from_list(token_rows()), processing_class=tiny_tokenizer,
+        eval_dataset=Dataset.from_list(token_rows(4, seed=9)),
+    )  # fmt: skip
+    made.train()
+    nlls = [entry["eval_nll"] for entry in made.state.log_history if "eval_nll" in entry]
+    assert made.state.best_metric == pytest.approx(min(nlls))
+    assert args.metric_for_best_model == "loss"  # the settings given are not changed
+
+
+def test_gradient_checkpointing_changes_nothing(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    one = trained(make_model(), tiny_tokenizer, tmp_path / "a")
+    two = trained(make_model(), tiny_tokenizer, tmp_path / "b", args={"gradient_checkpointing": True})
+    assert_same_weights(one.model, two.model, 1e-5)
+
+
+def test_the_papers_settings_are_the_defaults(tmp_path: Path) -> None:
+    args = ConstrainedSFTConfig(str(tmp_path), use_cpu=True, bf16=False)
+    assert (args.adam_beta1, args.adam_beta2, args.learning_rate, args.warmup_steps) == (0.5, 0.999, 2e-5, 10)
+
+
+# --- what is refused ---------------------------------------------------------------------------------
+
+
+def refused(
+    match: str, tmp_path: Path, model: Any, tokenizer: Any, rows: Any = None, args: Any = None, **more: Any
+) -> None:
+    with pytest.raises(InputError, match=match):
+        trained(model, tokenizer, tmp_path, rows, args, **more)
+
+
+@pytest.mark.parametrize(
+    ("args", "more", "match"),
+    [
+        ({"completion_only_loss": False}, {}, "completion_only_loss"),
+        ({"loss_type": "dft"}, {}, "loss_type"),
+        ({"packing": True, "packing_strategy": "wrapped", "max_length": 32}, {}, "packing_strategy"),
+        ({"truncation_mode": "keep_end"}, {}, "keep_end"),
+        ({}, {"formatting_func": str}, "formatting_func"),
+        ({}, {"reference": "on-the-fly"}, "all weights are trained"),
+        ({}, {"reference": "none"}, "reference is 'none'"),
+        ({}, {"head_anchor": (-1.0, 5)}, "head_anchor"),
+        ({}, {"peft_config": LoraConfig(r=2, target_modules=["q_proj", "lm_head"])}, "lm_head"),
+        ({}, {"peft_config": LoraConfig(r=2, init_lora_weights="pissa")}, "pissa"),
+        ({}, {"schedule": BetaSchedule([1.0] * 20, 0.1)}, "first 20 positions .* longest answer has 9"),
+        ({}, {"schedule": lambda positions: positions * 0.0}, "beta above 0"),
+        ({}, {"train_on": "some"}, "train_on"),
+    ],
+)
+def test_settings_that_would_mislead_are_refused(
+    args: Any, more: Any, match: str, tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    refused(match, tmp_path, tiny_model, tiny_tokenizer, args=args, **more)
+
+
+def test_rows_that_cannot_be_trained_on_are_named(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    good = token_rows(3)
+    empty = {"input_ids": [5, 6, 7], "labels": [IGNORE] * 3}
+    naked = {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}
+    refused("Row 4 has no supervised token", tmp_path, tiny_model, tiny_tokenizer, [*good, empty])
+    refused("Row 4 supervises its very first token", tmp_path, tiny_model, tiny_tokenizer, [*good, naked])
+    refused("no labels", tmp_path, tiny_model, tiny_tokenizer, [{"input_ids": [5, 6]}])
+    refused("cannot be told apart", tmp_path, tiny_model, tiny_tokenizer, [{"text": "all of it"}])
+    unanswered = [*CHATS, {"messages": CHATS[0]["messages"][:1]}]
+    refused("Row 5: the conversation must end", tmp_path, tiny_model, tiny_tokenizer, unanswered)
+    refused("max_length", tmp_path, tiny_model, tiny_tokenizer, good, {"max_length": 3})
+
+
+def test_a_template_that_opens_the_answer_does_not_take_its_first_positions(
+    tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    thinking = tiny_tokenizer.chat_template.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n")
+    tiny_tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert thinking
+    made = ConstrainedSFTTrainer(
+        tiny_model, settings(tmp_path), train_dataset=Dataset.from_list(CHATS), processing_class=tiny_tokenizer
+    )
+    answer = [t for t in made.train_dataset[0]["labels"] if t != IGNORE]
+    assert tiny_tokenizer.decode(answer).startswith("one and")  # counted from the answer
+    opening = chat.continuation_ids(tiny_tokenizer, "<think>\n\n</think>\n\n")
+    row = made.train_dataset[0]
+    start = next(i for i, label in enumerate(row["labels"]) if label != IGNORE) - len(opening)
+    labels = [IGNORE] * start + row["input_ids"][start:]
+    own = [{"input_ids": row["input_ids"], "labels": labels}]
+    refused("what the chat template writes", tmp_path, tiny_model, tiny_tokenizer, own)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_rows(
+    tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    class Spoil(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                kwargs["model"].model.layers[0].mlp.up_proj.weight.data.fill_(float("nan"))
+
+    args = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(InputError, match=r"at step 3 \(rows \d, \d\)"):
+        trained(tiny_model, tiny_tokenizer, tmp_path, args=args, callbacks=[Spoil()])
+    kept = LlamaForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
+    assert all(torch.isfinite(p).all() for p in kept.parameters())
+
+
+def test_a_trained_adapter_can_be_loaded_again(tmp_path: Path, tiny_folder: Path, tiny_tokenizer: Any) -> None:
+    subject = models.load(str(tiny_folder))
+    made = trained(subject.model, tiny_tokenizer, tmp_path / "run", peft_config=LORA)
+    made.save_model(str(tmp_path / "adapter"))
+    tiny_tokenizer.save_pretrained(tmp_path / "adapter")
+    again = models.load(str(tmp_path / "adapter"), base=str(tiny_folder))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(again.model(ids).logits, made.model.eval()(ids).logits)

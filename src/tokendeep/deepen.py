@@ -2,7 +2,7 @@
 
 A safety row is an instruction, the first k tokens of a harmful answer as context, and a refusal as
 the only supervised tokens; beside such rows every step trains on ordinary answers. This file makes
-the rows and their weights; `trainer` does not know what they mean.
+the rows and their weights; `weighted` does not know what they mean.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .generation import Completion, Request
-    from .trainer import WeightedRow
+    from .weighted import WeightedRow
 
 SAFETY, UTILITY = "safety", "utility"
 NORMALISE = ("tokens", "rows", "batch")
@@ -42,22 +42,22 @@ def run(config: DeepenConfig) -> Path:
     sources = {"data": config.data, "utility": config.utility}
     kinds = {name: data.kind(source) for name, source in sources.items()}
     _check_kinds(kinds, config)
-    from . import models, trainer
+    from . import models, training, weighted
 
     models.check_spec(config.model, config)
     if config.base:
         models.check_spec(config.base, _of_writer(config), needs_template=False)
     adapter = locate.locate(config.model, config).adapter is not None
     _check_trained(config, adapter)
-    trainer.check_batches(config.safety_rows + config.utility_rows, config.micro_batch)
+    training.check_batches(config.safety_rows + config.utility_rows, config.micro_batch)
     state = runs.open_run(config.out, "deepen", asdict(config), sources, overwrite=config.overwrite)
     if state.finished:
         print(f"deepen: {state.out} already holds this finished run")
         return state.out
     frozen = adapter or config.lora > 0  # what is trained is kept in float32 either way
     subject = models.load(config.model, options=config, dtype=None if frozen else "float32", trainable=True)
-    trainer.check_gpus(subject)
-    trainer.wait_for_everyone(subject)  # the first process has opened the folder
+    training.check_gpus(subject)
+    training.wait_for_everyone(subject)  # the first process has opened the folder
     if not runs.is_main_process():
         _wait_for([state.out / "utility.jsonl", state.out / "triples.jsonl"])
     utility = _utility(subject, config, kinds["utility"], state.out)
@@ -65,7 +65,7 @@ def run(config: DeepenConfig) -> Path:
     plan = plan_rows(subject.tokenizer, triples, utility, config)
     if runs.is_main_process():
         write_rows(state.out / "rows", subject.tokenizer, plan)
-    result = trainer.train(
+    result = weighted.train(
         subject,
         [weighted.row for weighted in plan],
         state.out,
@@ -469,7 +469,7 @@ def _named(row: str) -> Iterator[None]:
 
 def _weighted(step: int, drawn: list[tuple[str, str, int, Encoded]], config: DeepenConfig) -> list[Planned]:
     """One step's rows, shortest first (micro-batches then pad least), with their weights."""
-    from .trainer import WeightedRow
+    from .weighted import WeightedRow
 
     weights = step_weights([(group, _supervised(row)) for group, _, _, row in drawn], config.alpha, config.normalise)
     planned = [

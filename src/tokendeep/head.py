@@ -10,9 +10,10 @@ model's own forward with its decoder replaced, for that one call, by the hidden 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -126,27 +127,119 @@ def label_logps(model: nn.Module, hidden: Tensor, targets: Tensor, forward: Any 
     def chunk(states: Tensor, wanted: Tensor) -> Tensor:
         return -F.cross_entropy(project(model, states, forward), wanted, reduction="none")
 
+    if not len(targets):
+        return hidden.sum(-1).float()
+    return _in_chunks(model, chunk, hidden, targets)
+
+
+def _in_chunks(model: nn.Module, chunk: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`chunk` over pieces of the tensors (N, ...) small enough for CHUNK_BYTES, put together again (N,)."""
     step = chunk_rows(model)
-    if len(targets) <= step:
-        return chunk(hidden, targets) if len(targets) else hidden.sum(-1).float()
-    pieces = zip(hidden.split(step), targets.split(step), strict=True)
-    if not (torch.is_grad_enabled() and hidden.requires_grad):
+    pieces = zip(*(tensor.split(step) for tensor in tensors), strict=True)
+    if len(tensors[0]) <= step or not (torch.is_grad_enabled() and tensors[0].requires_grad):
         return torch.cat([chunk(*piece) for piece in pieces])
     return torch.cat([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces])
 
 
-def add_supervised_forward(lm: Any) -> None:
-    """Let `lm(input_ids=..., labels=..., supervised_only=True)` return label log-probabilities (N,).
+def kl_to(
+    model: nn.Module, hidden: Tensor, ref_hidden: Tensor, ref_head: nn.Module | None = None, forward: Any = None
+) -> Tensor:
+    """D_KL(reference || model) (N,) in nats over the full vocabulary, float32; differentiable in `hidden` and the head.
 
-    The call has to go through the model's forward so that distributed wrappers see it. N counts the
-    labels that are not IGNORE, in row order. Without the flag the forward is unchanged.
+    Args:
+        hidden, ref_hidden: (N, H) final states of the model and of the reference at the same positions.
+        ref_head: what `frozen_head` gave before training; None where the model's head is not trained and serves both.
+    """
+
+    def chunk(states: Tensor, ref_states: Tensor) -> Tensor:
+        with torch.no_grad():
+            ref = project(ref_head or model, ref_states, None if ref_head is not None else forward).log_softmax(-1)
+        return F.kl_div(project(model, states, forward).log_softmax(-1), ref, log_target=True, reduction="none").sum(-1)
+
+    if not len(hidden):
+        return hidden.sum(-1).float()
+    return _in_chunks(model, chunk, hidden, ref_hidden.to(hidden))
+
+
+def frozen_head(lm: Any) -> Any:
+    """A causal model that shares everything with `lm` but its output head, of which it keeps a frozen copy."""
+    shell = copy.copy(lm)
+    shell.__dict__.pop("forward", None)  # of `add_supervised_forward`, bound to `lm`
+    shell._modules = dict(lm._modules)
+    theirs = lm.get_output_embeddings()
+    name = next((name for name, module in shell._modules.items() if module is theirs), None)
+    if name is None:
+        raise InputError(
+            f"{type(lm).__name__} keeps its output head where tokendeep does not find it, so it cannot be copied; train "
+            "an adapter, which leaves the head alone."
+        )
+    shell._modules[name] = copy.deepcopy(theirs).requires_grad_(False)
+    return shell
+
+
+class Anchor(NamedTuple):
+    """Where the model is held to the reference's whole distribution: `at` (N,) bool over the supervised tokens of a
+    batch, the reference's final `states` (M, H) there, and its `head` (None: the model's own, which is not trained).
+    """
+
+    at: Tensor
+    states: Tensor
+    head: Any = None
+
+
+class Supervised(NamedTuple):
+    """What a forward pass gives at the supervised tokens of a batch, in row order; None where it was not asked for.
+
+    `logps` (N,) in nats; `entropy` (N,) in nats and `is_top1` (N,), without gradient; `states` (N, H); `anchor_kl` (M,).
+    """
+
+    logps: Tensor
+    entropy: Tensor | None = None
+    is_top1: Tensor | None = None
+    states: Tensor | None = None
+    anchor_kl: Tensor | None = None
+
+
+PADDED_ONLY = ("attention_mask", "labels", "supervised", "input_ids", "use_cache")
+
+
+def add_supervised_forward(lm: Any) -> None:
+    """Let `lm(input_ids=..., labels=..., supervised=True)` return a `Supervised`.
+
+    The call has to go through the model's forward so that distributed wrappers see it. Rows are right-padded, or packed
+    with `position_ids` that start again at 0. Further arguments: `statistics=True` adds entropy and top-1 hits,
+    `keep_states=True` the states, `anchor=Anchor(...)` the divergence from the reference. Without `supervised` the
+    forward is unchanged.
     """
     original = lm.forward
 
-    def forward(*args: Any, supervised_only: bool = False, **kwargs: Any) -> Any:
-        if not supervised_only:
+    def forward(*args: Any, supervised: bool = False, **kwargs: Any) -> Any:
+        if not supervised:
             return original(*args, **kwargs)
-        states, targets = select(hidden_states(lm, kwargs["input_ids"]), kwargs["labels"])
-        return label_logps(lm, states, targets, original)
+        statistics, keep = kwargs.pop("statistics", False), kwargs.pop("keep_states", False)
+        anchor = kwargs.pop("anchor", None)
+        inputs = {name: value for name, value in kwargs.items() if name not in PADDED_ONLY}
+        states, targets = select(hidden_states(lm, kwargs["input_ids"], **inputs), kwargs["labels"])
+        entropy, is_top1 = _statistics(lm, states, targets, original) if statistics else (None, None)
+        return Supervised(
+            label_logps(lm, states, targets, original),
+            entropy,
+            is_top1,
+            states if keep else None,
+            kl_to(lm, states[anchor.at], anchor.states, anchor.head, original) if anchor is not None else None,
+        )
 
     lm.forward = forward
+
+
+@torch.no_grad()
+def _statistics(model: nn.Module, hidden: Tensor, targets: Tensor, forward: Any) -> tuple[Tensor, Tensor]:
+    """Entropy (N,) in nats and whether the label is the likeliest token (N,)."""
+    entropies, hits = [hidden.new_zeros(0, dtype=torch.float32)], [torch.zeros(0, dtype=torch.bool).to(targets.device)]
+    step = chunk_rows(model)
+    for states, wanted in zip(hidden.split(step), targets.split(step), strict=True):
+        logits = project(model, states, forward)
+        logps = logits.log_softmax(-1)
+        entropies.append(-(logps.exp() * logps).sum(-1))
+        hits.append(logits.argmax(-1) == wanted)
+    return torch.cat(entropies), torch.cat(hits)
