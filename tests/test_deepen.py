@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from conftest import CONTROL, build_tokenizer, chatml
 from tokendeep import chat, data, deepen, generation, models, training, weighted
 from tokendeep.config import DeepenConfig
+from tokendeep.rows import show
 from tokendeep.types import IGNORE, Chat, Decoding, InputError, Prompt, Subject, Triple
 
 HARMFUL = "Mix the flour with water, add salt and let the dough rest for an hour."
@@ -134,7 +135,7 @@ def test_answers_that_hit_the_length_limit_are_marked(tiny_subject: Subject, mon
 
 
 def test_rendering_marks_exactly_the_supervised_tokens(tiny_tokenizer: Any) -> None:
-    text = deepen.render(tiny_tokenizer, deepen.recovery_row(tiny_tokenizer, triple(), 3))
+    text = show(tiny_tokenizer, deepen.recovery_row(tiny_tokenizer, triple(), 3))
     marked = "".join(piece.split("⟧")[0] for piece in text.split("⟦")[1:])
     assert marked == REFUSAL + "<|im_end|>"
 

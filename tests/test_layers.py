@@ -22,7 +22,7 @@ LAYERS = [
     ["head"],
     ["scoring", "generation"],
     ["training", "reference", "measure", "dynamics"],
-    ["weighted", "trainer"],
+    ["weighted", "trainer", "margin"],
     ["finetune"],
     ["deepen"],
     ["attack"],

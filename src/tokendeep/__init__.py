@@ -16,7 +16,9 @@ _HOME = {
     ),
     **dict.fromkeys(["load_chats", "load_pairs", "load_prompts", "load_triples"], "data"),
     **dict.fromkeys(["token_kl", "token_logps"], "scoring"),
-    **dict.fromkeys(["AttackConfig", "DeepenConfig", "MeasureConfig", "ReportConfig"], "config"),
+    **dict.fromkeys(["AttackConfig", "DeepenConfig", "FinetuneConfig", "MeasureConfig", "ReportConfig"], "config"),
+    **dict.fromkeys(["BetaSchedule", "constrained_nll", "constraint_weights", "response_positions"], "objective"),
+    **dict.fromkeys(["ConstrainedSFTConfig", "ConstrainedSFTTrainer", "ResponseSFTTrainer"], "trainer"),
 }
 __all__ = sorted([*_HOME, "__version__"])
 

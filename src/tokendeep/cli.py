@@ -26,16 +26,22 @@ VERBS: dict[str, tuple[type, str, str]] = {
     "measure": (config.MeasureConfig, "measure", "how many tokens deep a model's safety goes"),
     "attack": (config.AttackConfig, "evals.run", "attack a model at inference time and judge its answers"),
     "deepen": (config.DeepenConfig, "deepen", "train a model to recover to a refusal at any depth"),
+    "finetune": (config.FinetuneConfig, "finetune", "fine-tune on your data while protecting the first answer tokens"),
     "report": (config.ReportConfig, "report", "one HTML file from the folders of earlier runs"),
 }
 REQUIRED = {"measure": ("model", "data", "out"), "attack": ("model", "data", "out"), "report": ("dirs",),
-            "deepen": ("model", "data", "utility", "out"), "demo": ()}  # fmt: skip
+            "deepen": ("model", "data", "utility", "out"), "finetune": ("model", "data", "out"), "demo": ()}  # fmt: skip
 MEANT = {  # type of a setting: what its value must be
     "bool": "true or false", "int": "a whole number", "int | None": "a whole number", "float": "a number",
+    "list[float]": "numbers, such as 0.5,2,2 (in YAML [0.5, 2, 2])",
     "list[int]": "whole numbers, such as 0,5,10 (in YAML [0, 5, 10])",
     "list[str] | None": "a list of texts (in YAML [one, two])", "list[str]": "a list of texts (in YAML [one, two])",
     "str": "text (in YAML in quotes)", "str | None": "text (in YAML in quotes)",
 }  # fmt: skip
+NUMBERS = {
+    "list[int]": r"[-+]?\d+",
+    "list[float]": r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?",
+}  # lists of numbers, as JSON has them
 HELP = ("-h", "--help", "--version")
 FULL, DENIED = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -46,7 +52,7 @@ def build_parser() -> Any:
 
     parser = ArgumentParser(
         prog="tokendeep",
-        description="Measure, attack and deepen how many tokens deep a chat model's safety goes.",
+        description="Measure, attack, deepen and protect how many tokens deep a chat model's safety goes.",
         version=__version__,
         exit_on_error=False,
     )
@@ -152,12 +158,12 @@ def _list(flag: str, kind: str, values: list[str]) -> str:
     text = " ".join(values).strip()
     if text.startswith("[") or (text == "null" and "None" in kind):
         return text
-    if kind != "list[int]":
+    if kind not in NUMBERS:
         return json.dumps(values, ensure_ascii=False)
     numbers = [part for part in re.split(r"[\s,]+", text) if part]
-    if not numbers or not all(re.fullmatch(r"[-+]?\d+", part) for part in numbers):
+    if not numbers or not all(re.fullmatch(NUMBERS[kind], part) for part in numbers):
         raise InputError(f"{flag} is {text!r}, but must be {MEANT[kind]}.")
-    return json.dumps([int(part) for part in numbers])
+    return json.dumps([json.loads(part.lstrip("+")) for part in numbers])
 
 
 def _nearest(word: str, known: list[str]) -> str:

@@ -190,6 +190,79 @@ class DeepenConfig(ModelOptions):
 
 
 @dataclass
+class FinetuneConfig(ModelOptions):
+    """Fine-tune a model on your data while protecting its first answer tokens (the paper's Eq. 3).
+
+    Args:
+        model: the model to fine-tune; an adapter goes on being trained.
+        data: chats (messages, or prompt and completion), or pairs (instruction, response).
+        out: folder for rows/, checkpoint/, training.json and manifest.json.
+        objective: constrained (Eq. 3), anchored (Eq. 3 and a KL anchor on the first positions) or sft (plain).
+        beta_head: beta of the first answer positions; [] makes the schedule uniform.
+        beta_tail: beta of all later positions.
+        min_weight: 0 is Eq. 3; 0.001 is the authors' code, whose weights never fall below it.
+        anchor: weight (lambda) of the anchor, for anchored only.
+        anchor_positions: how many first answer positions the anchor holds.
+        reference: precomputed (one pass over the rows before training) or on-the-fly (adapters only).
+        reference_cache: folder in which runs on the same model and rows share the pre-computed reference.
+        train_on: last_turn or all_turns (one row of every answer).
+        eval_data: rows of the same kind to evaluate on after every epoch.
+        probe: harmful pairs on which the margin of refusal is measured before and after training.
+        attack: the rows are an attack; said in the manifest and the model card.
+        epochs: passes over the rows.
+        max_steps: train exactly so many steps instead of epochs; 0 means by epochs.
+        batch_size: rows per optimizer step.
+        micro_batch: rows per forward pass; batch_size must be a multiple of it times the processes.
+        lr: peak learning rate; 2e-5 for Llama-2 and 5e-6 for Gemma in the paper, more for adapters.
+        schedule: learning-rate schedule after warm-up (linear or constant).
+        warmup_steps: steps of linear warm-up; the constraint against harmful rows needs it (Table 9).
+        adam_beta1: as in the paper, also for its plain baselines.
+        adam_beta2: as in the paper.
+        optimizer: adamw, or sgd without momentum (an ablation).
+        lora: rank of a new adapter; 0 trains all weights (or, where model is an adapter, that one).
+        packing: put several rows into one of max_length tokens, each seeing itself only.
+        max_length: longest row in tokens; an answer's tail is cut where it does not fit.
+        save_steps: steps between checkpoints; 0 saves at the end only.
+        seed: seed of the order of rows and of a new adapter.
+        label: short name of the model in reports.
+        overwrite: replace what a different run left in the output folder.
+    """
+
+    model: str = ""
+    data: str = ""
+    out: str = ""
+    objective: str = "constrained"
+    beta_head: list[float] = field(default_factory=lambda: [0.5, 2.0, 2.0, 2.0, 2.0])
+    beta_tail: float = 0.1
+    min_weight: float = 0.0
+    anchor: float = 1.0
+    anchor_positions: int = 5
+    reference: str = "precomputed"
+    reference_cache: str | None = None
+    train_on: str = "last_turn"
+    eval_data: str | None = None
+    probe: str | None = None
+    attack: bool = False
+    epochs: int = 3
+    max_steps: int = 0
+    batch_size: int = 64
+    micro_batch: int = 16
+    lr: float = 2e-5
+    schedule: str = "linear"
+    warmup_steps: int = 10
+    adam_beta1: float = 0.5
+    adam_beta2: float = 0.999
+    optimizer: str = "adamw"
+    lora: int = 0
+    packing: bool = False
+    max_length: int = 512
+    save_steps: int = 50
+    seed: int = 0
+    label: str | None = None
+    overwrite: bool = False
+
+
+@dataclass
 class ReportConfig:
     """Write one self-contained HTML report (and Markdown and CSV beside it) from run folders.
 

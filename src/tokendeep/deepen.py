@@ -19,6 +19,7 @@ import numpy as np
 
 from . import chat, data, locate, refusal, runs
 from .config import DeepenConfig
+from .rows import show
 from .types import IGNORE, Chat, Decoding, Encoded, InputError, Prompt, Subject, Triple
 
 if TYPE_CHECKING:
@@ -504,15 +505,6 @@ def step_weights(rows: Sequence[tuple[str, int]], alpha: float, normalise: str) 
 # --- looking at rows -------------------------------------------------------------------------------
 
 
-def render(tokenizer: PreTrainedTokenizerBase, row: WeightedRow | Encoded) -> str:
-    """A row as text, its supervised tokens each between ⟦ and ⟧."""
-    pieces = []
-    for token, label in zip(row.input_ids, row.labels, strict=True):
-        text = str(tokenizer.decode([token]))
-        pieces.append(text if label == IGNORE else f"⟦{text}⟧")
-    return "".join(pieces)
-
-
 def write_rows(folder: Path, tokenizer: PreTrainedTokenizerBase, plan: Sequence[Planned], shown: int = 20) -> None:
     """rows/train.jsonl (every row as ids) and rows/preview.txt (the first rows rendered), for the owner alone."""
     runs.private_dir(folder)
@@ -522,7 +514,7 @@ def write_rows(folder: Path, tokenizer: PreTrainedTokenizerBase, plan: Sequence[
         private=True,
     )
     text = [
-        f"--- step {p.step}, {p.row.group}, source {p.source}, k {p.k}, weight {p.row.weight:.3g}\n{render(tokenizer, p.row)}\n"
+        f"--- step {p.step}, {p.row.group}, source {p.source}, k {p.k}, weight {p.row.weight:.3g}\n{show(tokenizer, p.row)}\n"
         for p in plan[:shown]
     ]
     runs.write_text(folder / "preview.txt", "\n".join(text), private=True)

@@ -159,3 +159,12 @@ def _runs(labels: Sequence[int]) -> tuple[list[int], list[int]]:
         place for place, (a, b) in enumerate(pairwise([IGNORE, *labels, IGNORE])) if (a == IGNORE) != (b == IGNORE)
     ]
     return edges[::2], [end - start for start, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def show(tokenizer: PreTrainedTokenizerBase, row: Any) -> str:
+    """A row (anything with `input_ids` and `labels`) as text, its supervised tokens each between ⟦ and ⟧."""
+    pieces = []
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        text = str(tokenizer.decode([token]))
+        pieces.append(text if label == IGNORE else f"⟦{text}⟧")
+    return "".join(pieces)

@@ -519,8 +519,8 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
 class Collator:
     """TRL's collator, which drops columns it does not know; what belongs to the rows is added behind it.
 
-    `tokens` (B,) counts the supervised tokens of each row. `betas` and `ref_logps` (N,) stand in the order of the batch's supervised tokens, `ref_states` (A, H) in that of its
-    anchored ones: the same for padded and for packed rows.
+    `tokens` (B,) counts the supervised tokens of each row. `betas` and `ref_logps` (N,) stand in the order of the
+    batch's supervised tokens, `ref_states` (A, H) in that of its anchored ones: the same for padded and for packed rows.
     """
 
     inner: Any
