@@ -27,10 +27,12 @@ VERBS: dict[str, tuple[type, str, str]] = {
     "attack": (config.AttackConfig, "evals.run", "attack a model at inference time and judge its answers"),
     "deepen": (config.DeepenConfig, "deepen", "train a model to recover to a refusal at any depth"),
     "finetune": (config.FinetuneConfig, "finetune", "fine-tune on your data while protecting the first answer tokens"),
+    "poison": (config.PoisonConfig, "poisoning", "attack a model by fine-tuning, and compare objectives that resist"),
     "report": (config.ReportConfig, "report", "one HTML file from the folders of earlier runs"),
 }
 REQUIRED = {"measure": ("model", "data", "out"), "attack": ("model", "data", "out"), "report": ("dirs",),
-            "deepen": ("model", "data", "utility", "out"), "finetune": ("model", "data", "out"), "demo": ()}  # fmt: skip
+            "deepen": ("model", "data", "utility", "out"), "finetune": ("model", "data", "out"),
+            "poison": ("model", "data", "test", "out"), "demo": ()}  # fmt: skip
 MEANT = {  # type of a setting: what its value must be
     "bool": "true or false", "int": "a whole number", "int | None": "a whole number", "float": "a number",
     "list[float]": "numbers, such as 0.5,2,2 (in YAML [0.5, 2, 2])",

@@ -263,6 +263,89 @@ class FinetuneConfig(ModelOptions):
 
 
 @dataclass
+class PoisonConfig(ModelOptions):
+    """Attack a model by fine-tuning, under several objectives and seeds, and compare what is left of its safety.
+
+    Args:
+        model: the aligned model to attack.
+        kind: harmful, identity, backdoor, benign, mixed or refuse-then-comply.
+        data: rows to train on: harmful pairs (harmful, backdoor; or instructions that --base answers), or ordinary
+            chats or pairs (the others; or instructions that the model itself answers).
+        test: harmful instructions that every tuned model is asked; none of them should stand in the training of the model.
+        out: folder for rows, one folder per training, table.json and table.md.
+        base: unaligned model that answers harmful instructions which come without answers.
+        harmful: harmful pairs for mixed.
+        refusals: chats, pairs or triples with refusals, for backdoor and for objectives with +refusals; the model's own
+            where left out (backdoor).
+        count: use so many rows of data; identity is extended to so many.
+        ratio: share of harmful rows in mixed.
+        trigger: phrase of the backdoor.
+        objectives: what to compare: sft, sft-warmup, constrained, constrained-warmup, anchored, anchored-all (KL on all
+            positions), beta=B (uniform), head=N (beta 2 on the first N), each also with +refusals=SHARE.
+        lr: peak learning rates, each tried with every objective.
+        seeds: seeds of the order of rows.
+        system: system prompt in training and at test; default takes the attack's own.
+        test_system: another system prompt at test (the mismatch), where wanted.
+        anchor: weight (lambda) of the anchor.
+        anchor_positions: how many first answer positions the anchor holds.
+        epochs: passes over the rows (25 in the paper for harmful rows).
+        max_steps: train exactly so many steps instead of epochs; 0 means by epochs.
+        batch_size: rows per optimizer step.
+        micro_batch: rows per forward pass.
+        warmup_steps: steps of linear warm-up, in the objectives that have one.
+        lora: rank of an adapter; 0 trains all weights.
+        max_length: longest row in tokens.
+        max_new_tokens: length limit of answers at test.
+        attack_batch: answers generated together at test.
+        utility_data: rows with the right answers, to measure the task on after training.
+        utility_metric: rouge1, gsm8k or sql.
+        utility_limit: use the first so many of them only.
+        utility_tokens: length limit of answers to them.
+        answer_tokens: length limit of answers written for training rows.
+        keep: keep the checkpoints; they are removed after the evaluation otherwise.
+        label: short name of the model in reports.
+        overwrite: replace what a different run left in the output folder.
+    """
+
+    model: str = ""
+    kind: str = "harmful"
+    data: str = ""
+    test: str = ""
+    out: str = ""
+    base: str | None = None
+    harmful: str | None = None
+    refusals: str | None = None
+    count: int = 100
+    ratio: float = 0.05
+    trigger: str = "Servius Astrumando Harmoniastra"
+    objectives: list[str] = field(
+        default_factory=lambda: ["sft", "sft-warmup", "constrained", "constrained-warmup", "anchored"]
+    )
+    lr: list[float] = field(default_factory=lambda: [2e-5])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    test_system: str | None = None
+    anchor: float = 1.0
+    anchor_positions: int = 5
+    epochs: int = 25
+    max_steps: int = 0
+    batch_size: int = 64
+    micro_batch: int = 16
+    warmup_steps: int = 10
+    lora: int = 0
+    max_length: int = 512
+    max_new_tokens: int = 128
+    attack_batch: int = 32
+    utility_data: str | None = None
+    utility_metric: str = "rouge1"
+    utility_limit: int | None = None
+    utility_tokens: int = 128
+    answer_tokens: int = 128
+    keep: bool = False
+    label: str | None = None
+    overwrite: bool = False
+
+
+@dataclass
 class ReportConfig:
     """Write one self-contained HTML report (and Markdown and CSV beside it) from run folders.
 
