@@ -26,6 +26,8 @@ NEEDED = {
     "measure": ["--model", "m", "--data", "d", "--out", "o"],
     "attack": ["--model", "m", "--data", "d", "--out", "o"],
     "deepen": ["--model", "m", "--data", "d", "--utility", "u", "--out", "o"],
+    "finetune": ["--model", "m", "--data", "d", "--out", "o"],
+    "poison": ["--model", "m", "--data", "d", "--test", "t", "--out", "o"],
     "report": ["one"],
 }
 SETTINGS = [(verb, field) for verb, (settings, _, _) in cli.VERBS.items() for field in fields(settings)]
@@ -37,6 +39,8 @@ SAMPLES = {  # type of a setting: what is written on the command line, and what 
     "float": ("0.25", 0.25),
     "bool": ("true", True),
     "list[int]": ("3,4", [3, 4]),
+    "list[float]": ("0.5,2,1e-5", [0.5, 2.0, 1e-5]),
+    "list[str]": ("sft", ["sft"]),
     "list[str] | None": ("I can't, no", ["I can't, no"]),
 }
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "inspect_ai", "matplotlib", "numpy", "scipy", "jinja2")
@@ -82,6 +86,8 @@ def test_the_verbs_and_flags_of_the_contract():
         "measure": {"model", "base", "data", "out"},
         "attack": {"model", "attack", "data", "judge", "out"},
         "deepen": {"model", "data", "utility", "out"},
+        "finetune": {"model", "data", "objective", "out"},
+        "poison": {"model", "kind", "data", "test", "objectives", "seeds", "out"},
         "report": {"out", "show_text"},
     }
     assert promised.keys() == cli.VERBS.keys()
@@ -235,7 +241,7 @@ def test_the_recipes_are_settings():
         ([], ["No verb", "demo, measure"]),
         (["mesure", "--model", "m"], ["no verb 'mesure'", "did you mean measure"]),
         (["mesure", "--help"], ["did you mean measure"]),
-        (["zzz"], ["no verb 'zzz'", "the known ones are demo, measure, attack, deepen, report"]),
+        (["zzz"], ["no verb 'zzz'", "the known ones are demo, measure, attack, deepen, finetune, poison, report"]),
         (["--model", "m", "measure"], ["--model stands where the verb should", "tokendeep VERB --model"]),
         (["measure", "--modle", "m"], ["measure has no setting --modle", "did you mean --model"]),
         (["measure", "--max-new-tokens", "3"], ["no setting --max-new-tokens"]),
@@ -373,6 +379,10 @@ VERBS_WITH_DATA = {
     "measure benign": ["measure", "--model", "MODEL", "--data", "GOOD", "--benign", "DATA", "--out", "OUT"],
     "attack": ["attack", "--model", "MODEL", "--data", "DATA", "--out", "OUT"],
     "deepen": ["deepen", "--model", "MODEL", "--data", "DATA", "--utility", "CHATS", "--out", "OUT"],
+    "finetune": ["finetune", "--model", "MODEL", "--data", "DATA", "--out", "OUT"],
+    "finetune probe": ["finetune", "--model", "MODEL", "--data", "GOOD", "--probe", "DATA", "--out", "OUT"],
+    "poison": ["poison", "--model", "MODEL", "--data", "DATA", "--test", "GOOD", "--out", "OUT"],
+    "poison test": ["poison", "--model", "MODEL", "--data", "GOOD", "--test", "DATA", "--out", "OUT"],
     "deepen utility": ["deepen", "--model", "MODEL", "--data", "GOOD", "--utility", "DATA", "--out", "OUT"],
 }
 BAD_FILES = {  # name: content (None: no such file), what the message must hold

@@ -59,8 +59,10 @@ def run(config: PoisonConfig) -> Path:
     sources = {n: s for n in ("data", "test", "harmful", "refusals", "utility_data") if (s := getattr(config, n))}
     prompts = data.load_prompts(config.test)
     kinds = {name: data.kind(source) for name, source in sources.items()}
-    _check_kinds(config, kinds)
+    _check_rows(config, kinds)
     models.check_spec(config.model, config)
+    if config.base:
+        models.check_spec(config.base, ModelOptions())
     state = runs.open_run(config.out, "poison", asdict(config), sources, overwrite=config.overwrite)
     out = state.out
     if state.finished:
@@ -152,7 +154,8 @@ def settings(config: PoisonConfig, cell: Cell, folder: Path, rows: str) -> Finet
 # --- rows ------------------------------------------------------------------------------------------
 
 
-def _check_kinds(config: PoisonConfig, kinds: Mapping[str, str]) -> None:
+def _check_rows(config: PoisonConfig, kinds: Mapping[str, str]) -> None:
+    """Read every row of every file, before anything is loaded or written."""
     if kinds["data"] == "prompts" and config.kind in NEEDS_HARMFUL and not config.base:
         raise InputError(
             f"{config.data} holds instructions without answers; give --base, an unaligned model that answers them, or "
@@ -160,6 +163,17 @@ def _check_kinds(config: PoisonConfig, kinds: Mapping[str, str]) -> None:
         )
     if config.kind == "mixed" and not config.harmful:
         raise InputError("mixed needs --harmful, the harmful pairs that are mixed into --data.")
+    if kinds["data"] == "prompts":
+        data.load_prompts(config.data)
+    else:
+        finetune.load(config.data)
+    for source, read in ((config.harmful, finetune.load), (config.refusals, _load_refusals)):
+        if source:
+            read(source)
+    if config.utility_data and kinds["utility_data"] not in ("pairs", "chats"):
+        raise InputError(
+            f"{config.utility_data} holds {kinds['utility_data']}, but --utility_data needs right answers."
+        )
 
 
 def _poison(config: PoisonConfig, kinds: Mapping[str, str], out: Path) -> poison.Poison:

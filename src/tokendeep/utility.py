@@ -115,8 +115,7 @@ def sql(pair: Pair, answer: str) -> dict[str, Any]:
     """ROUGE-1 as `score`; `exact`: the same query; `executed`: the same result in sqlite, None where it cannot be told."""
     query = answer.strip().splitlines()[0] if answer.strip() else ""
     exact = normal(query) == normal(pair.response)
-    schema = "\n".join(re.findall(r"CREATE TABLE[^;]*?\)(?=\s*(?:;|,?\s*CREATE|$))", _request(pair), re.S | re.I))
-    executed = True if exact else same_result(schema, pair.response, query)
+    executed = True if exact else same_result(tables(_request(pair)), pair.response, query)
     known = None if executed is None else float(executed)
     return {**rouge1(pair, answer), "exact": float(exact), "executed": known}
 
@@ -128,7 +127,19 @@ def normal(query: str) -> str:
     return re.sub(r"\s*([(),=<>])\s*", r"\1", text)
 
 
-def same_result(schema: str, wanted: str, given: str) -> bool | None:
+def tables(text: str) -> list[str]:
+    """The CREATE TABLE statements in a text, each to its closing parenthesis."""
+    found = []
+    for start in re.finditer(r"create table\s+[^()]+\(", text, re.I):
+        depth, end = 1, start.end()
+        while depth and end < len(text):
+            depth += {"(": 1, ")": -1}.get(text[end], 0)
+            end += 1
+        found.append(text[start.start() : end])
+    return found
+
+
+def same_result(schema: list[str], wanted: str, given: str) -> bool | None:
     """Whether two queries give the same rows on made-up data; None where the right one does not run."""
     if not schema:
         return None
@@ -138,15 +149,14 @@ def same_result(schema: str, wanted: str, given: str) -> bool | None:
     return second is not None and sorted(map(repr, first)) == sorted(map(repr, second))
 
 
-def run_query(schema: str, query: str, literals: str) -> list[tuple[Any, ...]] | None:
+def run_query(schema: list[str], query: str, literals: str) -> list[tuple[Any, ...]] | None:
     """The rows of a SELECT in memory, on tables filled with values drawn from the queries' own; None where it fails."""
     if not re.match(r"\s*(select|with)\b", query, re.I):
         return None
     connection = sqlite3.connect(":memory:")
     try:
-        for statement in re.split(r"[;,]?\s*(?=CREATE TABLE)", schema, flags=re.I):
-            if statement.strip():
-                connection.execute(statement)
+        for statement in schema:
+            connection.execute(statement)
         values = [v.strip("'\"") for v in re.findall(r"\"[^\"]*\"|'[^']*'|\b\d+(?:\.\d+)?\b", literals)] or ["1"]
         values = list(dict.fromkeys([*values, "0", "1", "2", "other"]))
         draw = np.random.default_rng(0)
