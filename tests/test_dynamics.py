@@ -1,0 +1,148 @@
+"""What is recorded per token while training, against full logits and one backward per token; the monitor; resuming."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch.nn import functional as F
+
+from test_trainer import LORA, settings, token_rows
+from tokendeep import gradients
+from tokendeep.dynamics import TokenDynamicsCallback
+from tokendeep.trainer import ResponseSFTTrainer
+from tokendeep.types import InputError, Pair, Subject
+
+PAIRS = [
+    Pair(f"p{i}", ({"role": "user", "content": f"Do {i}"},), f"Sure, {i} is done like this and that") for i in range(3)
+]
+
+
+def trained(
+    model: Any, tokenizer: Any, out: Path, callback: Any, peft: LoraConfig | None = None, **args: Any
+) -> ResponseSFTTrainer:
+    made = ResponseSFTTrainer(
+        model, settings(out, **args), train_dataset=Dataset.from_list(token_rows()), processing_class=tokenizer,
+        peft_config=peft, callbacks=[callback],
+    )  # fmt: skip
+    made.train()
+    return made
+
+
+def read(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "dynamics.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("peft", [None, LORA])
+def test_the_records_are_those_of_full_logits(
+    peft: Any, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    callback = TokenDynamicsCallback(PAIRS, tiny_tokenizer, tmp_path, steps=[3], positions=6, k=[0, 1])
+    model = trained(make_model(), tiny_tokenizer, tmp_path / "t", callback, peft, max_steps=3).model.eval()
+    start, end = read(tmp_path)["steps"]
+    assert (start["step"], end["step"]) == (0, 3)
+    assert start["kl"]["mean"] == pytest.approx([0] * 6, abs=1e-5)
+    entropies, kls = np.zeros(6), np.zeros(6)
+    for row in callback.rows:
+        ids = torch.tensor([row.input_ids])
+        with torch.no_grad():
+            ours = model(input_ids=ids).logits[0].double().log_softmax(-1)
+            theirs = make_model()(input_ids=ids).logits[0].double().log_softmax(-1)
+        for place in range(6):
+            at = row.start + place
+            entropies[place] += F.nll_loss(ours[at - 1][None], ids[0, at][None]).item() / len(PAIRS)
+            kls[place] += (ours[at - 1].exp() * (ours[at - 1] - theirs[at - 1])).sum().item() / len(PAIRS)
+    assert end["cross_entropy"]["mean"] == pytest.approx(entropies.tolist(), rel=1e-4)
+    assert end["kl"]["mean"] == pytest.approx(kls.tolist(), rel=1e-3, abs=1e-5)
+    assert max(end["kl"]["mean"]) > 1e-3
+    plain = torch.stack(gradients.plain_gradient_norms(model, callback.rows, 6)).mean(0)
+    assert end["gradient_norm"]["mean"] == pytest.approx(plain.tolist(), rel=1e-3)
+
+
+def test_training_is_not_changed_by_being_watched(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    callback = TokenDynamicsCallback(PAIRS, tiny_tokenizer, tmp_path, steps=range(4), positions=4)
+    watched = trained(make_model(), tiny_tokenizer, tmp_path / "a", callback)
+    alone = ResponseSFTTrainer(
+        make_model(),
+        settings(tmp_path / "b"),
+        train_dataset=Dataset.from_list(token_rows()),
+        processing_class=tiny_tokenizer,
+    )
+    alone.train()
+    for left, right in zip(watched.model.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-7)
+
+
+def test_sampled_answers_and_a_rate_of_ones_own(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    callback = TokenDynamicsCallback(
+        PAIRS, tiny_tokenizer, tmp_path, steps=[2], positions=4, gradients=False, sampled=2, aligned=make_model(),
+        asr=lambda model: 0.25,
+    )  # fmt: skip
+    trained(make_model(), tiny_tokenizer, tmp_path / "t", callback, max_steps=2)
+    start, end = read(tmp_path)["steps"]
+    assert start["kl_sampled"]["mean"] == pytest.approx([0] * len(start["kl_sampled"]["mean"]), abs=1e-5)
+    assert max(end["kl_sampled"]["mean"]) > 0
+    assert end["asr"] == 0.25
+    assert "gradient_norm" not in end
+
+
+def test_the_monitor_stops_a_training_whose_refusals_fall(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    falling = [{"input_ids": r.input_ids, "labels": r.labels} for r in
+               TokenDynamicsCallback(PAIRS, tiny_tokenizer, tmp_path / "x").rows] * 4  # fmt: skip
+
+    def run(out: Path, **more: Any) -> Any:
+        callback = TokenDynamicsCallback(PAIRS, tiny_tokenizer, out, steps=[], positions=4, gradients=False, **more)
+        made = ResponseSFTTrainer(
+            make_model(), settings(out / "t", max_steps=20, learning_rate=1e-2), train_dataset=Dataset.from_list(falling),
+            processing_class=tiny_tokenizer, callbacks=[callback],
+        )  # fmt: skip
+        made.train()
+        return made.state.global_step, callback.fired
+
+    steps, fired = run(tmp_path / "a", fall=2.0, on_fall="stop")
+    assert steps == fired < 20
+    assert read(tmp_path / "a")["meta"]["fired"] == fired
+    assert "the training stops" in capsys.readouterr().out
+    assert run(tmp_path / "b", fall=2.0) == (20, fired)
+    assert run(tmp_path / "c", fall=1000.0) == (20, None)
+    assert run(tmp_path / "d") == (20, None)
+
+
+def test_a_resumed_training_goes_on_with_its_records(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    def callback(out: Path) -> TokenDynamicsCallback:
+        return TokenDynamicsCallback(PAIRS, tiny_tokenizer, out, steps=[1, 2, 4], positions=4, gradients=False)
+
+    trained(make_model(), tiny_tokenizer, tmp_path / "a", callback(tmp_path / "one"))
+    cut = callback(tmp_path / "two")
+    trained(make_model(), tiny_tokenizer, tmp_path / "b", cut, save_strategy="steps", save_steps=2)
+    made = ResponseSFTTrainer(
+        make_model(), settings(tmp_path / "b"), train_dataset=Dataset.from_list(token_rows()),
+        processing_class=tiny_tokenizer, callbacks=[callback(tmp_path / "two")],
+    )  # fmt: skip
+    made.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
+    one, two = read(tmp_path / "one")["steps"], read(tmp_path / "two")["steps"]
+    assert [r["step"] for r in one] == [r["step"] for r in two] == [0, 1, 2, 4]
+    assert two[-1]["kl"]["mean"] == pytest.approx(one[-1]["kl"]["mean"], rel=1e-4, abs=1e-6)
+
+
+def test_bad_settings_are_refused(tmp_path: Path, tiny_subject: Subject) -> None:
+    for wrong in ({"pairs": []}, {"positions": 0}, {"on_fall": "cry"}, {"fall": -1.0}):
+        settings = {"pairs": PAIRS, **wrong}
+        with pytest.raises(InputError):
+            TokenDynamicsCallback(settings.pop("pairs"), tiny_subject.tokenizer, tmp_path, **settings)  # type: ignore[arg-type]
