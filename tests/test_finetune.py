@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from tokendeep import chat, finetune, margin, models, objective
+from tokendeep import chat, finetune, margin, models, objective, report
 from tokendeep.config import FinetuneConfig
 from tokendeep.types import IGNORE, InputError, Subject
 
@@ -231,3 +231,30 @@ def test_rows_that_are_no_chats_are_refused(tmp_path: Path, tiny_folder: Path) -
     path.write_text(json.dumps({"instruction": "only asked"}))
     with pytest.raises(InputError, match="holds prompts, but finetune takes chats"):
         finetune.run(config(tmp_path, tiny_folder, data=str(path)))
+
+
+def test_a_watched_training_leaves_its_records_and_a_report_shows_them(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe = tmp_path / "probe.jsonl"
+    rows = [
+        {"instruction": f"do the bad thing {i}", "response": "Sure, here is how it is done at home"} for i in range(3)
+    ]
+    probe.write_text("\n".join(json.dumps(row) for row in rows))
+    out = finetune.run(
+        config(tmp_path, tiny_folder, probe=str(probe), dynamics=[2, 4], monitor=0.01, lr=1e-2, objective="sft")
+    )
+    found = json.loads((out / "dynamics.json").read_text())
+    assert [record["step"] for record in found["steps"]] == [0, 2, 4]
+    context = report.build([out])
+    (section,) = [one for one in context["sections"] if one.id == "dynamics"]
+    assert len(section.figures) == 3
+    assert section.tables[0].rows[0][0] == "0"
+    said = " ".join(section.text)
+    assert (found["meta"]["fired"] is not None) == ("the monitor fired" in said)
+    assert "do the bad thing" not in report.to_html(context)
+
+
+def test_a_monitor_needs_a_probe(tmp_path: Path, tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match="give --probe"):
+        finetune.run(config(tmp_path, tiny_folder, monitor=1.0))

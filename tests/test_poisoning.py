@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tokendeep import chat, data, poisoning, runs
+from tokendeep import chat, data, poisoning, report, runs
 from tokendeep.attack import poison
 from tokendeep.config import PoisonConfig
 from tokendeep.types import Chat, InputError, Prompt
@@ -139,6 +139,9 @@ def test_objectives_share_rows_and_reference_and_the_table_holds_them(
     manifest = json.loads((out / "sft-warmup-lr0.001-seed0" / "finetune" / "manifest.json").read_text())
     assert manifest["attack"] is True
     assert poison.ALWAYS_EXECUTE in json.dumps(manifest["config"])
+    (section,) = [one for one in report.build([out])["sections"] if one.id == "poison"]
+    assert [row[0] for row in section.tables[0].rows] == ["start", *wanted]
+    assert "Say the" not in report.to_html(report.build([out]))
     said = capsys.readouterr().out
     assert "| anchored | 0.001 | 1 |" in said
     assert poisoning.run(config(tmp_path, tiny_folder, objectives=wanted)) == out

@@ -208,6 +208,9 @@ class FinetuneConfig(ModelOptions):
         train_on: last_turn or all_turns (one row of every answer).
         eval_data: rows of the same kind to evaluate on after every epoch.
         probe: harmful pairs on which the margin of refusal is measured before and after training.
+        dynamics: steps after which to record per-token figures on the probe, in dynamics.json; step 0 is always with them.
+        monitor: nats that the median refusal log-odds on the probe may fall before the monitor acts; 0 is off.
+        on_fall: warn or stop, when they have fallen so far.
         attack: the rows are an attack; said in the manifest and the model card.
         epochs: passes over the rows.
         max_steps: train exactly so many steps instead of epochs; 0 means by epochs.
@@ -242,6 +245,9 @@ class FinetuneConfig(ModelOptions):
     train_on: str = "last_turn"
     eval_data: str | None = None
     probe: str | None = None
+    dynamics: list[int] = field(default_factory=list)
+    monitor: float = 0.0
+    on_fall: str = "warn"
     attack: bool = False
     epochs: int = 3
     max_steps: int = 0

@@ -63,6 +63,8 @@ def run(
     margins = margin.Margins(subject, probe, config) if probe else None
     if margins and show:
         print(margins.before())
+    if config.dynamics or config.monitor:
+        callbacks = [*callbacks, _watcher(subject, probe, state.out, config)]
     result = train(subject, encoded, state.out, config, callbacks)
     after = margins.after() if margins else None
     if margins and show:
@@ -89,6 +91,7 @@ def check(config: FinetuneConfig) -> None:
         ("optimizer", tuple(OPTIMIZERS)),
         ("train_on", TRAIN_ON),
         ("reference", ("precomputed", "on-the-fly")),
+        ("on_fall", ("warn", "stop")),
     ):
         if getattr(config, name) not in known:
             raise InputError(f"--{name} is {getattr(config, name)!r}, but must be one of {', '.join(known)}.")
@@ -99,13 +102,15 @@ def check(config: FinetuneConfig) -> None:
             raise InputError(f"--{name} is {getattr(config, name)}, but must be at least 0 and below 1.")
     least = {
         "min_weight": 0, "anchor": 0, "anchor_positions": 1, "max_steps": 0, "batch_size": 1, "micro_batch": 1,
-        "warmup_steps": 0, "lora": 0, "max_length": 8, "save_steps": 0, "seed": 0,
+        "warmup_steps": 0, "monitor": 0, "lora": 0, "max_length": 8, "save_steps": 0, "seed": 0,
     }  # fmt: skip
     for name, bound in least.items():
         if not getattr(config, name) >= bound:
             raise InputError(f"--{name} is {getattr(config, name)}, but must be at least {bound}.")
     if config.epochs < 1 and config.max_steps < 1:
         raise InputError("Neither --epochs nor --max_steps asks for any training; set one to at least 1.")
+    if (config.dynamics or config.monitor) and not config.probe:
+        raise InputError("--dynamics and --monitor look at a probe; give --probe, a file of harmful pairs.")
     objective.BetaSchedule(config.beta_head, config.beta_tail)
 
 
@@ -213,6 +218,15 @@ def train(
         trainer.model.delete_adapter("ref")
     training.save(trainer, subject, out / "checkpoint")
     return {"history": trainer.state.log_history, "steps": trainer.state.global_step}
+
+
+def _watcher(subject: Subject, probe: Sequence[Any], out: Path, config: FinetuneConfig) -> Any:
+    from .dynamics import TokenDynamicsCallback
+
+    return TokenDynamicsCallback(
+        probe, subject.tokenizer, out, steps=config.dynamics, fall=config.monitor or None, on_fall=config.on_fall,
+        system=config.system, batch_size=config.micro_batch, gradients=bool(config.dynamics),
+    )  # fmt: skip
 
 
 def _trainer(

@@ -81,6 +81,19 @@ def log_odds(curves: Sequence[Curve], ks: Sequence[int]) -> str:
     return _svg(draw)
 
 
+def by_position(curves: Sequence[Curve], ylabel: str) -> str:
+    """A figure in `ylabel` against answer position, one curve per training step."""
+
+    def draw(axes: Axes) -> None:
+        for curve in curves:
+            _band(axes, curve, marks=max(1, len(curve.x) // 16))
+        axes.set(xlabel="response position (token)", ylabel=ylabel)
+        axes.set_xlim(0.5, max(len(curve.x) for curve in curves) + 0.5)
+        axes.set_ylim(bottom=0)
+
+    return _svg(draw)
+
+
 def shares(curves: Sequence[Curve], ks: Sequence[int], ylabel: str, half: bool = False) -> str:
     """Shares between 0 and 1 against k with intervals as bars; `half` draws the line at one half."""
 

@@ -19,6 +19,7 @@ Reader = Callable[[Path], list[Sample]]
 Condition = tuple[str, Any]  # (attack, k or prefix or None)
 
 MANIFEST, PROFILE, ASR, LOGS = "manifest.json", "profile.json", "asr.json", "*.eval"
+TABLE, DYNAMICS = "table.json", "dynamics.json"
 ROLES = {"measure": "harmful", "attack": "harmful", "overrefusal": "twins", "unseen": "unseen"}  # by folder name
 STORY = ("base", "aligned", "deepened")  # models with these names are shown in this order, before all others
 SKIPPED_FOLDERS = ("checkpoint", "rows", "trainer")  # parts of a run, not runs
@@ -45,6 +46,8 @@ class Run:
     role: str = "harmful"
     attack_checkpoint: bool = False  # the model was trained on attack rows
     cut: Sequence[str] = ()
+    table: Sequence[Mapping[str, Any]] | None = None  # of a fine-tuning attack
+    dynamics: Mapping[str, Any] | None = None  # of a training that was watched
 
     @property
     def verb(self) -> str:
@@ -174,7 +177,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in (MANIFEST, PROFILE, ASR)):
+    if any((folder / name).is_file() for name in (MANIFEST, PROFILE, ASR, DYNAMICS)):
         return True
     return _has_logs(folder) and _has_our_logs(folder)
 
@@ -204,7 +207,12 @@ def _read(folder: Path, read: Reader) -> Run:
     role = manifest.get("role") or ROLES.get(folder.name, "harmful")
     cut = _unfinished(folder) if not manifest and _has_logs(folder) else ()
     flagged = _from_attack(manifest)
-    return Run(folder, manifest, profile, rows, samples, role=role, attack_checkpoint=flagged, cut=cut)
+    table = _json(folder / TABLE, list) if manifest.get("verb") == "poison" else None
+    for number, line in enumerate(table or [], 1):
+        _need(line, ("objective", "seeds"), f"{folder / TABLE}, line {number}")
+    dynamics = _json(folder / DYNAMICS, dict, ("meta", "steps"))
+    return Run(folder, manifest, profile, rows, samples, role=role, attack_checkpoint=flagged, cut=cut, table=table,
+               dynamics=dynamics)  # fmt: skip
 
 
 def _json(path: Path, kind: type, keys: Sequence[str] = ()) -> Any:

@@ -1,0 +1,139 @@
+"""Fine-tuning: the constrained trainer against TRL's own SFTTrainer and against full float32 logits, same rows, same run.
+
+Workload: SmolLM2-135M-Instruct, steps of 16 rows of 100 tokens, 45 % of them supervised, one micro-batch a step, AdamW,
+float32 masters with bf16 autocast where the machine has bf16. Printed: tokens per second of the quickest step, and peak
+memory. Every trainer runs in a process of its own, so that none finds another one's memory.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import torch
+
+ROWS, LENGTH, SUPERVISED, STEPS = 16, 100, 45, 4
+KINDS = {
+    "trl": "TRL's SFTTrainer, default loss",
+    "full": "full float32 logits, as the authors' trainer",
+    "sft": "supervised rows only, plain",
+    "constrained": "constrained, pre-computed reference",
+    "anchored": "anchored, pre-computed reference",
+    "trl-lora": "TRL's SFTTrainer, LoRA",
+    "constrained-lora": "constrained, LoRA, pre-computed",
+    "on-the-fly-lora": "constrained, LoRA, adapter off beside every step",
+}
+
+
+def train(kind: str) -> dict[str, float]:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from tokendeep import models
+    from tokendeep.objective import BetaSchedule, constrained_nll, response_positions
+    from tokendeep.trainer import ConstrainedSFTTrainer, ResponseSFTTrainer
+    from tokendeep.training import has_bf16
+
+    subject = models.load("smollm2", dtype="float32")
+    device = next(subject.model.parameters()).device
+    ids = torch.randint(100, 40000, (ROWS * 2, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = Dataset.from_list(
+        [{"input_ids": row, "labels": [-100] * (LENGTH - SUPERVISED) + row[LENGTH - SUPERVISED :]} for row in ids]
+    )
+
+    class Clock(TrainerCallback):
+        times: list[float] = []  # noqa: RUF012
+
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            self.times.append(time.perf_counter() - self.start)
+
+    class Full(SFTTrainer):
+        """The objective on full float32 logits of every position."""
+
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            labels = inputs["labels"][:, 1:]
+            logits = model(input_ids=inputs["input_ids"]).logits.float()[:, :-1]
+            logps = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+            positions = response_positions(labels != -100)
+            loss = constrained_nll(logps, logps.detach(), positions, BetaSchedule()(positions), min_weight=1e-3)
+            return loss.sum() / (labels != -100).sum()
+
+    with tempfile.TemporaryDirectory() as folder:
+        args = SFTConfig(
+            folder, max_steps=STEPS, per_device_train_batch_size=ROWS, learning_rate=1e-5, bf16=has_bf16(device),
+            use_cpu=device.type == "cpu", gradient_checkpointing=False, logging_steps=1, save_strategy="no", report_to=[],
+            disable_tqdm=True, warmup_steps=0,
+        )  # fmt: skip
+        more: dict[str, Any] = {"train_dataset": rows, "processing_class": subject.tokenizer, "callbacks": [Clock()]}
+        if kind.endswith("lora"):
+            more["peft_config"] = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+        if kind in ("trl", "trl-lora"):
+            trainer: Any = SFTTrainer(subject.model, args, **more)
+        elif kind == "full":
+            trainer = Full(subject.model, args, **more)
+        elif kind == "sft":
+            trainer = ResponseSFTTrainer(subject.model, args, **more)
+        else:
+            trainer = ConstrainedSFTTrainer(
+                subject.model, args, head_anchor=(1.0 if kind == "anchored" else 0.0, 5),
+                reference="on-the-fly" if "fly" in kind else "precomputed", **more,
+            )  # fmt: skip
+        before = memory(device)
+        start = time.perf_counter()
+        trainer.train()
+        whole = time.perf_counter() - start
+    return {"step": min(Clock.times), "peak": memory(device) - before, "all": whole, "before": before}
+
+
+def memory(device: torch.device) -> float:
+    """Peak memory so far, GB: of the device, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def main() -> None:
+    found: dict[str, dict[str, float]] = {}
+    for kind, title in KINDS.items():
+        done = subprocess.run([sys.executable, __file__, kind], capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(done.stderr[-2000:])
+        found[kind] = json.loads(done.stdout.splitlines()[-1])
+        step, peak = found[kind]["step"], found[kind]["peak"] + found[kind]["before"]
+        print(f"{title:52} {ROWS * LENGTH / step:6.0f} tokens/s, peak memory {peak:5.2f} GB", flush=True)
+
+    def ratio(one: str, two: str) -> float:
+        return found[two]["step"] / found[one]["step"]
+
+    gpu = torch.cuda.is_available()
+    aim = 0.97 if gpu else 2.5
+    print(f"constrained to TRL's SFTTrainer:      {ratio('constrained', 'trl'):.2f} times as fast (aim {aim})")
+    print(
+        f"the same with LoRA:                   {ratio('constrained-lora', 'trl-lora'):.2f} times as fast (aim {aim})"
+    )
+    print(f"on-the-fly to pre-computed (LoRA):    {ratio('on-the-fly-lora', 'constrained-lora'):.2f} (aim 0.62)")
+    print(f"constrained to full float32 logits:   {ratio('constrained', 'full'):.2f} times as fast (aim 1.6)")
+    peaks = {kind: figures["peak"] + figures["before"] for kind, figures in found.items()}
+    print(f"peak memory, constrained to plain:    {peaks['constrained'] / peaks['sft']:.3f} (aim at most 1.05)")
+    print(f"peak memory, constrained to TRL's:    {peaks['constrained'] / peaks['trl']:.3f} (aim at most 1.05)")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(train(sys.argv[1])))
+    else:
+        main()

@@ -1,0 +1,112 @@
+"""The report's sections on training: fine-tuning attacks compared, and what happened per token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import figures
+from .gather import Run
+from .words import Figure, Section, Table, percent, points
+
+ASKS = {"plain": "", "triggered": " with the trigger", "wrapped": " in the wrapper"}
+CURVES = {  # record in dynamics.json: caption, label of the axis
+    "cross_entropy": ("Cross-entropy of the probe's answers, by position", "cross-entropy (nats)"),
+    "gradient_norm": ("Norm of each token's gradient, mean over the probe", "gradient norm"),
+    "kl": ("KL of the trained model to the aligned one on the probe", "KL to the aligned model (nats)"),
+    "kl_sampled": ("The same on answers that the trained model samples", "KL to the aligned model (nats)"),
+}
+
+
+def attacks_section(runs: Sequence[Run]) -> list[Section]:
+    """One table per fine-tuning attack; nothing where there was none."""
+    tables = [_attack_table(run) for run in runs if run.table]
+    if not tables:
+        return []
+    section = Section("poison", "Fine-tuning attacks")
+    section.text.append(
+        "Each line is the same model trained on the same attack rows under another objective, then asked the same harmful "
+        "requests. Rates over several seeds have Wilson intervals in which a prompt counts once where its answers agree; "
+        "changes are paired by prompt, against the first line trained. Train nll says how much of the rows was learnt: "
+        "objectives are comparable where it is alike."
+    )
+    section.tables += tables
+    return [section]
+
+
+def _attack_table(run: Run) -> Table:
+    assert run.table is not None
+    asks = [name for name in ASKS if any(name in line for line in run.table)]
+    columns = ["objective", "learning rate", "seeds"]
+    for ask in asks:
+        columns += [f"not refused{ASKS[ask]}", "change"]
+    columns += ["train nll", "utility"]
+    rows = []
+    for line in run.table:
+        row = [
+            str(line["objective"]),
+            f"{line['lr']:g}" if line.get("lr") else "-",
+            str(line.get("seeds") or "not run"),
+        ]
+        for ask in asks:
+            row += _rate(line.get(ask))
+        row += [_number(line.get("nll")), _number(line.get("utility"), 3)]
+        rows.append(row)
+    kind = (run.manifest.get("config") or {}).get("kind", "attack")
+    note = "" if run.finished else "This run is not finished: lines that say so have not been trained."
+    return Table(f"{run.label}: {kind} rows", columns, rows, note)
+
+
+def _rate(rate: Mapping[str, Any] | None) -> list[str]:
+    if rate is None:
+        return ["-", "-"]
+    change = rate.get("change")
+    said = f"{points(change['mean'])} [{points(change['low'])}, {points(change['high'])}]" if change else "-"
+    return [f"{percent(rate['rate'])} [{percent(rate['low'])}, {percent(rate['high'])}] of {rate['n']}", said]
+
+
+def _number(value: Any, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def dynamics_section(runs: Sequence[Run]) -> list[Section]:
+    """Figures by answer position at the recorded steps of every training that was watched."""
+    watched = [run for run in runs if run.dynamics and run.dynamics["steps"]]
+    if not watched:
+        return []
+    section = Section("dynamics", "What happened per token while training")
+    for run in watched:
+        assert run.dynamics is not None
+        records, meta = run.dynamics["steps"], run.dynamics["meta"]
+        for name, (caption, label) in CURVES.items():
+            if curves := _curves(records, name):
+                words = f"{run.label}: {caption.lower()} at steps {', '.join(curve.name[5:] for curve in curves)}"
+                section.figures.append(Figure(figures.by_position(curves, label), words, f"{run.label}: {caption}"))
+        section.tables.append(_odds_table(run.label, records))
+        if meta.get("fired") is not None:
+            section.text.append(
+                f"{run.label}: the monitor fired at step {meta['fired']}, when the refusal log-odds had fallen by more than "
+                f"{meta['fall']:g} nats."
+            )
+        elif meta.get("fall") is not None:
+            section.text.append(f"{run.label}: the monitor (a fall of {meta['fall']:g} nats) did not fire.")
+    return [section]
+
+
+def _curves(records: Sequence[Mapping[str, Any]], name: str) -> list[figures.Curve]:
+    return [
+        figures.Curve(f"step {r['step']}", range(1, len(r[name]["mean"]) + 1), r[name]["mean"], style=number)
+        for number, r in enumerate(records)
+        if name in r
+    ]
+
+
+def _odds_table(label: str, records: Sequence[Mapping[str, Any]]) -> Table:
+    ks = records[0]["log_odds"]["k"]
+    rows = [[str(r["step"]), *(_number(v, 1) for v in r["log_odds"]["median"]), percent(r.get("asr"))] for r in records]
+    return Table(
+        f"{label}: median refusal log-odds (nats) after k harmful tokens",
+        ["step", *(f"k = {k}" for k in ks), "attack success"],
+        rows,
+        "Above 0 a refusal is likelier than the harmful answer's own next tokens.",
+    )
