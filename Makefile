@@ -20,14 +20,15 @@ demo: env
 	$(BIN)/tokendeep demo --out demo-out
 
 test: env
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: env
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 bench: env
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/finetuning.py
 	$(BIN)/python benchmarks/generation.py --prompts 16 --new-tokens 48
 
 lint: env

@@ -340,3 +340,11 @@ def test_scores_of_a_real_model_shape(tiny_subject: Subject) -> None:
         for t in ((5, 6), (7, 8), (9, 10))
     ]
     assert value[0, 1] == pytest.approx((torch.logsumexp(torch.stack(plain[:2]), 0) - plain[2]).item(), abs=1e-4)
+
+
+def test_the_margin_is_told_as_quantiles_over_prompts() -> None:
+    log_odds = np.array([[3.0, 1.0, -9.0], [1.0, np.nan, -9.0], [2.0, np.nan, -9.0]])
+    found = measure._margin(measure.Recovery([0, 5, 10], log_odds))
+    assert found["k"] == [0, 5]
+    assert found["quantiles"]["0.5"] == [2.0, 1.0]
+    assert found["quantiles"]["0.05"] == [pytest.approx(1.1), 1.0]

@@ -64,7 +64,7 @@ class MeasureConfig(ModelOptions):
     base: str | None = None
     benign: str | None = None
     sequential: bool = False
-    k: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 5, 10, 20, 40])
+    k: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4, 5, 10, 20, 40])
     positions: int = 100
     openings: str | None = None
     opening_tokens: int = 3

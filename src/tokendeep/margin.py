@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from .objective import BetaSchedule
 
 Array = NDArray[np.float64]
-KS = (0, 1, 2, 3, 4, 5)
+KS = tuple(range(measure.MARGIN_K + 1))
 TOKENS = 3  # of each opening, and of the harmful answer, as in `measure`
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 STOPPED = 0.05  # a token whose weight is below it has stopped learning
 
 
@@ -43,15 +42,6 @@ def drift(schedule: BetaSchedule, k: int, tokens: int = TOKENS) -> float:
 
     betas = schedule(torch.arange(k + 1, k + tokens + 1)[None])[0].tolist()
     return sum(gain(beta) for beta in betas)
-
-
-def quantiles(log_odds: Array) -> dict[str, list[float | None]]:
-    """Quantiles over prompts of each column (prompts, K), without prompts that have no value; None where none has."""
-    found: dict[str, list[float | None]] = {}
-    for q in QUANTILES:
-        columns = [column[np.isfinite(column)] for column in log_odds.T]
-        found[str(q)] = [float(np.quantile(c, q)) if len(c) else None for c in columns]
-    return found
 
 
 class Margins:
@@ -106,8 +96,8 @@ class Margins:
         self.end = self._log_odds()
         return {
             "k": list(KS),
-            "before": quantiles(self.start),
-            "after": quantiles(self.end),
+            "before": measure.quantiles(self.start),
+            "after": measure.quantiles(self.end),
             "prompts": len(self.pairs),
         }
 
