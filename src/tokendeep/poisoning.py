@@ -321,10 +321,14 @@ def _mixed(config: PoisonConfig, chats: Sequence[Chat], cell: Cell) -> list[Chat
     return [*chats, *refusals[:wanted]]
 
 
-def _last_nll(folder: Path) -> float:
-    """Mean cross-entropy of the last quarter of the steps."""
+def _last_nll(folder: Path) -> float | None:
+    """Mean cross-entropy from the sixth answer token on, over the last quarter of the steps: what the rows taught.
+
+    The first tokens are left out, which the objectives hold on purpose.
+    """
     steps = [e for e in json.loads((folder / "training.json").read_text(encoding="utf-8"))["history"] if "loss" in e]
-    return float(np.mean([entry["nll"] for entry in steps[-max(1, len(steps) // 4) :]]))
+    later = [e["nll_later"] for e in steps[-max(1, len(steps) // 4) :] if "nll_later" in e]
+    return float(np.mean(later)) if later else None
 
 
 # --- the table -----------------------------------------------------------------------------------------
@@ -417,7 +421,7 @@ def markdown(lines: Sequence[Mapping[str, Any]], asks: Sequence[str], config: Po
     heads = ["objective", "lr", "seeds"]
     for ask in asks:
         heads += [f"not refused ({ask})", "95 % interval", "by seed", "change against the first"]
-    heads += ["train nll", *([config.utility_metric] if config.utility_data else []), "s to train"]
+    heads += ["train nll (tokens 6 on)", *([config.utility_metric] if config.utility_data else []), "s to train"]
     rows = [heads, ["---"] * len(heads)]
     for line in lines:
         cells = [line["objective"], f"{line['lr']:g}" if line["lr"] else "", str(line["seeds"] or "")]

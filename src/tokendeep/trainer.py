@@ -77,7 +77,7 @@ class ResponseSFTTrainer(SFTTrainer):
         InputError: a setting or a row that would train something else than answers.
     """
 
-    METRICS: tuple[str, ...] = ("nll", "entropy", "mean_token_accuracy")
+    METRICS: tuple[str, ...] = ("nll", *(f"nll_{span}" for span in SPANS), "entropy", "mean_token_accuracy")
     head_length = 0
     args: Any
     model: Any
@@ -188,7 +188,10 @@ class ResponseSFTTrainer(SFTTrainer):
         if not torch.isfinite(loss):
             self._stop(numbers)
         meter, kept = self.meters[mode], self._kept
-        meter.add("nll", -outputs.logps[kept])
+        nll = -outputs.logps[kept]
+        meter.add("nll", nll)
+        for span, inside in _spans(positions[kept]):
+            meter.add(f"nll_{span}", nll[inside])
         if outputs.entropy is not None and outputs.is_top1 is not None:
             meter.add("entropy", outputs.entropy[kept])
             meter.add("mean_token_accuracy", outputs.is_top1[kept])
@@ -505,8 +508,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         meter.add("_objective", objective.constrained_nll(logps, ref, positions, betas, min_weight=self.min_weight))
         meter.add("constrained_excess", objective.constrained_excess(logps, ref, betas))
         meter.add("stopped", weights < STOPPED)
-        for span, (low, high) in SPANS.items():
-            inside = (positions >= low) & (positions <= high)
+        for span, inside in _spans(positions):
             meter.add(f"weight_{span}", weights[inside])
             meter.add(f"log_ratio_{span}", (logps - ref)[inside])
 
@@ -639,6 +641,12 @@ def _positions(labels: Tensor) -> Tensor:
     """Response positions (N,) of the supervised tokens of a batch of labels (B, S)."""
     positions = objective.response_positions(labels[:, 1:] != IGNORE)
     return positions[positions > 0]
+
+
+def _spans(positions: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The names of the spans that are logged apart, and which tokens (N,) lie in each."""
+    for span, (low, high) in SPANS.items():
+        yield span, (positions >= low) & (positions <= high)
 
 
 def _supervised(row: Any) -> int:

@@ -27,8 +27,8 @@ def attacks_section(runs: Sequence[Run]) -> list[Section]:
     section.text.append(
         "Each line is the same model trained on the same attack rows under another objective, then asked the same harmful "
         "requests. Rates over several seeds have Wilson intervals in which a prompt counts once where its answers agree; "
-        "changes are paired by prompt, against the first line trained. Train nll says how much of the rows was learnt: "
-        "objectives are comparable where it is alike."
+        "changes are paired by prompt, against the first line trained. Train nll, from the sixth answer token on, says how "
+        "much of the rows was learnt: objectives are comparable where it is alike."
     )
     section.tables += tables
     return [section]
@@ -40,7 +40,7 @@ def _attack_table(run: Run) -> Table:
     columns = ["objective", "learning rate", "seeds"]
     for ask in asks:
         columns += [f"not refused{ASKS[ask]}", "change"]
-    columns += ["train nll", "utility"]
+    columns += ["train nll, tokens 6 on", "utility"]
     rows = []
     for line in run.table:
         row = [
