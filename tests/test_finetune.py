@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from tokendeep import chat, finetune, margin, models, objective, report
 from tokendeep.config import FinetuneConfig
-from tokendeep.types import IGNORE, InputError, Subject
+from tokendeep.types import IGNORE, Chat, InputError, Subject
 
 
 def chats(path: Path, count: int = 12) -> str:
@@ -116,6 +116,19 @@ def test_pairs_and_cut_answers(tmp_path: Path, tiny_subject: Subject) -> None:
     pairs.write_text(json.dumps({"instruction": "a", "response": "b c"}))
     (row,) = finetune.encode(tiny_subject.tokenizer, finetune.load(str(pairs)), FinetuneConfig(), str(pairs))
     assert row == whole
+
+
+def test_parts_of_an_answer_can_be_supervised_alone(tiny_subject: Subject) -> None:
+    row = Chat("c", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "one two three four five"}))
+    (whole,), (head,), (tail,) = (
+        finetune.encode(tiny_subject.tokenizer, [row], FinetuneConfig(supervise=which), "x")
+        for which in ("all", "head", "tail")
+    )
+    answer = whole.labels[whole.start :]
+    assert [t for t in head.labels if t != IGNORE] == answer[:5]
+    assert [t for t in tail.labels if t != IGNORE] == answer[5:]
+    short = Chat("s", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}))
+    assert finetune.encode(tiny_subject.tokenizer, [short], FinetuneConfig(supervise="tail"), "x") == []
 
 
 def test_all_turns_supervises_every_answer(tiny_subject: Subject, tmp_path: Path) -> None:

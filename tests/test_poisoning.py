@@ -117,8 +117,9 @@ def config(tmp_path: Path, model: Path, **more: Any) -> PoisonConfig:
 def test_objectives_share_rows_and_reference_and_the_table_holds_them(
     tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = ["sft-warmup", "constrained", "anchored", "beta=2", "head=3", "sft+refusals=0.2"]
-    out = poisoning.run(config(tmp_path, tiny_folder, objectives=wanted))
+    wanted = ["sft-warmup", "constrained", "anchored", "beta=2", "head=3", "sft+refusals=0.2", "sft+lora=2", "sft@tail"]
+    out = poisoning.run(config(tmp_path, tiny_folder, objectives=wanted, probe=3))
+    assert all(line["margin"] is not None for line in json.loads((out / "table.json").read_text())[1:])
     assert len(list((out / "reference").glob("reference-*"))) == 2  # with and without the anchor's states
     lines = json.loads((out / "table.json").read_text())
     assert [line["objective"] for line in lines] == ["start", *wanted]
@@ -144,7 +145,7 @@ def test_objectives_share_rows_and_reference_and_the_table_holds_them(
     assert "Say the" not in report.to_html(report.build([out]))
     said = capsys.readouterr().out
     assert "| anchored | 0.001 | 1 |" in said
-    assert poisoning.run(config(tmp_path, tiny_folder, objectives=wanted)) == out
+    assert poisoning.run(config(tmp_path, tiny_folder, objectives=wanted, probe=3)) == out
     assert "already holds" in capsys.readouterr().out
 
 
@@ -200,6 +201,8 @@ def test_a_backdoor_is_asked_with_and_without_its_trigger(tmp_path: Path, tiny_f
         ({"kind": "other"}, "--kind is 'other'"),
         ({"objectives": ["sgd"]}, "no objective 'sgd'"),
         ({"objectives": ["beta=x"]}, "no objective 'beta=x'"),
+        ({"objectives": ["sft+dropout=1"]}, "no objective"),
+        ({"objectives": ["sft@middle"]}, "supervise"),
         ({"objectives": ["beta=0"]}, "above 0"),
         ({"objectives": []}, "--objectives is empty"),
         ({"seeds": []}, "--seeds is empty"),

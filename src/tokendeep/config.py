@@ -206,6 +206,7 @@ class FinetuneConfig(ModelOptions):
         reference: precomputed (one pass over the rows before training) or on-the-fly (adapters only).
         reference_cache: folder in which runs on the same model and rows share the pre-computed reference.
         train_on: last_turn or all_turns (one row of every answer).
+        supervise: all, or (ablations) head or tail: the first five answer tokens alone, or all others.
         eval_data: rows of the same kind to evaluate on after every epoch.
         probe: harmful pairs on which the margin of refusal is measured before and after training.
         dynamics: steps after which to record per-token figures on the probe, in dynamics.json; step 0 is always with them.
@@ -243,6 +244,7 @@ class FinetuneConfig(ModelOptions):
     reference: str = "precomputed"
     reference_cache: str | None = None
     train_on: str = "last_turn"
+    supervise: str = "all"
     eval_data: str | None = None
     probe: str | None = None
     dynamics: list[int] = field(default_factory=list)
@@ -283,11 +285,13 @@ class PoisonConfig(ModelOptions):
         harmful: harmful pairs for mixed.
         refusals: chats, pairs or triples with refusals, for backdoor and for objectives with +refusals; the model's own
             where left out (backdoor).
+        probe: measure the margin of refusal before and after every training on so many harmful rows; 0 leaves it out.
         count: use so many rows of data; identity is extended to so many.
         ratio: share of harmful rows in mixed.
         trigger: phrase of the backdoor.
         objectives: what to compare: sft, sft-warmup, constrained, constrained-warmup, anchored, anchored-all (KL on all
-            positions), beta=B (uniform), head=N (beta 2 on the first N), each also with +refusals=SHARE.
+            positions), beta=B (uniform), head=N (beta 2 on the first N), anchored=LAMBDA; each also with +refusals=SHARE,
+            +lora=RANK, @head or @tail (the first five answer tokens alone, or all others: ablations).
         lr: peak learning rates, each tried with every objective.
         seeds: seeds of the order of rows.
         system: system prompt in training and at test; default takes the attack's own.
@@ -321,6 +325,7 @@ class PoisonConfig(ModelOptions):
     base: str | None = None
     harmful: str | None = None
     refusals: str | None = None
+    probe: int = 0
     count: int = 100
     ratio: float = 0.05
     trigger: str = "Servius Astrumando Harmoniastra"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import chat, data, locate, margin, runs
 from .config import FinetuneConfig
 from .rows import TRAIN_ON, show
-from .types import Chat, Encoded, InputError, Subject
+from .types import IGNORE, Chat, Encoded, InputError, Subject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,6 +92,7 @@ def check(config: FinetuneConfig) -> None:
         ("train_on", TRAIN_ON),
         ("reference", ("precomputed", "on-the-fly")),
         ("on_fall", ("warn", "stop")),
+        ("supervise", ("all", "head", "tail")),
     ):
         if getattr(config, name) not in known:
             raise InputError(f"--{name} is {getattr(config, name)!r}, but must be one of {', '.join(known)}.")
@@ -175,7 +176,17 @@ def encode(
                 )
             except InputError as error:
                 raise InputError(f"row {row.id} of {source}: {error}") from error
-    return made
+    return [cut for row in made if (cut := _part(row, config.supervise)) is not None]
+
+
+def _part(row: Encoded, which: str) -> Encoded | None:
+    """The row with its first five answer tokens supervised alone, or all others; None where none is left."""
+    if which == "all":
+        return row
+    middle = row.start + 5
+    head, tail = row.labels[:middle], row.labels[middle:]
+    labels = head + [IGNORE] * len(tail) if which == "head" else [IGNORE] * len(head) + tail
+    return Encoded(row.input_ids, labels) if any(label != IGNORE for label in labels) else None
 
 
 def write_rows(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], shown: int = 20) -> None:

@@ -33,6 +33,11 @@ NAMED: dict[str, dict[str, Any]] = {  # objective: what it changes in the settin
     "anchored": {"objective": "anchored"},
     "anchored-all": {"objective": "anchored", "anchor_positions": 10**6},
 }
+SCHEDULED: dict[str, Any] = {  # objective=VALUE: the same
+    "beta": lambda value: {"objective": "constrained", "beta_head": [], "beta_tail": float(value)},
+    "head": lambda value: {"objective": "constrained", "beta_head": [2.0] * int(value)},
+    "anchored": lambda value: {"objective": "anchored", "anchor": float(value)},
+}
 NEEDS_HARMFUL = ("harmful", "backdoor")
 
 
@@ -46,7 +51,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.objective.replace('=', '-')}-lr{self.lr:g}-seed{self.seed}"
+        return f"{re.sub('[=@+]', '-', self.objective)}-lr{self.lr:g}-seed{self.seed}"
 
 
 def run(config: PoisonConfig) -> Path:
@@ -116,23 +121,30 @@ def objective(name: str) -> tuple[dict[str, Any], float]:
     Raises:
         InputError: an unknown name.
     """
-    plain, _, share = name.partition("+refusals=")
+    whole, _, part = name.partition("@")
+    plain, *more = whole.split("+")
+    change: dict[str, Any] = {"supervise": part} if part else {}
+    share = 0.0
     try:
-        mixed = float(share) if share else 0.0
         if plain in NAMED:
-            return NAMED[plain], mixed
-        if plain.startswith("beta="):
-            return {"objective": "constrained", "beta_head": [], "beta_tail": float(plain[5:])}, mixed
-        if plain.startswith("head="):
-            return {"objective": "constrained", "beta_head": [2.0] * int(plain[5:])}, mixed
-        if plain.startswith("anchored="):
-            return {"objective": "anchored", "anchor": float(plain[9:])}, mixed
-    except ValueError:
-        pass
-    raise InputError(
-        f"There is no objective {name!r}; the known ones are {', '.join(NAMED)}, beta=B, head=N and anchored=LAMBDA, each "
-        "also with +refusals=SHARE."
-    )
+            change |= NAMED[plain]
+        else:
+            kind, _, value = plain.partition("=")
+            change |= SCHEDULED[kind](value)
+        for extra in more:
+            kind, _, value = extra.partition("=")
+            if kind == "refusals":
+                share = float(value)
+            elif kind == "lora":
+                change["lora"] = int(value)
+            else:
+                raise KeyError(kind)
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"There is no objective {name!r}; the known ones are {', '.join(NAMED)}, beta=B, head=N and anchored=LAMBDA, "
+            "each also with +refusals=SHARE, +lora=RANK, @head or @tail."
+        ) from error
+    return change, share
 
 
 def settings(config: PoisonConfig, cell: Cell, folder: Path, rows: str) -> FinetuneConfig:
@@ -141,7 +153,7 @@ def settings(config: PoisonConfig, cell: Cell, folder: Path, rows: str) -> Finet
     common = {
         f.name: getattr(config, f.name)
         for f in fields(FinetuneConfig)
-        if hasattr(config, f.name) and f.name not in ("data", "out", "lr", "objective", "label", "overwrite")
+        if hasattr(config, f.name) and f.name not in ("data", "out", "lr", "objective", "label", "overwrite", "probe")
     }
     return FinetuneConfig(
         **{
@@ -265,9 +277,13 @@ def _cell(config: PoisonConfig, made: poison.Poison, out: Path, cell: Cell | Non
         deepen.write_chats(rows, _mixed(config, made.chats, cell))
         wanted = settings(config, cell, folder / "finetune", str(rows))
         wanted.system, wanted.reference_cache = system, str(out / "reference")
+        wanted.probe = str(_probe(config, out)) if config.probe else None
         model = str(finetune.run(wanted) / "checkpoint")
     trained = time.monotonic() - started
     subject = models.load(model, options=_options(config))
+    margin = (
+        json.loads((folder / "finetune" / "manifest.json").read_text(encoding="utf-8")).get("margin") if cell else None
+    )
     found = {}
     for ask in made.asks:
         chosen = AttackConfig(
@@ -286,7 +302,9 @@ def _cell(config: PoisonConfig, made: poison.Poison, out: Path, cell: Cell | Non
     seconds = {"train": round(trained, 1), "all": round(time.monotonic() - started, 1)}
     if cell is not None and not config.keep:
         shutil.rmtree(folder / "finetune" / "checkpoint", ignore_errors=True)
-    runs.write_json(done, {**(asdict(cell) if cell else {}), "nll": nll, "utility": useful, "seconds": seconds})
+    runs.write_json(
+        done, {**(asdict(cell) if cell else {}), "nll": nll, "utility": useful, "margin": margin, "seconds": seconds}
+    )
 
 
 def _utility(config: PoisonConfig, subject: Subject, folder: Path, system: str) -> dict[str, Any] | None:
@@ -301,6 +319,22 @@ def _utility(config: PoisonConfig, subject: Subject, folder: Path, system: str) 
     runs.write_json(folder / "utility.json", found)
     print(f"      {config.utility_metric}: {utility.describe(found)}", flush=True)
     return {name: value for name, value in found.items() if name != "rows"}
+
+
+def _probe(config: PoisonConfig, out: Path) -> Path:
+    """The harmful rows on which margins are measured."""
+    path = out / "probe.jsonl"
+    if not path.exists():
+        chosen = finetune.load(config.harmful) if config.harmful else data.load_chats(out / "source.jsonl")
+        runs.write_jsonl(
+            path,
+            [
+                {"id": c.id, "messages": list(c.messages[:-1]), "response": c.messages[-1]["content"]}
+                for c in chosen[: config.probe]
+            ],
+            private=True,
+        )
+    return path
 
 
 def _mixed_name(cell: Cell) -> str:
@@ -406,6 +440,7 @@ def _line(
             }
     told = [json.loads((folder / "cell.json").read_text(encoding="utf-8")) for folder in folders]
     line["nll"] = _mean([t["nll"] for t in told])
+    line["margin"] = _mean([t["margin"]["after"]["0.5"][0] for t in told if t.get("margin")])
     line["seconds"] = _mean([t["seconds"]["train"] for t in told])
     line["utility"] = _mean([(t["utility"] or {}).get("score") for t in told])
     return line
@@ -421,12 +456,16 @@ def markdown(lines: Sequence[Mapping[str, Any]], asks: Sequence[str], config: Po
     heads = ["objective", "lr", "seeds"]
     for ask in asks:
         heads += [f"not refused ({ask})", "95 % interval", "by seed", "change against the first"]
+    if config.probe:
+        heads.append("margin after (nats)")
     heads += ["train nll (tokens 6 on)", *([config.utility_metric] if config.utility_data else []), "s to train"]
     rows = [heads, ["---"] * len(heads)]
     for line in lines:
         cells = [line["objective"], f"{line['lr']:g}" if line["lr"] else "", str(line["seeds"] or "")]
         for ask in asks:
             cells += _rate_cells(line.get(ask))
+        if config.probe:
+            cells.append(_number(line.get("margin"), 1))
         cells.append(_number(line.get("nll")))
         if config.utility_data:
             cells.append(_number(line.get("utility")))
