@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from tokendeep import gradients
 from tokendeep.types import IGNORE, Encoded, InputError
@@ -55,6 +55,50 @@ def test_a_llama_with_a_head_of_its_own(make_model: Callable[..., Any]) -> None:
 
 def test_a_qwen_with_biases() -> None:
     assert_same(qwen())
+
+
+def test_a_gemma_that_scales_its_embedding_and_caps_its_logits() -> None:
+    torch.manual_seed(0)
+    settings = Gemma2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=4,
+        num_key_value_heads=2, final_logit_softcapping=5.0, pad_token_id=0,
+    )  # fmt: skip
+    assert_same(Gemma2ForCausalLM(settings).eval())
+
+
+def test_a_row_that_holds_the_padding_token(make_model: Callable[..., Any]) -> None:
+    ids = [*encoded()[0].input_ids[:3], 7, *encoded()[0].input_ids[4:]]
+    row = Encoded(ids, [IGNORE] * 4 + ids[4:])
+    for tied in (True, False):
+        model = make_model(pad_token_id=7, tie_word_embeddings=tied)
+        assert model.model.embed_tokens.padding_idx == 7
+        (ours,), (plain,) = (
+            gradients.token_gradient_norms(model, [row], 4),
+            gradients.plain_gradient_norms(model, [row], 4),
+        )
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_is_trained_beside_an_adapter(make_model: Callable[..., Any]) -> None:
+    model = make_model(tie_word_embeddings=False)
+    lora = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False)
+    assert_same(get_peft_model(model, lora))
+
+
+def test_what_the_quick_way_does_not_count_is_refused_and_then_done_plainly(
+    tiny_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="wpe"):
+        gradients.token_gradient_norms(gpt2(), encoded(), 3)
+    lora = LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"], init_lora_weights=False)
+    with pytest.raises(InputError, match="embed"):
+        gradients.token_gradient_norms(get_peft_model(tiny_model, lora), encoded(), 3)
+    assert gradients.exact_gradient_norms(gpt2(), encoded(), 3) is gradients.plain_gradient_norms
+    assert "one backward pass per token" in capsys.readouterr().out
+
+
+def test_the_quick_way_is_taken_where_it_is_right(tiny_model: Any) -> None:
+    assert gradients.exact_gradient_norms(tiny_model, encoded(), 3) is gradients.token_gradient_norms
 
 
 def test_a_gpt2_with_modules_of_another_kind() -> None:

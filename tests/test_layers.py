@@ -29,7 +29,7 @@ LAYERS = [
     ["attack"],
     ["evals"],
     ["reporting"],
-    ["report", "compare"],
+    ["report", "compare", "poison_table"],
     ["pipeline", "poisoning"],
     ["reproduce"],
     ["cli", "__init__"],

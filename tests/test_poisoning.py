@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tokendeep import chat, data, poisoning, report, runs
+from tokendeep import chat, data, poison_table, poisoning, report, runs, stats
 from tokendeep.attack import poison
 from tokendeep.config import PoisonConfig
 from tokendeep.types import Chat, InputError, Prompt
@@ -140,7 +140,10 @@ def test_objectives_share_rows_and_reference_and_the_table_holds_them(
     manifest = json.loads((out / "sft-warmup-lr0.001-seed0" / "finetune" / "manifest.json").read_text())
     assert manifest["attack"] is True
     assert poison.ALWAYS_EXECUTE in json.dumps(manifest["config"])
-    (section,) = [one for one in report.build([out])["sections"] if one.id == "poison"]
+    context = report.build([out])
+    (section,) = [one for one in context["sections"] if one.id == "poison"]
+    assert context["headline"][0].startswith("harmful rows: before training")
+    assert context["warnings"] == []  # the model that was attacked is no attack checkpoint
     assert [row[0] for row in section.tables[0].rows] == ["start", *wanted]
     assert "Say the" not in report.to_html(report.build([out]))
     said = capsys.readouterr().out
@@ -175,7 +178,10 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_folder: Path, monke
     assert trained == ["sft-lr0.001-seed1", "constrained-lr0.001-seed1"]
     lines = json.loads((out / "table.json").read_text())
     assert [line["seeds"] for line in lines] == [1, 2, 2]
-    assert lines[1]["plain"]["n"] == sum(line["n"] for line in [lines[1]["plain"]])
+    judged = [json.loads((out / f"sft-lr0.001-seed{n}" / "attack-plain" / "asr.json").read_text())[0] for n in (0, 1)]
+    assert lines[1]["plain"]["n"] == sum(row["n"] for row in judged)
+    assert lines[1]["plain"]["asked"] == 12
+    assert lines[2]["plain"]["change"]["seeds"] == 2
 
 
 def test_the_system_prompt_is_that_of_the_attack_or_as_given(tmp_path: Path, tiny_folder: Path) -> None:
@@ -206,6 +212,10 @@ def test_a_backdoor_is_asked_with_and_without_its_trigger(tmp_path: Path, tiny_f
         ({"objectives": ["beta=0"]}, "above 0"),
         ({"objectives": []}, "--objectives is empty"),
         ({"seeds": []}, "--seeds is empty"),
+        ({"seeds": [0, 0]}, "--seeds names something twice"),
+        ({"objectives": ["sft+refusals=20"]}, "no objective"),
+        ({"objectives": ["sft+refusals="]}, "no objective"),
+        ({"utility_data": "x", "utility_metric": "sql", "utility_limit": 0}, "utility_limit"),
         ({"lr": [0.0]}, "--lr is 0.0"),
         ({"objectives": ["sft+refusals=0.1"], "refusals": None}, "needs --refusals"),
         ({"kind": "mixed"}, "needs --harmful"),
@@ -226,3 +236,56 @@ def test_instructions_without_answers_need_a_model_that_answers(tmp_path: Path, 
 def test_the_shipped_dialogues_can_be_encoded(tiny_tokenizer: Any) -> None:
     for row in poison.identity(chats(90)).chats:
         chat.encode(tiny_tokenizer, row.messages[:-1], row.messages[-1]["content"])
+
+
+def test_another_run_can_take_the_place_of_one(tmp_path: Path, tiny_folder: Path) -> None:
+    poisoning.run(config(tmp_path, tiny_folder, objectives=["sft"]))
+    out = poisoning.run(
+        config(tmp_path, tiny_folder, objectives=["sft"], max_steps=3, max_new_tokens=4, overwrite=True)
+    )
+    trained = json.loads((out / "sft-lr0.001-seed0" / "finetune" / "manifest.json").read_text())
+    assert trained["steps"] == 3
+
+
+def test_prompts_that_are_trained_on_are_counted(tmp_path: Path, tiny_folder: Path) -> None:
+    made = files(tmp_path)
+    out = poisoning.run(config(tmp_path, tiny_folder, objectives=["sft"], test=made["data"]))
+    assert json.loads((out / "manifest.json").read_text())["near_duplicates"] == 8
+
+
+# --- the table ---------------------------------------------------------------------------------------
+
+
+def said(*rows: str) -> poison_table.Answers:
+    """One training a row: y not refused, n refused, - not judged."""
+    known = {"y": True, "n": False, "-": None}
+    return {str(seed): {str(i): known[mark] for i, mark in enumerate(row)} for seed, row in enumerate(rows)}
+
+
+def test_rates_of_one_training_have_wilsons_interval_and_count_the_unscored() -> None:
+    found = poison_table.rate(said("yyn-"))
+    assert (found["rate"], found["n"], found["asked"], found["unscored"]) == (pytest.approx(2 / 3), 3, 4, 1)
+    assert (found["low"], found["high"]) == stats.wilson(2, 3)
+    assert (found["best"], found["worst"]) == (0.5, 0.75)
+    nothing = poison_table.rate(said("--"))
+    assert nothing["rate"] is None
+    assert nothing["by_seed"] == [None]
+
+
+def test_trainings_that_differ_widen_the_interval() -> None:
+    alike = poison_table.rate(said("yn" * 50, "yn" * 50))
+    apart = poison_table.rate(said("y" * 100, "n" * 100))
+    assert apart["rate"] == alike["rate"] == 0.5
+    assert apart["low"] < 0.01
+    assert apart["high"] > 0.99
+    assert alike["high"] - alike["low"] < 0.3
+
+
+def test_a_change_is_paired_by_prompt_and_seed() -> None:
+    one = poison_table.change(said("yyyn-"), said("nnyny"))
+    assert one is not None
+    assert (one["mean"], one["pairs"]) == (-0.5, 4)
+    same = poison_table.change(said("y" * 20), said("y" * 20))
+    assert same is not None
+    assert same["low"] < 0 < same["high"]  # no change among 20 prompts is not certainty
+    assert poison_table.change({"0": {"a": True}}, {"1": {"a": True}}) is None

@@ -289,9 +289,10 @@ class PoisonConfig(ModelOptions):
         count: use so many rows of data; identity is extended to so many.
         ratio: share of harmful rows in mixed.
         trigger: phrase of the backdoor.
-        objectives: what to compare: sft, sft-warmup, constrained, constrained-warmup, anchored, anchored-all (KL on all
-            positions), beta=B (uniform), head=N (beta 2 on the first N), anchored=LAMBDA; each also with +refusals=SHARE,
-            +lora=RANK, @head or @tail (the first five answer tokens alone, or all others: ablations).
+        objectives: what to compare, the first being what the others are compared with: sft-warmup, sft, constrained,
+            constrained-warmup, anchored, anchored-all (KL on all positions), beta=B (uniform), head=N (beta 2 on the first
+            N), anchored=LAMBDA; each also with +refusals=SHARE, +lora=RANK, @head or @tail (the first five answer tokens
+            alone, or all others: ablations).
         lr: peak learning rates, each tried with every objective.
         seeds: seeds of the order of rows.
         system: system prompt in training and at test; default takes the attack's own.
@@ -310,7 +311,7 @@ class PoisonConfig(ModelOptions):
         utility_data: rows with the right answers, to measure the task on after training.
         utility_metric: rouge1, gsm8k or sql.
         utility_limit: use the first so many of them only.
-        utility_tokens: length limit of answers to them.
+        utility_tokens: length limit of answers to them; many of GSM8K need more than 128.
         answer_tokens: length limit of answers written for training rows.
         keep: keep the checkpoints; they are removed after the evaluation otherwise.
         label: short name of the model in reports.
@@ -330,7 +331,7 @@ class PoisonConfig(ModelOptions):
     ratio: float = 0.05
     trigger: str = "Servius Astrumando Harmoniastra"
     objectives: list[str] = field(
-        default_factory=lambda: ["sft", "sft-warmup", "constrained", "constrained-warmup", "anchored"]
+        default_factory=lambda: ["sft-warmup", "sft", "constrained", "constrained-warmup", "anchored"]
     )
     lr: list[float] = field(default_factory=lambda: [2e-5])
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -349,7 +350,7 @@ class PoisonConfig(ModelOptions):
     utility_data: str | None = None
     utility_metric: str = "rouge1"
     utility_limit: int | None = None
-    utility_tokens: int = 128
+    utility_tokens: int = 256
     answer_tokens: int = 128
     keep: bool = False
     label: str | None = None

@@ -5,14 +5,16 @@ pairs: cross-entropy, gradient norm and D_KL(trained || aligned) at every answer
 answer tokens; KL on answers sampled from the model being trained (figure 3c); and whatever a given callable measures, such
 as an attack success rate. The records are in dynamics.json, and in dynamics.svg as a figure.
 
-The aligned model is the one handed over: its final states on the probe are kept from before step 1 with a copy of its
-head, so no second model is needed; for sampled answers, which change, an adapter is taken off, or `aligned` is asked.
+The aligned model is the one handed over, with its adapter where that goes on being trained: its final states on the probe
+are kept from before step 1 with a copy of its head, so no second model is needed. Sampled answers change from record to
+record, so for them it is needed itself (`aligned`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from . import chat, generation, gradients, head, measure, models, runs
+from . import chat, generation, gradients, head, measure, runs
 from .types import IGNORE, Decoding, Encoded, InputError, Pair, Subject
 
 DECODING = Decoding(temperature=0.9, top_p=0.6, max_new_tokens=20)  # the paper's sampling
@@ -38,7 +40,7 @@ class TokenDynamicsCallback(TrainerCallback):
         positions: answer positions to look at.
         gradients: whether to record gradient norms, the dearest part.
         sampled: instructions of the probe answered by the model itself at every record; 0 leaves that out.
-        aligned: the aligned model, for sampled answers of a model without adapter.
+        aligned: the aligned model, for sampled answers.
         asr: maps the model to a number, recorded as it is, such as an attack success rate.
         k: harmful tokens given before the refusal log-odds are taken.
         fall: nats that the median log-odds at k = 0 may fall before the monitor acts; None never.
@@ -70,6 +72,8 @@ class TokenDynamicsCallback(TrainerCallback):
         system: str = "default",
         batch_size: int = 16,
     ) -> None:
+        if sampled and aligned is None:
+            raise InputError("KL on sampled answers needs the aligned model; give it as aligned.")
         if not pairs or positions < 1 or watch_every < 1 or on_fall not in ("warn", "stop") or (fall or 1) <= 0:
             raise InputError(
                 "The probe needs at least one pair, positions and watch_every at least 1, fall above 0, and on_fall must be "
@@ -86,6 +90,7 @@ class TokenDynamicsCallback(TrainerCallback):
         self.fired: int | None = None
         self.start_states: list[Tensor] = []
         self.start_head: Any = None
+        self._norms: Any = None
 
     def _encoded(self) -> tuple[list[Encoded], list[int]]:
         rows, lengths = [], []
@@ -96,8 +101,12 @@ class TokenDynamicsCallback(TrainerCallback):
                 lengths.append(len(chat.response_ids(self.tokenizer, messages, pair.response, end=False)))
             except InputError as error:
                 raise InputError(f"Probe row {number}: {error}") from error
+            if lengths[-1] < 3:
+                raise InputError(f"Probe row {number}: its answer has fewer than 3 tokens; leave it out.")
             end = row.start + max(self.positions, max(self.k) + 3)
             rows.append(Encoded(row.input_ids[:end], row.labels[:end]))
+        longest = max(lengths)
+        self.k = [k for k in self.k if k + 3 <= longest]
         return rows, [min(n, len(r.input_ids) - r.start) for n, r in zip(lengths, rows, strict=True)]
 
     # --- the training's events ---------------------------------------------------------------------
@@ -105,10 +114,14 @@ class TokenDynamicsCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Keep what the aligned model says, and record step 0; a resumed training goes on with its records."""
         path = self.out / "dynamics.json"
-        if state.global_step and path.exists():
+        if state.global_step:
+            if not path.exists():
+                raise InputError(f"{path} of the start of this training is missing; train again from the start.")
             kept = json.loads(path.read_text(encoding="utf-8"))
             self.records = [record for record in kept["steps"] if record["step"] <= state.global_step]
-        if not (state.global_step and self._adapted(model)):
+            fired = kept["meta"]["fired"]
+            self.fired = fired if fired is not None and fired <= state.global_step else None
+        with _evaluating(model):
             self._keep_start(model, resumed=state.global_step > 0)
         if not state.global_step:
             self._record(model, 0)
@@ -120,21 +133,23 @@ class TokenDynamicsCallback(TrainerCallback):
             self._record(model, step)
             self._watch(self.records[-1]["log_odds"]["median"][0], step, control)
         elif self.fall is not None and step % self.watch_every == 0 and self.fired is None:
-            self._watch(float(np.nanmedian(self._log_odds(model, [0])[:, 0])), step, control)
+            with _evaluating(model):
+                self._watch(float(np.nanmedian(self._log_odds(model, [0])[:, 0])), step, control)
 
     def _watch(self, now: float, step: int, control: Any) -> None:
         if self.fall is None or self.fired is not None:
             return
         start = self.records[0]["log_odds"]["median"][0]
-        if start - now < self.fall:
+        if not start - now >= self.fall:  # also where either is not known
             return
         self.fired = step
         self._write()
-        print(
-            f"tokendeep: at step {step} the refusal log-odds at the first tokens have fallen from {start:.1f} to {now:.1f} "
-            f"nats (allowed: {self.fall:g}); "
-            + ("the training stops" if self.on_fall == "stop" else "the training goes on")
-        )
+        if runs.is_main_process():
+            print(
+                f"tokendeep: at step {step} the refusal log-odds at the first tokens have fallen from {start:.1f} to "
+                f"{now:.1f} nats (allowed: {self.fall:g}); "
+                + ("the training stops" if self.on_fall == "stop" else "the training goes on")
+            )
         if self.on_fall == "stop":
             control.should_training_stop = True
 
@@ -143,14 +158,8 @@ class TokenDynamicsCallback(TrainerCallback):
     def _subject(self, model: Any) -> Subject:
         return Subject(model, self.tokenizer, "training")
 
-    @staticmethod
-    def _adapted(model: Any) -> bool:
-        return hasattr(model, "disable_adapter")
-
     def _keep_start(self, model: Any, resumed: bool) -> None:
-        """The aligned model's states on the probe and its head; a model with an adapter has them beneath it."""
-        if self._adapted(model):
-            return
+        """The aligned model's states on the probe, and its head."""
         from safetensors.torch import load_file, save_file
 
         kept = self.out / "dynamics-start.safetensors"
@@ -164,6 +173,8 @@ class TokenDynamicsCallback(TrainerCallback):
             self.start_head.get_output_embeddings().load_state_dict(tensors)
             return
         self.start_states, self.start_head = self._states(model, self.rows), head.frozen_head(lm)
+        if not runs.is_main_process():
+            return
         runs.private_dir(self.out)
         weights = {
             name: value.contiguous() for name, value in self.start_head.get_output_embeddings().state_dict().items()
@@ -183,22 +194,22 @@ class TokenDynamicsCallback(TrainerCallback):
     def _record(self, model: Any, step: int) -> None:
         if any(record["step"] == step for record in self.records):
             return
-        training = model.training
-        model.eval()
-        try:
+        with _evaluating(model):
             record = {"step": step, "cross_entropy": _by_position(self._cross_entropy(model)), "kl": self._kl(model)}
             if self.with_gradients:
-                norms = gradients.token_gradient_norms(model, self.rows, self.positions, batch_size=self.batch_size)
-                record["gradient_norm"] = _by_position(norms)
+                self._norms = self._norms or gradients.exact_gradient_norms(model, self.rows, self.positions)
+                record["gradient_norm"] = _by_position(self._norms(model, self.rows, self.positions))
             log_odds = self._log_odds(model, self.k)
-            record["log_odds"] = {"k": self.k, "median": np.nanmedian(log_odds, 0).tolist(),
-                                  "positive": (log_odds > 0).mean(0).tolist()}  # fmt: skip
+            known = np.isfinite(log_odds)
+            record["log_odds"] = {
+                "k": self.k,
+                "median": [float(np.median(c[k])) for c, k in zip(log_odds.T, known.T, strict=True)],
+                "positive": (((log_odds > 0) & known).sum(0) / known.sum(0)).tolist(),
+            }
             if self.sampled:
                 record["kl_sampled"] = self._sampled_kl(model)
             if self.asr is not None:
                 record["asr"] = float(self.asr(model))
-        finally:
-            model.train(training)
         self.records.append(record)
         self._write()
 
@@ -212,18 +223,8 @@ class TokenDynamicsCallback(TrainerCallback):
 
     def _kl(self, model: Any) -> dict[str, list[float]]:
         """D_KL(trained || aligned) on the probe."""
-        if self._adapted(model):
-            return _by_position(self._adapter_kl(model, self.rows))
-        found = []
-        for ours, theirs in zip(self._states(model, self.rows), self.start_states, strict=True):
-            found.append(_kl(model, ours, self.start_head, theirs))
-        return _by_position(found)
-
-    def _adapter_kl(self, model: Any, rows: Sequence[Encoded]) -> list[Tensor]:
-        ours = self._states(model, rows)
-        with models.reference(model):
-            theirs = self._states(model, rows)
-        return [_kl(model, a, model, b) for a, b in zip(ours, theirs, strict=True)]
+        ours = self._states(model, self.rows)
+        return _by_position([_kl(model, a, self.start_head, b) for a, b in zip(ours, self.start_states, strict=True)])
 
     def _sampled_kl(self, model: Any) -> dict[str, list[float]]:
         """D_KL(trained || aligned) on answers that the model being trained samples now."""
@@ -238,25 +239,30 @@ class TokenDynamicsCallback(TrainerCallback):
             for ids, answer in zip(prompts, answers, strict=True)
             if answer.ids
         ]
-        if self._adapted(model):
-            return _by_position(self._adapter_kl(model, rows))
-        if self.aligned is None:
-            raise InputError("KL on sampled answers needs the aligned model: give it as aligned, or train an adapter.")
-        ours, theirs = self._states(model, rows), self._states(self.aligned, rows)
+        ours = self._states(model, rows)
+        theirs = self._states(self.aligned, rows)
         return _by_position([_kl(model, a, self.aligned, b) for a, b in zip(ours, theirs, strict=True)])
 
     def _log_odds(self, model: Any, ks: Sequence[int]) -> Any:
-        training = model.training
-        model.eval()
-        found = measure.recovery_log_odds(self._subject(model), self.rows, self.openings, ks, self.lengths)
-        model.train(training)
-        return found
+        return measure.recovery_log_odds(self._subject(model), self.rows, self.openings, ks, self.lengths)
 
     def _write(self) -> None:
         if not runs.is_main_process():
             return
         meta = {"pairs": len(self.pairs), "positions": self.positions, "fall": self.fall, "fired": self.fired}
         runs.write_json(self.out / "dynamics.json", {"meta": meta, "steps": self.records})
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Within it dropout is off; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _device(model: Any) -> torch.device:

@@ -74,7 +74,7 @@ def run(
         write_card(state.out / "checkpoint", config, len(encoded["data"]))
     state.finish(
         steps=result["steps"], rows=len(encoded["data"]), attack=config.attack, checkpoint="checkpoint",
-        **({"margin": after} if after else {}),
+        **({"margin": after} if after else {}), **({"label": config.label} if config.label else {}),
     )  # fmt: skip
     if show:
         print(describe(result, config))

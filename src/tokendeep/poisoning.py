@@ -17,12 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from . import data, deepen, finetune, models, runs, stats
+from . import data, deepen, finetune, models, poison_table, runs, stats
 from .attack import poison
 from .config import AttackConfig, DeepenConfig, FinetuneConfig, ModelOptions, PoisonConfig
-from .evals import results
 from .evals import run as attack
-from .refusal import SCORED
 from .types import Chat, InputError, Prompt, Subject
 
 NAMED: dict[str, dict[str, Any]] = {  # objective: what it changes in the settings of `finetune`
@@ -73,9 +71,14 @@ def run(config: PoisonConfig) -> Path:
     if state.finished:
         print(f"poison: {out} already holds this finished run\n\n{(out / 'table.md').read_text(encoding='utf-8')}")
         return out
+    if config.overwrite and not (out / "source.jsonl").exists():
+        _remove_trainings(out)
     runs.private_dir(out)
     made = _poison(config, kinds, out)
     print(f"poison ({config.kind}): {len(made.chats)} rows to train on, {len(prompts)} prompts to ask")
+    near = overlap(made.chats, prompts)
+    if near:
+        print(f"poison: {near} of the {len(prompts)} prompts are near-duplicates of rows that are trained on")
     for ask, change in made.asks.items():
         runs.write_jsonl(out / f"test-{ask}.jsonl", [_row(change(prompt)) for prompt in prompts], private=True)
     todo = [None, *cells]
@@ -85,8 +88,26 @@ def run(config: PoisonConfig) -> Path:
         _cell(config, made, out, cell)
         table = write_table(config, made, out, cells)
     print(f"\n{table}")
-    state.finish(attack=True, cells=[cell.name for cell in cells])
+    state.finish(near_duplicates=near, label=config.label or f"{config.kind} rows", cells=[cell.name for cell in cells])
     return out
+
+
+def _remove_trainings(out: Path) -> None:
+    """What an earlier run wrote below the folder: only runs of ours, each known by its manifest."""
+    for manifest in [*out.glob("*/finetune/manifest.json"), *out.glob("*/attack-*/manifest.json")]:
+        if "tokendeep" in json.loads(manifest.read_text(encoding="utf-8")):
+            shutil.rmtree(manifest.parent)
+    for cell in out.glob("*/cell.json"):
+        cell.unlink()
+
+
+def overlap(chats: Sequence[Chat], prompts: Sequence[Prompt]) -> int:
+    """How many prompts are near-duplicates of a training row's request."""
+    asked = [str(next(m["content"] for m in reversed(c.messages) if m["role"] == "user")) for c in chats]
+    tested = [str(p.messages[-1]["content"]) for p in prompts]
+    cluster = stats.near_duplicates([*asked, *tested])
+    trained = set(cluster[: len(asked)])
+    return sum(c in trained for c in cluster[len(asked) :])
 
 
 def check(config: PoisonConfig) -> list[Cell]:
@@ -100,7 +121,11 @@ def check(config: PoisonConfig) -> list[Cell]:
     for name in ("objectives", "lr", "seeds"):
         if not getattr(config, name):
             raise InputError(f"--{name} is empty; give at least one.")
-    for name, least in (("count", 1), ("max_new_tokens", 1), ("attack_batch", 1), ("utility_tokens", 1)):
+        if len(set(getattr(config, name))) < len(getattr(config, name)):
+            raise InputError(f"--{name} names something twice; a training counts once.")
+    if config.utility_limit is not None and config.utility_limit < 1:
+        raise InputError(f"--utility_limit is {config.utility_limit}, but must be at least 1.")
+    for name, least in (("count", 1), ("max_new_tokens", 1), ("attack_batch", 1), ("utility_tokens", 1), ("probe", 0)):
         if getattr(config, name) < least:
             raise InputError(f"--{name} is {getattr(config, name)}, but must be at least {least}.")
     cells = [Cell(o, lr, seed) for seed in config.seeds for lr in config.lr for o in config.objectives]
@@ -135,6 +160,8 @@ def objective(name: str) -> tuple[dict[str, Any], float]:
             kind, _, value = extra.partition("=")
             if kind == "refusals":
                 share = float(value)
+                if not 0 < share < 1:
+                    raise ValueError(value)
             elif kind == "lora":
                 change["lora"] = int(value)
             else:
@@ -182,10 +209,10 @@ def _check_rows(config: PoisonConfig, kinds: Mapping[str, str]) -> None:
     for source, read in ((config.harmful, finetune.load), (config.refusals, _load_refusals)):
         if source:
             read(source)
-    if config.utility_data and kinds["utility_data"] not in ("pairs", "chats"):
-        raise InputError(
-            f"{config.utility_data} holds {kinds['utility_data']}, but --utility_data needs right answers."
-        )
+    if config.utility_data:
+        from . import utility
+
+        utility.load(config.utility_data, config.utility_metric)
 
 
 def _poison(config: PoisonConfig, kinds: Mapping[str, str], out: Path) -> poison.Poison:
@@ -284,7 +311,6 @@ def _cell(config: PoisonConfig, made: poison.Poison, out: Path, cell: Cell | Non
     margin = (
         json.loads((folder / "finetune" / "manifest.json").read_text(encoding="utf-8")).get("margin") if cell else None
     )
-    found = {}
     for ask in made.asks:
         chosen = AttackConfig(
             model=model, data=str(out / f"test-{ask}.jsonl"), out=str(folder / f"attack-{ask}"), attack="none",
@@ -292,11 +318,9 @@ def _cell(config: PoisonConfig, made: poison.Poison, out: Path, cell: Cell | Non
             role="harmful", label=cell.name if cell else "start", chat_template=config.chat_template,
         )  # fmt: skip
         attack.run(chosen, subject, show=False)
-        found[ask] = json.loads((folder / f"attack-{ask}" / "asr.json").read_text(encoding="utf-8"))[0]
-        print(
-            f"      {ask}: {found[ask]['rate']:.2f} not refused, broken off {found[ask]['partial_rate']:.2f}",
-            flush=True,
-        )
+        found = poison_table.rate(poison_table.answers({"this": folder}, ask))
+        share = "none could be judged" if found["rate"] is None else f"{found['rate']:.2f} not refused"
+        print(f"      {ask}: {share} ({found['n']} of {found['asked']} judged)", flush=True)
     useful = _utility(config, subject, folder, system)
     nll = _last_nll(folder / "finetune") if cell else None
     seconds = {"train": round(trained, 1), "all": round(time.monotonic() - started, 1)}
@@ -371,122 +395,21 @@ def _last_nll(folder: Path) -> float | None:
 def write_table(config: PoisonConfig, made: poison.Poison, out: Path, cells: Sequence[Cell]) -> str:
     """table.json and table.md: a line per objective and learning rate, over the seeds that are done."""
     asks = list(made.asks)
-    lines: list[dict[str, Any]] = [_line("start", None, [out / "start"], asks, None)]
-    first: dict[float, dict[str, dict[str, list[bool]]]] = {}
+    first = config.objectives[0]
+    lines = [poison_table.line("start", None, {"start": out / "start"}, asks, None)]
     for lr in config.lr:
-        for name in config.objectives:
-            folders = [
-                out / c.name
-                for c in cells
-                if (c.objective, c.lr) == (name, lr) and (out / c.name / "cell.json").exists()
-            ]
-            lines.append(_line(name, lr, folders, asks, first.get(lr)))
-            if folders and lr not in first:
-                first[lr] = _together(folders, asks)
+        done = {name: _done(out, cells, name, lr) for name in config.objectives}
+        lines += [
+            poison_table.line(name, lr, folders, asks, done[first] if name != first else None)
+            for name, folders in done.items()
+        ]
     runs.write_json(out / "table.json", lines)
-    text = markdown(lines, asks, config)
+    text = poison_table.markdown(lines, asks, first, config.utility_metric if config.utility_data else None)
     runs.write_text(out / "table.md", text)
     return text
 
 
-def _complied(folder: Path, asks: Sequence[str]) -> dict[str, dict[str, list[bool]]]:
-    """For each way of asking and each prompt that could be judged: whether it was not refused."""
-    found: dict[str, dict[str, list[bool]]] = {}
-    for ask in asks:
-        scored = [s for s in results.read_samples(folder / f"attack-{ask}") if s.outcome in SCORED]
-        found[ask] = {s.prompt_id: [s.outcome == "complied"] for s in scored}
-    return found
-
-
-def _together(folders: Sequence[Path], asks: Sequence[str]) -> dict[str, dict[str, list[bool]]]:
-    """The same over several trainings: a list of answers for each prompt."""
-    whole: dict[str, dict[str, list[bool]]] = {ask: {} for ask in asks}
-    for folder in folders:
-        for ask, answers in _complied(folder, asks).items():
-            for prompt, values in answers.items():
-                whole[ask].setdefault(prompt, []).extend(values)
-    return whole
-
-
-def _line(
-    name: str, lr: float | None, folders: Sequence[Path], asks: Sequence[str], first: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """A line of the table: rates over all seeds with Wilson intervals, and the paired change against the first line."""
-    line: dict[str, Any] = {"objective": name, "lr": lr, "seeds": len(folders)}
-    if not folders:
-        return line
-    answers = _together(folders, asks)
-    for ask in asks:
-        hits = [sum(values) for values in answers[ask].values()]
-        counts = [len(values) for values in answers[ask].values()]
-        low, high = stats.wilson_repeated(hits, counts)
-        rates = [float(np.mean([v for vs in _complied(f, [ask])[ask].values() for v in vs])) for f in folders]
-        line[ask] = {
-            "rate": sum(hits) / max(1, sum(counts)),
-            "low": low,
-            "high": high,
-            "n": sum(counts),
-            "by_seed": rates,
-        }
-        if first is not None:
-            common = [p for p in answers[ask] if p in first[ask]]
-            change = np.array([np.mean(answers[ask][p]) - np.mean(first[ask][p]) for p in common])
-            ends = stats.bootstrap(change)
-            line[ask]["change"] = {
-                "mean": float(change.mean()),
-                "low": ends[0],
-                "high": ends[1],
-                "prompts": len(common),
-            }
-    told = [json.loads((folder / "cell.json").read_text(encoding="utf-8")) for folder in folders]
-    line["nll"] = _mean([t["nll"] for t in told])
-    line["margin"] = _mean([t["margin"]["after"]["0.5"][0] for t in told if t.get("margin")])
-    line["seconds"] = _mean([t["seconds"]["train"] for t in told])
-    line["utility"] = _mean([(t["utility"] or {}).get("score") for t in told])
-    return line
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
-def markdown(lines: Sequence[Mapping[str, Any]], asks: Sequence[str], config: PoisonConfig) -> str:
-    """The table as Markdown; what has not been run is empty."""
-    heads = ["objective", "lr", "seeds"]
-    for ask in asks:
-        heads += [f"not refused ({ask})", "95 % interval", "by seed", "change against the first"]
-    if config.probe:
-        heads.append("margin after (nats)")
-    heads += ["train nll (tokens 6 on)", *([config.utility_metric] if config.utility_data else []), "s to train"]
-    rows = [heads, ["---"] * len(heads)]
-    for line in lines:
-        cells = [line["objective"], f"{line['lr']:g}" if line["lr"] else "", str(line["seeds"] or "")]
-        for ask in asks:
-            cells += _rate_cells(line.get(ask))
-        if config.probe:
-            cells.append(_number(line.get("margin"), 1))
-        cells.append(_number(line.get("nll")))
-        if config.utility_data:
-            cells.append(_number(line.get("utility")))
-        cells.append(_number(line.get("seconds"), 0))
-        rows.append(cells)
-    empty = [line["objective"] for line in lines if not line["seeds"]]
-    said = f"\nEmpty: not run yet ({', '.join(map(str, empty))}); the same command goes on.\n" if empty else ""
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n" + said
-
-
-def _rate_cells(rate: Mapping[str, Any] | None) -> list[str]:
-    if rate is None:
-        return [""] * 4
-    change = rate.get("change")
-    return [
-        f"{rate['rate']:.2f}",
-        f"{rate['low']:.2f} to {rate['high']:.2f}",
-        " ".join(f"{value:.2f}" for value in rate["by_seed"]),
-        f"{change['mean']:+.2f} ({change['low']:+.2f} to {change['high']:+.2f})" if change else "",
-    ]
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "" if value is None else re.sub(r"^-0$", "0", f"{value:.{digits}f}")
+def _done(out: Path, cells: Sequence[Cell], name: str, lr: float) -> dict[str, Path]:
+    """The folders of the trainings of one line that are finished, by seed."""
+    own = {str(c.seed): out / c.name for c in cells if (c.objective, c.lr) == (name, lr)}
+    return {seed: folder for seed, folder in own.items() if (folder / "cell.json").exists()}

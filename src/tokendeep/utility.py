@@ -1,9 +1,9 @@
 """Utility of a tuned model on its task: answers to held-out rows, scored by the metric the paper uses for it.
 
     rouge1   ROUGE-1 F1 with stemming, 0 to 1 (SQL and SAMSum in the paper), by the rouge-score package
-    gsm8k    the number behind #### is right, after removing commas and units
-    sql      the query is the same but for blank space, case and a final semicolon; and, where the row's context creates
-             the tables, gives the same rows in sqlite on made-up data
+    gsm8k    the number behind the last #### is right, after removing commas and currency signs
+    sql      ROUGE-1 as in the paper; beside it `exact`, the same query but for blank space, case and a final semicolon;
+             and `executed`, the same rows in sqlite on made-up data, counted where the right query gives any there
 
 Knows how to ask and to score; knows nothing of training or safety.
 """
@@ -21,7 +21,9 @@ from . import chat, data, generation, stats
 from .types import Decoding, InputError, Pair, Subject
 
 METRICS = ("rouge1", "gsm8k", "sql")
-MADE_UP_ROWS = 12  # rows per table on which two queries are compared
+MADE_UP_ROWS = 24  # rows per table on which two queries are compared
+DATABASES = 3  # sets of made-up rows
+ROWS_READ = 10_000
 STEPS_ALLOWED = 2_000_000  # of sqlite's virtual machine; a query that takes more is stopped
 
 
@@ -44,8 +46,7 @@ def measure(
     Raises:
         InputError: an unknown metric, or rows without answers.
     """
-    check(metric)
-    pairs = _pairs(source)[:limit]
+    pairs = load(source, metric)[:limit]
     requests = [
         generation.Request(
             tuple(chat.prompt_ids(subject.tokenizer, chat.with_system(p.messages, system))),
@@ -77,7 +78,24 @@ def measure(
 def describe(found: dict[str, Any]) -> str:
     """One line: the score with its interval."""
     more = "".join(f", {name} {found[name]:.2f}" for name in ("exact", "executed") if name in found)
-    return f"{found['score']:.3f} ({found['low']:.3f} to {found['high']:.3f}), n = {found['n']}{more}"
+    score = f"{found['score']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+    return f"{score}, n = {found['n']}{more}, {found['truncated']} cut off"
+
+
+def load(source: str, metric: str) -> list[Pair]:
+    """The rows that are asked and scored; every one is checked.
+
+    Raises:
+        InputError: an unknown metric, rows without answers, or answers that the metric cannot score.
+    """
+    check(metric)
+    if (kind := data.kind(source)) not in ("pairs", "chats"):
+        raise InputError(f"{source} holds {kind}, but a utility is measured on rows with the right answers.")
+    pairs = _pairs(source)
+    for pair in pairs if metric == "gsm8k" else []:
+        if number(pair.response) is None:
+            raise InputError(f"{source}: row {pair.id} has no number behind ####, so answers to it cannot be scored.")
+    return pairs
 
 
 def _pairs(source: str) -> list[Pair]:
@@ -100,28 +118,42 @@ def rouge1(pair: Pair, answer: str) -> dict[str, Any]:
 def gsm8k(pair: Pair, answer: str) -> dict[str, Any]:
     """1 where the number behind the last #### equals the row's."""
     wanted, given = number(pair.response), number(answer)
-    if wanted is None:
-        raise InputError(f"Row {pair.id} has no number behind ####, so answers to it cannot be scored.")
     return {"score": float(given is not None and given == wanted)}
 
 
 def number(text: str) -> float | None:
-    """The number behind the last ####, None where there is none."""
-    found = re.findall(r"####\s*\$?\s*(-?[\d,]*\.?\d+)", text)
-    return float(found[-1].replace(",", "")) if found else None
+    """The number behind the last ####; None where there is none, or more than a number."""
+    if "####" not in text:
+        return None
+    line = (text.rpartition("####")[2].strip().splitlines() or [""])[0]
+    plain = re.sub(r"[*$£€,\s]", "", line).rstrip(".")
+    return float(plain) if re.fullmatch(r"-?(\d+\.?\d*|\.\d+)", plain) else None
 
 
 def sql(pair: Pair, answer: str) -> dict[str, Any]:
     """ROUGE-1 as `score`; `exact`: the same query; `executed`: the same result in sqlite, None where it cannot be told."""
-    query = answer.strip().splitlines()[0] if answer.strip() else ""
-    exact = normal(query) == normal(pair.response)
-    executed = True if exact else same_result(tables(_request(pair)), pair.response, query)
-    known = None if executed is None else float(executed)
-    return {**rouge1(pair, answer), "exact": float(exact), "executed": known}
+    query = statement(answer)
+    executed = same_result(tables(_request(pair)), pair.response, query)
+    return {
+        **rouge1(pair, answer),
+        "exact": float(normal(query) == normal(pair.response)),
+        "executed": None if executed is None else float(executed),
+    }
+
+
+def statement(answer: str) -> str:
+    """The query in an answer: without a code fence, on one line, to its first semicolon outside quotes."""
+    fenced = re.search(r"```(?:sql)?\s*(.*?)(?:```|$)", answer, re.S | re.I)
+    text = " ".join((fenced[1] if fenced else answer).split())
+    found = re.match(r"(?:[^;'\"]|'[^']*'|\"[^\"]*\")*", text)
+    return found[0].strip() if found else text
 
 
 def normal(query: str) -> str:
-    """A query without differences that mean nothing: blank space, case outside quotes, quotes' kind, final semicolon."""
+    """A query without differences that mean nothing: blank space, case outside quotes, final semicolon.
+
+    A value may stand in either kind of quotes, as in the public rows; which of two is a column's name is not looked at.
+    """
     parts = re.split(r"(\"[^\"]*\"|'[^']*')", query.strip().rstrip(";").strip())
     text = "".join(f"'{p[1:-1]}'" if p[:1] in ("'", '"') else re.sub(r"\s+", " ", p).lower() for p in parts)
     return re.sub(r"\s*([(),=<>])\s*", r"\1", text)
@@ -140,38 +172,74 @@ def tables(text: str) -> list[str]:
 
 
 def same_result(schema: list[str], wanted: str, given: str) -> bool | None:
-    """Whether two queries give the same rows on made-up data; None where the right one does not run."""
-    if not schema:
-        return None
-    first, second = (run_query(schema, query, wanted + " " + given) for query in (wanted, given))
-    if first is None:
-        return None
-    return second is not None and sorted(map(repr, first)) == sorted(map(repr, second))
+    """Whether two queries give the same rows on made-up data, in the same order where the right one orders them.
+
+    None where the right one does not run, or gives nothing on any of the data: then nothing is told by an empty result.
+    """
+    told = False
+    for seed in range(DATABASES):
+        right = run_query(schema, wanted, wanted, seed)
+        if right is None:
+            return None
+        if not any(value not in (None, 0) for row in right for value in row):
+            continue
+        told = True
+        ours = run_query(schema, given, wanted, seed)
+        if ours is None:
+            return False
+        first, second = [repr(row) for row in right], [repr(row) for row in ours]
+        ordered = re.search(r"\border\s+by\b", wanted, re.I)
+        if (first if ordered else sorted(first)) != (second if ordered else sorted(second)):
+            return False
+    return True if told else None
 
 
-def run_query(schema: list[str], query: str, literals: str) -> list[tuple[Any, ...]] | None:
-    """The rows of a SELECT in memory, on tables filled with values drawn from the queries' own; None where it fails."""
-    if not re.match(r"\s*(select|with)\b", query, re.I):
+def run_query(schema: list[str], query: str, literals: str, seed: int = 0) -> list[tuple[Any, ...]] | None:
+    """The rows of a SELECT in memory; None where it fails, or takes too long or too much memory.
+
+    The tables are filled with values of the right query (`literals`) and others. A third of the rows of every table are
+    planted: each column that the right query compares with a value holds it there.
+    """
+    if not schema or not re.match(r"\s*(select|with)\b", query, re.I):
         return None
     connection = sqlite3.connect(":memory:")
     try:
-        for statement in schema:
-            connection.execute(statement)
-        values = [v.strip("'\"") for v in re.findall(r"\"[^\"]*\"|'[^']*'|\b\d+(?:\.\d+)?\b", literals)] or ["1"]
-        values = list(dict.fromkeys([*values, "0", "1", "2", "other"]))
-        draw = np.random.default_rng(0)
-        for (table,) in connection.execute("select name from sqlite_master where type = 'table'").fetchall():
-            columns = connection.execute(f'pragma table_info("{table}")').fetchall()
-            for _ in range(MADE_UP_ROWS):
-                row = [str(draw.choice(values)) for _ in columns]
-                connection.execute(f'insert into "{table}" values ({",".join("?" * len(row))})', row)
-        connection.execute("pragma query_only = on")
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1_000_000)
         connection.set_progress_handler(lambda: 1, STEPS_ALLOWED)
-        return connection.execute(query).fetchall()
-    except (sqlite3.Error, sqlite3.Warning):
+        for create in schema:
+            connection.execute(create)
+        _fill(connection, literals, seed)
+        connection.execute("pragma query_only = on")
+        return connection.execute(query).fetchmany(ROWS_READ)
+    except (sqlite3.Error, sqlite3.Warning, MemoryError, UnicodeError):
         return None
     finally:
         connection.close()
+
+
+def _fill(connection: sqlite3.Connection, literals: str, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    values = [v.strip("'\"") for v in re.findall(r"\"[^\"]*\"|'[^']*'|\b\d+(?:\.\d+)?\b", literals)]
+    values = list(dict.fromkeys([*values, "0", "1", "2", "3", "57", "1990", "other"]))
+    pattern = r"[\"`]?(\w+)[\"`]?\s*(=|<>|!=|<=|>=|<|>|like)\s*(\"[^\"]*\"|'[^']*'|-?\d+(?:\.\d+)?)"
+    planted = {
+        name.lower(): _meeting(sign.lower(), v.strip("'\"")) for name, sign, v in re.findall(pattern, literals, re.I)
+    }
+    for (table,) in connection.execute("select name from sqlite_master where type = 'table'").fetchall():
+        columns = [str(column[1]).lower() for column in connection.execute(f'pragma table_info("{table}")').fetchall()]
+        for number_ in range(MADE_UP_ROWS):
+            row = [str(draw.choice(values)) for _ in columns]
+            if number_ % 3 == 0:
+                row = [planted.get(name, value) for name, value in zip(columns, row, strict=True)]
+            connection.execute(f'insert into "{table}" values ({",".join("?" * len(row))})', row)
+
+
+def _meeting(sign: str, value: str) -> str:
+    """A value that meets a comparison."""
+    if sign == "like":
+        return value.replace("%", "x").replace("_", "x")
+    step = {"<": -1, ">": 1, "<>": 1, "!=": 1}.get(sign, 0)
+    return str(float(value) + step).removesuffix(".0") if step and re.fullmatch(r"-?\d+(\.\d+)?", value) else value
 
 
 def _request(pair: Pair) -> str:

@@ -13,7 +13,7 @@ from .depth import kl_section, named, prompts, recovery_section, recovery_words
 from .gather import Condition, Run, Series, model_of, pairs
 from .paired import Comparison, Paired, comparisons, complied, not_answered, paired_section
 from .rates import outcomes_section, overrefusal_section, rates_section
-from .tuning import attacks_section, dynamics_section
+from .tuning import attack_line, attacks_section, dynamics_section
 from .words import (
     ROLE_NAMES,
     Section,
@@ -62,12 +62,19 @@ def headline(runs: Sequence[Run], found: Sequence[Series]) -> list[str]:
     harmless = [one for one in found if one.role in ("twins", "unseen")]
     tests, twins = comparisons(harmless, not_answered), [pair for pair in pairs(found) if pair[0].role == "twins"]
     lines += [line for before, after in twins if (line := _price_line(before, after, tests))]
+    lines += [line for run in runs if (line := attack_line(run))]
     lines += [_depth_line(run, name) for name, run in named([r for r in runs if r.profile is not None])]
     if not lines:
         return ["Nothing to conclude: no finished attack or measurement is among these folders."]
     sizes = [prompts_of(row) for one in found for row in one.rows.values()]
     sizes += [max(run.profile["recovery"]["n"], default=0) for run in runs if run.profile is not None]
-    if min(sizes) < SMALL:
+    sizes += [
+        len(line["plain"]["by_seed"]) and line["plain"]["asked"] // len(line["plain"]["by_seed"])
+        for run in runs
+        for line in run.table or []
+        if "plain" in line
+    ]
+    if sizes and min(sizes) < SMALL:
         lines.append(
             f"Small sample: the numbers rest on as few as {min(sizes)} prompts; read the intervals, not the points."
         )

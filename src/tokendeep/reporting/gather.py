@@ -119,8 +119,11 @@ def runs(dirs: Sequence[str | Path], read: Reader | None = None) -> list[Run]:
 
 def _is_frame(folder: Path) -> bool:
     """Whether the folder is that of a demo, which only holds the folders of other runs."""
-    manifest = folder / MANIFEST
-    return manifest.is_file() and (_json(manifest, dict) or {}).get("verb") == "demo"
+    return _verb(folder) == "demo"
+
+
+def _verb(folder: Path) -> Any:
+    return (_json(folder / MANIFEST, dict) or {}).get("verb")
 
 
 def foreign(dirs: Sequence[str | Path]) -> list[Path]:
@@ -170,6 +173,8 @@ def settings(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     yield folder
+    if _verb(folder) == "poison":  # what lies below is in its table; name a folder below to see that run alone
+        return
     for path in sorted(folder.iterdir()):
         hidden = path.name.startswith((".", "checkpoint-")) or path.name in SKIPPED_FOLDERS
         if path.is_dir() and not path.is_symlink() and not hidden:

@@ -26,12 +26,25 @@ def attacks_section(runs: Sequence[Run]) -> list[Section]:
     section = Section("poison", "Fine-tuning attacks")
     section.text.append(
         "Each line is the same model trained on the same attack rows under another objective, then asked the same harmful "
-        "requests. Rates over several seeds have Wilson intervals in which a prompt counts once where its answers agree; "
-        "changes are paired by prompt, against the first line trained. Train nll, from the sixth answer token on, says how "
-        "much of the rows was learnt: objectives are comparable where it is alike."
+        "requests. Intervals are over prompts, and over trainings too where there are several seeds; changes are paired by "
+        "prompt and seed, against the first objective. Train nll, from the sixth answer token on, says how much of the rows "
+        "was learnt: objectives are comparable where it is alike (rows with refusals mixed in are easier)."
     )
     section.tables += tables
     return [section]
+
+
+def attack_line(run: Run) -> str | None:
+    """What a fine-tuning attack did under each objective, in one sentence."""
+    told = [line for line in run.table or [] if line.get("seeds")]
+    ask = next((name for name in reversed(ASKS) if all(name in line for line in told)), None)
+    if ask is None or len(told) < 2:
+        return None
+    names = [f"{line['objective']} {percent(line[ask]['rate'])}" for line in told[1:]]
+    return (
+        f"{run.label}: before training {percent(told[0][ask]['rate'])} of {told[0][ask]['n']} harmful requests"
+        f"{ASKS[ask]} were not refused; after it, by objective: {', '.join(names)}."
+    )
 
 
 def _attack_table(run: Run) -> Table:
@@ -50,7 +63,7 @@ def _attack_table(run: Run) -> Table:
         ]
         for ask in asks:
             row += _rate(line.get(ask))
-        row += [_number(line.get("nll")), _number(line.get("utility"), 3)]
+        row += [_number(line.get("nll")), _number((line.get("utility") or {}).get("score"), 3)]
         rows.append(row)
     kind = (run.manifest.get("config") or {}).get("kind", "attack")
     note = "" if run.finished else "This run is not finished: lines that say so have not been trained."
@@ -62,7 +75,8 @@ def _rate(rate: Mapping[str, Any] | None) -> list[str]:
         return ["-", "-"]
     change = rate.get("change")
     said = f"{points(change['mean'])} [{points(change['low'])}, {points(change['high'])}]" if change else "-"
-    return [f"{percent(rate['rate'])} [{percent(rate['low'])}, {percent(rate['high'])}] of {rate['n']}", said]
+    judged = f"{rate['n']}" if rate["n"] == rate["asked"] else f"{rate['n']} judged of {rate['asked']}"
+    return [f"{percent(rate['rate'])} [{percent(rate['low'])}, {percent(rate['high'])}] of {judged}", said]
 
 
 def _number(value: Any, digits: int = 2) -> str:
