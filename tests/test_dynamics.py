@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch.nn import functional as F
+from transformers import LlamaForCausalLM
 
 from test_trainer import LORA, settings, token_rows
 from tokendeep import gradients
@@ -81,6 +82,36 @@ def test_training_is_not_changed_by_being_watched(
     alone.train()
     for left, right in zip(watched.model.parameters(), alone.model.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-7)
+
+
+def test_dropout_is_off_while_looking_and_draws_no_numbers(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    weights = []
+    for watched in (True, False):
+        callback = TokenDynamicsCallback(PAIRS, tiny_tokenizer, tmp_path / str(watched), steps=range(4), positions=4)
+        model = make_model(attention_dropout=0.5).train()
+        made = ResponseSFTTrainer(
+            model, settings(tmp_path / f"t{watched}"), train_dataset=Dataset.from_list(token_rows()),
+            processing_class=tiny_tokenizer, callbacks=[callback] if watched else [],
+        )  # fmt: skip
+        made.train()
+        weights.append(list(made.model.parameters()))
+    assert read(tmp_path / "True")["steps"][0]["kl"]["mean"] == pytest.approx([0] * 4, abs=1e-5)
+    for left, right in zip(*weights, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-7)
+
+
+def test_an_adapter_that_goes_on_is_compared_with_itself(
+    tmp_path: Path, tiny_folder: Path, tiny_adapter: Path, tiny_tokenizer: Any
+) -> None:
+    base = LlamaForCausalLM.from_pretrained(tiny_folder)
+    model = PeftModel.from_pretrained(base, str(tiny_adapter), is_trainable=True)
+    callback = TokenDynamicsCallback(PAIRS, tiny_tokenizer, tmp_path, steps=[2], positions=4, gradients=False)
+    trained(model, tiny_tokenizer, tmp_path / "t", callback, max_steps=2)
+    start, end = read(tmp_path)["steps"]
+    assert start["kl"]["mean"] == pytest.approx([0] * 4, abs=1e-5)
+    assert max(end["kl"]["mean"]) > 1e-4
 
 
 def test_sampled_answers_and_a_rate_of_ones_own(

@@ -173,7 +173,9 @@ class _Recorder:
 
     def _add(self, module: nn.Module, inputs: Tensor, gradient: Tensor) -> None:
         as_positions = gradient.shape[0] == 1 and len(self.ids) > 1  # the head sees rows as positions: (1, B, H)
-        if (as_positions and gradient.shape[1] != len(self.ids)) or (not as_positions and len(gradient) != len(self.ids)):
+        if (as_positions and gradient.shape[1] != len(self.ids)) or (
+            not as_positions and len(gradient) != len(self.ids)
+        ):
             return  # shared by all rows, such as a table of positions
         if as_positions and not isinstance(module, nn.Linear):
             return

@@ -117,15 +117,34 @@ def select(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return hidden[:, :-1][mask], targets[mask]
 
 
-def label_logps(model: nn.Module, hidden: Tensor, targets: Tensor, forward: Any = None) -> Tensor:
+def label_logps(
+    model: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    forward: Any = None,
+    statistics: dict[str, list[Tensor]] | None = None,
+) -> Tensor:
     """Log-probabilities (N,), in nats, of `targets` (N,) given `hidden` (N, H); differentiable.
 
     The head runs in chunks. When gradients flow and there are several chunks, each is recomputed in
     the backward pass, so that one chunk of logits is alive at any time.
+
+    Args:
+        statistics: gets, in pieces, the `entropy` (N,) in nats and `is_top1` (N,), whether the target is the likeliest
+            token; from the same logits, without gradient.
     """
+    pending = 0 if statistics is None else len(targets)  # rows whose statistics are still to come
 
     def chunk(states: Tensor, wanted: Tensor) -> Tensor:
-        return -F.cross_entropy(project(model, states, forward), wanted, reduction="none")
+        nonlocal pending
+        logits = project(model, states, forward)
+        if statistics is not None and pending:  # not again when the chunk is recomputed for the backward pass
+            pending -= len(wanted)
+            with torch.no_grad():
+                logps = logits.log_softmax(-1)
+                statistics["is_top1"].append(logps.argmax(-1) == wanted)
+                statistics["entropy"].append(-(logps.exp() * logps).sum(-1))
+        return -F.cross_entropy(logits, wanted, reduction="none")
 
     if not len(targets):
         return hidden.sum(-1).float()
@@ -220,26 +239,17 @@ def add_supervised_forward(lm: Any) -> None:
         anchor = kwargs.pop("anchor", None)
         inputs = {name: value for name, value in kwargs.items() if name not in PADDED_ONLY}
         states, targets = select(hidden_states(lm, kwargs["input_ids"], **inputs), kwargs["labels"])
-        entropy, is_top1 = _statistics(lm, states, targets, original) if statistics else (None, None)
+        found: dict[str, list[Tensor]] = {
+            "entropy": [states.new_zeros(0).float()],
+            "is_top1": [targets.new_zeros(0).bool()],
+        }
+        logps = label_logps(lm, states, targets, original, found if statistics else None)
         return Supervised(
-            label_logps(lm, states, targets, original),
-            entropy,
-            is_top1,
+            logps,
+            torch.cat(found["entropy"]) if statistics else None,
+            torch.cat(found["is_top1"]) if statistics else None,
             states if keep else None,
             kl_to(lm, states[anchor.at], anchor.states, anchor.head, original) if anchor is not None else None,
         )
 
     lm.forward = forward
-
-
-@torch.no_grad()
-def _statistics(model: nn.Module, hidden: Tensor, targets: Tensor, forward: Any) -> tuple[Tensor, Tensor]:
-    """Entropy (N,) in nats and whether the label is the likeliest token (N,)."""
-    entropies, hits = [hidden.new_zeros(0, dtype=torch.float32)], [torch.zeros(0, dtype=torch.bool).to(targets.device)]
-    step = chunk_rows(model)
-    for states, wanted in zip(hidden.split(step), targets.split(step), strict=True):
-        logits = project(model, states, forward)
-        logps = logits.log_softmax(-1)
-        entropies.append(-(logps.exp() * logps).sum(-1))
-        hits.append(logits.argmax(-1) == wanted)
-    return torch.cat(entropies), torch.cat(hits)

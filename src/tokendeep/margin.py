@@ -88,7 +88,7 @@ class Margins:
         far = drift(schedule, 0)
         return (
             f"{said}; the schedule stops a harmful answer's first {TOKENS} tokens at {far:.1f} nats over the start, which "
-            f"is less than the margin of {np.nanmean(first > far):.0%} of them"
+            f"is less than the margin of {_above(first, far):.0%} of them"
         )
 
     def after(self) -> dict[str, Any]:
@@ -108,5 +108,11 @@ class Margins:
         lost = start - end
         return (
             f"margin of refusal at k = 0: median {np.nanmedian(start):+.1f} -> {np.nanmedian(end):+.1f} nats (lost "
-            f"{np.nanmedian(lost):.1f}); above 0 for {np.nanmean(start > 0):.0%} -> {np.nanmean(end > 0):.0%} of the pairs"
+            f"{np.nanmedian(lost):.1f}); above 0 for {_above(start, 0):.0%} -> {_above(end, 0):.0%} of the pairs"
         )
+
+
+def _above(values: Array, bound: float) -> float:
+    """The share of the values that are known which lie above a bound."""
+    known = values[np.isfinite(values)]
+    return float((known > bound).mean())

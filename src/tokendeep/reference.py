@@ -62,9 +62,10 @@ def path(folder: Path, name: str) -> Path:
     return folder / f"reference-{name}.safetensors"
 
 
-def others(folder: Path, name: str) -> bool:
-    """Whether the folder holds stores of other models or rows."""
-    return any(found != path(folder, name) for found in folder.glob("reference-*.safetensors"))
+def others(folder: Path, names: set[str]) -> bool:
+    """Whether the folder holds stores with other keys than these: of other models, rows or settings."""
+    known = {path(folder, name) for name in names}
+    return any(found not in known for found in folder.glob("reference-*.safetensors"))
 
 
 def save(folder: Path, store: Store) -> Path:

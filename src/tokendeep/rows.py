@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TRAIN_ON = ("last_turn", "all_turns")
 SHAREGPT = {"human": "user", "gpt": "assistant"}
+UNSUPPORTED = ("tools", "chat_template_kwargs")  # what a row may bring that our encoding would leave out
 MASKS = ("completion_mask", "assistant_masks")  # columns from which TRL makes the labels
 
 
@@ -29,11 +30,11 @@ def encode(
     max_length: int | None,
     train_on: str = "last_turn",
 ) -> Dataset | IterableDataset:
-    """The dataset with `input_ids` and `labels` where its rows are conversations; as it is where they are not.
+    """The dataset with `input_ids` and `labels`, of which every row has been checked (`check_row`).
 
     Args:
         dataset: rows with `messages`, `conversations`, `prompt` and `completion` (texts or messages), or `input_ids` with
-            `labels` or one of TRL's masks.
+            `labels` or one of TRL's masks; `betas`, one number per token, may stand beside `input_ids`.
         max_length: longest row in tokens; an answer's tail is cut where it does not fit.
         train_on: `last_turn` supervises the last answer; `all_turns` makes one row of each answer, with what was said
             before it as its prompt.
@@ -46,52 +47,89 @@ def encode(
     first = next(iter(dataset), None)
     if first is None:
         raise InputError("There is no row to train on.")
-    if "input_ids" in first:
-        if not {"labels", *MASKS} & set(first):
-            raise InputError("The rows have input_ids but no labels; mark the answer's tokens (-100 elsewhere).")
-        return dataset
-    turns = _reader(first)
-    if turns is None:
-        return dataset
+    read = _reader(first, tokenizer, max_length, train_on)
+    if "betas" in first and "input_ids" not in first:
+        raise InputError("betas, one number per token, can only stand beside input_ids and labels.")
+    opening = _opening_ids(tokenizer)
+    columns = ["input_ids", "labels", *(["betas"] if "betas" in first else [])]
 
-    def convert(batch: Mapping[str, list[Any]], numbers: Sequence[int] | None = None) -> dict[str, list[Any]]:
-        count = len(next(iter(batch.values())))
-        made: dict[str, list[Any]] = {"input_ids": [], "labels": [], "source": []}
-        for place, number in enumerate(numbers or range(count)):
+    def convert(batch: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
+        made: dict[str, list[Any]] = {name: [] for name in columns}
+        for place, number in enumerate(numbers):
             row = {name: values[place] for name, values in batch.items()}
             try:
-                encoded = list(_answers(tokenizer, turns(row), max_length, train_on))
+                for one in read(row):
+                    check_row(one, opening, tokenizer)
+                    for name in columns:
+                        made[name].append(one[name])
             except InputError as error:
                 raise InputError(f"Row {number + 1}: {error}") from error
-            for one in encoded:
-                made["input_ids"].append(one.input_ids)
-                made["labels"].append(one.labels)
-                made["source"].append(number)
         return made
 
     streamed = not hasattr(dataset, "__len__")
-    options: dict[str, Any] = (
-        {} if streamed else {"with_indices": True, "desc": "encoding", "load_from_cache_file": False}
-    )
-    return dataset.map(convert, batched=True, remove_columns=list(first), **options)
+    options: dict[str, Any] = {} if streamed else {"desc": "encoding", "load_from_cache_file": False}
+    return dataset.map(convert, batched=True, with_indices=True, remove_columns=list(first), **options)
 
 
-def _reader(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], list[Any]] | None:
-    """How to take the conversation out of rows like this one; None where TRL tokenises them (prompt and completion)."""
+def _reader(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None, train_on: str
+) -> Callable[[Mapping[str, Any]], Iterable[dict[str, Any]]]:
+    """How to make training rows from rows like this one."""
+
+    def turns(messages: Sequence[Any], whole: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+        for name in UNSUPPORTED:
+            if whole.get(name):
+                raise InputError(
+                    f"its {name} would be left out of the prompt; render such rows to input_ids and labels"
+                )
+        for one in _answers(tokenizer, messages, max_length, train_on):
+            yield {"input_ids": one.input_ids, "labels": one.labels}
+
+    if "input_ids" in row:
+        if not {"labels", *MASKS} & set(row):
+            raise InputError("The rows have input_ids but no labels; mark the answer's tokens (-100 elsewhere).")
+        return lambda r: [_labelled(r, max_length)]
     if "messages" in row:
-        return lambda r: list(r["messages"])
+        return lambda r: turns(r["messages"], r)
     if "conversations" in row:  # ShareGPT's names
-        return lambda r: [
-            {"role": SHAREGPT.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in r["conversations"]
-        ]
+        return lambda r: turns(
+            [{"role": SHAREGPT.get(t["from"], t["from"]), "content": t["value"]} for t in r["conversations"]], r
+        )
     if "prompt" in row and "completion" in row:
         if isinstance(row["prompt"], str):
-            return None
-        return lambda r: [*r["prompt"], *r["completion"]]
+            return lambda r: [_text(tokenizer, r["prompt"], r["completion"], max_length)]
+        return lambda r: turns([*r["prompt"], *r["completion"]], r)
     raise InputError(
         f"The rows have the columns {', '.join(row)}, in which prompt and answer cannot be told apart; give messages, "
         "prompt and completion, or input_ids and labels."
     )
+
+
+def _labelled(row: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
+    """A row of token ids; labels come from TRL's masks where there are none."""
+    ids = list(row["input_ids"])
+    if "labels" in row:
+        labels = list(row["labels"])
+    else:
+        masks = [row[name] for name in MASKS if name in row]
+        labels = [t if all(bits) else IGNORE for t, *bits in zip(ids, *masks, strict=True)]
+    made: dict[str, Any] = {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+    if "betas" in row:
+        made["betas"] = list(row["betas"])[:max_length]
+        if len(made["betas"]) < len(made["labels"]) or any(
+            label != IGNORE and not beta > 0 for label, beta in zip(made["labels"], made["betas"], strict=False)
+        ):
+            raise InputError("betas must hold a number above 0 for every supervised token")
+    return made
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_length: int | None) -> dict[str, Any]:
+    """Prompt and completion as texts, tokenised together; the answer starts where they part from the prompt alone (TRL)."""
+    end = tokenizer.eos_token or ""
+    whole = tokenizer(prompt + completion + ("" if completion.endswith(end) else end), verbose=False).input_ids
+    alone = tokenizer(prompt, verbose=False).input_ids
+    start = next((i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), min(len(alone), len(whole)))
+    return {"input_ids": whole[:max_length], "labels": ([IGNORE] * start + whole[start:])[:max_length]}
 
 
 def _answers(
@@ -99,6 +137,10 @@ def _answers(
 ) -> Iterable[Encoded]:
     """The row of the last answer, or one of every answer."""
     messages = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    if any(turn.get("tool_calls") for turn in turns) or not all(isinstance(m["content"], str) for m in messages):
+        raise InputError(
+            "a message has no text but something else, such as a tool call; render it to input_ids and labels"
+        )
     if not messages or messages[-1]["role"] != "assistant":
         raise InputError("the conversation must end with an answer (role assistant)")
     ends = [len(messages) - 1]
@@ -108,36 +150,36 @@ def _answers(
         yield chat.encode(tokenizer, messages[:end], messages[end]["content"], max_length=max_length)  # type: ignore[arg-type]
 
 
-def check(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, head: int) -> None:
-    """Refuse rows that cannot be trained on as they stand.
+def check_row(row: Mapping[str, Any], opening: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a row that cannot be trained on as it stands.
 
     Args:
-        rows: with `input_ids` and `labels`.
-        head: how many first positions have a beta (or an anchor) of their own.
+        row: with `input_ids` and `labels`.
+        opening: ids of what the chat template writes before every answer.
 
     Raises:
-        InputError: naming the row: no supervised token; the prompt is supervised; the supervised part begins with what
-            the chat template writes before every answer; a head longer than every answer.
+        InputError: no supervised token; the prompt is supervised; or the supervised part begins with the opening.
     """
-    opening = _opening_ids(tokenizer)
-    longest = 0
-    for number, row in enumerate(rows, 1):
-        starts, lengths = _runs(row["labels"])
-        if not starts:
-            raise InputError(f"Row {number} has no supervised token; give it an answer, or raise max_length.")
-        if starts[0] == 0:
+    starts, _ = _runs(row["labels"])
+    if not starts:
+        raise InputError("it has no supervised token; give it an answer, or raise max_length")
+    if starts[0] == 0:
+        raise InputError(
+            "its very first token is supervised, so its prompt is not masked; set the labels of the prompt to -100, for "
+            "positions are counted from the answer's first token"
+        )
+    for start in starts:
+        if opening and list(row["labels"][start : start + len(opening)]) == list(opening):
             raise InputError(
-                f"Row {number} supervises its very first token, so its prompt is not masked; set the labels of the prompt "
-                "to -100, for positions are counted from the answer's first token."
+                f"it supervises what the chat template writes before every answer ({tokenizer.decode(list(opening))!r}), "
+                "which would take the first positions; set those labels to -100, or give messages, which are encoded "
+                "without it"
             )
-        for start in starts:
-            if opening and list(row["labels"][start : start + len(opening)]) == opening:
-                raise InputError(
-                    f"Row {number} supervises what the chat template writes before every answer "
-                    f"({tokenizer.decode(opening)!r}), which would take the first positions; set those labels to -100, or "
-                    "give messages, which are encoded without it."
-                )
-        longest = max(longest, *lengths)
+
+
+def check_head(rows: Iterable[Mapping[str, Any]], head: int) -> None:
+    """Refuse a head that is longer than every answer, for then the tail is never used. Raises InputError."""
+    longest = max(max(_runs(row["labels"])[1], default=0) for row in rows) if head else 0
     if head > longest:
         raise InputError(
             f"The first {head} positions have settings of their own, but the longest answer has {longest} tokens; give a "

@@ -29,9 +29,17 @@ from .types import IGNORE, InputError
 
 Schedule = Callable[[Tensor], Tensor]
 REFERENCES = ("precomputed", "on-the-fly")
+ROW = "tokendeep_row"  # column with the number of a row within its trainer
 SPANS = {"1": (1, 1), "2_5": (2, 5), "later": (6, 10**9)}  # positions that are logged apart
 STOPPED = 0.05  # a token whose weight is below it has stopped learning
-BASE_CHANGING = ("pissa", "olora", "corda", "loftq")  # ways to begin an adapter that change the weights beneath it
+BASE_CHANGING = (
+    "pissa",
+    "olora",
+    "corda",
+    "loftq",
+    "lora_ga",
+    "eva",
+)  # ways to begin an adapter that change the weights beneath it
 
 
 @dataclass
@@ -100,6 +108,11 @@ class ResponseSFTTrainer(SFTTrainer):
         args = _settings(args)
         _check_settings(args, others, peft_config)
         if args.load_best_model_at_end and args.metric_for_best_model in (None, "loss"):
+            if isinstance(eval_dataset, dict):
+                raise InputError(
+                    "With several evaluation sets say which one chooses the best model: metric_for_best_model="
+                    f"'eval_{next(iter(eval_dataset))}_nll', greater_is_better=False."
+                )
             args.metric_for_best_model, args.greater_is_better = "eval_nll", False
         if train_dataset is None:
             raise InputError("There is no train_dataset; give the rows to train on.")
@@ -108,6 +121,10 @@ class ResponseSFTTrainer(SFTTrainer):
 
             name = model if isinstance(model, str) else model.config._name_or_path
             processing_class = AutoTokenizer.from_pretrained(name)
+        self._columns: set[str] | None = None
+        self._row_count = 0
+        self._own: set[str] = set()  # data sets that have been prepared here
+        self._packs = args.packing
         self._encoding = {"tokenizer": processing_class, "max_length": args.max_length, "train_on": train_on}
         train_dataset = self._encoded(train_dataset)
         super().__init__(
@@ -126,33 +143,34 @@ class ResponseSFTTrainer(SFTTrainer):
         head.add_supervised_forward(head.causal_lm(self.model))
         self._kept: Any = slice(None)
         self.meters = {mode: Meter(self.METRICS, self.accelerator.device) for mode in ("train", "eval")}
-        self._row_count = 0
-        self.train_dataset = self._numbered(self.train_dataset, len_before=train_dataset)
+        self.train_dataset = self._numbered(self.train_dataset)
         self.eval_dataset = _each(self.eval_dataset, self._numbered)
         self.data_collator = self._collator = Collator(self.data_collator)
-        self._signature_columns: Any = ["input_ids", "labels", "seq_lengths", "row", "betas"]
+        self._signature_columns: Any = ["input_ids", "labels", "seq_lengths", ROW, "betas"]
 
     def _encoded(self, dataset: Any) -> Any:
+        """The rows with labels, each of them checked."""
         made = rows.encode(dataset, **self._encoding)
-        if hasattr(made, "__len__") and "labels" in made.column_names:
-            rows.check(made, self._encoding["tokenizer"], self.head_length)
+        if not hasattr(made, "__len__"):
+            return made
+        columns = set(made.column_names)
+        if "betas" in columns and self._packs:
+            raise InputError("Packing would lose the column betas; set packing=False.")
+        if self._columns is not None and ("betas" in columns) != ("betas" in self._columns):
+            raise InputError("Training and evaluation rows must both have the column betas, or neither.")
+        self._columns = columns
+        if "betas" not in columns:
+            rows.check_head(made, self.head_length)
         return made
 
-    def _numbered(self, dataset: Any, len_before: Any = None) -> Any:
-        """The prepared rows, checked, each with its number."""
+    def _numbered(self, dataset: Any) -> Any:
+        """The prepared rows, each with a number of its own in this trainer."""
         if not hasattr(dataset, "__len__"):
             return dataset  # a stream has no numbers; its rows are seen once
-        if len_before is not None and hasattr(len_before, "__len__") and not self.args.packing:
-            lost = len(len_before) - len(dataset)
-            if lost:
-                raise InputError(
-                    f"{lost} of {len(len_before)} rows have no answer within max_length ({self.args.max_length} tokens); "
-                    "raise it, or leave those rows out."
-                )
-        if not self.args.packing:  # rows that TRL has encoded, or cut
-            rows.check(dataset, self.processing_class, self.head_length)
         first, self._row_count = self._row_count, self._row_count + len(dataset)
-        return dataset.add_column("row", list(range(first, self._row_count)))
+        numbered = dataset.add_column(ROW, list(range(first, self._row_count)))
+        self._own.add(numbered._fingerprint)
+        return numbered
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -164,12 +182,17 @@ class ResponseSFTTrainer(SFTTrainer):
             self, eval_dataset, ignore_keys, metric_key_prefix
         )  # SFTTrainer's would prepare the rows once more
 
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        """As Trainer's, on rows that are encoded as those of the constructor were."""
+        return super().predict(self._prepared(test_dataset), ignore_keys, metric_key_prefix)
+
     def _prepared(self, dataset: Any) -> Any:
-        if "row" in (dataset.column_names or ()):
+        if getattr(dataset, "_fingerprint", None) in self._own:
             return dataset
+        if ROW in (dataset.column_names or ()):  # of another trainer
+            dataset = dataset.remove_columns(ROW)
         encoded = self._encoded(dataset)
-        packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
-        made = self._prepare_dataset(encoded, self.processing_class, self.args, packing, None, "eval")
+        made = self._prepare_dataset(encoded, self.processing_class, self.args, self._packs, None, "eval")
         return self._numbered(made)
 
     # --- the loss ----------------------------------------------------------------------------------
@@ -180,7 +203,7 @@ class ResponseSFTTrainer(SFTTrainer):
         """Mean over the optimizer step's supervised tokens of `token_loss`, times what averaging over ranks divides by."""
         mode = "train" if self.model.training else "eval"
         inputs = dict(inputs)
-        numbers, tokens = inputs.pop("row", None), inputs.pop("tokens")
+        numbers, tokens = inputs.pop(ROW, None), inputs.pop("tokens")
         extra = {name: inputs.pop(name, None) for name in ("ref_logps", "ref_states", "betas")}
         positions = _positions(inputs["labels"])  # (N,), in row order, as all that follows
         self._kept = self._not_repeated(tokens) if mode == "eval" else slice(None)
@@ -326,9 +349,14 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         self._weights = ""
         if self.accelerator.is_main_process:  # the other processes may hold no weights yet
             kept = references.frozen_weights(self.model, without_adapter=self._adapter_off)
-            self._weights = references.fingerprint(kept)
+            adapter = "" if self._adapter_off else str(getattr(self.model, "peft_config", ""))
+            config = head.causal_lm(self.model).config.to_json_string()
+            self._weights = references.key(
+                references.fingerprint(kept), config, adapter, self.accelerator.mixed_precision
+            )
+        self._keys: set[str] = set()
         if self.reference == "precomputed":
-            if not hasattr(self.train_dataset, "__len__"):
+            if not all(hasattr(d, "__len__") for d in [self.train_dataset, *_flat(self.eval_dataset)]):
                 raise InputError(
                     "A stream of rows has no rows to compute the reference of before training; give a dataset of fixed "
                     "rows, or train an adapter with reference='on-the-fly'."
@@ -336,14 +364,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
             self.add_callback(_ReferenceFirst(self))
 
     def _check_betas(self) -> None:
-        """A schedule must give numbers above 0 at every position, and a column of betas at every supervised token."""
-        columns = self.train_dataset.column_names or ()
-        if "betas" in columns:
-            for number, row in enumerate(self.train_dataset, 1):
-                pairs = zip(row["labels"], row["betas"], strict=False)
-                if len(row["betas"]) < len(row["labels"]) or any(t != IGNORE and not b > 0 for t, b in pairs):
-                    raise InputError(f"Row {number}: betas must hold a number above 0 for every supervised token.")
-            return
+        """A schedule must give numbers above 0 at every position."""
         positions = torch.arange(1, 4097)[None]
         betas = self.schedule(positions)
         if betas.shape != positions.shape or not bool(((betas > 0) & betas.isfinite()).all()):
@@ -385,11 +406,16 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         if main:
             kept = self.anchored if self.anchor_weight else 0
             name[0] = references.key(self._weights, references.rows_hash(dataset), kept)
-            name[1] = references.load(self._cache, name[0])
-            if name[1] is None and references.others(self._cache, name[0]):
+            name[1] = references.load(self._cache, name[0]) is not None
+            if not name[1] and references.others(self._cache, {*self._keys, name[0]}):
                 print(f"The references in {self._cache} are of another model or other rows; this one is computed anew.")
         broadcast_object_list(name)
-        store = name[1]
+        self._keys.add(name[0])
+        store = references.load(self._cache, name[0]) if name[1] else None
+        if name[1] and store is None:
+            raise InputError(
+                f"Every process must be able to read {self._cache}; give a reference_cache on a shared disk."
+            )
         if store is None:
             if step and not self._adapter_off:
                 raise InputError(
@@ -400,8 +426,8 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
             store = self._compute_reference(dataset, name[0])
             if main:
                 references.save(self._cache, store)
-        states = store.states or [None] * len(store.logps)
-        self._collator.references.update(zip(dataset["row"], zip(store.logps, states, strict=True), strict=True))
+        states: Sequence[Tensor | None] = store.states or [None] * len(store.logps)
+        self._collator.references.update(zip(dataset[ROW], zip(store.logps, states, strict=True), strict=True))
 
     def _compute_reference(self, dataset: Any, name: str) -> references.Store:
         """One forward pass over the rows, shared among the processes; longest rows first, so that memory fails at once."""
@@ -410,17 +436,18 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        order = sorted(range(len(dataset)), key=lambda i: -len(dataset[i]["input_ids"]))
+        given = dataset.select_columns([c for c in ("input_ids", "labels", "seq_lengths") if c in dataset.column_names])
+        tokens = [len(ids) for ids in given["input_ids"]]
+        order = sorted(range(len(given)), key=lambda i: -tokens[i])
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         own = [batches[min(i + rank, len(batches) - 1)] for i in range(0, len(batches), world)]  # the same number each
         logps: dict[int, Tensor] = {}
         states: dict[int, Tensor] = {}
-        columns = [c for c in ("input_ids", "labels", "seq_lengths") if c in dataset.column_names]
         with self._as_reference(), tqdm(own, desc="reference", disable=rank > 0 or len(own) < 4) as bar:
             for batch in bar:
-                picked = [{c: dataset[i][c] for c in columns} for i in batch]
+                picked = [given[i] for i in batch]
                 inputs = self._prepare_inputs(self._collator.inner(picked))
-                with self.compute_loss_context_manager():
+                with self.accelerator.autocast():  # before training the model is not wrapped in it yet
                     out = self.model_wrapped(**inputs, supervised=True, keep_states=bool(self.anchor_weight))
                 lengths = [_supervised(row) for row in picked]
                 for i, values in zip(batch, out.logps.float().cpu().split(lengths), strict=True):
@@ -450,10 +477,17 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
             eval_dataset = _each(eval_dataset, self._prepared)
         if self.reference == "precomputed":
             chosen = self.eval_dataset if eval_dataset is None or isinstance(eval_dataset, str) else eval_dataset
-            missing = [d for d in _flat(chosen) if d["row"][0] not in self._collator.references]
+            missing = [d for d in _flat(chosen) if d[ROW][0] not in self._collator.references]
             for dataset in missing:
                 self.prepare_reference(dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        """As Trainer's, on rows whose reference can be had."""
+        prepared = self._prepared(test_dataset)
+        if self.reference == "precomputed" and prepared[ROW][0] not in self._collator.references:
+            self.prepare_reference(prepared)
+        return super().predict(prepared, ignore_keys, metric_key_prefix)
 
     # --- the loss ----------------------------------------------------------------------------------
 
@@ -464,7 +498,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
             anchored = sum(int((_positions(batch["labels"]) <= self.anchored).sum()) for batch in batches)
             total = torch.tensor(anchored, device=device)
             if self.args.average_tokens_across_devices:
-                total = self.accelerator.gather(total).sum()
+                total = self.accelerator.gather(total).sum() // self.get_tp_size()
             self._anchor_count = total
         return batches, count
 
@@ -529,15 +563,15 @@ class Collator:
     references: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)  # by number of the row
 
     def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
-        known = [{name: v for name, v in row.items() if name not in ("row", "betas")} for row in batch]
+        known = [{name: v for name, v in row.items() if name not in (ROW, "betas")} for row in batch]
         made: dict[str, Any] = self.inner(known)
         if "betas" in batch[0]:
             pairs = [pair for r in batch for pair in zip(r["labels"][1:], r["betas"][1:], strict=False)]
             made["betas"] = torch.tensor([beta for label, beta in pairs if label != IGNORE], dtype=torch.float32)
         made["tokens"] = torch.tensor([_supervised(row) for row in batch])
-        if "row" in batch[0]:
-            made["row"] = torch.tensor([row["row"] for row in batch])
-            found = [self.references[row["row"]] for row in batch if row["row"] in self.references]
+        if ROW in batch[0]:
+            made[ROW] = torch.tensor([row[ROW] for row in batch])
+            found = [self.references[row[ROW]] for row in batch if row[ROW] in self.references]
             if len(found) == len(batch):
                 made["ref_logps"] = torch.cat([logps for logps, _ in found])
                 if found[0][1] is not None:
@@ -571,19 +605,22 @@ def _settings(args: Any) -> Any:
 
 def _check_settings(args: Any, others: dict[str, Any], peft_config: Any) -> None:
     """Refuse what would supervise other tokens than answers, count positions wrongly, or go unused."""
+    given = {name for name, value in others.items() if value is not None}
+    targets = getattr(peft_config, "target_modules", None) or ()
     wrong = {
         "completion_only_loss=False supervises the prompt": args.completion_only_loss is False,
-        "formatting_func makes plain text, in which prompt and answer cannot be told apart": "formatting_func"
-        in others,
-        "compute_loss_func is another loss": others.get("compute_loss_func") is not None,
+        "formatting_func makes plain text, in which prompt and answer cannot be told apart": "formatting_func" in given,
+        "a data_collator may pad on the left, where rows are not looked for": "data_collator" in given,
+        "compute_loss_func is another loss": "compute_loss_func" in given,
         f"loss_type={args.loss_type!r} is another loss": args.loss_type != "nll",
         "label_smoothing_factor is another loss": args.label_smoothing_factor > 0,
+        "chat_template_path comes too late for the rows; set the tokenizer's chat_template": args.chat_template_path,
+        "eos_token comes too late for the rows; set the tokenizer's eos_token": args.eos_token,
         f"packing_strategy={args.packing_strategy!r} cuts answers, whose rest would count from position 1 again; use "
         "'bfd'": args.packing and args.packing_strategy != "bfd",
-        "truncation_mode='keep_end' cuts the beginning, where positions are counted from": args.truncation_mode
-        == "keep_end",
-        "an lm_head in the LoRA targets would not be trained; take it out": "lm_head"
-        in (getattr(peft_config, "target_modules", None) or ()),
+        "eval_packing must be as packing": args.eval_packing not in (None, args.packing),
+        "truncation_mode='keep_end' cuts the beginning, where positions count from": args.truncation_mode == "keep_end",
+        "an lm_head in the LoRA targets would not be trained; take it out": "lm_head" in targets,
     }
     for what, found in wrong.items():
         if found:
@@ -600,6 +637,14 @@ def _checked_reference(name: str, model: Any, peft_config: Any) -> str:
             "reference='on-the-fly' takes the adapter off, but all weights are trained and no second copy is kept; use "
             "reference='precomputed', or train an adapter."
         )
+    configs = [peft_config] if peft_config is not None else list(getattr(model, "peft_config", {}).values())
+    if name == "on-the-fly" or peft_config is not None:
+        for config in configs:
+            if getattr(config, "bias", "none") != "none":
+                raise InputError(
+                    f"bias={config.bias!r} trains biases beneath the adapter, which stay when it is taken off; use "
+                    "bias='none'."
+                )
     begin = getattr(peft_config, "init_lora_weights", True)
     if isinstance(begin, str) and begin.lower().startswith(BASE_CHANGING):
         raise InputError(
@@ -667,7 +712,10 @@ def _keep_adapter(model: Any) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     active = model.active_adapter
-    model.add_adapter("ref", copy.deepcopy(model.peft_config[active]))
+    config = copy.deepcopy(model.peft_config[active])
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = True  # its weights are copied; other ways to begin would change the base
+    model.add_adapter("ref", config)
     set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=active), adapter_name="ref")
     model.set_adapter(active)
     for name, parameter in model.named_parameters():
