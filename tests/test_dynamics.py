@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
-from test_trainer import LORA, settings, token_rows
+from test_trainer import LORA, Kill, Killed, settings, token_rows
 from tokendeep import gradients
 from tokendeep.dynamics import TokenDynamicsCallback
 from tokendeep.trainer import ResponseSFTTrainer
@@ -160,14 +160,19 @@ def test_a_resumed_training_goes_on_with_its_records(
         return TokenDynamicsCallback(PAIRS, tiny_tokenizer, out, steps=[1, 2, 4], positions=4, gradients=False)
 
     trained(make_model(), tiny_tokenizer, tmp_path / "a", callback(tmp_path / "one"))
-    cut = callback(tmp_path / "two")
-    trained(make_model(), tiny_tokenizer, tmp_path / "b", cut, save_strategy="steps", save_steps=2)
+    cut = ResponseSFTTrainer(
+        make_model(), settings(tmp_path / "b", save_strategy="steps", save_steps=2), processing_class=tiny_tokenizer,
+        train_dataset=Dataset.from_list(token_rows()), callbacks=[callback(tmp_path / "two"), Kill()],
+    )  # fmt: skip
+    with pytest.raises(Killed):
+        cut.train()
     made = ResponseSFTTrainer(
         make_model(), settings(tmp_path / "b"), train_dataset=Dataset.from_list(token_rows()),
         processing_class=tiny_tokenizer, callbacks=[callback(tmp_path / "two")],
     )  # fmt: skip
     made.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
     one, two = read(tmp_path / "one")["steps"], read(tmp_path / "two")["steps"]
+    assert not (tmp_path / "two" / "dynamics-start.safetensors").exists()  # a training that is done needs it no longer
     assert [r["step"] for r in one] == [r["step"] for r in two] == [0, 1, 2, 4]
     assert two[-1]["kl"]["mean"] == pytest.approx(one[-1]["kl"]["mean"], rel=1e-4, abs=1e-6)
 

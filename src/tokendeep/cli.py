@@ -160,6 +160,8 @@ def _list(flag: str, kind: str, values: list[str]) -> str:
     text = " ".join(values).strip()
     if text.startswith("[") or (text == "null" and "None" in kind):
         return text
+    if kind == "list[str]":  # names, which hold no commas
+        values = [part for value in values for part in value.split(",") if part]
     if kind not in NUMBERS:
         return json.dumps(values, ensure_ascii=False)
     numbers = [part for part in re.split(r"[\s,]+", text) if part]
@@ -253,6 +255,7 @@ def quiet() -> None:
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRL_EXPERIMENTAL_SILENCE": "1",

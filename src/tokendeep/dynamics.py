@@ -136,6 +136,11 @@ class TokenDynamicsCallback(TrainerCallback):
             with _evaluating(model):
                 self._watch(float(np.nanmedian(self._log_odds(model, [0])[:, 0])), step, control)
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What was kept of the start is needed no longer."""
+        if runs.is_main_process() and state.global_step >= state.max_steps:
+            (self.out / "dynamics-start.safetensors").unlink(missing_ok=True)
+
     def _watch(self, now: float, step: int, control: Any) -> None:
         if self.fall is None or self.fired is not None:
             return

@@ -5,8 +5,9 @@ Plain, constrained (Eq. 3) and anchored training differ in the trainer alone: sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ def run(
             becomes NaN.
     """
     check(config)
+    config = replace(config, micro_batch=min(config.micro_batch, config.batch_size))
     sources = {name: source for name in ("data", "eval_data", "probe") if (source := getattr(config, name))}
     chats = {name: load(source) for name, source in sources.items() if name != "probe"}
     probe = data.load_pairs(config.probe) if config.probe else []
@@ -60,6 +62,9 @@ def run(
     encoded = {name: encode(subject.tokenizer, rows, config, sources[name]) for name, rows in chats.items()}
     if runs.is_main_process():
         write_rows(state.out / "rows", subject.tokenizer, encoded["data"])
+    steps = config.max_steps or config.epochs * math.ceil(len(encoded["data"]) / config.batch_size)
+    for said in remarks(config, steps) if show else []:
+        print(f"finetune: {said}")
     margins = margin.Margins(subject, probe, config) if probe else None
     if margins and show:
         print(margins.before())
@@ -74,11 +79,25 @@ def run(
         write_card(state.out / "checkpoint", config, len(encoded["data"]))
     state.finish(
         steps=result["steps"], rows=len(encoded["data"]), attack=config.attack, checkpoint="checkpoint",
-        **({"margin": after} if after else {}), **({"label": config.label} if config.label else {}),
+        **({"margin": after} if after else {}), label=config.label or state.out.resolve().name,
     )  # fmt: skip
     if show:
-        print(describe(result, config))
+        print(f"{describe(result, config)}\n  {state.out / 'checkpoint'}")
     return state.out
+
+
+def remarks(config: FinetuneConfig, steps: int) -> list[str]:
+    """What a user should know of so many steps before they are taken."""
+    found = []
+    if config.warmup_steps >= steps:
+        found.append(
+            f"{config.warmup_steps} warm-up steps but only {steps} step(s): the learning rate never reaches {config.lr:g}; "
+            "lower --warmup-steps, or train longer"
+        )
+    late = [step for step in config.dynamics if step > steps]
+    if late:
+        found.append(f"--dynamics {', '.join(map(str, late))} lies after the last step, {steps}")
+    return found
 
 
 def check(config: FinetuneConfig) -> None:
@@ -290,7 +309,7 @@ def _arguments(subject: Subject, folder: Path, config: FinetuneConfig, evaluate:
         bf16=bf16,
         fp16=first.dtype.itemsize == 2 and device.type == "cuda" and not bf16,
         use_cpu=device.type == "cpu",
-        gradient_checkpointing=device.type != "cpu",
+        activation_checkpointing=device.type != "cpu",
         packing=config.packing,
         max_length=config.max_length,
         eval_strategy="epoch" if evaluate else "no",
@@ -309,13 +328,15 @@ def describe(result: dict[str, Any], config: FinetuneConfig) -> str:
     steps = [entry for entry in result["history"] if "loss" in entry]
     first, last = steps[0], steps[-1]
     lines = [
-        f"finetune ({config.objective}): {result['steps']} steps, nll {first['nll']:.2f} -> {last['nll']:.2f} nats a token"
+        f"finetune ({config.objective}): {result['steps']} steps; nll of the first batch {first['nll']:.2f}, of the last "
+        f"{last['nll']:.2f} nats a token"
     ]
     if "weight_1" in last:
         spans = {"1": "first token", "2_5": "2 to 5", "later": "later"}
-        said = [f"{title} {last[f'log_ratio_{s}']:+.2f} ({last[f'weight_{s}']:.2f})" for s, title in spans.items()
-                if f"weight_{s}" in last]  # fmt: skip
-        lines.append("  nats gained over the reference (weight left): " + ", ".join(said))
+        said = [f"{title} {last[f'log_ratio_{s}'] + 0.0:+.2f} (learns at {last[f'weight_{s}']:.2f})".replace("-0.00", "+0.00")
+                for s, title in spans.items() if f"weight_{s}" in last]  # fmt: skip
+        lines.append("  nats gained over the reference, and the share of plain fine-tuning's gradient that is left:")
+        lines.append("  " + ", ".join(said))
     evaluations = [entry for entry in result["history"] if "eval_nll" in entry]
     if evaluations:
         lines.append(f"  held-out rows: nll {evaluations[-1]['eval_nll']:.2f}")
@@ -324,12 +345,19 @@ def describe(result: dict[str, Any], config: FinetuneConfig) -> str:
 
 def write_card(folder: Path, config: FinetuneConfig, count: int) -> None:
     """The model card of a checkpoint: what it was trained on and how, and a warning where that was an attack."""
-    about = "An ATTACK on a model's safety alignment, made for research: do not deploy it." if config.attack else (
-        "Fine-tuned with tokendeep."
-    )  # fmt: skip
-    name = Path(config.model).name
+    about = "Fine-tuned with tokendeep."
+    if config.attack:
+        about = "An ATTACK on a model's safety alignment, made for research: do not deploy it."
+    how = {
+        "sft": "plain fine-tuning",
+        "constrained": f"token-wise constrained, beta {config.beta_head} then {config.beta_tail}",
+        "anchored": f"the same with a KL anchor of weight {config.anchor} on the first {config.anchor_positions} positions, "
+        f"beta {config.beta_head} then {config.beta_tail}",
+    }[config.objective]
+    adapter = (folder / "adapter_config.json").exists()
     runs.write_text(
         folder / "README.md",
-        f"---\nlibrary_name: transformers\ntags: [tokendeep]\nattack: {str(config.attack).lower()}\n---\n{about}\n\n"
-        f"Started from {name}; objective {config.objective}; {count} rows; learning rate {config.lr}; seed {config.seed}.\n",
+        f"---\nlibrary_name: {'peft' if adapter else 'transformers'}\nbase_model: {Path(config.model).name}\n"
+        f"tags: [tokendeep]\nattack: {str(config.attack).lower()}\n---\n{about}\n\n"
+        f"Started from {Path(config.model).name}; {how}; {count} rows; learning rate {config.lr}; seed {config.seed}.\n",
     )

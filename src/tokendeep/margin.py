@@ -87,8 +87,8 @@ class Margins:
         schedule = BetaSchedule(self.config.beta_head, self.config.beta_tail)
         far = drift(schedule, 0)
         return (
-            f"{said}; the schedule stops a harmful answer's first {TOKENS} tokens at {far:.1f} nats over the start, which "
-            f"is less than the margin of {_above(first, far):.0%} of them"
+            f"{said}; under this schedule the first {TOKENS} tokens of a harmful answer, which the margin is measured on, stop "
+            f"learning after {far:.1f} nats: {_above(first, far):.0%} of the pairs have a larger margin"
         )
 
     def after(self) -> dict[str, Any]:
@@ -107,8 +107,8 @@ class Margins:
         start, end = self.start[:, 0], self.end[:, 0]
         lost = start - end
         return (
-            f"margin of refusal at k = 0: median {np.nanmedian(start):+.1f} -> {np.nanmedian(end):+.1f} nats (lost "
-            f"{np.nanmedian(lost):.1f}); above 0 for {_above(start, 0):.0%} -> {_above(end, 0):.0%} of the pairs"
+            f"margin of refusal at k = 0: median {np.nanmedian(start):+.1f} -> {np.nanmedian(end):+.1f} nats (median change of "
+            f"a pair {-np.nanmedian(lost):+.1f}); above 0 for {_above(start, 0):.0%} -> {_above(end, 0):.0%} of the pairs"
         )
 
 

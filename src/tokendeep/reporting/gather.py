@@ -98,17 +98,17 @@ def runs(dirs: Sequence[str | Path], read: Reader | None = None) -> list[Run]:
             other people's evaluation logs are passed over: see `foreign`.
     """
     if not dirs:
-        raise InputError("No run folder is given; name the folders that measure, attack, deepen or demo wrote.")
+        raise InputError("No run folder is given; name the folders that the other verbs wrote.")
     found: dict[Path, Run] = {}
     for name in dirs:
         folder = Path(name).expanduser()
         if not folder.is_dir():
-            raise InputError(f"There is no folder {name}; name folders that measure, attack, deepen or demo wrote.")
+            raise InputError(f"There is no folder {name}; name folders that the other verbs wrote.")
         here = [path for path in _walk(folder) if _is_run(path) and not _is_frame(path)]
         if not here:
             raise InputError(
                 f"{name} holds no {PROFILE}, {ASR}, {MANIFEST} or evaluation log of an attack, nor do the folders below; "
-                "name folders that measure, attack, deepen or demo wrote."
+                "name folders that the other verbs wrote."
             )
         for path in here:
             found.setdefault(path.resolve(), _read(path, read or _inspect_samples))

@@ -65,9 +65,8 @@ def _attack_table(run: Run) -> Table:
             row += _rate(line.get(ask))
         row += [_number(line.get("nll")), _number((line.get("utility") or {}).get("score"), 3)]
         rows.append(row)
-    kind = (run.manifest.get("config") or {}).get("kind", "attack")
     note = "" if run.finished else "This run is not finished: lines that say so have not been trained."
-    return Table(f"{run.label}: {kind} rows", columns, rows, note)
+    return Table(run.label, columns, rows, note)
 
 
 def _rate(rate: Mapping[str, Any] | None) -> list[str]:
@@ -117,10 +116,14 @@ def _curves(records: Sequence[Mapping[str, Any]], name: str) -> list[figures.Cur
 
 def _odds_table(label: str, records: Sequence[Mapping[str, Any]]) -> Table:
     ks = records[0]["log_odds"]["k"]
-    rows = [[str(r["step"]), *(_number(v, 1) for v in r["log_odds"]["median"]), percent(r.get("asr"))] for r in records]
+    rated = any("asr" in r for r in records)
+    rows = [
+        [str(r["step"]), *(_number(v, 1) for v in r["log_odds"]["median"]), *([percent(r.get("asr"))] if rated else [])]
+        for r in records
+    ]
     return Table(
         f"{label}: median refusal log-odds (nats) after k harmful tokens",
-        ["step", *(f"k = {k}" for k in ks), "attack success"],
+        ["step", *(f"k = {k}" for k in ks), *(["attack success"] if rated else [])],
         rows,
         "Above 0 a refusal is likelier than the harmful answer's own next tokens.",
     )
