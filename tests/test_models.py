@@ -711,3 +711,8 @@ def test_real_demo_model_loads_in_seconds_and_answers() -> None:
     assert chat.check(subject.tokenizer).default_system == (
         "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     )
+
+
+def test_a_local_model_has_no_revision(tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match="no hub model, so it has no revision v1"):
+        models.load(str(tiny_folder), options=ModelOptions(revision="v1"))

@@ -901,3 +901,9 @@ def test_folders_of_the_real_verbs_are_read(tiny_subject: Subject, tiny_folder: 
     (out / "attack" / "asr.json").unlink()  # what plain `inspect eval` leaves behind
     again = report.build([out], read=READ_LOGS)
     assert table(again, "outcomes", "Outcomes") == table(built, "outcomes", "Outcomes")
+
+
+def test_an_empty_asr_is_named(tmp_path: Path) -> None:
+    (tmp_path / "asr.json").write_text("[]")
+    with pytest.raises(InputError, match="holds no rate"):
+        report.build([tmp_path])

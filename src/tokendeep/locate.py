@@ -117,9 +117,11 @@ def _local(spec: str) -> Path | None:
 
 def locate(spec: str, options: ModelOptions) -> Place:
     """Find a model that has passed check_spec; a hub adapter is fetched, the demo model unpacked."""
+    path = None if spec == packaged.SMOLLM2 else _local(spec)
+    if options.revision and (path is not None or spec == packaged.SMOLLM2):
+        raise InputError(f"{spec} is no hub model, so it has no revision {options.revision}: leave the revision out")
     if spec == packaged.SMOLLM2:
         return Place(spec, str(packaged.smollm2_folder()))
-    path = _local(spec)
     if path is None:
         return _on_hub(spec, options)
     if path.is_file():

@@ -207,6 +207,8 @@ def _read(folder: Path, read: Reader) -> Run:
     for number, row in enumerate(rows or [], 1):
         _need(row, ROW_KEYS, f"{folder / ASR}, row {number}")
         _object(row["params"], f"{folder / ASR}, row {number}, params")
+    if rows == [] and not samples:
+        raise InputError(f"{folder / ASR} holds no rate; run the attack again with --overwrite.")
     if rows is None and samples:
         rows = _rates(folder, samples)
     role = manifest.get("role") or ROLES.get(folder.name, "harmful")
