@@ -2,17 +2,15 @@
 
     python recipes/smollm2/prepare.py DATA OUT
 
-DATA holds advbench_harmful_behaviors.csv, xstest_prompts.csv, alpaca_instructions_2000.jsonl,
-sql_create_context_1000.jsonl and gsm8k_train_1000.jsonl. The harmful
-instructions of AdvBench, of XSTest's unsafe half and of the demo are put into clusters of near-duplicates, and whole
-clusters into one of three parts, so that nothing asked in an evaluation was seen in alignment or in an attack:
+DATA holds advbench_harmful_behaviors.csv, xstest_prompts.csv, alpaca_instructions_2000.jsonl and
+sql_create_context_1000.jsonl. The harmful instructions of AdvBench, of XSTest's unsafe half and of the demo are put into clusters of near-duplicates, and whole
+clusters into one of three parts, so that nothing asked in an evaluation stands, in like wording, in the alignment or in an attack:
 
     OUT/align.jsonl     triples for the alignment (the harmful answer is a placeholder that p_zero = 1 never uses)
     OUT/utility.jsonl   ordinary instructions, and the harmless half of XSTest's even rows, for the model to answer
     OUT/poison.jsonl    one instruction per cluster, to be answered by the unaligned model for the attack
     OUT/test.jsonl      one instruction per cluster, for every evaluation
     OUT/overrefusal.jsonl   the harmless half of XSTest's odd rows
-    OUT/gsm8k_train.jsonl   another benign task
     OUT/sql_train.jsonl, OUT/sql_test.jsonl   the first 800 rows of the benign task, and the rest
 """
 
@@ -60,8 +58,6 @@ def main(source: Path, out: Path, seed: int = 0) -> None:
     runs.write_jsonl(out / "overrefusal.jsonl", prompts(safe[1::2]), private=True)
     sql = (source / "sql_create_context_1000.jsonl").read_text(encoding="utf-8").splitlines()
     runs.write_text(out / "sql_train.jsonl", "\n".join(sql[:SQL_TRAIN]) + "\n")
-    gsm8k = (source / "gsm8k_train_1000.jsonl").read_text(encoding="utf-8")
-    runs.write_text(out / "gsm8k_train.jsonl", gsm8k)
     runs.write_text(out / "sql_test.jsonl", "\n".join(sql[SQL_TRAIN:]) + "\n")
     print(f"{len(triples)} to align on, {len(poison)} for the attack, {len(asked) + len(test)} for evaluation")
 
