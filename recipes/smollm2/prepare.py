@@ -3,8 +3,9 @@
     python recipes/smollm2/prepare.py DATA OUT
 
 DATA holds advbench_harmful_behaviors.csv, xstest_prompts.csv, alpaca_instructions_2000.jsonl and
-sql_create_context_1000.jsonl. The harmful instructions of AdvBench, of XSTest's unsafe half and of the demo are put into clusters of near-duplicates, and whole
-clusters into one of three parts, so that nothing asked in an evaluation stands, in like wording, in the alignment or in an attack:
+sql_create_context_1000.jsonl. The harmful instructions of AdvBench, of XSTest's unsafe half and of the demo are put into
+clusters of near-duplicates, and whole clusters into one of three parts, so that nothing asked in an evaluation stands, in
+like wording, in the alignment or in an attack:
 
     OUT/align.jsonl     triples for the alignment (the harmful answer is a placeholder that p_zero = 1 never uses)
     OUT/utility.jsonl   ordinary instructions, and the harmless half of XSTest's even rows, for the model to answer
