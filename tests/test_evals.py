@@ -887,8 +887,8 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_judged_twice(tmp_path: Path, 
     count.touch()
     script.write_text(SLOW_RUN, encoding="utf-8")
     command = [sys.executable, str(script), str(count), "attack", "--model", str(tiny_folder), "--data", str(data)]
-    command += ["--out", str(out), "--k", "3,5", "--samples", "2", "--temperature", "0.5", "--max_new_tokens", "8"]
-    total = 30 * 2 + 30 * 2 * 2
+    command += ["--out", str(out), "--k", "3,5", "--samples", "4", "--temperature", "0.5", "--max_new_tokens", "8"]
+    total = 30 * 4 + 30 * 2 * 4  # many: the run must still be going when it is interrupted
 
     killed = start(command)
     before = wait_for(20, out, killed)
