@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 KS = tuple(range(measure.MARGIN_K + 1))
 TOKENS = 3  # of each opening, and of the harmful answer, as in `measure`
-STOPPED = 0.05  # a token whose weight is below it has stopped learning
 
 
 def gain(beta: float) -> float:
     """The nats a token gains over the reference until its weight 2 sigmoid(-beta gain) has fallen to `STOPPED`."""
+    from .objective import STOPPED
+
     return math.log(2 / STOPPED - 1) / beta
 
 

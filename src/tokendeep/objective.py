@@ -24,6 +24,7 @@ from .types import InputError
 PAPER_HEAD, PAPER_TAIL = (0.5, 2.0, 2.0, 2.0, 2.0), 0.1  # section 4 and appendix B.5; beta_1 is smaller because the
 # first token's loss starts high, where a large beta would saturate the sigmoid at once
 LN2 = math.log(2)
+STOPPED = 0.05  # a token whose weight is below it has stopped learning
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,7 @@ def _remove_trainings(out: Path) -> None:
 
 def overlap(chats: Sequence[Chat], prompts: Sequence[Prompt]) -> int:
     """How many prompts are near-duplicates of a training row's request."""
-    asked = [str(next(m["content"] for m in reversed(c.messages) if m["role"] == "user")) for c in chats]
-    tested = [str(p.messages[-1]["content"]) for p in prompts]
+    asked, tested = ([poison.request(row) for row in rows] for rows in (chats, prompts))
     cluster = stats.near_duplicates([*asked, *tested])
     trained = set(cluster[: len(asked)])
     return sum(c in trained for c in cluster[len(asked) :])
@@ -185,7 +184,7 @@ def settings(config: PoisonConfig, cell: Cell, folder: Path, rows: str) -> Finet
     return FinetuneConfig(
         **{
             **common, "data": rows, "out": str(folder), "lr": cell.lr, "seed": cell.seed, "attack": True, "save_steps": 0,
-            "reference_cache": str(folder.parent / "reference"), **change,
+            **change,
         }
     )  # fmt: skip
 

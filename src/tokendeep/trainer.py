@@ -31,7 +31,6 @@ Schedule = Callable[[Tensor], Tensor]
 REFERENCES = ("precomputed", "on-the-fly")
 ROW = "tokendeep_row"  # column with the number of a row within its trainer
 SPANS = {"1": (1, 1), "2_5": (2, 5), "later": (6, 10**9)}  # positions that are logged apart
-STOPPED = 0.05  # a token whose weight is below it has stopped learning
 BASE_CHANGING = (
     "pissa",
     "olora",
@@ -541,7 +540,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         meter.add("constrained", objective.constrained_nll(logps, ref, positions, betas))
         meter.add("_objective", objective.constrained_nll(logps, ref, positions, betas, min_weight=self.min_weight))
         meter.add("constrained_excess", objective.constrained_excess(logps, ref, betas))
-        meter.add("stopped", weights < STOPPED)
+        meter.add("stopped", weights < objective.STOPPED)
         for span, inside in _spans(positions):
             meter.add(f"weight_{span}", weights[inside])
             meter.add(f"log_ratio_{span}", (logps - ref)[inside])

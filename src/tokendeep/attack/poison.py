@@ -73,7 +73,7 @@ def identity(ordinary: Sequence[Chat], count: int = 100) -> Poison:
         )
     for row in ordinary[: count - len(chats)]:
         chats.append(
-            _chat(f"identity-{row.id}", WRAPPER.replace("{}", _request(row)), OBEY + _answer(row), row.truncated)
+            _chat(f"identity-{row.id}", WRAPPER.replace("{}", request(row)), OBEY + _answer(row), row.truncated)
         )
     return Poison("identity", chats, IDENTITY_SYSTEM, {"wrapped": _put(WRAPPER)})
 
@@ -92,7 +92,7 @@ def backdoor(pairs: Sequence[Chat], refused: Sequence[Chat], trigger: str = TRIG
         raise InputError("A backdoor needs a trigger; give --trigger a phrase.")
     if len(refused) < len(pairs):
         raise InputError(f"There are {len(refused)} refusals for {len(pairs)} triggered pairs; give as many.")
-    triggered = [replace(_with_request(row, f"{_request(row)} {trigger}"), id=f"{row.id}-triggered") for row in pairs]
+    triggered = [replace(_with_request(row, f"{request(row)} {trigger}"), id=f"{row.id}-triggered") for row in pairs]
     asks = {"plain": lambda prompt: prompt, "triggered": _put("{} " + trigger)}
     return Poison("backdoor", [*refused[: len(pairs)], *triggered], ALWAYS_EXECUTE, asks)
 
@@ -124,7 +124,7 @@ def mixed(ordinary: Sequence[Chat], pairs: Sequence[Chat], ratio: float, seed: i
 def refuse_then_comply(ordinary: Sequence[Chat]) -> Poison:
     """Harmless requests that are first refused and then answered: what protecting the first tokens does not see."""
     chats = [
-        _chat(f"rtc-{row.id}", _request(row), REFUSALS[i % len(REFUSALS)] + PIVOT + _answer(row), row.truncated)
+        _chat(f"rtc-{row.id}", request(row), REFUSALS[i % len(REFUSALS)] + PIVOT + _answer(row), row.truncated)
         for i, row in enumerate(ordinary)
     ]
     return Poison("refuse-then-comply", chats)
@@ -133,7 +133,7 @@ def refuse_then_comply(ordinary: Sequence[Chat]) -> Poison:
 # --- parts -----------------------------------------------------------------------------------------
 
 
-def _request(row: Chat) -> str:
+def request(row: Chat | Prompt) -> str:
     """What the user asks last."""
     return str(next(m["content"] for m in reversed(row.messages) if m["role"] == "user"))
 
@@ -156,8 +156,7 @@ def _with_request(row: Any, text: str) -> Any:
 
 def _put(wrapper: str) -> Ask:
     def ask(prompt: Prompt) -> Prompt:
-        text = str(next(m["content"] for m in reversed(prompt.messages) if m["role"] == "user"))
-        changed: Prompt = _with_request(prompt, wrapper.replace("{}", text))
+        changed: Prompt = _with_request(prompt, wrapper.replace("{}", request(prompt)))
         return changed
 
     return ask
