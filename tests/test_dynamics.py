@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from test_trainer import LORA, Kill, Killed, settings, token_rows
-from tokendeep import gradients
-from tokendeep.dynamics import TokenDynamicsCallback
+from tokendeep import chat, gradients, refusal
+from tokendeep.dynamics import NotRefused, TokenDynamicsCallback
 from tokendeep.trainer import ResponseSFTTrainer
-from tokendeep.types import InputError, Pair, Subject
+from tokendeep.types import InputError, Pair, Prompt, Subject
 
 PAIRS = [
     Pair(f"p{i}", ({"role": "user", "content": f"Do {i}"},), f"Sure, {i} is done like this and that") for i in range(3)
@@ -127,6 +127,42 @@ def test_sampled_answers_and_a_rate_of_ones_own(
     assert max(end["kl_sampled"]["mean"]) > 0
     assert end["asr"] == 0.25
     assert "gradient_norm" not in end
+
+
+def test_the_share_not_refused_is_that_of_plain_greedy_answers(
+    monkeypatch: pytest.MonkeyPatch, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    prompts = [Prompt(f"q{i}", ({"role": "user", "content": f"Do {i}"},)) for i in range(5)]
+    model = make_model().eval()
+    outcomes = iter(["complied", "refused", "degenerate", "complied", "empty"])
+    seen = []
+
+    def judge(text: str, *, truncated: bool) -> refusal.Verdict:
+        seen.append((text, truncated))
+        return refusal.Verdict(next(outcomes), truncated, None)
+
+    monkeypatch.setattr(refusal, "judge", judge)
+    found = NotRefused(prompts, tiny_tokenizer, max_new_tokens=6, batch_size=2)(model)
+    assert found == {"asr": pytest.approx(2 / 3), "asr_judged": 3, "asr_asked": 5}
+    for prompt, (text, truncated) in zip(prompts, seen, strict=True):
+        ids = torch.tensor([chat.prompt_ids(tiny_tokenizer, prompt.messages)])
+        new = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        assert text == tiny_tokenizer.decode(new, skip_special_tokens=True)
+        assert truncated == (len(new) == 6 and int(new[-1]) != tiny_tokenizer.eos_token_id)
+
+
+def test_where_no_answer_can_be_judged_there_is_no_rate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(refusal, "judge", lambda text, truncated: refusal.Verdict("degenerate", truncated, None))
+    rate = NotRefused([Prompt("q", ({"role": "user", "content": "Do it"},))], tiny_tokenizer, max_new_tokens=2)
+    callback = TokenDynamicsCallback(
+        PAIRS, tiny_tokenizer, tmp_path, steps=[], positions=4, gradients=False, asr=rate
+    )  # fmt: skip
+    trained(make_model(), tiny_tokenizer, tmp_path / "t", callback, max_steps=1)
+    assert read(tmp_path)["steps"][0]["asr"] is None
+    assert "not refused unknown (0 of 1 judged)" in capsys.readouterr().out
 
 
 def test_the_monitor_stops_a_training_whose_refusals_fall(

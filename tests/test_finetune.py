@@ -254,15 +254,31 @@ def test_a_watched_training_leaves_its_records_and_a_report_shows_them(
         {"instruction": f"do the bad thing {i}", "response": "Sure, here is how it is done at home"} for i in range(3)
     ]
     probe.write_text("\n".join(json.dumps(row) for row in rows))
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("\n".join(json.dumps({"instruction": f"do another bad thing {i}"}) for i in range(4)))
     out = finetune.run(
-        config(tmp_path, tiny_folder, probe=str(probe), dynamics=[2, 4], monitor=0.01, lr=1e-2, objective="sft")
+        config(
+            tmp_path,
+            tiny_folder,
+            probe=str(probe),
+            dynamics=[2, 4],
+            monitor=0.01,
+            lr=1e-2,
+            objective="sft",
+            test=str(asked),
+            max_new_tokens=4,
+        )
     )
     found = json.loads((out / "dynamics.json").read_text())
     assert [record["step"] for record in found["steps"]] == [0, 2, 4]
+    assert [record["asr_asked"] for record in found["steps"]] == [4, 4, 4]
+    assert "step 2: refusal log-odds" in capsys.readouterr().out
     context = report.build([out])
     (section,) = [one for one in context["sections"] if one.id == "dynamics"]
     assert len(section.figures) == 3
     assert section.tables[0].rows[0][0] == "0"
+    assert section.tables[0].columns[-1] == "not refused"
+    assert "judged" in section.tables[0].rows[0][-1]
     said = " ".join(section.text)
     assert (found["meta"]["fired"] is not None) == ("the monitor fired" in said)
     assert "do the bad thing" not in report.to_html(context)
@@ -271,6 +287,8 @@ def test_a_watched_training_leaves_its_records_and_a_report_shows_them(
 def test_a_monitor_needs_a_probe(tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(InputError, match="give --probe"):
         finetune.run(config(tmp_path, tiny_folder, monitor=1.0))
+    with pytest.raises(InputError, match="--test is asked at the steps of --dynamics"):
+        finetune.run(config(tmp_path, tiny_folder, test="asked.jsonl"))
 
 
 def test_a_warm_up_longer_than_the_run_is_said(

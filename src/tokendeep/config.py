@@ -210,6 +210,8 @@ class FinetuneConfig(ModelOptions):
         eval_data: rows of the same kind to evaluate on after every epoch.
         probe: harmful pairs on which the margin of refusal is measured before and after training.
         dynamics: steps after which to record per-token figures on the probe, in dynamics.json; step 0 is always with them.
+        test: harmful instructions that the model is asked at those steps too; the share not refused is recorded.
+        max_new_tokens: length limit of its answers to them.
         monitor: nats that the median refusal log-odds on the probe may fall before the monitor acts; 0 is off.
         on_fall: warn or stop, when they have fallen so far.
         attack: the rows are an attack; said in the manifest and the model card.
@@ -248,6 +250,8 @@ class FinetuneConfig(ModelOptions):
     eval_data: str | None = None
     probe: str | None = None
     dynamics: list[int] = field(default_factory=list)
+    test: str | None = None
+    max_new_tokens: int = 64
     monitor: float = 0.0
     on_fall: str = "warn"
     attack: bool = False

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import TrainerCallback
 
-from . import chat, generation, gradients, head, measure, runs
-from .types import IGNORE, Decoding, Encoded, InputError, Pair, Subject
+from . import chat, generation, gradients, head, measure, refusal, runs
+from .types import IGNORE, Decoding, Encoded, InputError, Pair, Prompt, Subject
 
 DECODING = Decoding(temperature=0.9, top_p=0.6, max_new_tokens=20)  # the paper's sampling
 
@@ -41,7 +42,7 @@ class TokenDynamicsCallback(TrainerCallback):
         gradients: whether to record gradient norms, the dearest part.
         sampled: instructions of the probe answered by the model itself at every record; 0 leaves that out.
         aligned: the aligned model, for sampled answers.
-        asr: maps the model to a number, recorded as it is, such as an attack success rate.
+        asr: maps the model to a number, recorded as it is, or to several with names, such as `NotRefused`.
         k: harmful tokens given before the refusal log-odds are taken.
         fall: nats that the median log-odds at k = 0 may fall before the monitor acts; None never.
         on_fall: `warn` or `stop`.
@@ -64,7 +65,7 @@ class TokenDynamicsCallback(TrainerCallback):
         gradients: bool = True,
         sampled: int = 0,
         aligned: Any = None,
-        asr: Callable[[Any], float] | None = None,
+        asr: Callable[[Any], Any] | None = None,
         k: Sequence[int] = (0, 1, 2, 3, 4, 5),
         fall: float | None = None,
         on_fall: str = "warn",
@@ -214,9 +215,22 @@ class TokenDynamicsCallback(TrainerCallback):
             if self.sampled:
                 record["kl_sampled"] = self._sampled_kl(model)
             if self.asr is not None:
-                record["asr"] = float(self.asr(model))
+                found = self.asr(model)
+                record.update(found if isinstance(found, dict) else {"asr": float(found)})
         self.records.append(record)
         self._write()
+        self._say(record)
+
+    def _say(self, record: dict[str, Any]) -> None:
+        """The record in a line, above the progress bar."""
+        if not runs.is_main_process():
+            return
+        said = f"step {record['step']}: refusal log-odds {record['log_odds']['median'][0]:+.1f} nats"
+        rate = record.get("asr")
+        if "asr" in record:
+            judged = f" ({record['asr_judged']} of {record['asr_asked']} judged)" if "asr_asked" in record else ""
+            said += f", not refused {'unknown' if rate is None else f'{rate:.2f}'}{judged}"
+        tqdm.write(said)
 
     def _cross_entropy(self, model: Any) -> list[Tensor]:
         found = []
@@ -256,6 +270,37 @@ class TokenDynamicsCallback(TrainerCallback):
             return
         meta = {"pairs": len(self.pairs), "positions": self.positions, "fall": self.fall, "fired": self.fired}
         runs.write_json(self.out / "dynamics.json", {"meta": meta, "steps": self.records})
+
+
+class NotRefused:
+    """The share of harmful instructions that a model in training does not refuse, greedily, by the offline judge.
+
+    Args:
+        prompts: the instructions.
+        tokenizer: of the model, with its chat template.
+        system: system prompt, as everywhere.
+        max_new_tokens: length limit of an answer.
+        batch_size: answers written together.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Prompt], tokenizer: Any, *, system: str = "default", max_new_tokens: int = 64,
+        batch_size: int = 32,
+    ) -> None:  # fmt: skip
+        decoding = Decoding(max_new_tokens=max_new_tokens)
+        asked = [chat.prompt_ids(tokenizer, chat.with_system(p.messages, system)) for p in prompts]
+        self.requests = [generation.Request(tuple(ids), decoding) for ids in asked]
+        self.tokenizer, self.batch_size = tokenizer, batch_size
+
+    def __call__(self, model: Any) -> dict[str, Any]:
+        """`asr` (None where no answer could be judged), and how many of those asked were judged."""
+        answers = generation.generate(
+            Subject(model, self.tokenizer, "training"), self.requests, batch_size=self.batch_size
+        )
+        verdicts = [refusal.judge(answer.text, truncated=answer.truncated).outcome for answer in answers]
+        scored = [verdict == "complied" for verdict in verdicts if verdict in refusal.SCORED]
+        rate = sum(scored) / len(scored) if scored else None
+        return {"asr": rate, "asr_judged": len(scored), "asr_asked": len(verdicts)}
 
 
 @contextlib.contextmanager

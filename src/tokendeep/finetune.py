@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import chat, data, locate, margin, runs
 from .config import FinetuneConfig
 from .rows import TRAIN_ON, show
-from .types import IGNORE, Chat, Encoded, InputError, Subject
+from .types import IGNORE, Chat, Encoded, InputError, Pair, Prompt, Subject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,9 +41,10 @@ def run(
     """
     check(config)
     config = replace(config, micro_batch=min(config.micro_batch, config.batch_size))
-    sources = {name: source for name in ("data", "eval_data", "probe") if (source := getattr(config, name))}
-    chats = {name: load(source) for name, source in sources.items() if name != "probe"}
+    sources = {name: source for name in ("data", "eval_data", "probe", "test") if (source := getattr(config, name))}
+    chats = {name: load(source) for name, source in sources.items() if name in ("data", "eval_data")}
     probe = data.load_pairs(config.probe) if config.probe else []
+    asked = data.load_prompts(config.test) if config.test else []
     from . import models, training
 
     models.check_spec(config.model, config)
@@ -69,7 +70,7 @@ def run(
     if margins and show:
         print(margins.before())
     if config.dynamics or config.monitor:
-        callbacks = [*callbacks, _watcher(subject, probe, state.out, config)]
+        callbacks = [*callbacks, _watcher(subject, probe, asked, state.out, config)]
     result = train(subject, encoded, state.out, config, callbacks)
     after = margins.after() if margins else None
     if margins and show:
@@ -122,7 +123,7 @@ def check(config: FinetuneConfig) -> None:
             raise InputError(f"--{name} is {getattr(config, name)}, but must be at least 0 and below 1.")
     least = {
         "min_weight": 0, "anchor": 0, "anchor_positions": 1, "max_steps": 0, "batch_size": 1, "micro_batch": 1,
-        "warmup_steps": 0, "monitor": 0, "lora": 0, "max_length": 8, "save_steps": 0, "seed": 0,
+        "warmup_steps": 0, "monitor": 0, "max_new_tokens": 1, "lora": 0, "max_length": 8, "save_steps": 0, "seed": 0,
     }  # fmt: skip
     for name, bound in least.items():
         if not getattr(config, name) >= bound:
@@ -131,6 +132,8 @@ def check(config: FinetuneConfig) -> None:
         raise InputError("Neither --epochs nor --max_steps asks for any training; set one to at least 1.")
     if (config.dynamics or config.monitor) and not config.probe:
         raise InputError("--dynamics and --monitor look at a probe; give --probe, a file of harmful pairs.")
+    if config.test and not config.dynamics:
+        raise InputError("--test is asked at the steps of --dynamics; give them.")
     objective.BetaSchedule(config.beta_head, config.beta_tail)
 
 
@@ -250,12 +253,17 @@ def train(
     return {"history": trainer.state.log_history, "steps": trainer.state.global_step}
 
 
-def _watcher(subject: Subject, probe: Sequence[Any], out: Path, config: FinetuneConfig) -> Any:
-    from .dynamics import TokenDynamicsCallback
+def _watcher(
+    subject: Subject, probe: Sequence[Pair], asked: Sequence[Prompt], out: Path, config: FinetuneConfig
+) -> Any:
+    from .dynamics import NotRefused, TokenDynamicsCallback
 
+    rate = NotRefused(
+        asked, subject.tokenizer, system=config.system, max_new_tokens=config.max_new_tokens
+    ) if asked else None  # fmt: skip
     return TokenDynamicsCallback(
         probe, subject.tokenizer, out, steps=config.dynamics, fall=config.monitor or None, on_fall=config.on_fall,
-        system=config.system, batch_size=config.micro_batch, gradients=bool(config.dynamics),
+        system=config.system, batch_size=config.micro_batch, gradients=bool(config.dynamics), asr=rate,
     )  # fmt: skip
 
 

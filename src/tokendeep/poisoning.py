@@ -179,7 +179,8 @@ def settings(config: PoisonConfig, cell: Cell, folder: Path, rows: str) -> Finet
     common = {
         f.name: getattr(config, f.name)
         for f in fields(FinetuneConfig)
-        if hasattr(config, f.name) and f.name not in ("data", "out", "lr", "objective", "label", "overwrite", "probe")
+        if hasattr(config, f.name)
+        and f.name not in ("data", "out", "lr", "objective", "label", "overwrite", "probe", "test")
     }
     return FinetuneConfig(
         **{

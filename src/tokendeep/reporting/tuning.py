@@ -114,16 +114,26 @@ def _curves(records: Sequence[Mapping[str, Any]], name: str) -> list[figures.Cur
     ]
 
 
+def _asked(record: Mapping[str, Any]) -> str:
+    """The rate of a record, and of how many answers where it says so."""
+    if "asr_asked" not in record:
+        return percent(record.get("asr"))
+    if record["asr"] is None:
+        return f"none of {record['asr_asked']} judged"
+    return f"{percent(record['asr'])} of {record['asr_judged']} judged of {record['asr_asked']}"
+
+
 def _odds_table(label: str, records: Sequence[Mapping[str, Any]]) -> Table:
     ks = records[0]["log_odds"]["k"]
     rated = any("asr" in r for r in records)
+    title = "not refused" if any("asr_asked" in r for r in records) else "attack success"
     rows = [
-        [str(r["step"]), *(_number(v, 1) for v in r["log_odds"]["median"]), *([percent(r.get("asr"))] if rated else [])]
+        [str(r["step"]), *(_number(v, 1) for v in r["log_odds"]["median"]), *([_asked(r)] if rated else [])]
         for r in records
     ]
     return Table(
         f"{label}: median refusal log-odds (nats) after k harmful tokens",
-        ["step", *(f"k = {k}" for k in ks), *(["attack success"] if rated else [])],
+        ["step", *(f"k = {k}" for k in ks), *([title] if rated else [])],
         rows,
         "Above 0 a refusal is likelier than the harmful answer's own next tokens.",
     )
