@@ -38,7 +38,8 @@ def train(kind: str) -> dict[str, float]:
 
     from tokendeep import models
     from tokendeep.objective import BetaSchedule, constrained_nll, response_positions
-    from tokendeep.trainer import ConstrainedSFTTrainer, ResponseSFTTrainer
+    from tokendeep.sft import ResponseSFTTrainer
+    from tokendeep.trainer import ConstrainedSFTTrainer
     from tokendeep.training import has_bf16
 
     subject = models.load("smollm2", dtype="float32")

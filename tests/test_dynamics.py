@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 from test_trainer import LORA, Kill, Killed, settings, token_rows
 from tokendeep import chat, gradients, refusal
 from tokendeep.dynamics import NotRefused, TokenDynamicsCallback
-from tokendeep.trainer import ResponseSFTTrainer
+from tokendeep.sft import ResponseSFTTrainer
 from tokendeep.types import InputError, Pair, Prompt, Subject
 
 PAIRS = [

@@ -20,7 +20,8 @@ from trl import SFTConfig, SFTTrainer
 
 from tokendeep import chat, models, objective
 from tokendeep.objective import BetaSchedule
-from tokendeep.trainer import ConstrainedSFTConfig, ConstrainedSFTTrainer, ResponseSFTTrainer
+from tokendeep.sft import ConstrainedSFTConfig, ResponseSFTTrainer
+from tokendeep.trainer import ConstrainedSFTTrainer
 from tokendeep.types import IGNORE, InputError
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")

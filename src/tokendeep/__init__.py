@@ -18,7 +18,8 @@ _HOME = {
     **dict.fromkeys(["token_kl", "token_logps"], "scoring"),
     **dict.fromkeys(["AttackConfig", "DeepenConfig", "FinetuneConfig", "MeasureConfig", "ReportConfig"], "config"),
     **dict.fromkeys(["BetaSchedule", "constrained_nll", "constraint_weights", "response_positions"], "objective"),
-    **dict.fromkeys(["ConstrainedSFTConfig", "ConstrainedSFTTrainer", "ResponseSFTTrainer"], "trainer"),
+    **dict.fromkeys(["ConstrainedSFTConfig", "ResponseSFTTrainer"], "sft"),
+    "ConstrainedSFTTrainer": "trainer",
 }
 __all__ = sorted([*_HOME, "__version__"])
 

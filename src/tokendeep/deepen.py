@@ -49,7 +49,7 @@ def run(config: DeepenConfig) -> Path:
     if config.base:
         models.check_spec(config.base, _of_writer(config), needs_template=False)
     adapter = locate.locate(config.model, config).adapter is not None
-    _check_trained(config, adapter)
+    training.check_trained(config, adapter)
     training.check_batches(config.safety_rows + config.utility_rows, config.micro_batch)
     state = runs.open_run(config.out, "deepen", asdict(config), sources, overwrite=config.overwrite)
     if state.finished:
@@ -124,18 +124,6 @@ def _check(config: DeepenConfig) -> None:
         raise InputError("Neither --epochs nor --max_steps asks for any training; set one to at least 1.")
     if config.lora and config.train_layers:
         raise InputError("--lora and --train_layers exclude each other; an adapter is trained in all layers.")
-
-
-def _check_trained(config: DeepenConfig, adapter: bool) -> None:
-    """What is trained: an adapter that is there, a new one (`lora`), or weights of the model itself."""
-    if adapter and (config.lora or config.train_layers):
-        given = "--lora" if config.lora else "--train_layers"
-        raise InputError(f"{config.model} is an adapter, which goes on being trained; leave {given} out.")
-    if not (adapter or config.lora) and config.dtype not in {"auto", "float32"}:
-        raise InputError(
-            f"--dtype is {config.dtype}, in which small steps of training all weights are lost; leave it out, or train "
-            "an adapter with --lora."
-        )
 
 
 def _wait_for(paths: Sequence[Path]) -> None:

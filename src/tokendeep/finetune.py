@@ -19,7 +19,7 @@ from .types import IGNORE, Chat, Encoded, InputError, Pair, Prompt, Subject
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .trainer import ResponseSFTTrainer
+    from .sft import ResponseSFTTrainer
 
 OBJECTIVES = ("constrained", "anchored", "sft")
 SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup"}
@@ -49,7 +49,12 @@ def run(
 
     models.check_spec(config.model, config)
     adapter = locate.locate(config.model, config).adapter is not None
-    _check_trained(config, adapter)
+    if config.reference == "on-the-fly" and config.objective != "sft" and not (adapter or config.lora):
+        raise InputError(
+            "--reference on-the-fly takes the adapter off, but all weights are trained; leave it out, or train an adapter "
+            "with --lora."
+        )
+    training.check_trained(config, adapter)
     training.check_batches(config.batch_size, config.micro_batch)
     state = runs.open_run(config.out, "finetune", asdict(config), sources, overwrite=config.overwrite)
     if state.finished:
@@ -135,22 +140,6 @@ def check(config: FinetuneConfig) -> None:
     if config.test and not config.dynamics:
         raise InputError("--test is asked at the steps of --dynamics; give them.")
     objective.BetaSchedule(config.beta_head, config.beta_tail)
-
-
-def _check_trained(config: FinetuneConfig, adapter: bool) -> None:
-    if adapter and config.lora:
-        raise InputError(f"{config.model} is an adapter, which goes on being trained; leave --lora out.")
-    if not (adapter or config.lora):
-        if config.reference == "on-the-fly" and config.objective != "sft":
-            raise InputError(
-                "--reference on-the-fly takes the adapter off, but all weights are trained; leave it out, or train an "
-                "adapter with --lora."
-            )
-        if config.dtype not in {"auto", "float32"}:
-            raise InputError(
-                f"--dtype is {config.dtype}, in which small steps of training all weights are lost; leave it out, or "
-                "train an adapter with --lora."
-            )
 
 
 # --- rows ------------------------------------------------------------------------------------------
@@ -271,7 +260,8 @@ def _trainer(
     subject: Subject, sets: dict[str, Any], folder: Path, config: FinetuneConfig, callbacks: Sequence[Any]
 ) -> ResponseSFTTrainer:
     from . import objective, training
-    from .trainer import ConstrainedSFTTrainer, ResponseSFTTrainer
+    from .sft import ResponseSFTTrainer
+    from .trainer import ConstrainedSFTTrainer
 
     common: dict[str, Any] = {
         "args": _arguments(subject, folder, config, "eval_data" in sets),
@@ -296,7 +286,7 @@ def _trainer(
 
 def _arguments(subject: Subject, folder: Path, config: FinetuneConfig, evaluate: bool) -> Any:
     from . import training
-    from .trainer import ConstrainedSFTConfig
+    from .sft import ConstrainedSFTConfig
 
     first = next(subject.model.parameters())
     device, bf16 = first.device, training.has_bf16(first.device)

@@ -119,12 +119,18 @@ def reference(model: Any) -> Iterator[Any]:
 
     if not isinstance(model, PeftModel):
         raise InputError("the model has no adapter that could be taken off: give the model to compare with")
-    trainable = [(p, p.requires_grad) for p in model.parameters()]  # PEFT leaves every adapter weight trainable
+    with same_trainable(model), model.disable_adapter():
+        yield model
+
+
+@contextlib.contextmanager
+def same_trainable(model: Any) -> Iterator[None]:
+    """Afterwards the weights that were trainable are so again: PEFT changes that when adapters are switched."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        with model.disable_adapter():
-            yield model
+        yield
     finally:
-        for parameter, flag in trainable:
+        for parameter, flag in flags:
             parameter.requires_grad_(flag)
 
 

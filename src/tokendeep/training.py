@@ -18,6 +18,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from . import head, runs
+from .config import DeepenConfig, FinetuneConfig
 from .types import InputError, Subject
 
 
@@ -48,6 +49,18 @@ def check_batches(rows_per_step: int, micro_batch: int) -> None:
         raise InputError(
             f"{rows_per_step} rows per step cannot be cut into micro-batches of {micro_batch} on {processes()} "
             f"process(es); choose --micro_batch so that {rows_per_step} is a multiple of micro_batch x processes."
+        )
+
+
+def check_trained(config: DeepenConfig | FinetuneConfig, adapter: bool) -> None:
+    """Raise InputError for settings about other weights than those that are trained; `adapter`: the model is one."""
+    other = next((name for name in ("lora", "train_layers") if getattr(config, name, 0)), None)
+    if adapter and other:
+        raise InputError(f"{config.model} is an adapter, which goes on being trained; leave --{other} out.")
+    if not (adapter or config.lora) and config.dtype not in {"auto", "float32"}:
+        raise InputError(
+            f"--dtype is {config.dtype}, in which small steps of training all weights are lost; leave it out, or train "
+            "an adapter with --lora."
         )
 
 
