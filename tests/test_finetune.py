@@ -203,6 +203,14 @@ def test_the_margin_is_measured_before_and_after(
     assert "margin of refusal on 6 harmful pairs" in said
     assert "of the pairs have a larger margin" in said
     assert "margin of refusal at k = 0: median" in said
+    (section,) = [one for one in report.build([out])["sections"] if one.id == "finetune"]
+    (row,) = section.tables[0].rows
+    shown = dict(zip(section.tables[0].columns, row, strict=True))
+    log = [e for e in json.loads((out / "training.json").read_text())["history"] if "nll_later" in e]
+    assert shown["objective"] == "constrained"
+    assert shown["train nll, tokens 6 on"] == f"{log[0]['nll_later']:.2f} to {log[-1]['nll_later']:.2f}"
+    assert shown["first token gained"] == f"{log[-1]['log_ratio_1']:+.2f} ({log[-1]['weight_1']:.2f})"
+    assert shown["margin (nats)"] == f"{found['before']['0.5'][0]:+.1f} to {found['after']['0.5'][0]:+.1f}"
 
 
 def test_the_drift_a_schedule_allows_is_where_its_weights_are_spent() -> None:

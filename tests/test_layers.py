@@ -15,14 +15,16 @@ SOURCE = Path(__file__).parents[1] / "src" / "tokendeep"
 # From the bottom up. Modules of one line do not import each other, but for the files of one package.
 LAYERS = [
     ["types"],
-    ["config", "runs", "refusal_phrases"],
-    ["objective", "chat", "data", "refusal", "stats", "packaged", "parts"],
+    ["config", "packaged", "refusal_phrases"],
+    ["runs"],
+    ["objective", "chat", "data", "refusal", "stats", "parts"],
     ["locate", "rows"],
     ["models"],
     ["head"],
     ["scoring", "generation"],
     ["training", "reference", "measure", "gradients"],
-    ["weighted", "trainer", "margin"],
+    ["sft", "weighted", "margin"],
+    ["trainer"],
     ["dynamics"],
     ["finetune"],
     ["deepen", "utility"],
@@ -37,7 +39,7 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "inspect_ai", "matplotlib"}
-ONLY_IN = {"inspect_ai": {"evals"}, "matplotlib": {"report", "reporting"}, "trl": {"trainer", "weighted"}}
+ONLY_IN = {"inspect_ai": {"evals"}, "matplotlib": {"report", "reporting"}, "trl": {"sft", "weighted"}}
 
 MODULES = sorted(SOURCE.rglob("*.py"))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tokendeep import runs
+from tokendeep import packaged, runs
 from tokendeep.types import InputError
 
 CONFIG = {"model": "me/model", "data": "pairs.jsonl", "out": "somewhere", "overwrite": False, "k": [0, 5], "seed": 3}
@@ -152,6 +152,11 @@ def test_other_data_and_another_verb_are_named(out, pairs):
         runs.open_run(out, "attack", CONFIG)
 
 
+def test_the_packaged_model_is_known_by_the_hash_of_its_file(out, pairs):
+    start(out, pairs, model="smollm2", base="org/name").finish()
+    assert manifest(out)["models"] == {"model": packaged.SHA256}
+
+
 def test_a_local_model_is_known_by_its_content(out, pairs, tmp_path):
     model = tmp_path / "model"
     (model / "checkpoint-3").mkdir(parents=True)
@@ -271,7 +276,7 @@ def test_other_ranks_only_read(out, pairs, monkeypatch):
 
 # ----------------------------------------------------------------------------------------------- two processes
 
-OTHER = "import sys; from tokendeep import runs; runs.open_run(sys.argv[1], 'measure', {}, {})\n"
+OTHER = "import sys; from tokendeep import packaged, runs; runs.open_run(sys.argv[1], 'measure', {}, {})\n"
 
 
 @pytest.fixture
@@ -689,7 +694,7 @@ def test_interrupted_write_leaves_the_old_file(out, pairs, monkeypatch):
 def test_killed_while_writing(out, pairs):
     """A process killed at any moment leaves whole files; the next one cleans up and goes on."""
     program = (
-        "import sys; from tokendeep import runs\n"
+        "import sys; from tokendeep import packaged, runs\n"
         "run = runs.open_run(sys.argv[1], 'measure', {}, {})\n"
         "n = 0\n"
         "while True:\n"

@@ -27,7 +27,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tokendeep.types import InputError
+from . import packaged
+from .types import InputError
 
 MANIFEST = "manifest.json"
 WARNING = "README.txt"
@@ -243,7 +244,6 @@ def _make_folder(out: str | Path) -> Path:
 
 def _new_manifest(verb: str, config: Mapping[str, Any], inputs: Mapping[str, str | Path]) -> dict[str, Any]:
     settings = json.loads(_json({name: _plain(value) for name, value in config.items()}))
-    local_models = {name: spec for name in MODELS if (spec := config.get(name)) and _exists(_user_path(spec))}
     texts = {name: path for name in TEXTS if (path := config.get(name)) and os.path.isfile(_user_path(path))}
     return {
         "tokendeep": _version("tokendeep"),
@@ -251,7 +251,7 @@ def _new_manifest(verb: str, config: Mapping[str, Any], inputs: Mapping[str, str
         "status": "running",
         "config": settings,
         "inputs": {name: hash_input(name, value) for name, value in {**texts, **inputs}.items()},
-        "models": {name: model_identity(spec) for name, spec in local_models.items()},
+        "models": {name: found for name in MODELS if (found := _known_identity(config.get(name)))},
         "seed": settings.get("seed"),
         "versions": versions(),
         "started": _now(),
@@ -462,6 +462,13 @@ def hash_input(name: str, value: str | Path) -> str:
     return (
         _combined({file.name: sha256_file(file) for file in _top_files(path)}) if path.is_dir() else sha256_file(path)
     )
+
+
+def _known_identity(spec: Any) -> str | None:
+    """The hash of the packaged model or of a local one; None for a hub id, which only its name identifies."""
+    if spec == packaged.SMOLLM2:
+        return packaged.SHA256
+    return model_identity(spec) if spec and _exists(_user_path(spec)) else None
 
 
 def model_identity(spec: str | Path) -> str:

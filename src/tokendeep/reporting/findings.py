@@ -13,7 +13,7 @@ from .depth import kl_section, named, prompts, recovery_section, recovery_words
 from .gather import Condition, Run, Series, model_of, pairs
 from .paired import Comparison, Paired, comparisons, complied, not_answered, paired_section
 from .rates import outcomes_section, overrefusal_section, rates_section
-from .tuning import attack_line, attacks_section, dynamics_section
+from .tuning import attack_line, attacks_section, dynamics_section, training_section
 from .words import (
     ROLE_NAMES,
     Section,
@@ -48,6 +48,7 @@ def sections(runs: Sequence[Run], found: Sequence[Series], foreign: Sequence[Pat
         paired_section(found),
         overrefusal_section(found),
         outcomes_section(found),
+        *training_section(runs),
         *attacks_section(runs),
         *dynamics_section(runs),
     ]

@@ -19,7 +19,7 @@ Reader = Callable[[Path], list[Sample]]
 Condition = tuple[str, Any]  # (attack, k or prefix or None)
 
 MANIFEST, PROFILE, ASR, LOGS = "manifest.json", "profile.json", "asr.json", "*.eval"
-TABLE, DYNAMICS = "table.json", "dynamics.json"
+TABLE, DYNAMICS, TRAINING = "table.json", "dynamics.json", "training.json"
 ROLES = {"measure": "harmful", "attack": "harmful", "overrefusal": "twins", "unseen": "unseen"}  # by folder name
 STORY = ("base", "aligned", "deepened")  # models with these names are shown in this order, before all others
 SKIPPED_FOLDERS = ("checkpoint", "rows", "trainer")  # parts of a run, not runs
@@ -48,6 +48,7 @@ class Run:
     cut: Sequence[str] = ()
     table: Sequence[Mapping[str, Any]] | None = None  # of a fine-tuning attack
     dynamics: Mapping[str, Any] | None = None  # of a training that was watched
+    training: Mapping[str, Any] | None = None  # the log of a fine-tuning
 
     @property
     def verb(self) -> str:
@@ -218,8 +219,10 @@ def _read(folder: Path, read: Reader) -> Run:
     for number, line in enumerate(table or [], 1):
         _need(line, ("objective", "seeds"), f"{folder / TABLE}, line {number}")
     dynamics = _json(folder / DYNAMICS, dict, ("meta", "steps"))
+    tuned = manifest.get("verb") == "finetune" and manifest.get("status") != "running"
+    training = _json(folder / TRAINING, dict, ("history", "steps")) if tuned else None
     return Run(folder, manifest, profile, rows, samples, role=role, attack_checkpoint=flagged, cut=cut, table=table,
-               dynamics=dynamics)  # fmt: skip
+               dynamics=dynamics, training=training)  # fmt: skip
 
 
 def _json(path: Path, kind: type, keys: Sequence[str] = ()) -> Any:

@@ -18,6 +18,47 @@ CURVES = {  # record in dynamics.json: caption, label of the axis
 }
 
 
+def training_section(runs: Sequence[Run]) -> list[Section]:
+    """A line per fine-tuning: what its rows taught, what its first tokens gained, what is left of the margin of refusal."""
+    tuned = [run for run in runs if run.training]
+    if not tuned:
+        return []
+    section = Section("finetune", "Fine-tuning")
+    section.text.append(
+        "The gain of the first tokens is over the model before training, in nats; in brackets the share of plain "
+        "fine-tuning's gradient that Eq. 3 still lets through (1 throughout for plain fine-tuning, which records no gain). "
+        "The margin is the median refusal log-odds on the probe before any answer token: below 0 the harmful answer's own "
+        "tokens have become likelier than a refusal."
+    )
+    heads = ["name", "objective", "rows", "steps", "train nll, tokens 6 on", "first token gained", "tokens 2 to 5 gained",
+             "held-out nll", "margin (nats)"]  # fmt: skip
+    section.tables.append(Table("Fine-tunings", heads, [_tuned(run) for run in tuned]))
+    return [section]
+
+
+def _tuned(run: Run) -> list[str]:
+    assert run.training is not None
+    history = run.training["history"]
+    steps = [entry for entry in history if "nll_later" in entry]
+    first, last = (steps[0], steps[-1]) if steps else ({}, {})
+    held_out = next((e["eval_nll"] for e in reversed(history) if "eval_nll" in e), None)
+    margin = run.manifest.get("margin")
+    gains = [
+        f"{last[f'log_ratio_{span}']:+.2f} ({last[f'weight_{span}']:.2f})" if f"weight_{span}" in last else "-"
+        for span in ("1", "2_5")
+    ]
+    return [
+        run.label,
+        str((run.manifest.get("config") or {}).get("objective") or "-"),
+        str(run.manifest.get("rows", "-")),
+        str(run.training["steps"]),
+        f"{_number(first.get('nll_later'))} to {_number(last.get('nll_later'))}",
+        *gains,
+        _number(held_out),
+        f"{margin['before']['0.5'][0]:+.1f} to {margin['after']['0.5'][0]:+.1f}" if margin else "-",
+    ]
+
+
 def attacks_section(runs: Sequence[Run]) -> list[Section]:
     """One table per fine-tuning attack; nothing where there was none."""
     tables = [_attack_table(run) for run in runs if run.table]
