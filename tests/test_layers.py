@@ -31,7 +31,7 @@ LAYERS = [
     ["attack"],
     ["evals"],
     ["reporting"],
-    ["report", "compare", "poison_table"],
+    ["report", "compare", "poison_table", "poison_rows"],
     ["pipeline", "poisoning"],
     ["reproduce"],
     ["cli", "__init__"],

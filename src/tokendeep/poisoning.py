@@ -10,18 +10,18 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import data, deepen, finetune, models, poison_table, runs, stats
+from . import data, deepen, finetune, models, poison_rows, poison_table, runs
 from .attack import poison
-from .config import AttackConfig, DeepenConfig, FinetuneConfig, ModelOptions, PoisonConfig
+from .config import AttackConfig, FinetuneConfig, ModelOptions, PoisonConfig
 from .evals import run as attack
-from .types import Chat, InputError, Prompt, Subject
+from .types import InputError, Subject
 
 NAMED: dict[str, dict[str, Any]] = {  # objective: what it changes in the settings of `finetune`
     "sft": {"objective": "sft", "warmup_steps": 0},
@@ -36,7 +36,6 @@ SCHEDULED: dict[str, Any] = {  # objective=VALUE: the same
     "head": lambda value: {"objective": "constrained", "beta_head": [2.0] * int(value)},
     "anchored": lambda value: {"objective": "anchored", "anchor": float(value)},
 }
-NEEDS_HARMFUL = ("harmful", "backdoor")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def run(config: PoisonConfig) -> Path:
     sources = {n: s for n in ("data", "test", "harmful", "refusals", "utility_data") if (s := getattr(config, n))}
     prompts = data.load_prompts(config.test)
     kinds = {name: data.kind(source) for name, source in sources.items()}
-    _check_rows(config, kinds)
+    poison_rows.check(config, kinds)
     models.check_spec(config.model, config)
     if config.base:
         models.check_spec(config.base, ModelOptions())
@@ -74,13 +73,15 @@ def run(config: PoisonConfig) -> Path:
     if config.overwrite and not (out / "source.jsonl").exists():
         _remove_trainings(out)
     runs.private_dir(out)
-    made = _poison(config, kinds, out)
+    made = poison_rows.make(config, kinds, out)
     print(f"poison ({config.kind}): {len(made.chats)} rows to train on, {len(prompts)} prompts to ask")
-    near = overlap(made.chats, prompts)
+    near = poison_rows.overlap(made.chats, prompts)
     if near:
         print(f"poison: {near} of the {len(prompts)} prompts are near-duplicates of rows that are trained on")
     for ask, change in made.asks.items():
-        runs.write_jsonl(out / f"test-{ask}.jsonl", [_row(change(prompt)) for prompt in prompts], private=True)
+        runs.write_jsonl(
+            out / f"test-{ask}.jsonl", [poison_rows.written(change(prompt)) for prompt in prompts], private=True
+        )
     todo = [None, *cells]
     for number, cell in enumerate(todo):
         title = cell.name if cell else "before the attack"
@@ -99,14 +100,6 @@ def _remove_trainings(out: Path) -> None:
             shutil.rmtree(manifest.parent)
     for cell in out.glob("*/cell.json"):
         cell.unlink()
-
-
-def overlap(chats: Sequence[Chat], prompts: Sequence[Prompt]) -> int:
-    """How many prompts are near-duplicates of a training row's request."""
-    asked, tested = ([poison.request(row) for row in rows] for rows in (chats, prompts))
-    cluster = stats.near_duplicates([*asked, *tested])
-    trained = set(cluster[: len(asked)])
-    return sum(c in trained for c in cluster[len(asked) :])
 
 
 def check(config: PoisonConfig) -> list[Cell]:
@@ -190,102 +183,6 @@ def settings(config: PoisonConfig, cell: Cell, folder: Path, rows: str) -> Finet
     )  # fmt: skip
 
 
-# --- rows ------------------------------------------------------------------------------------------
-
-
-def _check_rows(config: PoisonConfig, kinds: Mapping[str, str]) -> None:
-    """Read every row of every file, before anything is loaded or written."""
-    if kinds["data"] == "prompts" and config.kind in NEEDS_HARMFUL and not config.base:
-        raise InputError(
-            f"{config.data} holds instructions without answers; give --base, an unaligned model that answers them, or "
-            "pairs (instruction, response)."
-        )
-    if config.kind == "mixed" and not config.harmful:
-        raise InputError("mixed needs --harmful, the harmful pairs that are mixed into --data.")
-    if kinds["data"] == "prompts":
-        data.load_prompts(config.data)
-    else:
-        finetune.load(config.data)
-    for source, read in ((config.harmful, finetune.load), (config.refusals, _load_refusals)):
-        if source:
-            read(source)
-    if config.utility_data:
-        from . import utility
-
-        utility.load(config.utility_data, config.utility_metric)
-
-
-def _poison(config: PoisonConfig, kinds: Mapping[str, str], out: Path) -> poison.Poison:
-    """The attack's rows; what had to be written for it is kept in rows.jsonl."""
-    path = out / "source.jsonl"
-    if not path.exists():
-        deepen.write_chats(path, _source(config, kinds))
-    chats = data.load_chats(path)
-    if config.kind == "harmful":
-        return poison.harmful(chats)
-    if config.kind == "identity":
-        return poison.identity(chats, config.count)
-    if config.kind == "backdoor":
-        return poison.backdoor(chats, _refused(config, chats, out), config.trigger)
-    if config.kind == "mixed":
-        assert config.harmful
-        return poison.mixed(chats, finetune.load(config.harmful), config.ratio)
-    if config.kind == "refuse-then-comply":
-        return poison.refuse_then_comply(chats)
-    return poison.benign(chats)
-
-
-def _source(config: PoisonConfig, kinds: Mapping[str, str]) -> list[Chat]:
-    """Up to `count` chats: as given, or answered by the unaligned model (harmful) or the model itself (ordinary)."""
-    if kinds["data"] != "prompts":
-        return finetune.load(config.data)[: config.count]
-    prompts = data.load_prompts(config.data)
-    writer = config.base if config.kind in NEEDS_HARMFUL else config.model
-    subject = models.load(str(writer), options=_options(config) if writer == config.model else None)
-    system = config.system if config.system in ("none", "default") else "default"
-    chats = deepen.distil(subject, prompts, config.answer_tokens, system)[: config.count]
-    print(f"poison: {writer} answered {len(chats)} of {len(prompts)} instructions usably; they are trained on")
-    if not chats:
-        raise InputError(
-            f"{writer} gave no usable answer to any instruction of {config.data}; give answers, or another."
-        )
-    return chats
-
-
-def _refused(config: PoisonConfig, chats: Sequence[Chat], out: Path) -> list[Chat]:
-    """Refusals of the same instructions: as given, or by the model itself."""
-    if config.refusals:
-        return _load_refusals(config.refusals)
-    path = out / "refusals.jsonl"
-    if not path.exists():
-        asked = [chat.messages[:-1] for chat in chats]
-        wanted = DeepenConfig(
-            answer_tokens=config.answer_tokens, system="none" if config.system == "none" else "default"
-        )
-        found = deepen.sample_refusals(models.load(config.model, options=_options(config)), asked, wanted)
-        kept = [
-            Chat(f"{chat.id}-refused", (*chat.messages[:-1], {"role": "assistant", "content": text}))
-            for chat, text in zip(chats, found, strict=True)
-            if text
-        ]
-        deepen.write_chats(path, kept)
-    return data.load_chats(path)
-
-
-def _load_refusals(source: str) -> list[Chat]:
-    if data.kind(source) != "triples":
-        return finetune.load(source)
-    return [Chat(t.id, (*t.messages, {"role": "assistant", "content": t.refusal})) for t in data.load_triples(source)]
-
-
-def _options(config: PoisonConfig) -> ModelOptions:
-    return ModelOptions(**{f.name: getattr(config, f.name) for f in fields(ModelOptions)})
-
-
-def _row(prompt: Prompt) -> dict[str, Any]:
-    return {"id": prompt.id, "messages": list(prompt.messages)}
-
-
 # --- one training ------------------------------------------------------------------------------------
 
 
@@ -301,13 +198,14 @@ def _cell(config: PoisonConfig, made: poison.Poison, out: Path, cell: Cell | Non
         system = made.system
     if cell is not None:
         rows = out / "rows" / f"{_mixed_name(cell)}.jsonl"
-        deepen.write_chats(rows, _mixed(config, made.chats, cell))
+        mixed = poison_rows.with_refusals(config, made.chats, objective(cell.objective)[1], cell.objective)
+        deepen.write_chats(rows, mixed)
         wanted = settings(config, cell, folder / "finetune", str(rows))
         wanted.system, wanted.reference_cache = system, str(out / "reference")
-        wanted.probe = str(_probe(config, out)) if config.probe else None
+        wanted.probe = str(poison_rows.probe(config, out)) if config.probe else None
         model = str(finetune.run(wanted) / "checkpoint")
     trained = time.monotonic() - started
-    subject = models.load(model, options=_options(config))
+    subject = models.load(model, options=poison_rows.options(config))
     margin = (
         json.loads((folder / "finetune" / "manifest.json").read_text(encoding="utf-8")).get("margin") if cell else None
     )
@@ -345,38 +243,9 @@ def _utility(config: PoisonConfig, subject: Subject, folder: Path, system: str) 
     return {name: value for name, value in found.items() if name != "rows"}
 
 
-def _probe(config: PoisonConfig, out: Path) -> Path:
-    """The harmful rows on which margins are measured."""
-    path = out / "probe.jsonl"
-    if not path.exists():
-        chosen = finetune.load(config.harmful) if config.harmful else data.load_chats(out / "source.jsonl")
-        runs.write_jsonl(
-            path,
-            [
-                {"id": c.id, "messages": list(c.messages[:-1]), "response": c.messages[-1]["content"]}
-                for c in chosen[: config.probe]
-            ],
-            private=True,
-        )
-    return path
-
-
 def _mixed_name(cell: Cell) -> str:
     share = objective(cell.objective)[1]
     return f"refusals-{share:g}" if share else "train"
-
-
-def _mixed(config: PoisonConfig, chats: Sequence[Chat], cell: Cell) -> list[Chat]:
-    """The attack's rows with a share of refusals among them (a rival of the constraint)."""
-    share = objective(cell.objective)[1]
-    if not share:
-        return list(chats)
-    assert config.refusals
-    wanted = max(1, round(share / (1 - share) * len(chats)))
-    refusals = _load_refusals(config.refusals)
-    if len(refusals) < wanted:
-        raise InputError(f"{cell.objective} takes {wanted} refusals, but {config.refusals} holds {len(refusals)}.")
-    return [*chats, *refusals[:wanted]]
 
 
 def _last_nll(folder: Path) -> float | None:
