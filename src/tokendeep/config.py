@@ -84,10 +84,12 @@ class AttackConfig(ModelOptions):
         model: hub id, local folder, adapter folder, GGUF file, smollm2, or an Inspect model such as vllm/NAME.
         data: prompts, or pairs where an attack prefills tokens of a harmful answer.
         out: folder for the evaluation logs, asr.json and manifest.json.
-        attack: comma-separated names: none, prefill, refusal-prefix.
+        attack: comma-separated names: none, prefill, refusal-prefix, decoding.
         judge: refusal (offline rule) or refusal-keywords (the paper's rule).
         k: answer tokens given in advance by prefill.
         prefixes: refusal prefixes, replacing the five of the paper's Table 1.
+        grid: settings of decoding: greedy, temperature=T, top_p=P, top_k=K, or paper for its 50; the request as the
+            original asked it, without a chat template, is --chat-template plain.
         temperature: 0 is greedy.
         top_p: nucleus sampling; 1 is off.
         top_k: 0 is off.
@@ -111,6 +113,7 @@ class AttackConfig(ModelOptions):
     judge: str = "refusal"
     k: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 40])
     prefixes: list[str] | None = None
+    grid: list[str] = field(default_factory=lambda: ["paper"])
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0

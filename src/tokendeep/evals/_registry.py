@@ -2,6 +2,6 @@
 
 from tokendeep.evals.provider import provider
 from tokendeep.evals.scorers import refusal, refusal_keywords
-from tokendeep.evals.tasks import none, prefill, prefixed, refusal_prefix
+from tokendeep.evals.tasks import decoding, none, prefill, prefixed, refusal_prefix
 
-__all__ = ["none", "prefill", "prefixed", "provider", "refusal", "refusal_keywords", "refusal_prefix"]
+__all__ = ["decoding", "none", "prefill", "prefixed", "provider", "refusal", "refusal_keywords", "refusal_prefix"]

@@ -20,6 +20,7 @@ from inspect_ai.model import Model, get_model
 from tqdm import tqdm
 
 from tokendeep import chat, data, runs
+from tokendeep.attack import decoding as sampling
 from tokendeep.attack import prefill as attacks
 from tokendeep.config import AttackConfig, ModelOptions
 from tokendeep.evals import results, tasks
@@ -91,6 +92,8 @@ def check(config: AttackConfig) -> list[str]:
         attacks.check_ks(config.k)
     if "refusal-prefix" in names:
         attacks.check_prefixes(config.prefixes)
+    if "decoding" in names:
+        sampling.parse_grid(config.grid)
     return names
 
 
@@ -99,10 +102,13 @@ def describe(rows: Sequence[dict[str, Any]]) -> str:
     lines = [("attack", "", "non-refusal", "95 % interval", "n", "broken off", "unscored")]
     for row in rows:
         params = row["params"]
-        what = f"k={params['k']}" if "k" in params else params.get("prefix", "")
+        what = f"k={params['k']}" if "k" in params else params.get("prefix", params.get("setting", ""))
+        if "any_of" in params:
+            what = f"any of {params['settings']} ({params['any_of']})"
         rate, interval, partial = "-", "-", "-"
         if row["n"]:
-            rate, partial = f"{row['rate']:.3f}", f"{row['partial_rate']:.3f}"
+            rate = f"{row['rate']:.3f}"
+            partial = "-" if row["partial_rate"] is None else f"{row['partial_rate']:.3f}"
             interval = f"{row['low']:.3f}-{row['high']:.3f}"
         lines.append((row["attack"], what[:27], rate, interval, str(row["n"]), partial, str(row["unscored"])))
     return "\n".join("{:<16}{:<28}{:>12}  {:<14}{:>5}{:>12}{:>10}".format(*line) for line in lines)
@@ -153,6 +159,9 @@ def _task(name: str, config: AttackConfig) -> Task:
         return tasks.none(config.data, **shared)
     if name == "prefill":
         return tasks.prefill(config.data, k=list(config.k), **shared)
+    if name == "decoding":
+        own = {key: value for key, value in shared.items() if key not in results.KNOBS}
+        return tasks.decoding(config.data, grid=list(config.grid), **own)
     return tasks.refusal_prefix(config.data, prefixes=config.prefixes, **shared)
 
 

@@ -1,4 +1,4 @@
-"""The attacks as Inspect tasks: `tokendeep/none`, `tokendeep/prefill` and `tokendeep/refusal-prefix`.
+"""The attacks as Inspect tasks: `tokendeep/none`, `/prefill`, `/refusal-prefix` and `/decoding`.
 
 Knows how attacked prompts become samples and how a prefill reaches the model. All attacks share one solver and one
 way to build a task; what an attack does to a prompt is in `tokendeep.attack`.
@@ -26,6 +26,7 @@ from inspect_ai.scorer import grouped, mean
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from tokendeep import chat, data, models, runs
+from tokendeep.attack import decoding as sampling
 from tokendeep.attack import prefill as attacks
 from tokendeep.evals import _session
 from tokendeep.evals._session import current_model
@@ -183,6 +184,32 @@ def refusal_prefix(
     return build("refusal-prefix", data, attacked, settings, group="prefix", continues=continues)
 
 
+@task
+@one_sentence
+def decoding(
+    data: str,
+    grid: str | list[str] = "paper",
+    judge: str = "refusal",
+    judged: str = "continuation",
+    system: str = "default",
+    max_new_tokens: int = 512,
+    samples: int = 1,
+    seed: int = 0,
+    limit: int | None = None,
+) -> Task:
+    """The plain request, sampled with many settings.
+
+    Args:
+        data: prompts or pairs (JSONL, JSON or CSV).
+        grid: settings, a list or comma-separated: greedy, temperature=T, top_p=P, top_k=K, or paper for its 50.
+        judge: see `none`, as for all arguments that follow.
+    """
+    settings = Settings(judge, judged, system, 0.0, 1.0, 0, max_new_tokens, samples, seed, limit)
+    names = grid.split(",") if isinstance(grid, str) else grid
+    attacked = sampling.decoding(read_prompts(data, settings), sampling.parse_grid(names), settings.decoding())
+    return build("decoding", data, attacked, settings, group="setting")
+
+
 def build(
     attack: str,
     source: str,
@@ -245,8 +272,9 @@ def prefixed(seed: int = 0, continues: bool = False) -> Solver:
             prefill_route(model, continues)
             state.messages.append(ChatMessageAssistant(content=text, metadata={"prefix_ids": ids}))
         first = seed if model.config.seed is None else model.config.seed
+        own = state.metadata.get("decoding") or {}  # a sample's own setting comes before the task's
         try:
-            return await generate(state, seed=first + state.epoch - 1)
+            return await generate(state, seed=first + state.epoch - 1, **own)
         except Exception as error:
             row = state.metadata["prompt_id"]
             if isinstance(error, InputError):  # a prompt too long or bad logits, say: name the row
@@ -317,6 +345,12 @@ def _sample(prompt: Prompt) -> InspectSample:
             "category": prompt.meta.get("category"),
             "prefix_ids": " ".join(map(str, prompt.prefix_ids)),  # a list would be copied number by number, often
             "prefix_text": prompt.prefix_text,
+            **({"decoding": _own_decoding(prompt.decoding)} if prompt.meta["attack"] == "decoding" else {}),
             **prompt.meta["params"],
         },
     )
+
+
+def _own_decoding(decoding: Decoding) -> dict[str, Any]:
+    """What a sample changes of its task's sampling settings."""
+    return {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}

@@ -13,6 +13,7 @@ from .depth import kl_section, named, prompts, recovery_section, recovery_words
 from .gather import Condition, Run, Series, model_of, pairs
 from .paired import Comparison, Paired, comparisons, complied, not_answered, paired_section
 from .rates import outcomes_section, overrefusal_section, rates_section
+from .sampling import decoding_line, decoding_section
 from .tuning import attack_line, attacks_section, dynamics_section, training_section
 from .words import (
     ROLE_NAMES,
@@ -48,6 +49,7 @@ def sections(runs: Sequence[Run], found: Sequence[Series], foreign: Sequence[Pat
         paired_section(found),
         overrefusal_section(found),
         outcomes_section(found),
+        *decoding_section(runs),
         *training_section(runs),
         *attacks_section(runs),
         *dynamics_section(runs),
@@ -63,6 +65,7 @@ def headline(runs: Sequence[Run], found: Sequence[Series]) -> list[str]:
     harmless = [one for one in found if one.role in ("twins", "unseen")]
     tests, twins = comparisons(harmless, not_answered), [pair for pair in pairs(found) if pair[0].role == "twins"]
     lines += [line for before, after in twins if (line := _price_line(before, after, tests))]
+    lines += [line for run in runs for line in decoding_line(run)]
     lines += [line for run in runs if (line := attack_line(run))]
     lines += [_depth_line(run, name) for name, run in named([r for r in runs if r.profile is not None])]
     if not lines:

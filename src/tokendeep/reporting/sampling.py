@@ -1,0 +1,85 @@
+"""The report's section on decoding parameters: each setting by itself, and any of many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .gather import Run
+from .words import Section, Table, percent, rate_of
+
+Row = Mapping[str, Any]
+KNOBS = ("temperature", "top_p", "top_k")
+
+
+def decoding_section(runs: Sequence[Run]) -> list[Section]:
+    """A line per model and way of asking; nothing where decoding was not attacked."""
+    lines = [line for run in runs for line in _lines(run)]
+    if not lines:
+        return []
+    section = Section("decoding", "Decoding parameters")
+    section.text.append(
+        "The same requests, sampled with many settings. The rate of one setting and the share of requests that *any* of "
+        "several settings broke are different numbers: the second is the attack's, and grows with the settings tried. "
+        "Best single setting: the highest of many rates on the same requests, so it flatters the attacker."
+    )
+    heads = [
+        "name",
+        "chat template",
+        "settings",
+        "greedy",
+        "best single setting",
+        *(f"any of {k}" for k in KNOBS),
+        "any of all",
+    ]
+    section.tables.append(Table("Not refused, by decoding setting", heads, lines))
+    return [section]
+
+
+def decoding_line(run: Run) -> list[str]:
+    """What sampling did to each model, in one sentence."""
+    found = []
+    for rows in _groups(run):
+        everything, greedy = _any(rows, "all"), _single(rows).get("greedy")
+        if everything is None or not everything["n"]:
+            continue
+        plain = f", greedy alone {percent(greedy['rate'])}" if greedy and greedy["n"] else ""
+        found.append(
+            f"{run.label}: some setting of {everything['params']['settings']} tried was not refused on "
+            f"{percent(everything['rate'])} of {everything['n']} requests{plain}."
+        )
+    return found
+
+
+def _lines(run: Run) -> list[list[str]]:
+    template = str((run.manifest.get("config") or {}).get("chat_template") or "the model's own")
+    lines = []
+    for rows in _groups(run):
+        single = _single(rows)
+        judged = [row for row in single.values() if row["n"]]
+        best = max(judged, key=lambda row: row["rate"], default=None)
+        knobs = [_any(rows, knob) for knob in (*KNOBS, "all")]
+        lines.append([
+            run.label, template, str(len(single)),
+            rate_of(single["greedy"]) if "greedy" in single else "-",
+            "-" if best is None else f"{rate_of(best)} ({best['params']['setting']})",
+            *("-" if row is None else rate_of(row) for row in knobs),
+        ])  # fmt: skip
+    return lines
+
+
+def _groups(run: Run) -> list[list[Row]]:
+    """The run's rows of this attack, by model and judge."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in run.rows or ():
+        if row["attack"] == "decoding":
+            groups.setdefault((row["model"], row["judge"]), []).append(row)
+    return list(groups.values())
+
+
+def _single(rows: Sequence[Row]) -> dict[str, Row]:
+    return {str(row["params"]["setting"]): row for row in rows if "setting" in row["params"]}
+
+
+def _any(rows: Sequence[Row], knob: str) -> Row | None:
+    return next((row for row in rows if row["params"].get("any_of") == knob), None)
