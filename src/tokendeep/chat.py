@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib import resources
@@ -38,6 +38,7 @@ from .types import IGNORE, Encoded, InputError, Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+GAP = "\ue0f0"  # a sign of no script, where another text will stand
 SLOT = "tokendeep-slot"  # stands for an answer or a system prompt while the template is examined
 TODAY = date(2024, 7, 26)  # the default of the Llama 3 templates
 ARGUMENTS: dict[str, Any] = {
@@ -93,6 +94,37 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) 
         InputError: no chat template, or one that cannot render these messages.
     """
     return list(_frame(tokenizer, messages).prompt)
+
+
+def open_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> tuple[list[int], list[int], Callable[[Sequence[str]], list[list[int]]]]:
+    """The prompt, open for a text behind its last user turn.
+
+    Returns:
+        ids before and behind that text, and what gives the prompt's ids with each of several texts in its place: those
+        of `prompt_ids`, for texts that do not end in blank space.
+
+    Raises:
+        InputError: as `prompt_ids`, and where the template does not keep the turn in one piece.
+    """
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+    if last is None:
+        raise InputError("the conversation has no user message: it must end with one that is to be answered")
+    opened = [{**m, "content": m["content"] + GAP} if i == last else m for i, m in enumerate(messages)]
+    asked, before, _ = _around(tokenizer, opened)  # type: ignore[arg-type]
+    seam = _seam(asked, before) or ("", "")
+    left, *rest = (asked + seam[0]).split(GAP)
+    if len(rest) != 1:
+        raise InputError("the chat template writes the user's turn twice or not at all: give another one")
+    right = rest[0]
+
+    def spell(texts: Sequence[str]) -> list[list[int]]:
+        whole = [left + text + right for text in texts]
+        read = tokenizer(whole, add_special_tokens=False, verbose=False).input_ids if whole else []
+        return [_with_bos(tokenizer, ids) for ids in read]
+
+    return _with_bos(tokenizer, _ids(tokenizer, left)), continuation_ids(tokenizer, right), spell
 
 
 def response_ids(

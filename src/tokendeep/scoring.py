@@ -67,7 +67,7 @@ def _response_states(model: Any, rows: Sequence[Encoded], prefix: _Prefix | None
     width = max(len(row) for row in ids)
     input_ids = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=device)  # (B, S)
     labels = torch.tensor([row.labels + [IGNORE] * (width - len(row.labels)) for row in rows], device=device)
-    if shared < MIN_SHARED or not _plain_cache(model, width):
+    if shared < MIN_SHARED or not plain_cache(model, width):
         return head.select(head.hidden_states(model, input_ids), labels)
     prefix = prefix or _Prefix()
     cache = prefix.take(decoder, input_ids[:1, :shared])
@@ -77,7 +77,7 @@ def _response_states(model: Any, rows: Sequence[Encoded], prefix: _Prefix | None
     return head.select(states, labels[:, shared:])
 
 
-def _plain_cache(model: Any, length: int) -> bool:
+def plain_cache(model: Any, length: int) -> bool:
     """Whether every layer keeps keys and values of all of `length` tokens, so that a prefix can be run apart."""
     lm = head.causal_lm(model)
     config = lm.config.get_text_config()
@@ -259,9 +259,9 @@ def branch_logps(subject: Subject, ids: Sequence[int], branches: Sequence[tuple[
         float32 (len(branches),): for each branch the sum over its tokens.
     """
     model = subject.model
-    if not _tree_fits(model, max(len(ids), *(at + len(tokens) for at, tokens in branches))):
+    if not tree_fits(model, max(len(ids), *(at + len(tokens) for at, tokens in branches))):
         return _branch_logps_by_rows(subject, ids, branches)
-    tree = _Tree(list(ids))
+    tree = Tree(list(ids))
     wanted = [
         [(tree.node(at, tokens[:depth]), tokens[depth]) for depth in range(len(tokens))] for at, tokens in branches
     ]
@@ -280,7 +280,7 @@ def branch_logps(subject: Subject, ids: Sequence[int], branches: Sequence[tuple[
     return torch.stack(values).float().cpu()  # type: ignore[arg-type]
 
 
-class _Tree:
+class Tree:
     """A row of tokens and the branches that leave it, laid out as one sequence with its own attention mask."""
 
     def __init__(self, ids: list[int]) -> None:
@@ -315,7 +315,7 @@ class _Tree:
         return torch.zeros(size, size, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[None, None]
 
 
-def _tree_fits(model: Any, length: int) -> bool:
+def tree_fits(model: Any, length: int) -> bool:
     """Whether the model takes its own positions and mask: rotary positions, attention in every layer.
 
     `length` is that of the longest path, which a sliding window must hold.
@@ -323,7 +323,7 @@ def _tree_fits(model: Any, length: int) -> bool:
     lm = head.causal_lm(model)
     config = lm.config.get_text_config()
     rotary = getattr(config, "rope_parameters", None) is not None
-    return rotary and _plain_cache(model, length) and config._attn_implementation in {"sdpa", "eager"}
+    return rotary and plain_cache(model, length) and config._attn_implementation in {"sdpa", "eager"}
 
 
 def _branch_logps_by_rows(

@@ -1,0 +1,487 @@
+"""GCG: a suffix behind the request, found by gradient and trial, that makes the model begin as it should not.
+
+Zou et al. 2023 (arXiv 2307.15043): the gradient with respect to the suffix's one-hot tokens names promising swaps, a
+random sample of them is scored exactly, and the best becomes the new suffix. For one request or many, for one model or
+several with one tokenizer.
+
+What makes it fast: the keys and values of all that stands before the first changed token are computed once a step (the
+request before it once a search), candidates that change the same place share them, no candidate is scored twice in a
+step, and only rows that predict a target token go through the output head. Knows nothing of files, generation or judges.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokendeep import chat, head, scoring
+from tokendeep.types import InputError, Message, Subject
+
+STARTS = (" x", " !", "!", "x")  # the suffix begins as so many of the first that is one token
+ROUNDS = 8  # times that new candidates are drawn when too few survive retokenisation
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """A request as token ids around the suffix, and what its answer is driven to or from.
+
+    The loss of `wanted` alone is its mean cross-entropy. With `unwanted` (openings of a refusal) it is the refusal
+    log-odds: log sum P(unwanted) - log P(wanted), all of one length.
+    """
+
+    name: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    wanted: tuple[int, ...]
+    unwanted: tuple[tuple[int, ...], ...] = ()
+    spell: Callable[[Sequence[str]], list[list[int]]] = field(compare=False, repr=False, default=lambda texts: [])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to search.
+
+    Args:
+        steps: optimizer steps at most.
+        width: candidates scored a step.
+        top: swaps considered at every place of the suffix, those of steepest gradient.
+        batch: candidates in one forward pass; halved where memory runs out.
+        ascii_only: whether the suffix is of printable ASCII.
+        seed: of the draws; each step has its own, so that a search which was cut off goes on as it would have.
+        stop: end at success: every wanted token is the likeliest, or every refusal log-odds is below 0.
+        one_by_one: begin with the first behaviour and add the next when all so far succeed.
+    """
+
+    steps: int = 500
+    width: int = 512
+    top: int = 256
+    batch: int = 64
+    ascii_only: bool = True
+    seed: int = 0
+    stop: bool = True
+    one_by_one: bool = True
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a search stands after `step` steps: a JSON-able record of it goes on as if nothing had happened.
+
+    `losses` has the loss of the suffix after every step, over the behaviours active then; `loss` is that of `best`, the
+    best suffix over all behaviours active last.
+    """
+
+    suffix: tuple[int, ...]
+    step: int = 0
+    active: int = 1
+    candidates: int = 0
+    best: tuple[int, ...] = ()
+    loss: float = float("inf")
+    losses: tuple[float, ...] = ()
+    success: bool = False
+
+
+class Search:
+    """A search over one or more models with the same tokenizer.
+
+    Args:
+        subjects: the models.
+        behaviours: at least one.
+        settings: how.
+        say: told in one sentence what the user should know.
+
+    Raises:
+        InputError: no behaviour, a budget of zero, models with different vocabularies, a suffix that does not survive
+            retokenisation.
+    """
+
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        behaviours: Sequence[Behaviour],
+        settings: Settings,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        check(settings)
+        if not behaviours or not subjects:
+            raise InputError("a suffix needs at least one request to be found on, and one model")
+        tokenizer: Any = subjects[0].tokenizer
+        for other in subjects[1:]:
+            if other.tokenizer.get_vocab() != tokenizer.get_vocab():
+                raise InputError(
+                    f"{other.name} and {subjects[0].name} have different tokenizers, so no suffix is the same to both; "
+                    "search on one of them and try the suffix on the other"
+                )
+        self.subjects, self.behaviours, self.settings, self.say = list(subjects), list(behaviours), settings, say
+        self.tokenizer = tokenizer
+        self.batch = settings.batch
+        self.allowed = _allowed(subjects[0], settings.ascii_only)
+        self.anchor = chat.continuation_ids(tokenizer, "x")
+        longest = max(len(_Row(b, range(100)).tree.tokens) for b in behaviours)
+        if any(b.unwanted for b in behaviours) and not all(scoring.tree_fits(s.model, longest) for s in subjects):
+            raise InputError(
+                "this architecture takes no tree of answers, so its refusal log-odds have no gradient here: drive it to an "
+                "opening instead"
+            )
+        self._prefixes: dict[tuple[int, int], Any] = {}
+
+    def begin(self, suffix: Sequence[int]) -> State:
+        """The state before the first step. Raises InputError where the suffix is not itself once it is a text."""
+        wrong = [b.name for b in self.behaviours if not self._survives(b, [tuple(suffix)])[0]]
+        if wrong:
+            raise InputError(
+                f"the suffix does not survive retokenisation behind {wrong[0]}: as text it reads back as other tokens; "
+                "begin with another suffix"
+            )
+        return State(tuple(suffix), active=1 if self.settings.one_by_one else len(self.behaviours))
+
+    def steps(self, state: State) -> Iterator[State]:
+        """The states after every further step, until the budget is spent or (`stop`) the search succeeds."""
+        while state.step < self.settings.steps and not (state.success and self.settings.stop):
+            state = self.step(state)
+            yield state
+
+    def step(self, state: State) -> State:
+        """One step: gradient, candidates, the best of them."""
+        active = self.behaviours[: state.active]
+        gradient = self.gradient(state.suffix, active)
+        draw = torch.Generator().manual_seed((self.settings.seed << 32) + state.step)
+        swaps = self.draw(gradient, state.suffix, active[0], draw)
+        losses = self.losses(state.suffix, swaps, active)
+        suffix, loss = self._best(state.suffix, swaps, losses, active)
+        hit = self.succeeds(suffix, active)
+        better = loss < state.loss or hit > state.success
+        now = replace(
+            state, suffix=suffix, step=state.step + 1, candidates=state.candidates + len(swaps), success=hit,
+            best=suffix if better else state.best, loss=loss if better else state.loss, losses=(*state.losses, loss),
+        )  # fmt: skip
+        if hit and state.active < len(self.behaviours):  # the next behaviour joins, and is what counts now
+            now = replace(now, active=state.active + 1, success=False, loss=float("inf"))
+        return now
+
+    # --- the loss ------------------------------------------------------------------------------------
+
+    def loss(self, suffix: Sequence[int], behaviours: Sequence[Behaviour] | None = None) -> float:
+        """Mean loss of a suffix over behaviours and models, without any cache: what every faster way must equal."""
+        wanted = self.behaviours if behaviours is None else behaviours
+        found = []
+        with torch.inference_mode():
+            for subject in self.subjects:
+                for b in wanted:
+                    prompt = [*b.before, *suffix, *b.after]
+                    branches = [(len(prompt), target) for target in (b.wanted, *b.unwanted)]
+                    found.append(_combine(b, scoring.branch_logps(subject, prompt, branches).double()))
+        return float(torch.stack(found).mean())
+
+    def gradient(self, suffix: Sequence[int], behaviours: Sequence[Behaviour]) -> Tensor:
+        """d loss / d one-hot (n, V) at the suffix's n tokens; with several behaviours or models the mean of each
+        one's, scaled to length 1 at every token as in the original."""
+        several = len(self.subjects) * len(behaviours) > 1
+        total: Any = 0.0
+        for number, subject in enumerate(self.subjects):
+            for b in behaviours:
+                one = self._gradient(number, subject, b, suffix)
+                total = total + (one / one.norm(dim=-1, keepdim=True).clamp(min=1e-12) if several else one)
+        return total / (len(self.subjects) * len(behaviours))
+
+    def _gradient(self, number: int, subject: Subject, b: Behaviour, suffix: Sequence[int]) -> Tensor:
+        lm = head.causal_lm(subject.model)
+        embed = lm.get_input_embeddings()
+        device = embed.weight.device
+        with torch.no_grad():
+            table = embed(torch.arange(embed.weight.shape[0], device=device))  # (V, H), scaled as the model scales it
+        cache = self._prefix(number, subject, b)
+        row = _Row(b, suffix)
+        skipped = len(b.before) if cache is not None else 0
+        with torch.enable_grad():
+            own = table[list(suffix)].clone().requires_grad_(True)
+            parts = [table[list(b.before[skipped:])], own, table[row.rest]]
+            states = _decode(lm, cache, skipped, row, inputs_embeds=torch.cat(parts)[None])
+            logps = head.label_logps(subject.model, states[0, row.parents(skipped)], row.targets(device))
+            (slope,) = torch.autograd.grad(_combine(b, row.sums(logps)), own)
+        return (slope.float() @ table.T.float()).cpu()
+
+    def losses(
+        self, suffix: tuple[int, ...], swaps: Sequence[tuple[int, int]], behaviours: Sequence[Behaviour]
+    ) -> Tensor:
+        """Mean loss (W,) of the suffix with each of the swaps (place, token), over behaviours and models."""
+        total = torch.zeros(len(swaps), dtype=torch.float64)
+        for number, subject in enumerate(self.subjects):
+            for b in behaviours:
+                total += self._losses(number, subject, b, suffix, swaps)
+        return total / (len(self.subjects) * len(behaviours))
+
+    @torch.inference_mode()
+    def _losses(
+        self, number: int, subject: Subject, b: Behaviour, suffix: tuple[int, ...], swaps: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        lm = head.causal_lm(subject.model)
+        row, start = _Row(b, suffix), len(b.before)
+        device = lm.get_input_embeddings().weight.device
+        known = None
+        if scoring.plain_cache(
+            lm, start + len(suffix) + len(row.rest)
+        ):  # keys and values of the request and of the suffix as it is
+            known = lm.base_model(
+                input_ids=torch.tensor([suffix], device=device),
+                past_key_values=self._prefix(number, subject, b),
+                use_cache=True,
+            ).past_key_values
+        found = torch.zeros(len(swaps), dtype=torch.float64)
+        for place in sorted({place for place, _ in swaps}):
+            group = [i for i, swap in enumerate(swaps) if swap[0] == place]
+            while group:
+                part, group = group[: self.batch], group[self.batch :]
+                tokens = torch.tensor([[swaps[i][1], *suffix[place + 1 :], *row.rest] for i in part], device=device)
+                try:
+                    values = self._score(subject, known, row, place, suffix, tokens)
+                except torch.OutOfMemoryError:
+                    group = part + group
+                    self._halve()
+                    continue
+                found[part] = values
+        return found
+
+    def _score(
+        self, subject: Subject, known: Any, row: _Row, place: int, suffix: tuple[int, ...], tokens: Tensor
+    ) -> Tensor:
+        """Loss (B,) of rows that differ from the place on; `tokens` (B, T) are what follows it."""
+        b, lm = row.b, head.causal_lm(subject.model)
+        cache, skipped = None, 0
+        if known is None:
+            first = torch.tensor([[*b.before, *suffix[:place]]], device=tokens.device)
+            tokens = torch.cat([first.expand(len(tokens), -1), tokens], 1)
+        else:
+            cache, skipped = copy.deepcopy(known), len(b.before) + place
+            cache.crop(place - len(suffix))  # so many tokens fewer
+            cache.batch_repeat_interleave(len(tokens))
+        states = _decode(lm, cache, skipped, row, input_ids=tokens)[:, row.parents(skipped)]  # (B, T, H)
+        labels = row.targets(tokens.device).repeat(len(tokens))
+        logps = head.label_logps(subject.model, states.flatten(0, 1), labels).view(len(tokens), -1)
+        if not torch.isfinite(logps).all():
+            raise InputError(
+                f"the model gave NaN or infinite values on {b.name}; load it in float32 (--dtype float32) or check its "
+                "weights"
+            )
+        return torch.stack([_combine(b, row.sums(one)) for one in logps.double().cpu()])
+
+    def _halve(self) -> None:
+        if self.batch == 1:
+            raise InputError("the memory of the device does not hold one candidate; use shorter requests or targets")
+        self.batch //= 2
+        self.say(f"The memory does not hold {self.batch * 2} candidates together; going on with {self.batch}.")
+
+    def succeeds(self, suffix: Sequence[int], behaviours: Sequence[Behaviour]) -> bool:
+        """Whether every model would begin every answer with the wanted tokens (or: has no refusal before it)."""
+        with torch.inference_mode():
+            for subject in self.subjects:
+                lm = head.causal_lm(subject.model)
+                device = lm.get_input_embeddings().weight.device
+                for b in behaviours:
+                    if b.unwanted:
+                        prompt = [*b.before, *suffix, *b.after]
+                        branches = [(len(prompt), target) for target in (b.wanted, *b.unwanted)]
+                        if _combine(b, scoring.branch_logps(subject, prompt, branches).double()) >= 0:
+                            return False
+                        continue
+                    ids = [*b.before, *suffix, *b.after, *b.wanted]
+                    states = head.hidden_states(subject.model, torch.tensor([ids], device=device))
+                    logits = head.project(subject.model, states[0, -len(b.wanted) - 1 : -1])
+                    if logits.argmax(-1).tolist() != list(b.wanted):
+                        return False
+        return True
+
+    def _prefix(self, number: int, subject: Subject, b: Behaviour) -> Any:
+        """A cache that holds the request up to the suffix; None where the architecture keeps no plain one."""
+        lm = head.causal_lm(subject.model)
+        if not scoring.plain_cache(lm, len(b.before) + 1):
+            return None
+        key = (number, self.behaviours.index(b))
+        if key not in self._prefixes:
+            with torch.inference_mode(False), torch.no_grad():  # the gradient needs them as well
+                ids = torch.tensor([b.before], device=lm.get_input_embeddings().weight.device)
+                self._prefixes[key] = lm.base_model(input_ids=ids, use_cache=True).past_key_values
+        return copy.deepcopy(self._prefixes[key])
+
+    # --- candidates ------------------------------------------------------------------------------------
+
+    def draw(
+        self, gradient: Tensor, suffix: tuple[int, ...], first: Behaviour, generator: torch.Generator
+    ) -> list[tuple[int, int]]:
+        """Up to `width` different swaps (place, token) that survive retokenisation behind the first behaviour.
+
+        Raises:
+            InputError: none survives.
+        """
+        slopes = gradient.clone()
+        slopes[:, ~self.allowed] = float("inf")
+        slopes[torch.arange(len(suffix)), list(suffix)] = float("inf")  # the token that is there is no swap
+        count = min(self.settings.top, int(torch.isfinite(slopes).sum(-1).min()))
+        tokens = slopes.topk(count, largest=False).indices  # (n, top)
+        order = torch.randperm(tokens.numel(), generator=generator)
+        kept: list[tuple[int, int]] = []
+        for start in range(0, min(len(order), ROUNDS * self.settings.width), self.settings.width):
+            drawn = order[start : start + self.settings.width].tolist()
+            swaps = [(i // count, int(tokens[i // count, i % count])) for i in drawn]
+            sound = self._survives(first, [_swapped(suffix, swap) for swap in swaps])
+            kept += [swap for swap, good in zip(swaps, sound, strict=True) if good]
+            if len(kept) >= self.settings.width:
+                break
+        if not kept:
+            raise InputError("no candidate survives retokenisation: begin with another suffix, or allow other tokens")
+        return kept[: self.settings.width]
+
+    def _best(
+        self, suffix: tuple[int, ...], swaps: Sequence[tuple[int, int]], losses: Tensor, behaviours: Sequence[Behaviour]
+    ) -> tuple[tuple[int, ...], float]:
+        """The candidate of least loss that survives retokenisation behind every behaviour."""
+        for i in losses.argsort().tolist():
+            candidate = _swapped(suffix, swaps[i])
+            if all(self._survives(b, [candidate])[0] for b in behaviours[1:]):
+                return candidate, float(losses[i])
+        raise InputError("no candidate survives retokenisation behind every request: begin with another suffix")
+
+    def _survives(self, b: Behaviour, suffixes: Sequence[tuple[int, ...]]) -> list[bool]:
+        """Whether each suffix, decoded and tokenised again behind the request, gives the same ids."""
+        texts = [self.text(suffix) for suffix in suffixes]
+        read = b.spell(texts)
+        return [
+            text == text.rstrip() and ids == [*b.before, *suffix, *b.after]
+            for text, ids, suffix in zip(texts, read, suffixes, strict=True)
+        ]
+
+    def text(self, suffix: Sequence[int]) -> str:
+        """The suffix as it is typed, its leading space included."""
+        behind = [*self.anchor, *suffix]  # some tokenizers drop a space that begins a text
+        read = [self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (behind, self.anchor)]
+        return str(read[0][len(read[1]) :])
+
+
+class _Row:
+    """What follows the suffix in one candidate: the rest of the prompt, then the targets as a tree."""
+
+    def __init__(self, b: Behaviour, suffix: Sequence[int]) -> None:
+        self.b, self.n = b, len(suffix)
+        self.tree = scoring.Tree([*b.before, *suffix, *b.after])
+        end = self.tree.length
+        self.paths = [
+            [(self.tree.node(end, target[:depth]), target[depth]) for depth in range(len(target))]
+            for target in (b.wanted, *b.unwanted)
+        ]
+        self.flat = [(node, token) for path in self.paths for node, token in path]
+        self.rest = self.tree.tokens[len(b.before) + self.n :]
+        self._mask: Tensor | None = None
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """The tree's attention mask; None for one target, an ordinary row."""
+        if self.b.unwanted and self._mask is None:
+            self._mask = self.tree.mask(dtype)
+        return self._mask
+
+    def parents(self, skipped: int) -> list[int]:
+        """Where each target token is predicted, counted behind the `skipped` tokens that a cache holds."""
+        return [node - skipped for node, _ in self.flat]
+
+    def targets(self, device: Any) -> Tensor:
+        return torch.tensor([token for _, token in self.flat], device=device)
+
+    def sums(self, logps: Tensor) -> Tensor:
+        """Log-probability of every target: `logps` (T,) in the order of `flat`."""
+        return torch.stack([part.sum() for part in logps.split([len(path) for path in self.paths])])
+
+
+def _decode(lm: Any, cache: Any, skipped: int, row: _Row, **inputs: Tensor) -> Tensor:
+    """Final states of the tokens behind the first `skipped`, which the cache holds."""
+    more: dict[str, Any] = {}
+    if (mask := row.mask(lm.dtype)) is not None:
+        given = next(iter(inputs.values()))
+        more = {
+            "attention_mask": mask[..., skipped:, :].to(given.device).expand(len(given), -1, -1, -1),
+            "position_ids": torch.tensor([row.tree.positions[skipped:]], device=given.device),
+        }
+    found: Tensor = lm.base_model(
+        past_key_values=cache, use_cache=cache is not None, **inputs, **more
+    ).last_hidden_state
+    return found
+
+
+def _combine(b: Behaviour, sums: Tensor) -> Tensor:
+    """The loss of one behaviour from the log-probabilities (targets,) of its targets."""
+    if not b.unwanted:
+        return -sums[0] / len(b.wanted)
+    return torch.logsumexp(sums[1:], -1) - sums[0]
+
+
+def _swapped(suffix: tuple[int, ...], swap: tuple[int, int]) -> tuple[int, ...]:
+    place, token = swap
+    return (*suffix[:place], token, *suffix[place + 1 :])
+
+
+def _allowed(subject: Subject, ascii_only: bool) -> Tensor:
+    """Which tokens (V,) may stand in a suffix: no control tokens, none that decode to nothing or to broken text."""
+    tokenizer: Any = subject.tokenizer
+    size = head.causal_lm(subject.model).get_input_embeddings().weight.shape[0]
+    allowed = torch.zeros(size, dtype=torch.bool)
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
+    for i, text in enumerate(texts[:size]):
+        sound = bool(text) and text.isprintable() and "\ufffd" not in text
+        allowed[i] = sound and (text.isascii() or not ascii_only)
+    allowed[[i for i in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} if i < size]] = False
+    return allowed
+
+
+# --- behaviours ------------------------------------------------------------------------------------
+
+
+def behaviour(
+    subject: Subject, name: str, messages: Sequence[Message], target: str, *, tokens: int | None = None,
+    openings: Sequence[tuple[int, ...]] = (),
+) -> Behaviour:  # fmt: skip
+    """A request and what is wanted of its answer, in token ids.
+
+    Args:
+        name: for messages.
+        messages: the request; the suffix goes behind its last user turn.
+        target: how the answer should begin.
+        tokens: take the first so many of its tokens; all by default. A longer opening asks for more depth.
+        openings: of refusals, as `measure.opening_ids` gives them; the target is then cut to their length.
+
+    Raises:
+        InputError: an empty target, one that the tokenizer cannot represent, or a template in which the request cannot
+            be told from what surrounds it.
+    """
+    tokenizer: Any = subject.tokenizer
+    wanted = chat.response_ids(tokenizer, messages, target, end=False) if target.strip() else []
+    if not wanted:
+        raise InputError(f"{name}: the target is empty; say how the answer should begin")
+    read = tokenizer.decode(wanted, clean_up_tokenization_spaces=False)
+    unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in wanted
+    if unknown or read.strip() != target.strip():
+        raise InputError(f"{name}: the tokenizer cannot represent the target; take out its unusual characters")
+    size = len(openings[0]) if openings else tokens or len(wanted)
+    if len(wanted) < size:
+        raise InputError(f"{name}: the target has {len(wanted)} tokens, but {size} are asked for; give a longer one")
+    before, after, spell = chat.open_prompt(tokenizer, messages)
+    return Behaviour(name, tuple(before), tuple(after), tuple(wanted[:size]), tuple(openings), spell)
+
+
+def start(subject: Subject, tokens: int) -> tuple[int, ...]:
+    """A suffix of so many tokens to begin with. Raises InputError below 1."""
+    if tokens < 1:
+        raise InputError(f"a suffix of {tokens} tokens is none; give at least 1")
+    for text in STARTS:
+        ids = chat.continuation_ids(subject.tokenizer, text * tokens)
+        if len(ids) == tokens:
+            return tuple(ids)
+    raise InputError("the tokenizer has no plain token to begin a suffix with; give the suffix to begin with")
+
+
+def check(settings: Settings) -> None:
+    """Raises InputError for a budget of zero."""
+    for name in ("steps", "width", "top", "batch"):
+        if getattr(settings, name) < 1:
+            raise InputError(f"{name} is {getattr(settings, name)}, a budget of nothing; give at least 1")
