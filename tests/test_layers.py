@@ -31,7 +31,7 @@ LAYERS = [
     ["attack"],
     ["evals"],
     ["reporting"],
-    ["report", "compare", "poison_table", "poison_rows"],
+    ["report", "compare", "poison_table", "poison_rows", "suffixes"],
     ["pipeline", "poisoning"],
     ["reproduce"],
     ["cli", "__init__"],

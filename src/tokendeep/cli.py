@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[type, str, str]] = {
     "demo": (config.DemoConfig, "pipeline", "the whole story on the packaged real model; ends with a report"),
     "measure": (config.MeasureConfig, "measure", "how many tokens deep a model's safety goes"),
     "attack": (config.AttackConfig, "evals.run", "attack a model at inference time and judge its answers"),
+    "gcg": (config.GcgConfig, "suffixes", "find adversarial suffixes by gradient; attack --attack suffix tries them"),
     "deepen": (config.DeepenConfig, "deepen", "train a model to recover to a refusal at any depth"),
     "finetune": (config.FinetuneConfig, "finetune", "fine-tune on your data while protecting the first answer tokens"),
     "poison": (config.PoisonConfig, "poisoning", "attack a model by fine-tuning, and compare objectives that resist"),
@@ -32,7 +33,7 @@ VERBS: dict[str, tuple[type, str, str]] = {
 }
 REQUIRED = {"measure": ("model", "data", "out"), "attack": ("model", "data", "out"), "report": ("dirs",),
             "deepen": ("model", "data", "utility", "out"), "finetune": ("model", "data", "out"),
-            "poison": ("model", "data", "test", "out"), "demo": ()}  # fmt: skip
+            "poison": ("model", "data", "test", "out"), "gcg": ("model", "data", "out"), "demo": ()}  # fmt: skip
 MEANT = {  # type of a setting: what its value must be
     "bool": "true or false", "int": "a whole number", "int | None": "a whole number", "float": "a number",
     "list[float]": "numbers, such as 0.5,2,2 (in YAML [0.5, 2, 2])",

@@ -84,12 +84,13 @@ class AttackConfig(ModelOptions):
         model: hub id, local folder, adapter folder, GGUF file, smollm2, or an Inspect model such as vllm/NAME.
         data: prompts, or pairs where an attack prefills tokens of a harmful answer.
         out: folder for the evaluation logs, asr.json and manifest.json.
-        attack: comma-separated names: none, prefill, refusal-prefix, decoding.
+        attack: comma-separated names: none, prefill, refusal-prefix, decoding, suffix.
         judge: refusal (offline rule) or refusal-keywords (the paper's rule).
         k: answer tokens given in advance by prefill.
         prefixes: refusal prefixes, replacing the five of the paper's Table 1.
         grid: settings of decoding: greedy, temperature=T, top_p=P, top_k=K, or paper for its 50; the request as the
             original asked it, without a chat template, is --chat-template plain.
+        suffixes: texts for suffix: the folder that gcg wrote, or a file with rows {"suffix": ...}.
         temperature: 0 is greedy.
         top_p: nucleus sampling; 1 is off.
         top_k: 0 is off.
@@ -114,6 +115,7 @@ class AttackConfig(ModelOptions):
     k: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 40])
     prefixes: list[str] | None = None
     grid: list[str] = field(default_factory=lambda: ["paper"])
+    suffixes: str | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -124,6 +126,57 @@ class AttackConfig(ModelOptions):
     role: str | None = None
     label: str | None = None
     batch_size: int = 16
+    limit: int | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class GcgConfig(ModelOptions):
+    """Find adversarial suffixes: texts behind a request that make the model begin as it should not.
+
+    Args:
+        model: the model under attack.
+        data: requests to search on; the answers of pairs, or AdvBench's targets, are what the model is driven to.
+        out: folder for suffixes.jsonl, a loss curve per search and manifest.json.
+        others: further models with the same tokenizer, for a suffix that works on all.
+        target: opening (the answer's own beginning) or refusal (drive the refusal log-odds down).
+        opening: beginning of an answer, for requests that bring none.
+        target_tokens: drive to the first so many tokens of it, a longer opening asking for more depth; 0 is all.
+        each: one suffix for each request, instead of one for all.
+        restarts: searches (for each request), with seeds seed, seed + 1, ...; 10 in the paper.
+        steps: steps of a search at most.
+        width: candidates scored a step.
+        top: swaps considered at every place of the suffix.
+        suffix_tokens: length of the suffix.
+        ascii_only: keep the suffix printable ASCII.
+        stop: end a search as soon as it succeeds.
+        one_by_one: begin with the first request and add the next when all so far succeed.
+        batch_size: candidates in one forward pass.
+        seed: first seed.
+        label: short name in reports.
+        limit: use the first so many rows only.
+        overwrite: replace what a different run left in the output folder.
+    """
+
+    model: str = ""
+    data: str = ""
+    out: str = ""
+    others: list[str] = field(default_factory=list)
+    target: str = "opening"
+    opening: str = "Sure, here is what you asked for"
+    target_tokens: int = 0
+    each: bool = False
+    restarts: int = 1
+    steps: int = 500
+    width: int = 512
+    top: int = 256
+    suffix_tokens: int = 20
+    ascii_only: bool = True
+    stop: bool = True
+    one_by_one: bool = True
+    batch_size: int = 64
+    seed: int = 0
+    label: str | None = None
     limit: int | None = None
     overwrite: bool = False
 

@@ -2,6 +2,16 @@
 
 from tokendeep.evals.provider import provider
 from tokendeep.evals.scorers import refusal, refusal_keywords
-from tokendeep.evals.tasks import decoding, none, prefill, prefixed, refusal_prefix
+from tokendeep.evals.tasks import decoding, none, prefill, prefixed, refusal_prefix, suffix
 
-__all__ = ["decoding", "none", "prefill", "prefixed", "provider", "refusal", "refusal_keywords", "refusal_prefix"]
+__all__ = [
+    "decoding",
+    "none",
+    "prefill",
+    "prefixed",
+    "provider",
+    "refusal",
+    "refusal_keywords",
+    "refusal_prefix",
+    "suffix",
+]

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from tokendeep import chat, data, runs
 from tokendeep.attack import decoding as sampling
 from tokendeep.attack import prefill as attacks
+from tokendeep.attack import suffix as endings
 from tokendeep.config import AttackConfig, ModelOptions
 from tokendeep.evals import results, tasks
 from tokendeep.evals._session import Session, use
@@ -52,9 +53,7 @@ def run(config: AttackConfig, subject: Subject | None = None, *, show: bool = Tr
     model = _model(config, subject)
     with use(Session(model)) as session:
         todo = [_task(name, config) for name in names]
-        state = runs.open_run(
-            config.out, "attack", _recorded(config), {"data": data.identity(config.data)}, overwrite=config.overwrite
-        )
+        state = runs.open_run(config.out, "attack", _recorded(config), _inputs(config), overwrite=config.overwrite)
         if state.finished:
             print(f"attack: {state.out} already holds this finished run")
             return state.out
@@ -94,6 +93,10 @@ def check(config: AttackConfig) -> list[str]:
         attacks.check_prefixes(config.prefixes)
     if "decoding" in names:
         sampling.parse_grid(config.grid)
+    if "suffix" in names:
+        if not config.suffixes:
+            raise InputError("suffix needs --suffixes: the folder that gcg wrote, or a file with rows of suffixes")
+        endings.load(config.suffixes)
     return names
 
 
@@ -102,7 +105,11 @@ def describe(rows: Sequence[dict[str, Any]]) -> str:
     lines = [("attack", "", "non-refusal", "95 % interval", "n", "broken off", "unscored")]
     for row in rows:
         params = row["params"]
-        what = f"k={params['k']}" if "k" in params else params.get("prefix", params.get("setting", ""))
+        what = (
+            f"k={params['k']}"
+            if "k" in params
+            else next((params[name] for name in ("prefix", "setting", "suffix") if name in params), "")
+        )
         if "any_of" in params:
             what = f"any of {params['settings']} ({params['any_of']})"
         rate, interval, partial = "-", "-", "-"
@@ -149,6 +156,14 @@ def _recorded(config: AttackConfig) -> dict[str, Any]:
     return {**asdict(config), "prefixes": names, "system": attacks.system_name(config.system)}
 
 
+def _inputs(config: AttackConfig) -> dict[str, Any]:
+    """The files of the run, which tell it from another."""
+    found: dict[str, Any] = {"data": data.identity(config.data)}
+    if config.suffixes and "suffix" in config.attack:
+        found["suffixes"] = endings.path_of(config.suffixes)
+    return found
+
+
 def _settings(config: AttackConfig) -> tasks.Settings:
     return tasks.Settings(**{field.name: getattr(config, field.name) for field in fields(tasks.Settings)})
 
@@ -162,6 +177,8 @@ def _task(name: str, config: AttackConfig) -> Task:
     if name == "decoding":
         own = {key: value for key, value in shared.items() if key not in results.KNOBS}
         return tasks.decoding(config.data, grid=list(config.grid), **own)
+    if name == "suffix":
+        return tasks.suffix(config.data, suffixes=str(config.suffixes), **shared)
     return tasks.refusal_prefix(config.data, prefixes=config.prefixes, **shared)
 
 

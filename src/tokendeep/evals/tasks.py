@@ -1,4 +1,4 @@
-"""The attacks as Inspect tasks: `tokendeep/none`, `/prefill`, `/refusal-prefix` and `/decoding`.
+"""The attacks as Inspect tasks: `tokendeep/none`, `/prefill`, `/refusal-prefix`, `/decoding`, `/suffix`.
 
 Knows how attacked prompts become samples and how a prefill reaches the model. All attacks share one solver and one
 way to build a task; what an attack does to a prompt is in `tokendeep.attack`.
@@ -28,6 +28,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from tokendeep import chat, data, models, runs
 from tokendeep.attack import decoding as sampling
 from tokendeep.attack import prefill as attacks
+from tokendeep.attack import suffix as endings
 from tokendeep.evals import _session
 from tokendeep.evals._session import current_model
 from tokendeep.evals.provider import TokendeepAPI, one_sentence, prefill_route
@@ -208,6 +209,35 @@ def decoding(
     names = grid.split(",") if isinstance(grid, str) else grid
     attacked = sampling.decoding(read_prompts(data, settings), sampling.parse_grid(names), settings.decoding())
     return build("decoding", data, attacked, settings, group="setting")
+
+
+@task
+@one_sentence
+def suffix(
+    data: str,
+    suffixes: str,
+    judge: str = "refusal",
+    judged: str = "continuation",
+    system: str = "default",
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    max_new_tokens: int = 512,
+    samples: int = 1,
+    seed: int = 0,
+    limit: int | None = None,
+) -> Task:
+    """A text behind the request, such as GCG finds.
+
+    Args:
+        data: prompts or pairs (JSONL, JSON or CSV).
+        suffixes: the folder that `tokendeep gcg` wrote, or a file with rows {"suffix": ...}.
+        judge: see `none`, as for all arguments that follow.
+    """
+    settings = Settings(judge, judged, system, temperature, top_p, top_k, max_new_tokens, samples, seed, limit)
+    settings.decoding()
+    attacked = endings.suffix(read_prompts(data, settings), endings.load(suffixes))
+    return build("suffix", data, attacked, settings, group="suffix")
 
 
 def build(

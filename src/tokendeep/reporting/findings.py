@@ -11,9 +11,9 @@ from typing import Any
 
 from .depth import kl_section, named, prompts, recovery_section, recovery_words
 from .gather import Condition, Run, Series, model_of, pairs
+from .inference import decoding_line, decoding_section, suffix_section
 from .paired import Comparison, Paired, comparisons, complied, not_answered, paired_section
 from .rates import outcomes_section, overrefusal_section, rates_section
-from .sampling import decoding_line, decoding_section
 from .tuning import attack_line, attacks_section, dynamics_section, training_section
 from .words import (
     ROLE_NAMES,
@@ -50,6 +50,7 @@ def sections(runs: Sequence[Run], found: Sequence[Series], foreign: Sequence[Pat
         overrefusal_section(found),
         outcomes_section(found),
         *decoding_section(runs),
+        *suffix_section(runs),
         *training_section(runs),
         *attacks_section(runs),
         *dynamics_section(runs),

@@ -395,7 +395,7 @@ def _together(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]
     prefix the judge decides. Those rows stand with the prefills however these are judged.
     """
     views: dict[str, Any] = {}
-    rows = [row for row in rows if row["attack"] != "decoding"]  # one setting a row: see the section of its own
+    rows = [row for row in rows if row["attack"] not in ("decoding", "suffix")]  # sections of their own
     for row in rows:
         if row["attack"] == "prefill":
             views.setdefault(_key(row["model"], row["judge"], row["params"]), row["params"].get("judged"))

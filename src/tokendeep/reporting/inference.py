@@ -1,7 +1,8 @@
-"""The report's section on decoding parameters: each setting by itself, and any of many."""
+"""The report's sections on decoding parameters and on suffixes: each by itself, and any of many."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,3 +84,47 @@ def _single(rows: Sequence[Row]) -> dict[str, Row]:
 
 def _any(rows: Sequence[Row], knob: str) -> Row | None:
     return next((row for row in rows if row["params"].get("any_of") == knob), None)
+
+
+# --- suffixes ----------------------------------------------------------------------------------------
+
+BEST = 3  # of the searches, in the paper's way of reporting
+
+
+def suffix_section(runs: Sequence[Run]) -> list[Section]:
+    """A line per model: the paper's best three searches, and all of them; nothing where no suffix was tried."""
+    lines = [line for run in runs for line in _suffix_lines(run)]
+    if not lines:
+        return []
+    section = Section("suffix", "Adversarial suffixes")
+    section.text.append(
+        "Requests with a text behind them that was found by search. The paper reports mean and deviation of the most "
+        f"successful {BEST} of its searches; the mean over all of them is what one search can be expected to give. "
+        "A suffix of its own for each request counts as one series."
+    )
+    heads = ["name", "suffixes", "best of them", f"best {BEST}: mean ± deviation", "all: mean ± deviation"]
+    section.tables.append(Table("Not refused, with a suffix", heads, lines))
+    return [section]
+
+
+def _suffix_lines(run: Run) -> list[list[str]]:
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in run.rows or ():
+        if row["attack"] == "suffix":
+            groups.setdefault((row["model"], row["judge"]), []).append(row)
+    lines = []
+    for rows in groups.values():
+        judged = sorted((row for row in rows if row["n"]), key=lambda row: -row["rate"])
+        if not judged:
+            lines.append([run.label, str(len(rows)), "none scored", "-", "-"])
+            continue
+        rates = [row["rate"] for row in judged]
+        lines.append([
+            run.label, str(len(rows)), rate_of(judged[0]), _spread(rates[:BEST]) if len(rates) > BEST else "-",
+            _spread(rates) if len(rates) > 1 else "-",
+        ])  # fmt: skip
+    return lines
+
+
+def _spread(rates: Sequence[float]) -> str:
+    return f"{percent(statistics.mean(rates))} ± {100 * statistics.stdev(rates):.1f}"

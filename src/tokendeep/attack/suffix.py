@@ -1,0 +1,94 @@
+"""The suffix attack: a text behind the request, found by `gcg` or brought along.
+
+Knows the file of suffixes and how a request gets one. Knows nothing of how they are found, of models or of judges.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tokendeep.attack.prefill import fingerprint
+from tokendeep.types import InputError, Prompt
+
+FILE = "suffixes.jsonl"
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """A text, its name in results (its own words stay out of them), and the one request it is for (None: any)."""
+
+    name: str
+    text: str
+    only: str | None = None
+
+
+def path_of(source: str | Path) -> Path:
+    """The file of suffixes, which may be named by its folder."""
+    path = Path(source).expanduser()
+    return path / FILE if path.is_dir() else path
+
+
+def load(source: str | Path) -> list[Suffix]:
+    """The suffixes of a file, a row {"suffix": ...} each, or of the folder that `gcg` wrote.
+
+    Raises:
+        InputError: no such file, or a row that holds no suffix.
+    """
+    path = path_of(source)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the suffixes in {path} cannot be read ({error}); give the folder that gcg wrote") from error
+    found: list[Suffix] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("suffix"), str) or not row["suffix"].strip():
+            raise InputError(f'{path}, line {number}: a row is {{"suffix": "a text"}}')
+        only = row.get("for")
+        if only is None or only not in {s.only for s in found}:
+            found.append(Suffix(row.get("name") or f"suffix {len(found) + 1}", row["suffix"], only))
+    if not found:
+        raise InputError(f"{path} holds no suffix; give at least one")
+    if len({(s.name, s.only) for s in found}) < len(found):
+        raise InputError(f"{path} gives two suffixes the same name; name each once")
+    return found
+
+
+def suffix(prompts: Sequence[Prompt], suffixes: Sequence[Suffix]) -> list[Prompt]:
+    """Every prompt with every suffix that is for it, behind its last user turn.
+
+    Raises:
+        InputError: all suffixes are for other requests.
+    """
+    made = [_with(prompt, one) for prompt in prompts for one in suffixes if one.only in (None, _row(prompt))]
+    if not made:
+        raise InputError("every suffix was found for another request: give the data they were found on")
+    return made
+
+
+def _row(prompt: Prompt) -> str:
+    return str(prompt.meta.get("prompt_id", prompt.id))
+
+
+def _with(prompt: Prompt, one: Suffix) -> Prompt:
+    last = max(i for i, message in enumerate(prompt.messages) if message["role"] == "user")
+    messages = tuple(
+        {**m, "content": m["content"] + one.text} if i == last else m for i, m in enumerate(prompt.messages)
+    )
+    name = one.name if one.only is None else "its own"
+    params: Mapping[str, Any] = {"suffix": name if one.only else f"{one.name} ({fingerprint(one.text)})"}
+    return replace(
+        prompt,
+        id=f"{prompt.id}:suffix:{name}",
+        messages=messages,  # type: ignore[arg-type]
+        meta={**prompt.meta, "prompt_id": _row(prompt), "attack": "suffix", "params": params},
+    )
