@@ -12,6 +12,7 @@ step, and only rows that predict a target token go through the output head. Know
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -149,7 +150,8 @@ class Search:
         """One step: gradient, candidates, the best of them."""
         active = self.behaviours[: state.active]
         gradient = self.gradient(state.suffix, active)
-        draw = torch.Generator().manual_seed((self.settings.seed << 32) + state.step)
+        key = hashlib.sha256(f"{self.settings.seed}|{state.step}".encode()).digest()  # a generator reads 32 bits of it
+        draw = torch.Generator().manual_seed(int.from_bytes(key[:4], "big"))
         swaps = self.draw(gradient, state.suffix, active[0], draw)
         losses = self.losses(state.suffix, swaps, active)
         suffix, loss = self._best(state.suffix, swaps, losses, active)
