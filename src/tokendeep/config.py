@@ -84,12 +84,19 @@ class AttackConfig(ModelOptions):
         model: hub id, local folder, adapter folder, GGUF file, smollm2, or an Inspect model such as vllm/NAME.
         data: prompts, or pairs where an attack prefills tokens of a harmful answer.
         out: folder for the evaluation logs, asr.json and manifest.json.
-        attack: comma-separated names: none, prefill, refusal-prefix, decoding, suffix.
+        attack: comma-separated names: none, prefill, refusal-prefix, decoding, suffix, rank-prefill.
         judge: refusal (offline rule) or refusal-keywords (the paper's rule).
         k: answer tokens given in advance by prefill.
+        lead: text before the k tokens of prefill, such as a refusal that has begun, or <think>.
         prefixes: refusal prefixes, replacing the five of the paper's Table 1.
         grid: settings of decoding: greedy, temperature=T, top_p=P, top_k=K, or paper for its 50; the request as the
             original asked it, without a chat template, is --chat-template plain.
+        rank_base: unaligned model with the same tokenizer whose likeliest tokens rank-prefill takes; without one, any token
+            that the offline judge does not read as refusing.
+        rank_base_top: how many tokens the unaligned model accepts in a place.
+        rank_top: of how many of the model's own likeliest tokens.
+        rank_length: tokens to find.
+        rank_budget: forward passes of the model at most, for each prompt.
         suffixes: texts for suffix: the folder that gcg wrote, or a file with rows {"suffix": ...}.
         temperature: 0 is greedy.
         top_p: nucleus sampling; 1 is off.
@@ -113,9 +120,15 @@ class AttackConfig(ModelOptions):
     attack: str = "none,prefill"
     judge: str = "refusal"
     k: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 40])
+    lead: str = ""
     prefixes: list[str] | None = None
     grid: list[str] = field(default_factory=lambda: ["paper"])
     suffixes: str | None = None
+    rank_base: str | None = None
+    rank_base_top: int = 5
+    rank_top: int = 20
+    rank_length: int = 32
+    rank_budget: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0

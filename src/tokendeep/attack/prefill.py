@@ -33,7 +33,12 @@ def none(prompts: Iterable[Prompt]) -> list[Prompt]:
 
 
 def prefill(
-    pairs: Sequence[Pair], ks: Iterable[int], tokenizer: PreTrainedTokenizerBase | None, *, as_text: bool = False
+    pairs: Sequence[Pair],
+    ks: Iterable[int],
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    as_text: bool = False,
+    lead: str = "",
 ) -> tuple[list[Prompt], dict[int, int]]:
     """Prefill the first k tokens of each pair's answer, for every k.
 
@@ -46,6 +51,8 @@ def prefill(
         tokenizer: the victim's; it may be None where every k is 0.
         as_text: the model takes the prefix as text: an answer whose first k tokens do not spell its beginning (a
             character cut in two) is skipped like one that is too short.
+        lead: text that stands before the k tokens, such as a refusal that has begun, or what opens a thinking block;
+            control tokens in it are read as such. Results name it by its hash.
 
     Returns:
         The prompts, all k of one pair next to each other, and for each k how many answers were too short for it.
@@ -62,7 +69,11 @@ def prefill(
     for pair in pairs:
         answer: list[int] = []
         if tokenizer is not None and wanted[-1]:
-            answer = chat.response_ids(tokenizer, list(pair.messages), pair.response, end=False)
+            answer = (
+                chat.continuation_ids(tokenizer, pair.response, literal=True)
+                if lead
+                else chat.response_ids(tokenizer, list(pair.messages), pair.response, end=False)
+            )
         longest = max(longest, len(answer))
         for k in wanted:
             text = _spelled(tokenizer, answer[:k])
@@ -71,7 +82,10 @@ def prefill(
             if k > len(answer) or (as_text and not pair.response.lstrip().startswith(text)):
                 skipped[k] += 1
                 continue
-            prompts.append(_attacked(pair.id, pair.messages, pair.meta, "prefill", {"k": k}, answer[:k], text))
+            ids, params = answer[:k], {"k": k, **({"lead": fingerprint(lead)} if lead else {})}
+            if lead and tokenizer is not None:
+                ids = [*chat.continuation_ids(tokenizer, lead), *ids]
+            prompts.append(_attacked(pair.id, pair.messages, pair.meta, "prefill", params, ids, lead + text))
     for k, count in skipped.items():
         if count == len(pairs):
             raise InputError(f"k = {k} is beyond every answer of the data: the longest has {longest} tokens, lower k")

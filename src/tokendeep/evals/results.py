@@ -21,7 +21,7 @@ from tokendeep.evals.scorers import JUDGES
 from tokendeep.refusal import SCORED
 from tokendeep.types import InputError, Sample
 
-ATTACKS = ("none", "prefill", "refusal-prefix", "decoding", "suffix")
+ATTACKS = ("none", "prefill", "refusal-prefix", "decoding", "suffix", "rank-prefill")
 KNOBS = ("temperature", "top_p", "top_k")  # what an attack on decoding turns, sample by sample
 NOT_EVALUATION = (
     "k",

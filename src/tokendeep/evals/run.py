@@ -19,17 +19,18 @@ from inspect_ai.log import EvalLog
 from inspect_ai.model import Model, get_model
 from tqdm import tqdm
 
-from tokendeep import chat, data, runs
+from tokendeep import chat, data, models, parts, runs
 from tokendeep.attack import decoding as sampling
 from tokendeep.attack import prefill as attacks
 from tokendeep.attack import suffix as endings
 from tokendeep.config import AttackConfig, ModelOptions
-from tokendeep.evals import results, tasks
+from tokendeep.evals import results, tasks, walks
 from tokendeep.evals._session import Session, use
 from tokendeep.evals.provider import CONTINUING, NAME, OPTIONS, TokendeepAPI, live_model
 from tokendeep.evals.scorers import JUDGED, JUDGES, unknown
 from tokendeep.types import InputError, Subject
 
+WALKED = "rank-prefill"
 ELSEWHERE = "inspect/"  # any other Inspect provider: inspect/PROVIDER/NAME
 QUEUED = 8  # batches of samples under way in each task: prefixes are shared, and the first batch starts at once
 ROLES = ("harmful", "twins", "unseen")  # what asking for the rows is
@@ -52,22 +53,38 @@ def run(config: AttackConfig, subject: Subject | None = None, *, show: bool = Tr
     names = check(config)
     model = _model(config, subject)
     with use(Session(model)) as session:
-        todo = [_task(name, config) for name in names]
+        todo = [_task(name, config) for name in names if name != WALKED]
         state = runs.open_run(config.out, "attack", _recorded(config), _inputs(config), overwrite=config.overwrite)
         if state.finished:
             print(f"attack: {state.out} already holds this finished run")
             return state.out
         runs.private_dir(state.out)
+        cost: dict[str, Any] = {}
+        if WALKED in names:
+            task, cost[WALKED] = _walked(config, model, state)
+            todo.append(task)
         runs.write_jsonl(state.out / "attacked.jsonl", (row for task in todo for row in _attacked(task)), private=True)
         with _private():
             _evaluate(todo, session, config, state.out)
     rows = results.asr(results.read_samples(state.out), results.read_skipped(state.out))
     runs.write_json(state.out / "asr.json", rows)
     said = {name: value for name in ("label", "role") if (value := getattr(config, name))}
-    state.finish(**_facts(model, config), **said)
+    parts.remove(state)
+    state.finish(**_facts(model, config), **said, **({"cost": cost} if cost else {}))
     if show:
         print(describe(rows))
     return state.out
+
+
+def _walked(config: AttackConfig, model: Model, state: runs.Run) -> tuple[Task, dict[str, Any]]:
+    """The task of the attack that needs the victim's weights to find its prefixes, and what finding them has cost."""
+    api = model.api
+    if not isinstance(api, TokendeepAPI):
+        raise InputError(f"{WALKED} reads the model's own logits: it is for models that tokendeep loads itself")
+    api.subject = api.subject or models.load(config.model, options=config)
+    settings = _settings(config)
+    prompts, cost = walks.attacked(tasks.read_prompts(config.data, settings), api.subject, config, state)
+    return tasks.build(WALKED, config.data, prompts, settings), cost
 
 
 def check(config: AttackConfig) -> list[str]:
@@ -93,6 +110,8 @@ def check(config: AttackConfig) -> list[str]:
         attacks.check_prefixes(config.prefixes)
     if "decoding" in names:
         sampling.parse_grid(config.grid)
+    if WALKED in names:
+        walks.check(config)
     if "suffix" in names:
         if not config.suffixes:
             raise InputError("suffix needs --suffixes: the folder that gcg wrote, or a file with rows of suffixes")
@@ -153,7 +172,8 @@ def _facts(model: Model, config: AttackConfig) -> dict[str, Any]:
 def _recorded(config: AttackConfig) -> dict[str, Any]:
     """The settings as the manifest keeps them: prefixes and system prompts of the user by their hash."""
     names = None if config.prefixes is None else attacks.prefix_names(config.prefixes)
-    return {**asdict(config), "prefixes": names, "system": attacks.system_name(config.system)}
+    lead = attacks.fingerprint(config.lead) if config.lead else ""
+    return {**asdict(config), "prefixes": names, "lead": lead, "system": attacks.system_name(config.system)}
 
 
 def _inputs(config: AttackConfig) -> dict[str, Any]:
@@ -173,7 +193,7 @@ def _task(name: str, config: AttackConfig) -> Task:
     if name == "none":
         return tasks.none(config.data, **shared)
     if name == "prefill":
-        return tasks.prefill(config.data, k=list(config.k), **shared)
+        return tasks.prefill(config.data, k=list(config.k), lead=config.lead, **shared)
     if name == "decoding":
         own = {key: value for key, value in shared.items() if key not in results.KNOBS}
         return tasks.decoding(config.data, grid=list(config.grid), **own)

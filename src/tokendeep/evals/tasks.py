@@ -113,6 +113,7 @@ def prefill(
     k: int | str | list[int] | list[str] = list(DEFAULT_KS),  # noqa: B006  (Inspect wants JSON defaults; never changed)
     tokenizer: str | None = None,
     continues: bool = False,
+    lead: str = "",
     judge: str = "refusal",
     judged: str = "continuation",
     system: str = "default",
@@ -131,6 +132,7 @@ def prefill(
         k: how many tokens: a number, a list or comma-separated.
         tokenizer: whose tokens are counted, for providers that take the prefill as text; their model's by default.
         continues: this provider's server is known to continue a final assistant message.
+        lead: text before the k tokens, such as a refusal that has begun, or <think>.
         judge: see `none`, as for all arguments that follow.
     """
     settings = Settings(judge, judged, system, temperature, top_p, top_k, max_new_tokens, samples, seed, limit)
@@ -138,9 +140,9 @@ def prefill(
     settings.decoding()
     pairs = read_pairs(data, settings)
     model = current_model()
-    by_text = bool(ks[-1]) and prefill_route(model, continues) == "text"
-    counting = victim_tokenizer(model, tokenizer) if ks[-1] else None
-    prompts, skipped = attacks.prefill(pairs, ks, counting, as_text=by_text)
+    by_text = bool(ks[-1] or lead) and prefill_route(model, continues) == "text"
+    counting = victim_tokenizer(model, tokenizer) if ks[-1] or lead else None
+    prompts, skipped = attacks.prefill(pairs, ks, counting, as_text=by_text, lead=lead)
     return build("prefill", data, prompts, settings, skipped=skipped, group="k", continues=continues)
 
 

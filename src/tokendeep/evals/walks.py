@@ -1,0 +1,60 @@
+"""The prefixes of a rank-assisted attack: searched once with the victim, kept on disk as they are found.
+
+The one attack whose prompts depend on the victim's own logits, so it needs the weights before its task can be built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from tokendeep import models, parts, runs
+from tokendeep.config import AttackConfig
+from tokendeep.types import InputError, Prompt, Subject
+
+
+def check(config: AttackConfig) -> None:
+    """Raises InputError for a setting out of range or an unaligned model that cannot be there."""
+    for name in ("rank_top", "rank_length", "rank_budget", "rank_base_top"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} = {getattr(config, name)} is a budget of nothing: give at least 1")
+    if config.rank_base:
+        models.check_spec(config.rank_base, config)
+
+
+def attacked(
+    prompts: Sequence[Prompt], subject: Subject, config: AttackConfig, state: runs.Run
+) -> tuple[list[Prompt], dict[str, Any]]:
+    """The prompts with their prefixes, and what finding them has cost.
+
+    Raises:
+        InputError: the unaligned model has another vocabulary.
+    """
+    from tokendeep import chat
+    from tokendeep.attack import rank_prefill as ranks
+
+    scorer: ranks.Scorer = ranks.NotRefusing(subject.tokenizer)
+    if config.rank_base:
+        base = models.load(config.rank_base)
+        models.check_same_vocabulary(subject, base)
+        scorer = ranks.Likely(base, config.rank_base_top)
+    settings = ranks.Settings(config.rank_top, config.rank_length, config.rank_budget)
+    kept = parts.Parts(parts.folder(state) / "rank-prefill.jsonl")
+    walks = []
+    for number, prompt in enumerate(tqdm(prompts, desc="rank-prefill", unit="prompt")):
+        if number not in kept.done:
+            try:
+                found = ranks.walk(subject, chat.prompt_ids(subject.tokenizer, list(prompt.messages)), scorer, settings)
+            except InputError as error:
+                raise InputError(f"row {prompt.id}: {error}") from error
+            kept.add({number: [found.passes, found.backtracks, found.found, *found.ids]})
+        passes, backtracks, whole, *ids = map(int, kept.done[number])
+        walks.append(ranks.Walk(tuple(ids), passes, backtracks, bool(whole)))
+    cost = {
+        "passes": sum(w.passes for w in walks), "backtracks": sum(w.backtracks for w in walks),
+        "tokens": sum(len(w.ids) for w in walks), "whole": sum(w.found for w in walks), "prompts": len(walks),
+        "scorer": "base" if config.rank_base else "judge",
+    }  # fmt: skip
+    return [ranks.attacked(p, w, subject.tokenizer) for p, w in zip(prompts, walks, strict=True)], cost
