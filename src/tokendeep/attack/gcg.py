@@ -24,6 +24,7 @@ from tokendeep import chat, head, scoring
 from tokendeep.types import InputError, Message, Subject
 
 STARTS = (" x", " !", "!", "x")  # the suffix begins as so many of the first that is one token
+ENOUGH = 16  # candidates in a forward pass; fewer of one place are joined by those of the next
 ROUNDS = 8  # times that new candidates are drawn when too few survive retokenisation
 
 
@@ -234,18 +235,18 @@ class Search:
                 use_cache=True,
             ).past_key_values
         found = torch.zeros(len(swaps), dtype=torch.float64)
-        for place in sorted({place for place, _ in swaps}):
-            group = [i for i, swap in enumerate(swaps) if swap[0] == place]
-            while group:
-                part, group = group[: self.batch], group[self.batch :]
-                tokens = torch.tensor([[swaps[i][1], *suffix[place + 1 :], *row.rest] for i in part], device=device)
-                try:
-                    values = self._score(subject, known, row, place, suffix, tokens)
-                except torch.OutOfMemoryError:
-                    group = part + group
-                    self._halve()
-                    continue
-                found[part] = values
+        order = sorted(range(len(swaps)), key=lambda i: swaps[i][0])  # neighbours share most of what is known
+        while order:
+            place = swaps[order[0]][0]
+            same = sum(swaps[i][0] == place for i in order)
+            part = order[: min(self.batch, max(same, ENOUGH))]
+            tokens = [[*_swapped(suffix, swaps[i])[place:], *row.rest] for i in part]
+            try:
+                found[part] = self._score(subject, known, row, place, suffix, torch.tensor(tokens, device=device))
+            except torch.OutOfMemoryError:
+                self._halve()
+                continue
+            order = order[len(part) :]
         return found
 
     def _score(
