@@ -28,6 +28,7 @@ NEEDED = {
     "deepen": ["--model", "m", "--data", "d", "--utility", "u", "--out", "o"],
     "finetune": ["--model", "m", "--data", "d", "--out", "o"],
     "poison": ["--model", "m", "--data", "d", "--test", "t", "--out", "o"],
+    "gcg": ["--model", "m", "--data", "d", "--out", "o"],
     "report": ["one"],
 }
 SETTINGS = [(verb, field) for verb, (settings, _, _) in cli.VERBS.items() for field in fields(settings)]
@@ -88,6 +89,7 @@ def test_the_verbs_and_flags_of_the_contract():
         "deepen": {"model", "data", "utility", "out"},
         "finetune": {"model", "data", "objective", "out"},
         "poison": {"model", "kind", "data", "test", "objectives", "seeds", "out"},
+        "gcg": {"model", "data", "target", "steps", "restarts", "out"},
         "report": {"out", "show_text"},
     }
     assert promised.keys() == cli.VERBS.keys()
@@ -241,7 +243,7 @@ def test_the_recipes_are_settings():
         ([], ["No verb", "demo, measure"]),
         (["mesure", "--model", "m"], ["no verb 'mesure'", "did you mean measure"]),
         (["mesure", "--help"], ["did you mean measure"]),
-        (["zzz"], ["no verb 'zzz'", "the known ones are demo, measure, attack, deepen, finetune, poison, report"]),
+        (["zzz"], ["no verb 'zzz'", "the known ones are demo, measure, attack, gcg, deepen, finetune, poison, report"]),
         (["--model", "m", "measure"], ["--model stands where the verb should", "tokendeep VERB --model"]),
         (["measure", "--modle", "m"], ["measure has no setting --modle", "did you mean --model"]),
         (["measure", "--max-new-tokens", "3"], ["no setting --max-new-tokens"]),
@@ -382,6 +384,7 @@ VERBS_WITH_DATA = {
     "finetune": ["finetune", "--model", "MODEL", "--data", "DATA", "--out", "OUT"],
     "finetune probe": ["finetune", "--model", "MODEL", "--data", "GOOD", "--probe", "DATA", "--out", "OUT"],
     "poison": ["poison", "--model", "MODEL", "--data", "DATA", "--test", "GOOD", "--out", "OUT"],
+    "gcg": ["gcg", "--model", "MODEL", "--data", "DATA", "--out", "OUT"],
     "poison test": ["poison", "--model", "MODEL", "--data", "GOOD", "--test", "DATA", "--out", "OUT"],
     "deepen utility": ["deepen", "--model", "MODEL", "--data", "GOOD", "--utility", "DATA", "--out", "OUT"],
 }
@@ -466,7 +469,7 @@ BAD_MODELS = {  # what is done to the model's folder, what the message must hold
 
 
 @pytest.mark.parametrize("case", BAD_MODELS)
-@pytest.mark.parametrize("command", ["measure", "attack", "deepen"])
+@pytest.mark.parametrize("command", ["measure", "attack", "deepen", "gcg"])
 def test_bad_models(command, case, fill, tiny_folder, tmp_path, capfd):
     spoil, parts = BAD_MODELS[case]
     spoil(tiny_folder)
@@ -496,6 +499,15 @@ def test_bad_models(command, case, fill, tiny_folder, tmp_path, capfd):
         (["attack", "--samples", "0"], ["samples"]),
         (["attack", "--max-new-tokens", "0"], ["max_new_tokens"]),
         (["attack", "--attack", "refusal-prefix", "--prefixes", ""], ["prefix"]),
+        (["attack", "--attack", "decoding", "--grid", "hot"], ["no decoding setting 'hot'", "greedy"]),
+        (["attack", "--attack", "decoding", "--grid", "top_p=3"], ["top_p=3", "at most 1"]),
+        (["attack", "--attack", "suffix"], ["suffix needs --suffixes"]),
+        (["attack", "--attack", "suffix", "--suffixes", "nowhere.jsonl"], ["nowhere.jsonl", "cannot be read"]),
+        (["attack", "--attack", "rank-prefill", "--rank-budget", "0"], ["rank_budget = 0", "at least 1"]),
+        (["attack", "--attack", "rank-prefill", "--rank-base", "nowhere/at/all"], ["nowhere/at/all"]),
+        (["gcg", "--steps", "0"], ["steps is 0", "at least 1"]),
+        (["gcg", "--target", "harm"], ["target is 'harm'", "opening, refusal"]),
+        (["gcg", "--target-tokens", "400"], ["the target has", "400 are asked for"]),
         (["measure", "--dtype", "int3"], ["dtype int3", "bfloat16"]),
         (["measure", "--chat-template", "alpacca"], ["alpacca", "alpaca"]),
         (["measure", "--openings", "HERE"], ["openings file", "cannot be read"]),
