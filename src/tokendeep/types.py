@@ -130,3 +130,4 @@ class Sample:
     prefix: str
     completion: str
     category: str | None = None
+    tokens: int = 0  # that the model wrote

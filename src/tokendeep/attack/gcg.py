@@ -73,8 +73,8 @@ class Settings:
 class State:
     """Where a search stands after `step` steps: a JSON-able record of it goes on as if nothing had happened.
 
-    `losses` has the loss of the suffix after every step, over the behaviours active then; `loss` is that of `best`, the
-    best suffix over all behaviours active last.
+    `losses` has the loss of the suffix after every step, over the behaviours active then. `best` is the best suffix for
+    all behaviours active last, `loss` its loss, and `success` whether it succeeds; one that does comes before all others.
     """
 
     suffix: tuple[int, ...]
@@ -157,9 +157,10 @@ class Search:
         losses = self.losses(state.suffix, swaps, active)
         suffix, loss = self._best(state.suffix, swaps, losses, active)
         hit = self.succeeds(suffix, active)
-        better = loss < state.loss or hit > state.success
+        better = (hit, -loss) > (state.success, -state.loss)
         now = replace(
-            state, suffix=suffix, step=state.step + 1, candidates=state.candidates + len(swaps), success=hit,
+            state, suffix=suffix, step=state.step + 1, candidates=state.candidates + len(swaps),
+            success=hit or state.success,
             best=suffix if better else state.best, loss=loss if better else state.loss, losses=(*state.losses, loss),
         )  # fmt: skip
         if hit and state.active < len(self.behaviours):  # the next behaviour joins, and is what counts now

@@ -197,6 +197,7 @@ def _sample(log: EvalLog, sample: EvalSample, name: str | None) -> Sample:
         prefix=meta["prefix_text"],
         completion=sample.output.completion,
         category=meta.get("category"),
+        tokens=sample.output.usage.output_tokens if sample.output.usage else 0,
     )
 
 
@@ -239,6 +240,7 @@ def _row(group: Sequence[Sample], siblings: Sequence[Sequence[Sample]], skipped:
         "partial_rate": partial / n if n else None,
         "outcomes": dict(outcomes),
         "truncated": sum(sample.truncated for sample in group),
+        "tokens": sum(sample.tokens for sample in group),
         "samples": seeds,
         "any_of_n": None,
         "prompts": len({sample.prompt_id for sample in group}),
@@ -295,6 +297,7 @@ def _any_row(groups: Sequence[Sequence[Sample]], knob: str) -> dict[str, Any]:
         "partial_rate": None,
         "outcomes": dict(Counter(s.outcome for given in answers.values() for s in given)),
         "truncated": sum(s.truncated for given in answers.values() for s in given),
+        "tokens": sum(s.tokens for given in answers.values() for s in given),
         "samples": len({s.seed for given in answers.values() for s in given}),
         "any_of_n": None,
         "prompts": len(answers),
