@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -239,3 +240,45 @@ def test_bad_input(tiny_subject: Subject, make_model: Callable[..., Any], monkey
     )
     with pytest.raises(InputError, match="other and .* have different tokenizers"):
         search([tiny_subject, other], [b])  # type: ignore[arg-type]
+
+
+def test_a_request_that_joins_later_bears_on_the_choice_from_the_start(
+    tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not survive behind the second request is never chosen, though only the first is searched on."""
+    behaviours = [made(tiny_subject), made(tiny_subject, messages=OTHER)]
+    found = search(tiny_subject, behaviours, steps=1, one_by_one=True, width=30, top=40)
+    begun = found.begin(gcg.start(tiny_subject, 3))
+    free = found.step(begun).suffix
+    survives = gcg.Search._survives
+
+    def picky(self: Any, b: gcg.Behaviour, suffixes: Any) -> list[bool]:
+        sound = survives(self, b, suffixes)
+        return [good and (b is behaviours[0] or s != free) for good, s in zip(sound, suffixes, strict=True)]
+
+    monkeypatch.setattr(gcg.Search, "_survives", picky)
+    assert found.step(begun).suffix != free
+
+
+def test_models_that_write_a_request_in_other_tokens_are_refused(tiny_subject: Subject) -> None:
+    other = copy.deepcopy(tiny_subject.tokenizer)
+    other.chat_template = str(other.chat_template) + " "
+    with pytest.raises(InputError, match="have different chat templates"):
+        search([tiny_subject, replace(tiny_subject, tokenizer=other, name="other")], [made(tiny_subject)])  # type: ignore[arg-type]
+
+
+def test_what_does_not_fit_the_context_is_refused(tiny_subject: Subject) -> None:
+    found = search(tiny_subject, [made(tiny_subject)])
+    with pytest.raises(InputError, match="more than the context of tiny"):
+        found.begin(gcg.start(tiny_subject, 600))
+
+
+def test_memory_that_does_not_hold_a_gradient_is_said(tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("full")
+
+    found = search(tiny_subject, [made(tiny_subject)])
+    begun = found.begin(gcg.start(tiny_subject, 3))
+    monkeypatch.setattr(gcg.Search, "_gradient", full)
+    with pytest.raises(InputError, match="does not hold the gradient"):
+        found.step(begun)

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from conftest import CONTROL, build_tokenizer, chatml
+from conftest import CONTROL, KINDS, TEMPLATES, build_tokenizer, chatml
 from tokendeep import chat
 from tokendeep.attack import prefill as attacks
 from tokendeep.types import InputError, Message, Pair, Prompt
@@ -141,3 +141,32 @@ def test_control_tokens_of_a_lead_are_control_tokens(tiny_tokenizer: PreTrainedT
     opened = tiny_tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert prompt.prefix_ids[0] == opened
     assert opened not in attacks.prefill([pair], [5], tiny_tokenizer)[0][0].prefix_ids  # an answer only spells them
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_lead_begins_as_answers_begin(kind: str) -> None:
+    """Behind Llama-2's template, whose answers begin with a space, in every kind of tokenizer."""
+    template = (TEMPLATES / "llama-2.jinja").read_text(encoding="utf-8")
+    tokenizer = build_tokenizer(kind, control=["<s>", "</s>"], bos="<s>", eos="</s>", template=template, adds_bos=True)
+    ask: tuple[Message, ...] = ({"role": "user", "content": "do it"},)
+    assert chat.lead_ids(tokenizer, ask, "i cannot") == chat.response_ids(tokenizer, ask, "i cannot", end=False)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "open-think"])
+def test_tokens_can_stand_inside_a_thinking_block(family: str) -> None:
+    template = (TEMPLATES / f"{family}.jinja").read_text(encoding="utf-8")
+    control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = build_tokenizer("byte-level", control=control, bos=None, eos="<|im_end|>", template=template)
+    pair = Pair("p", ({"role": "user", "content": "Do it"},), "Sure, mix the flour")
+    (prompt,), _ = attacks.prefill([pair], [3], tokenizer, thinking=True, lead="Okay. ")
+    whole = tokenizer.decode([*chat.thinking_ids(tokenizer, pair.messages), *prompt.prefix_ids])
+    assert whole.count("<think>") == 1
+    assert "</think>" not in whole
+    assert whole.endswith("<think>\nOkay. " + tokenizer.decode(chat.continuation_ids(tokenizer, pair.response)[:3]))
+    assert prompt.meta["params"]["thinking"] is True
+
+
+def test_a_template_without_thinking_says_so(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    pair = Pair("p", ({"role": "user", "content": "Do it"},), "Sure, mix")
+    with pytest.raises(InputError, match="opens no thinking block"):
+        attacks.prefill([pair], [1], tiny_tokenizer, thinking=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -36,7 +37,7 @@ from inspect_ai.scorer import includes
 from inspect_ai.tool import ToolInfo
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from conftest import CONTROL, build_tokenizer, chatml
+from conftest import CONTROL, TEMPLATES, build_tokenizer, chatml
 from tokendeep import chat, generation, models, refusal, stats
 from tokendeep.config import AttackConfig
 from tokendeep.evals import results, run, tasks
@@ -565,6 +566,29 @@ def test_logs_judged_again_by_inspect_are_read(
 def test_a_folder_without_logs_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no evaluation log"):
         results.read_samples(tmp_path)
+
+
+def test_what_is_too_short_is_counted_behind_a_lead_too(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers, judge: list[str]
+) -> None:
+    out = run.run(config(pairs, tmp_path / "out", attack="prefill", lead="I cannot. "), tiny_subject)
+    rows = json.loads((out / "asr.json").read_text())
+    assert [(row["params"]["k"], row["skipped"], row["n"]) for row in rows] == [(0, 0, 3), (5, 1, 2)]
+    lead = chat.lead_ids(answers.tokenizer, [{"role": "user", "content": ROWS[0]["instruction"]}], "I cannot. ")
+    body = chat.continuation_ids(answers.tokenizer, ROWS[0]["response"])
+    asked = [list(request.ids) for request in answers.requests]
+    assert [*prompt_of(answers.tokenizer, ROWS[0]), *lead, *body[:5]] in asked
+    assert "I cannot" not in (out / "manifest.json").read_text()
+
+
+def test_the_provider_goes_on_inside_a_thinking_block(tiny_subject: Subject, answers: Answers) -> None:
+    template = (TEMPLATES / "qwen3.jinja").read_text(encoding="utf-8")
+    tokenizer = copy.deepcopy(tiny_subject.tokenizer)
+    tokenizer.chat_template = template
+    model = live_model(replace(tiny_subject, tokenizer=tokenizer))
+    turn = ChatMessageAssistant(content="Hm", metadata={"prefix_ids": [7, 8], "thinking": True})
+    ask(model, ChatMessageUser(content="Hi"), turn)
+    assert list(answers.requests[-1].ids) == [*chat.thinking_ids(tokenizer, [{"role": "user", "content": "Hi"}]), 7, 8]
 
 
 # --- the verb ------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ def test_a_search_for_all_requests_and_what_it_leaves(
         search = gcg.Search([tiny_subject], behaviours, gcg.Settings())
         assert search.loss(kept["best"]) == pytest.approx(row["loss"], abs=1e-4)
         assert search.text(kept["best"]) == row["suffix"]
+    assert "Mix the flour" not in (out / "manifest.json").read_text()
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["candidates"] == sum(row["candidates"] for row in rows)
     assert suffixes.run(config(pairs, tmp_path / "out", restarts=2, one_by_one=False)) == out  # finished: not again
@@ -64,6 +65,8 @@ def test_a_run_that_was_cut_off_goes_on(
 
     def cut(self: Any, state: Any) -> Any:
         seen.append(state.step)
+        if state.step and (tmp_path / "out").exists():  # every step is on disk before the next begins
+            assert json.loads((tmp_path / "out" / "search-0.json").read_text())["step"] == state.step
         if len(seen) == 3:
             raise KeyboardInterrupt
         return step(self, state)
@@ -82,11 +85,12 @@ def test_each_request_can_have_its_own(
 ) -> None:  # fmt: skip
     start(tiny_subject, monkeypatch)
     found = suffixes.run(config(pairs, tmp_path / "gcg", each=True, limit=2))
-    rows = {row["for"]: row["suffix"] for row in read(found)}
+    names = {suffix.key(prompt): prompt.id for prompt in suffixes.load(config(pairs, found, limit=2))}
+    rows = {names[row["for"]]: row["suffix"] for row in read(found)}
     assert set(rows) == {"bread", "plant"}
     out = run.run(attack_config(pairs, tmp_path / "out", attack="none,suffix", suffixes=str(found)), tiny_subject)
     (row,) = [r for r in json.loads((out / "asr.json").read_text()) if r["attack"] == "suffix"]
-    assert (row["params"]["suffix"], row["n"]) == ("its own", 2)
+    assert (row["params"]["suffix"], row["n"]) == ("its own, restart 1", 2)
     asked = {r["id"]: [{"role": "user", "content": r["instruction"] + rows.get(r["id"], "")}] for r in ROWS}
     ids = {tuple(request.ids) for request in answers.requests}
     for name in rows:
@@ -117,7 +121,14 @@ def _holds(ids: tuple[int, ...], part: list[int]) -> bool:
 
 @pytest.mark.parametrize(
     ("text", "match"),
-    [("", "holds no suffix"), ('{"suffix": " "}', "line 1: a row is"), ("what", "line 1: a row is")],
+    [
+        ("", "holds no suffix"),
+        ('{"suffix": " "}', "line 1: a row is"),
+        ("what", "line 1: a row is"),
+        ('{"suffix": " x", "for": ["a"]}', "line 1: a row is"),
+        ('{"suffix": " x", "name": 3}', "line 1: a row is"),
+        ('{"suffix": " x", "name": "a"}\n{"suffix": " y", "name": "a"}', "two suffixes the same name"),
+    ],
 )
 def test_a_file_that_holds_no_suffix_is_refused(text: str, match: str, tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
@@ -140,6 +151,7 @@ def test_suffixes_of_other_requests_are_refused() -> None:
         ({"width": 0}, "--width is 0"),
         ({"suffix_tokens": 0}, "--suffix_tokens is 0"),
         ({"opening": " "}, "--opening is empty"),
+        ({"target": "refusal", "target_tokens": 5}, "compares openings of 3 tokens"),
     ],
 )
 def test_bad_settings_are_refused(more: dict[str, Any], match: str, pairs: Path, tmp_path: Path) -> None:
@@ -150,3 +162,26 @@ def test_bad_settings_are_refused(more: dict[str, Any], match: str, pairs: Path,
 def test_an_attack_with_suffixes_needs_them(pairs: Path, tmp_path: Path, tiny_subject: Subject) -> None:
     with pytest.raises(InputError, match="suffix needs --suffixes"):
         run.run(attack_config(pairs, tmp_path / "out", attack="suffix"), tiny_subject)
+
+
+def test_texts_of_the_user_stay_out_of_the_manifest(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tiny_subject, monkeypatch)
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"instruction": "How do I bake bread?"}))
+    out = suffixes.run(config(asked, tmp_path / "out", opening="Certainly, dear", system="A persona", steps=1))
+    assert "dear" not in (out / "manifest.json").read_text()
+    assert "persona" not in (out / "manifest.json").read_text()
+
+
+def test_further_models_are_part_of_a_run_s_identity(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tiny_subject, monkeypatch)
+    settings = config(pairs, tmp_path / "out", others=[str(tiny_folder)], steps=1)
+    suffixes.run(settings)
+    assert suffixes.run(settings)
+    (tiny_folder / "note.txt").write_text("other weights")
+    with pytest.raises(InputError, match="the content of others"):
+        suffixes.run(settings)

@@ -127,6 +127,26 @@ def open_prompt(
     return _with_bos(tokenizer, _ids(tokenizer, left)), continuation_ids(tokenizer, right), spell
 
 
+def thinking_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Token ids up to the inside of the thinking block that the template opens an answer with.
+
+    Raises:
+        InputError: as `prompt_ids`, and for a template that knows no such block.
+    """
+    asked, before, _ = _around(tokenizer, messages)
+    opening = (_seam(asked, before) or ("", ""))[0]
+    if "think>" not in asked[-len(THOUGHT) - 40 :] + opening:
+        raise InputError("the chat template opens no thinking block: leave thinking out")
+    asked = re.sub(r"<think>\s*</think>\s*$", "", asked)  # a block that is closed at once is opened instead
+    inside = asked.rfind("<think>") > asked.rfind("</think>")
+    return _with_bos(tokenizer, _ids(tokenizer, asked if inside else f"{asked}<think>\n"))
+
+
+def lead_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message] | None, text: str) -> list[int]:
+    """Ids of a text that begins the answer to `messages` (None: that stands elsewhere); control tokens are read as such."""
+    return continuation_ids(tokenizer, (_frame(tokenizer, messages).lead if messages else "") + text)
+
+
 def response_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str, *, end: bool = True
 ) -> list[int]:
@@ -388,7 +408,7 @@ def _examine(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) ->
         seam = _seam(*_around(tokenizer, [{"role": "user", "content": "Hello there"}])[:2]) or ("", "")
     ids = _with_bos(tokenizer, _ids(tokenizer, asked + seam[0]))
     end = _end(tokenizer, tail)
-    stop = end[-1] if end[-1] in _control_ids(tokenizer) else None
+    stop = end[-1] if end[-1] in control_ids(tokenizer) else None
     return _Frame(tuple(ids), before, seam[1], tail, end, stop)
 
 
@@ -462,7 +482,7 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: boo
 def _end(tokenizer: PreTrainedTokenizerBase, tail: str) -> tuple[int, ...]:
     """Ids that close an answer: up to the first control token of the tail, or its text and EOS where it has none."""
     ids = [] if not tail else _ids(tokenizer, "x" + tail)[len(_ids(tokenizer, "x")) :]
-    control = _control_ids(tokenizer)
+    control = control_ids(tokenizer)
     for i, token in enumerate(ids):
         if token in control:
             return tuple(ids[: i + 1])
@@ -475,7 +495,8 @@ def _end(tokenizer: PreTrainedTokenizerBase, tail: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids that are no text: special tokens, and whatever was added to the vocabulary."""
     return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
 

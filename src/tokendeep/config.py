@@ -87,7 +87,8 @@ class AttackConfig(ModelOptions):
         attack: comma-separated names: none, prefill, refusal-prefix, decoding, suffix, rank-prefill.
         judge: refusal (offline rule) or refusal-keywords (the paper's rule).
         k: answer tokens given in advance by prefill.
-        lead: text before the k tokens of prefill, such as a refusal that has begun, or <think>.
+        lead: text before the k tokens of prefill, such as a refusal that has begun.
+        thinking: put them inside the thinking block that the chat template opens answers with.
         prefixes: refusal prefixes, replacing the five of the paper's Table 1.
         grid: settings of decoding: greedy, temperature=T, top_p=P, top_k=K, or paper for its 50; the request as the
             original asked it, without a chat template, is --chat-template plain.
@@ -121,6 +122,7 @@ class AttackConfig(ModelOptions):
     judge: str = "refusal"
     k: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 40])
     lead: str = ""
+    thinking: bool = False
     prefixes: list[str] | None = None
     grid: list[str] = field(default_factory=lambda: ["paper"])
     suffixes: str | None = None

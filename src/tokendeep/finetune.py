@@ -248,7 +248,7 @@ def _watcher(
     from .dynamics import NotRefused, TokenDynamicsCallback
 
     rate = NotRefused(
-        asked, subject.tokenizer, system=config.system, max_new_tokens=config.max_new_tokens
+        asked, subject.tokenizer, system=config.system, max_new_tokens=config.max_new_tokens, batch_size=config.micro_batch
     ) if asked else None  # fmt: skip
     return TokenDynamicsCallback(
         probe, subject.tokenizer, out, steps=config.dynamics, fall=config.monitor or None, on_fall=config.on_fall,

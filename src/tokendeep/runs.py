@@ -45,7 +45,7 @@ RESERVED = frozenset(
     ["tokendeep", "verb", "status", "config", "inputs", "models", "seed", "versions", "started", "resumed", "finished",
      "files"]
 )  # fmt: skip
-MODELS = ("model", "base")  # settings whose local folders are part of a run's identity
+MODELS = ("model", "base", "rank_base", "others")  # settings whose local folders are part of a run's identity
 TEXTS = ("chat_template", "openings")  # settings whose local files are
 PACKAGES = ("tokendeep", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "inspect-ai", "gguf",
             "safetensors", "tokenizers", "numpy", "scipy")  # fmt: skip
@@ -465,7 +465,12 @@ def hash_input(name: str, value: str | Path) -> str:
 
 
 def _known_identity(spec: Any) -> str | None:
-    """The hash of the packaged model or of a local one; None for a hub id, which only its name identifies."""
+    """The hash of the packaged model or of a local one; None for a hub id, which only its name identifies.
+
+    Of several, the hashes of all, with the names of those that have none.
+    """
+    if isinstance(spec, list):
+        return " ".join(_known_identity(one) or str(one) for one in spec) or None
     if spec == packaged.SMOLLM2:
         return packaged.SHA256
     return model_identity(spec) if spec and _exists(_user_path(spec)) else None

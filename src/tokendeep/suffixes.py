@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import chat, data, models, runs
 from .attack import suffix
+from .attack.prefill import fingerprint, system_name
 from .config import GcgConfig
 from .types import InputError, Prompt, Subject
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 TARGETS = ("opening", "refusal")
 TOKENS = 3  # of a refusal's opening, as `measure` counts them
-KEPT = 20  # steps of a search after which it is on disk
 
 
 def run(config: GcgConfig, subject: Subject | None = None) -> Path:
@@ -37,7 +37,7 @@ def run(config: GcgConfig, subject: Subject | None = None) -> Path:
     prompts = load(config)
     for spec in [config.model, *config.others]:
         models.check_spec(spec, config)
-    state = runs.open_run(config.out, "gcg", asdict(config), {"data": config.data}, overwrite=config.overwrite)
+    state = runs.open_run(config.out, "gcg", _recorded(config), {"data": config.data}, overwrite=config.overwrite)
     out = state.out
     if state.finished:
         print(f"gcg: {out} already holds this finished run")
@@ -48,18 +48,22 @@ def run(config: GcgConfig, subject: Subject | None = None) -> Path:
     groups = [[prompt] for prompt in prompts] if config.each else [prompts]
     found = []
     for number, group in enumerate(groups):
-        only = group[0].id if config.each else None
+        only = suffix.key(group[0]) if config.each else None
         for restart in range(config.restarts):
             name = "-".join(["search", *([str(number + 1)] if only else []), str(config.seed + restart)])
             one = _search(subjects, group, config, config.seed + restart, out / f"{name}.json")
             found.append({**one, "for": only, "name": f"restart {restart + 1}"})
             print(f"  {name}: {_said(one)}", flush=True)
-    if config.each:
-        found.sort(key=lambda one: (not one["success"], one["loss"]))  # of each request its best comes first
     runs.write_jsonl(out / suffix.FILE, found, private=True)
     state.finish(attack=None, candidates=sum(one["candidates"] for one in found), label=config.label)
     print(f"gcg: {sum(one['success'] for one in found)} of {len(found)} searches succeeded\n  {out / suffix.FILE}")
     return out
+
+
+def _recorded(config: GcgConfig) -> dict[str, Any]:
+    """The settings as the manifest keeps them: texts of the user by their hash."""
+    opening = config.opening if config.opening == GcgConfig().opening else fingerprint(config.opening)
+    return {**asdict(config), "opening": opening, "system": system_name(config.system)}
 
 
 def check(config: GcgConfig) -> None:
@@ -79,6 +83,8 @@ def check(config: GcgConfig) -> None:
     for name, bound in least.items():
         if getattr(config, name) < bound:
             raise InputError(f"--{name} is {getattr(config, name)}, but must be at least {bound}.")
+    if config.target == "refusal" and config.target_tokens:
+        raise InputError(f"--target refusal compares openings of {TOKENS} tokens; leave --target_tokens out.")
     if not config.opening.strip():
         raise InputError("--opening is empty; say how an answer should begin.")
 
@@ -134,8 +140,7 @@ def _search(
             for now in search.steps(now):  # noqa: B020 (the search is begun once, from where it stands)
                 bar.update()
                 bar.set_postfix(loss=f"{now.losses[-1]:.2f}", requests=now.active, refresh=False)
-                if now.step % KEPT == 0:
-                    _keep(path, now, before + time.monotonic() - started)
+                _keep(path, now, before + time.monotonic() - started)
         finally:
             _keep(path, now, before + time.monotonic() - started)
     return {

@@ -7,6 +7,7 @@ own generation settings. Knows nothing of generation or judges.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,8 +35,16 @@ class Setting:
         return replace(shared, temperature=own["temperature"], top_p=own["top_p"], top_k=int(own["top_k"]))
 
 
+def seed_of(setting: str, seed: int) -> int:
+    """The seed of one setting's draws: no two settings share them, so each is a trial of its own."""
+    return int.from_bytes(hashlib.sha256(f"{setting}|{seed}".encode()).digest()[:4], "big")
+
+
 def paper_grid() -> list[Setting]:
-    """Greedy and the 49 sampled settings: temperature and top-p .05 to 1 in steps of .05, and nine top-k."""
+    """Greedy and the 49 sampled settings: temperature and top-p .05 to 1 in steps of .05, and nine top-k.
+
+    Temperature 1 and top-p 1 are the same distribution, drawn from twice, and top-k 1 is greedy again, as in the original.
+    """
     values = {"temperature": TWENTIETHS, "top_p": TWENTIETHS, "top_k": TOP_KS}
     return [_setting(GREEDY_NAME), *(_setting(f"{knob}={value:g}") for knob in KNOBS for value in values[knob])]
 

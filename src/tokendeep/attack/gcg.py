@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from tokendeep import chat, head, scoring
+from tokendeep.models import context_length
 from tokendeep.types import InputError, Message, Subject
 
 STARTS = (" x", " !", "!", "x")  # the suffix begins as so many of the first that is one token
@@ -118,6 +119,11 @@ class Search:
                     f"{other.name} and {subjects[0].name} have different tokenizers, so no suffix is the same to both; "
                     "search on one of them and try the suffix on the other"
                 )
+            if _asks(other) != _asks(subjects[0]):
+                raise InputError(
+                    f"{other.name} and {subjects[0].name} have different chat templates, so the same request is other tokens "
+                    "to each; give one --chat-template for both, or search on one of them"
+                )
         self.subjects, self.behaviours, self.settings, self.say = list(subjects), list(behaviours), settings, say
         self.tokenizer = tokenizer
         self.batch = settings.batch
@@ -139,6 +145,13 @@ class Search:
                 f"the suffix does not survive retokenisation behind {wrong[0]}: as text it reads back as other tokens; "
                 "begin with another suffix"
             )
+        for subject in self.subjects:
+            longest = max(len(_Row(b, suffix).tree.tokens) for b in self.behaviours)
+            if longest > (room := context_length(head.causal_lm(subject.model))):
+                raise InputError(
+                    f"request, suffix and target take {longest} tokens, more than the context of {subject.name} ({room}): "
+                    "shorten one of them"
+                )
         return State(tuple(suffix), active=1 if self.settings.one_by_one else len(self.behaviours))
 
     def steps(self, state: State) -> Iterator[State]:
@@ -148,14 +161,28 @@ class Search:
             yield state
 
     def step(self, state: State) -> State:
-        """One step: gradient, candidates, the best of them."""
+        """One step: gradient, candidates, the best of them.
+
+        Raises:
+            InputError: no candidate survives retokenisation, values that are not finite, or a device whose memory holds
+                not even one row.
+        """
+        try:
+            return self._step(state)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                "the memory of the device does not hold the gradient of one request: shorten requests or targets, or load "
+                "the model in half precision"
+            ) from error
+
+    def _step(self, state: State) -> State:
         active = self.behaviours[: state.active]
         gradient = self.gradient(state.suffix, active)
         key = hashlib.sha256(f"{self.settings.seed}|{state.step}".encode()).digest()  # a generator reads 32 bits of it
         draw = torch.Generator().manual_seed(int.from_bytes(key[:4], "big"))
         swaps = self.draw(gradient, state.suffix, active[0], draw)
         losses = self.losses(state.suffix, swaps, active)
-        suffix, loss = self._best(state.suffix, swaps, losses, active)
+        suffix, loss = self._best(state.suffix, swaps, losses)
         hit = self.succeeds(suffix, active)
         better = (hit, -loss) > (state.success, -state.loss)
         now = replace(
@@ -340,12 +367,12 @@ class Search:
         return kept[: self.settings.width]
 
     def _best(
-        self, suffix: tuple[int, ...], swaps: Sequence[tuple[int, int]], losses: Tensor, behaviours: Sequence[Behaviour]
+        self, suffix: tuple[int, ...], swaps: Sequence[tuple[int, int]], losses: Tensor
     ) -> tuple[tuple[int, ...], float]:
-        """The candidate of least loss that survives retokenisation behind every behaviour."""
+        """The candidate of least loss that survives retokenisation behind every request, those that join later too."""
         for i in losses.argsort().tolist():
             candidate = _swapped(suffix, swaps[i])
-            if all(self._survives(b, [candidate])[0] for b in behaviours[1:]):
+            if all(self._survives(b, [candidate])[0] for b in self.behaviours[1:]):
                 return candidate, float(losses[i])
         raise InputError("no candidate survives retokenisation behind every request: begin with another suffix")
 
@@ -420,6 +447,11 @@ def _combine(b: Behaviour, sums: Tensor) -> Tensor:
     return torch.logsumexp(sums[1:], -1) - sums[0]
 
 
+def _asks(subject: Subject) -> tuple[str, str]:
+    """What tells how a request becomes tokens, beside the vocabulary."""
+    return chat.template_hash(subject.tokenizer), chat.check(subject.tokenizer).bos
+
+
 def _swapped(suffix: tuple[int, ...], swap: tuple[int, int]) -> tuple[int, ...]:
     place, token = swap
     return (*suffix[:place], token, *suffix[place + 1 :])
@@ -434,7 +466,7 @@ def _allowed(subject: Subject, ascii_only: bool) -> Tensor:
     for i, text in enumerate(texts[:size]):
         sound = bool(text) and text.isprintable() and "\ufffd" not in text
         allowed[i] = sound and (text.isascii() or not ascii_only)
-    allowed[[i for i in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} if i < size]] = False
+    allowed[[i for i in chat.control_ids(tokenizer) if i < size]] = False
     return allowed
 
 

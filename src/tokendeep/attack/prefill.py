@@ -39,6 +39,7 @@ def prefill(
     *,
     as_text: bool = False,
     lead: str = "",
+    thinking: bool = False,
 ) -> tuple[list[Prompt], dict[int, int]]:
     """Prefill the first k tokens of each pair's answer, for every k.
 
@@ -51,8 +52,9 @@ def prefill(
         tokenizer: the victim's; it may be None where every k is 0.
         as_text: the model takes the prefix as text: an answer whose first k tokens do not spell its beginning (a
             character cut in two) is skipped like one that is too short.
-        lead: text that stands before the k tokens, such as a refusal that has begun, or what opens a thinking block;
-            control tokens in it are read as such. Results name it by its hash.
+        lead: text that stands before the k tokens, such as a refusal that has begun; control tokens in it are read as
+            such. Results name it by its hash.
+        thinking: lead and tokens stand inside the thinking block that the template opens an answer with.
 
     Returns:
         The prompts, all k of one pair next to each other, and for each k how many answers were too short for it.
@@ -68,10 +70,12 @@ def prefill(
     longest = 0
     for pair in pairs:
         answer: list[int] = []
+        if tokenizer is not None and thinking:
+            chat.thinking_ids(tokenizer, pair.messages)  # or say that there is no such block
         if tokenizer is not None and wanted[-1]:
             answer = (
                 chat.continuation_ids(tokenizer, pair.response, literal=True)
-                if lead
+                if lead or thinking
                 else chat.response_ids(tokenizer, list(pair.messages), pair.response, end=False)
             )
         longest = max(longest, len(answer))
@@ -82,9 +86,15 @@ def prefill(
             if k > len(answer) or (as_text and not pair.response.lstrip().startswith(text)):
                 skipped[k] += 1
                 continue
-            ids, params = answer[:k], {"k": k, **({"lead": fingerprint(lead)} if lead else {})}
+            ids = answer[:k]
+            params = {
+                "k": k,
+                **({"lead": fingerprint(lead)} if lead else {}),
+                **({"thinking": True} if thinking else {}),
+            }
             if lead and tokenizer is not None:
-                ids = [*chat.continuation_ids(tokenizer, lead), *ids]
+                begins = not thinking  # an answer, whose first space is the template's
+                ids = [*chat.lead_ids(tokenizer, pair.messages if begins else None, lead), *ids]
             prompts.append(_attacked(pair.id, pair.messages, pair.meta, "prefill", params, ids, lead + text))
     for k, count in skipped.items():
         if count == len(pairs):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokendeep import head, refusal, scoring
+from tokendeep import chat, head, refusal, scoring
 from tokendeep.types import InputError, Prompt, Subject
 
 Scorer = Callable[[Sequence[int], Sequence[int], Sequence[int]], Sequence[bool]]
@@ -77,7 +77,7 @@ def walk(subject: Subject, prompt: Sequence[int], scorer: Scorer, settings: Sett
         InputError: a budget of nothing.
     """
     check(settings)
-    reader, ends = Reader(subject), set(subject.tokenizer.all_special_ids)  # an end is no part of a text
+    reader, ends = Reader(subject), chat.control_ids(subject.tokenizer)  # no part of a text
     answer: list[int] = []
     waiting: list[list[int]] = []  # at each place the ranked candidates that are left
     passes = backtracks = 0
@@ -86,7 +86,7 @@ def walk(subject: Subject, prompt: Sequence[int], scorer: Scorer, settings: Sett
         if len(waiting) == len(answer):  # a new place
             if passes >= settings.budget:
                 break
-            ranked = reader([*prompt, *answer]).topk(settings.top).indices.tolist()
+            ranked = _likeliest(reader([*prompt, *answer]), settings.top)
             passes += 1
             allowed = [t for t in ranked if t not in ends and answer[1 - SAME :] != [t] * (SAME - 1)]
             good = scorer(prompt, answer, allowed) if allowed else []
@@ -136,7 +136,7 @@ class Likely:
         self.reader, self.rank = Reader(subject), rank
 
     def __call__(self, prompt: Sequence[int], answer: Sequence[int], candidates: Sequence[int]) -> list[bool]:
-        likely = set(self.reader([*prompt, *answer]).topk(self.rank).indices.tolist())
+        likely = set(_likeliest(self.reader([*prompt, *answer]), self.rank))
         return [token in likely for token in candidates]
 
 
@@ -151,3 +151,8 @@ class NotRefusing:
         return [
             refusal.judge(text, truncated=True).outcome not in ("refused", "partial-then-refused") for text in texts
         ]
+
+
+def _likeliest(logits: Tensor, count: int) -> list[int]:
+    """The tokens of the `count` highest logits (V,), best first; all where there are fewer."""
+    return logits.topk(min(count, len(logits))).indices.tolist()

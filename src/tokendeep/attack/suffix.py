@@ -6,10 +6,9 @@ Knows the file of suffixes and how a request gets one. Knows nothing of how they
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tokendeep.attack.prefill import fingerprint
 from tokendeep.types import InputError, Prompt
@@ -19,7 +18,7 @@ FILE = "suffixes.jsonl"
 
 @dataclass(frozen=True)
 class Suffix:
-    """A text, its name in results (its own words stay out of them), and the one request it is for (None: any)."""
+    """A text, its name in results (its own words stay out of them), and the `key` of the request it is for (None: any)."""
 
     name: str
     text: str
@@ -51,11 +50,15 @@ def load(source: str | Path) -> list[Suffix]:
             row = json.loads(line)
         except ValueError:
             row = None
-        if not isinstance(row, dict) or not isinstance(row.get("suffix"), str) or not row["suffix"].strip():
-            raise InputError(f'{path}, line {number}: a row is {{"suffix": "a text"}}')
-        only = row.get("for")
-        if only is None or only not in {s.only for s in found}:
-            found.append(Suffix(row.get("name") or f"suffix {len(found) + 1}", row["suffix"], only))
+        fields = [row.get(name) for name in ("suffix", "name", "for")] if isinstance(row, dict) else []
+        if (
+            not all(value is None or isinstance(value, str) for value in fields)
+            or not str((fields and fields[0]) or "").strip()
+        ):
+            raise InputError(
+                f'{path}, line {number}: a row is {{"suffix": "a text"}}, with a text as name where it has one'
+            )
+        found.append(Suffix(row.get("name") or f"suffix {len(found) + 1}", row["suffix"], row.get("for")))
     if not found:
         raise InputError(f"{path} holds no suffix; give at least one")
     if len({(s.name, s.only) for s in found}) < len(found):
@@ -69,14 +72,15 @@ def suffix(prompts: Sequence[Prompt], suffixes: Sequence[Suffix]) -> list[Prompt
     Raises:
         InputError: all suffixes are for other requests.
     """
-    made = [_with(prompt, one) for prompt in prompts for one in suffixes if one.only in (None, _row(prompt))]
+    made = [_with(prompt, one) for prompt in prompts for one in suffixes if one.only in (None, key(prompt))]
     if not made:
         raise InputError("every suffix was found for another request: give the data they were found on")
     return made
 
 
-def _row(prompt: Prompt) -> str:
-    return str(prompt.meta.get("prompt_id", prompt.id))
+def key(prompt: Prompt) -> str:
+    """A request by the hash of its words, by which a suffix of its own finds it in any file."""
+    return fingerprint(next(m["content"] for m in reversed(prompt.messages) if m["role"] == "user"))
 
 
 def _with(prompt: Prompt, one: Suffix) -> Prompt:
@@ -84,11 +88,15 @@ def _with(prompt: Prompt, one: Suffix) -> Prompt:
     messages = tuple(
         {**m, "content": m["content"] + one.text} if i == last else m for i, m in enumerate(prompt.messages)
     )
-    name = one.name if one.only is None else "its own"
-    params: Mapping[str, Any] = {"suffix": name if one.only else f"{one.name} ({fingerprint(one.text)})"}
+    name = f"its own, {one.name}" if one.only else f"{one.name} ({fingerprint(one.text)})"
     return replace(
         prompt,
         id=f"{prompt.id}:suffix:{name}",
         messages=messages,  # type: ignore[arg-type]
-        meta={**prompt.meta, "prompt_id": _row(prompt), "attack": "suffix", "params": params},
+        meta={
+            **prompt.meta,
+            "prompt_id": prompt.meta.get("prompt_id", prompt.id),
+            "attack": "suffix",
+            "params": {"suffix": name},
+        },
     )

@@ -189,7 +189,8 @@ class TokendeepAPI(ModelAPI):
         """Token ids of the prompt (generation prompt included) and of the answer prefix."""
         last = input[-1] if input and isinstance(input[-1], ChatMessageAssistant) else None
         messages = [Message(role=message.role, content=message.text) for message in (input[:-1] if last else input)]
-        prompt = chat.prompt_ids(self.tokenizer, messages)
+        inside = last is not None and (last.metadata or {}).get("thinking")
+        prompt = (chat.thinking_ids if inside else chat.prompt_ids)(self.tokenizer, messages)
         if last is None:
             return prompt, []
         exact = (last.metadata or {}).get("prefix_ids")

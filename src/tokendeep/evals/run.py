@@ -47,11 +47,13 @@ def run(config: AttackConfig, subject: Subject | None = None, *, show: bool = Tr
         show: print the table of rates.
 
     Raises:
-        InputError: anything wrong with the settings, the data or the model, before the weights are loaded.
+        InputError: anything wrong with the settings, the data or the model, before the weights are loaded where it shows.
         KeyboardInterrupt: Ctrl-C; the same call goes on where it stopped.
     """
     names = check(config)
     model = _model(config, subject)
+    if WALKED in names and not isinstance(model.api, TokendeepAPI):
+        raise InputError(f"{WALKED} reads the model's own logits: it is for models that tokendeep loads itself")
     with use(Session(model)) as session:
         todo = [_task(name, config) for name in names if name != WALKED]
         state = runs.open_run(config.out, "attack", _recorded(config), _inputs(config), overwrite=config.overwrite)
@@ -79,8 +81,7 @@ def run(config: AttackConfig, subject: Subject | None = None, *, show: bool = Tr
 def _walked(config: AttackConfig, model: Model, state: runs.Run) -> tuple[Task, dict[str, Any]]:
     """The task of the attack that needs the victim's weights to find its prefixes, and what finding them has cost."""
     api = model.api
-    if not isinstance(api, TokendeepAPI):
-        raise InputError(f"{WALKED} reads the model's own logits: it is for models that tokendeep loads itself")
+    assert isinstance(api, TokendeepAPI)
     api.subject = api.subject or models.load(config.model, options=config)
     settings = _settings(config)
     prompts, cost = walks.attacked(tasks.read_prompts(config.data, settings), api.subject, config, state)
@@ -193,7 +194,7 @@ def _task(name: str, config: AttackConfig) -> Task:
     if name == "none":
         return tasks.none(config.data, **shared)
     if name == "prefill":
-        return tasks.prefill(config.data, k=list(config.k), lead=config.lead, **shared)
+        return tasks.prefill(config.data, k=list(config.k), lead=config.lead, thinking=config.thinking, **shared)
     if name == "decoding":
         own = {key: value for key, value in shared.items() if key not in results.KNOBS}
         return tasks.decoding(config.data, grid=list(config.grid), **own)

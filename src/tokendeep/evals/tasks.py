@@ -114,6 +114,7 @@ def prefill(
     tokenizer: str | None = None,
     continues: bool = False,
     lead: str = "",
+    thinking: bool = False,
     judge: str = "refusal",
     judged: str = "continuation",
     system: str = "default",
@@ -132,7 +133,8 @@ def prefill(
         k: how many tokens: a number, a list or comma-separated.
         tokenizer: whose tokens are counted, for providers that take the prefill as text; their model's by default.
         continues: this provider's server is known to continue a final assistant message.
-        lead: text before the k tokens, such as a refusal that has begun, or <think>.
+        lead: text before the k tokens, such as a refusal that has begun.
+        thinking: put them inside the thinking block that the chat template opens answers with.
         judge: see `none`, as for all arguments that follow.
     """
     settings = Settings(judge, judged, system, temperature, top_p, top_k, max_new_tokens, samples, seed, limit)
@@ -140,9 +142,12 @@ def prefill(
     settings.decoding()
     pairs = read_pairs(data, settings)
     model = current_model()
-    by_text = bool(ks[-1] or lead) and prefill_route(model, continues) == "text"
-    counting = victim_tokenizer(model, tokenizer) if ks[-1] or lead else None
-    prompts, skipped = attacks.prefill(pairs, ks, counting, as_text=by_text, lead=lead)
+    given = bool(ks[-1] or lead or thinking)
+    by_text = given and prefill_route(model, continues) == "text"
+    if thinking and by_text:
+        raise InputError("thinking needs the exact tokens of the prompt: it is for models that tokendeep loads itself")
+    counting = victim_tokenizer(model, tokenizer) if given else None
+    prompts, skipped = attacks.prefill(pairs, ks, counting, as_text=by_text, lead=lead, thinking=thinking)
     return build("prefill", data, prompts, settings, skipped=skipped, group="k", continues=continues)
 
 
@@ -300,13 +305,18 @@ def prefixed(seed: int = 0, continues: bool = False) -> Solver:
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         model = get_model()
         ids, text = state.metadata["prefix_ids"], state.metadata["prefix_text"]
-        if text or ids:
+        thinking = bool(state.metadata.get("thinking"))
+        if text or ids or thinking:
             prefill_route(model, continues)
-            state.messages.append(ChatMessageAssistant(content=text, metadata={"prefix_ids": ids}))
+            how = {"prefix_ids": ids, "thinking": thinking}
+            state.messages.append(ChatMessageAssistant(content=text, metadata=how))
         first = seed if model.config.seed is None else model.config.seed
         own = state.metadata.get("decoding") or {}  # a sample's own setting comes before the task's
         try:
-            return await generate(state, seed=first + state.epoch - 1, **own)
+            drawn = first + state.epoch - 1
+            return await generate(
+                state, seed=sampling.seed_of(state.metadata["setting"], drawn) if own else drawn, **own
+            )
         except Exception as error:
             row = state.metadata["prompt_id"]
             if isinstance(error, InputError):  # a prompt too long or bad logits, say: name the row
@@ -384,5 +394,7 @@ def _sample(prompt: Prompt) -> InspectSample:
 
 
 def _own_decoding(decoding: Decoding) -> dict[str, Any]:
-    """What a sample changes of its task's sampling settings."""
-    return {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
+    """What a sample changes of its task's sampling settings, in which top_p and top_k are off."""
+    off = Decoding()
+    own = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
+    return {name: value for name, value in own.items() if name == "temperature" or value != getattr(off, name)}

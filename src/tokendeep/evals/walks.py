@@ -6,6 +6,7 @@ The one attack whose prompts depend on the victim's own logits, so it needs the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
@@ -21,7 +22,7 @@ def check(config: AttackConfig) -> None:
         if getattr(config, name) < 1:
             raise InputError(f"{name} = {getattr(config, name)} is a budget of nothing: give at least 1")
     if config.rank_base:
-        models.check_spec(config.rank_base, config)
+        models.check_spec(config.rank_base, config, needs_template=False)
 
 
 def attacked(
@@ -37,7 +38,7 @@ def attacked(
 
     scorer: ranks.Scorer = ranks.NotRefusing(subject.tokenizer)
     if config.rank_base:
-        base = models.load(config.rank_base)
+        base = models.load(config.rank_base, options=replace(config, chat_template=None), needs_template=False)
         models.check_same_vocabulary(subject, base)
         scorer = ranks.Likely(base, config.rank_base_top)
     settings = ranks.Settings(config.rank_top, config.rank_length, config.rank_budget)
