@@ -38,9 +38,10 @@ def ours(args: argparse.Namespace) -> list[dict[str, Any]]:
         state = search.begin(gcg.start(subject, TOKENS))
         first = search.loss(state.suffix)
         started = time.perf_counter()
-        state = list(search.steps(state))[-1]
+        states = list(search.steps(state))
         seconds = time.perf_counter() - started
-        runs.append({"first": first, "seconds": seconds, "candidates": state.candidates, "losses": list(state.losses)})
+        done = [state.candidates for state in states]
+        runs.append({"first": first, "seconds": seconds, "candidates": done, "losses": list(states[-1].losses)})
     return runs
 
 
@@ -58,17 +59,18 @@ def nano(args: argparse.Namespace) -> list[dict[str, Any]]:
     special = {name: names[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token") if names.get(name)}
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **special)
     tokenizer.chat_template = (folder / "chat_template.jinja").read_text()
-    keep, counted = gcg.filter_ids, [0]
+    keep = gcg.filter_ids
+    done: list[int] = []
 
     def counting(*given: Any) -> Any:
         kept = keep(*given)
-        counted[0] += len(kept)
+        done.append((done[-1] if done else 0) + len(kept))
         return kept
 
     gcg.filter_ids = counting
     runs = []
     for seed in args.seeds:
-        counted[0] = 0
+        done = []
         settings = nanogcg.GCGConfig(
             num_steps=args.steps, optim_str_init=" x" * TOKENS, search_width=args.width, topk=TOP, batch_size=args.batch,
             seed=seed, verbosity="ERROR", early_stop=False,
@@ -85,23 +87,27 @@ def nano(args: argparse.Namespace) -> list[dict[str, Any]]:
         started = time.perf_counter()
         found = nanogcg.run(model, tokenizer, messages, TARGET, settings)
         seconds = time.perf_counter() - started
-        runs.append({"first": first, "seconds": seconds, "candidates": counted[0], "losses": found.losses})
+        runs.append({"first": first, "seconds": seconds, "candidates": done, "losses": found.losses})
     return runs
 
 
 def compare(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
     """Both sides in a few lines."""
 
+    budget = min(r["candidates"][-1] for r in ours + theirs)
+
     def speed(runs: list[dict[str, Any]]) -> float:
-        return sum(r["candidates"] for r in runs) / sum(r["seconds"] for r in runs)
+        return sum(r["candidates"][-1] for r in runs) / sum(r["seconds"] for r in runs)
 
     def lowest(runs: list[dict[str, Any]]) -> str:
-        found = [min(r["losses"]) for r in runs]
+        found = [min(x for x, n in zip(r["losses"], r["candidates"], strict=True) if n <= budget) for r in runs]
         each = " ".join(f"{loss:.3f}" for loss in found)
-        return f"lowest loss {statistics.mean(found):.3f} ({each}), from {runs[0]['first']:.4f}"
+        return (
+            f"lowest loss within {budget} candidates {statistics.mean(found):.3f} ({each}), from {runs[0]['first']:.4f}"
+        )
 
     lines = [
-        f"{name:<10}{speed(runs):7.2f} candidates/s, {sum(r['candidates'] for r in runs)} in "
+        f"{name:<10}{speed(runs):7.2f} candidates/s, {sum(r['candidates'][-1] for r in runs)} in "
         f"{sum(r['seconds'] for r in runs):.0f} s; {lowest(runs)}"
         for name, runs in (("nanoGCG", theirs), ("tokendeep", ours))
     ]
@@ -125,7 +131,9 @@ def main() -> None:
     runs = {"ours": ours, "nano": nano}[args.side](args)
     args.files[0].parent.mkdir(parents=True, exist_ok=True)
     args.files[0].write_text(json.dumps(runs))
-    print(f"{args.side}: {sum(r['candidates'] for r in runs)} candidates in {sum(r['seconds'] for r in runs):.1f} s")
+    print(
+        f"{args.side}: {sum(r['candidates'][-1] for r in runs)} candidates in {sum(r['seconds'] for r in runs):.1f} s"
+    )
 
 
 if __name__ == "__main__":
