@@ -88,7 +88,9 @@ def by_position(curves: Sequence[Curve], ylabel: str) -> str:
         for curve in curves:
             _band(axes, curve, marks=max(1, len(curve.x) // 16))
         axes.set(xlabel="response position (token)", ylabel=ylabel)
-        axes.set_xlim(0.5, max(len(curve.x) for curve in curves) + 0.5)
+        longest = max(len(curve.x) for curve in curves)
+        axes.set_xlim(0.5, longest + 0.5)
+        axes.set_xticks([1, *range(5, longest + 1, max(5, longest // 50 * 10))])
         axes.set_ylim(bottom=0)
 
     return _svg(draw)

@@ -20,7 +20,7 @@ def decoding_section(runs: Sequence[Run]) -> list[Section]:
         return []
     section = Section("decoding", "Decoding parameters")
     section.text.append(
-        "The same requests, sampled with many settings. The rate of one setting and the share of requests that *any* of "
+        "The same requests, sampled with many settings. The rate of one setting and the share of requests that any of "
         "several settings broke are different numbers: the second is the attack's, and grows with the settings tried. "
         "Best single setting: the highest of many rates on the same requests, so it flatters the attacker."
     )

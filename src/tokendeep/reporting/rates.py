@@ -148,8 +148,10 @@ def _other_tables(harmful: Sequence[Series], what: str) -> list[Table]:
     if not conditions:
         return []
     rows = [[condition_name(c), *(rate_of(one.rows.get(c)) for one in harmful)] for c in conditions]
-    title = f"{what.capitalize()} with a refusal prefix" if seen else f"{what.capitalize()} of the plain request"
-    note = _interval_words(harmful) + (" " + PREFIX_WORDS if seen else "")
+    refusing = any(attack == "refusal-prefix" for attack, _ in seen)
+    how = "with a refusal prefix" if refusing else "of other attacks" if seen else "of the plain request"
+    title = f"{what.capitalize()} {how}"
+    note = _interval_words(harmful) + (" " + PREFIX_WORDS if refusing else "")
     return [Table(title, ["attack", *(one.name for one in harmful)], rows, note)]
 
 
