@@ -134,7 +134,7 @@ def test_the_share_not_refused_is_that_of_plain_greedy_answers(
 ) -> None:
     prompts = [Prompt(f"q{i}", ({"role": "user", "content": f"Do {i}"},)) for i in range(5)]
     model = make_model().eval()
-    outcomes = iter(["complied", "refused", "degenerate", "complied", "empty"])
+    outcomes = iter(["complied", "refused", "partial-then-refused", "complied", "empty"])
     seen = []
 
     def judge(text: str, *, truncated: bool) -> refusal.Verdict:
@@ -143,7 +143,7 @@ def test_the_share_not_refused_is_that_of_plain_greedy_answers(
 
     monkeypatch.setattr(refusal, "judge", judge)
     found = NotRefused(prompts, tiny_tokenizer, max_new_tokens=6, batch_size=2)(model)
-    assert found == {"asr": pytest.approx(2 / 3), "asr_judged": 3, "asr_asked": 5}
+    assert found == {"asr": pytest.approx(2 / 4), "asr_judged": 4, "asr_asked": 5}
     for prompt, (text, truncated) in zip(prompts, seen, strict=True):
         ids = torch.tensor([chat.prompt_ids(tiny_tokenizer, prompt.messages)])
         new = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
