@@ -503,7 +503,7 @@ def test_bad_models(command, case, fill, tiny_folder, tmp_path, capfd):
         (["attack", "--attack", "decoding", "--grid", "top_p=3"], ["top_p=3", "at most 1"]),
         (["attack", "--attack", "suffix"], ["suffix needs --suffixes"]),
         (["attack", "--attack", "suffix", "--suffixes", "nowhere.jsonl"], ["nowhere.jsonl", "cannot be read"]),
-        (["attack", "--attack", "rank-prefill", "--rank-budget", "0"], ["rank_budget = 0", "at least 1"]),
+        (["attack", "--attack", "rank-prefill", "--rank-budget", "0"], ["rank_budget is 0", "at least 1"]),
         (["attack", "--attack", "rank-prefill", "--rank-base", "nowhere/at/all"], ["nowhere/at/all"]),
         (["gcg", "--steps", "0"], ["steps is 0", "at least 1"]),
         (["gcg", "--target", "harm"], ["target is 'harm'", "opening, refusal"]),

@@ -5,7 +5,24 @@ Light on purpose: importing it loads nothing heavy, so that `tokendeep --help` a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from .types import InputError
+
+
+def check_least(config: object, least: Mapping[str, float]) -> None:
+    """Raises InputError for the first setting that is below its least value, or NaN."""
+    for name, bound in least.items():
+        if not getattr(config, name) >= bound:
+            raise InputError(f"--{name} is {getattr(config, name)}, but must be at least {bound}.")
+
+
+def check_known(config: object, known: Mapping[str, Sequence[str]]) -> None:
+    """Raises InputError for the first setting that is none of those it can be."""
+    for name, values in known.items():
+        if getattr(config, name) not in values:
+            raise InputError(f"--{name} is {getattr(config, name)!r}, but must be one of {', '.join(values)}.")
 
 
 @dataclass

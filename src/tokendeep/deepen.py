@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import chat, data, locate, refusal, runs
-from .config import DeepenConfig
+from .config import DeepenConfig, check_known, check_least
 from .rows import show
 from .types import IGNORE, Chat, Decoding, Encoded, InputError, Prompt, Subject, Triple
 
@@ -94,32 +94,17 @@ def run(config: DeepenConfig) -> Path:
 
 
 def _check(config: DeepenConfig) -> None:
-    if config.normalise not in NORMALISE:
-        raise InputError(f"--normalise is {config.normalise!r}, but must be one of {', '.join(NORMALISE)}.")
-    if config.schedule not in SCHEDULES:
-        raise InputError(f"--schedule is {config.schedule!r}, but must be one of {', '.join(SCHEDULES)}.")
+    check_known(config, {"normalise": NORMALISE, "schedule": tuple(SCHEDULES)})
     if not config.lr > 0:
         raise InputError(f"--lr is {config.lr}, but must be above 0.")
     for name in ("alpha", "p_zero", "cut_utility"):
         if not 0 <= getattr(config, name) <= 1:
             raise InputError(f"--{name} is {getattr(config, name)}, but must lie between 0 and 1.")
-    least = {
-        "max_context": 1,
-        "safety_rows": 1,
-        "utility_rows": 0,
-        "micro_batch": 1,
-        "answer_tokens": 1,
-        "max_length": 8,
-        "max_steps": 0,
-        "warmup_steps": 0,
-        "save_steps": 0,
-        "train_layers": 0,
-        "lora": 0,
-        "seed": 0,
-    }
-    for name, bound in least.items():
-        if getattr(config, name) < bound:
-            raise InputError(f"--{name} is {getattr(config, name)}, but must be at least {bound}.")
+    check_least(config, {
+        "max_context": 1, "safety_rows": 1, "utility_rows": 0, "micro_batch": 1, "answer_tokens": 1,
+        "max_length": 8, "max_steps": 0, "warmup_steps": 0, "save_steps": 0, "train_layers": 0,
+        "lora": 0, "seed": 0,
+    })  # fmt: skip
     if config.epochs < 1 and config.max_steps < 1:
         raise InputError("Neither --epochs nor --max_steps asks for any training; set one to at least 1.")
     if config.lora and config.train_layers:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import chat, data, locate, margin, runs
-from .config import FinetuneConfig
+from .config import FinetuneConfig, check_known, check_least
 from .rows import TRAIN_ON, show
 from .types import IGNORE, Chat, Encoded, InputError, Pair, Prompt, Subject
 
@@ -110,29 +110,19 @@ def check(config: FinetuneConfig) -> None:
     """Raise InputError for a setting out of its range, before anything is read or loaded."""
     from . import objective
 
-    for name, known in (
-        ("objective", OBJECTIVES),
-        ("schedule", tuple(SCHEDULES)),
-        ("optimizer", tuple(OPTIMIZERS)),
-        ("train_on", TRAIN_ON),
-        ("reference", ("precomputed", "on-the-fly")),
-        ("on_fall", ("warn", "stop")),
-        ("supervise", ("all", "head", "tail")),
-    ):
-        if getattr(config, name) not in known:
-            raise InputError(f"--{name} is {getattr(config, name)!r}, but must be one of {', '.join(known)}.")
+    check_known(config, {
+        "objective": OBJECTIVES, "schedule": tuple(SCHEDULES), "optimizer": tuple(OPTIMIZERS), "train_on": TRAIN_ON,
+        "reference": ("precomputed", "on-the-fly"), "on_fall": ("warn", "stop"), "supervise": ("all", "head", "tail"),
+    })  # fmt: skip
     if not config.lr > 0:
         raise InputError(f"--lr is {config.lr}, but must be above 0.")
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= getattr(config, name) < 1:
             raise InputError(f"--{name} is {getattr(config, name)}, but must be at least 0 and below 1.")
-    least = {
+    check_least(config, {
         "min_weight": 0, "anchor": 0, "anchor_positions": 1, "max_steps": 0, "batch_size": 1, "micro_batch": 1,
         "warmup_steps": 0, "monitor": 0, "max_new_tokens": 1, "lora": 0, "max_length": 8, "save_steps": 0, "seed": 0,
-    }  # fmt: skip
-    for name, bound in least.items():
-        if not getattr(config, name) >= bound:
-            raise InputError(f"--{name} is {getattr(config, name)}, but must be at least {bound}.")
+    })  # fmt: skip
     if config.epochs < 1 and config.max_steps < 1:
         raise InputError("Neither --epochs nor --max_steps asks for any training; set one to at least 1.")
     if (config.dynamics or config.monitor) and not config.probe:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import chat, data, parts, runs, stats
-from .config import MeasureConfig
+from .config import MeasureConfig, check_least
 from .parts import Parts
 from .types import IGNORE, Encoded, InputError, Pair, Subject
 
@@ -86,10 +86,7 @@ def run(config: MeasureConfig, *, show: bool = True) -> Path:
 def _check(config: MeasureConfig) -> None:
     if not config.k or min(config.k) < 0:
         raise InputError(f"--k is {config.k}, but it needs at least one number of answer tokens, none below 0.")
-    bounds = (("positions", FIRST), ("opening_tokens", 1), ("batch_size", 1), ("bootstrap", 100), ("seed", 0))
-    for name, least in bounds:
-        if getattr(config, name) < least:
-            raise InputError(f"--{name} is {getattr(config, name)}, but must be at least {least}.")
+    check_least(config, {"positions": FIRST, "opening_tokens": 1, "batch_size": 1, "bootstrap": 100, "seed": 0})
 
 
 def _label(subject: Subject, compared: str | None) -> str | None:

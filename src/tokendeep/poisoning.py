@@ -19,7 +19,7 @@ import numpy as np
 
 from . import data, deepen, finetune, models, poison_rows, poison_table, runs
 from .attack import poison
-from .config import AttackConfig, FinetuneConfig, ModelOptions, PoisonConfig
+from .config import AttackConfig, FinetuneConfig, ModelOptions, PoisonConfig, check_known, check_least
 from .evals import run as attack
 from .types import InputError, Subject
 
@@ -108,8 +108,7 @@ def check(config: PoisonConfig) -> list[Cell]:
     Raises:
         InputError: a setting out of its range.
     """
-    if config.kind not in poison.KINDS:
-        raise InputError(f"--kind is {config.kind!r}, but must be one of {', '.join(poison.KINDS)}.")
+    check_known(config, {"kind": poison.KINDS})
     for name in ("objectives", "lr", "seeds"):
         if not getattr(config, name):
             raise InputError(f"--{name} is empty; give at least one.")
@@ -117,9 +116,7 @@ def check(config: PoisonConfig) -> list[Cell]:
             raise InputError(f"--{name} names something twice; a training counts once.")
     if config.utility_limit is not None and config.utility_limit < 1:
         raise InputError(f"--utility_limit is {config.utility_limit}, but must be at least 1.")
-    for name, least in (("count", 1), ("max_new_tokens", 1), ("attack_batch", 1), ("utility_tokens", 1), ("probe", 0)):
-        if getattr(config, name) < least:
-            raise InputError(f"--{name} is {getattr(config, name)}, but must be at least {least}.")
+    check_least(config, {"count": 1, "max_new_tokens": 1, "attack_batch": 1, "utility_tokens": 1, "probe": 0})
     cells = [Cell(o, lr, seed) for seed in config.seeds for lr in config.lr for o in config.objectives]
     for cell in cells:
         finetune.check(settings(config, cell, Path("checked"), "checked"))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import chat, data, models, runs
 from .attack import suffix
 from .attack.prefill import fingerprint, system_name
-from .config import GcgConfig
+from .config import GcgConfig, check_known, check_least
 from .types import InputError, Prompt, Subject
 
 if TYPE_CHECKING:
@@ -68,21 +68,10 @@ def _recorded(config: GcgConfig) -> dict[str, Any]:
 
 def check(config: GcgConfig) -> None:
     """Raise InputError for a setting out of range, before anything is read."""
-    if config.target not in TARGETS:
-        raise InputError(f"--target is {config.target!r}, but must be one of {', '.join(TARGETS)}.")
-    least = {
-        "steps": 1,
-        "width": 1,
-        "top": 1,
-        "batch_size": 1,
-        "suffix_tokens": 1,
-        "restarts": 1,
-        "target_tokens": 0,
-        "seed": 0,
-    }
-    for name, bound in least.items():
-        if getattr(config, name) < bound:
-            raise InputError(f"--{name} is {getattr(config, name)}, but must be at least {bound}.")
+    check_known(config, {"target": TARGETS})
+    check_least(config, {
+        "steps": 1, "width": 1, "top": 1, "batch_size": 1, "suffix_tokens": 1, "restarts": 1, "target_tokens": 0, "seed": 0,
+    })  # fmt: skip
     if config.target == "refusal" and config.target_tokens:
         raise InputError(f"--target refusal compares openings of {TOKENS} tokens; leave --target_tokens out.")
     if not config.opening.strip():

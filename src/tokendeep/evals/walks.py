@@ -12,15 +12,13 @@ from typing import Any
 from tqdm import tqdm
 
 from tokendeep import models, parts, runs
-from tokendeep.config import AttackConfig
+from tokendeep.config import AttackConfig, check_least
 from tokendeep.types import InputError, Prompt, Subject
 
 
 def check(config: AttackConfig) -> None:
     """Raises InputError for a setting out of range or an unaligned model that cannot be there."""
-    for name in ("rank_top", "rank_length", "rank_budget", "rank_base_top"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} = {getattr(config, name)} is a budget of nothing: give at least 1")
+    check_least(config, dict.fromkeys(("rank_top", "rank_length", "rank_budget", "rank_base_top"), 1))
     if config.rank_base:
         models.check_spec(config.rank_base, config, needs_template=False)
 
