@@ -38,6 +38,11 @@ SCHEDULED: dict[str, Any] = {  # objective=VALUE: the same
 }
 
 
+NOT_SHARED = {  # settings of `finetune` that mean something else here, or that every training has for itself
+    "data", "out", "lr", "objective", "label", "overwrite", "probe", "test", "max_new_tokens",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Cell:
     """One training of the table."""
@@ -169,8 +174,7 @@ def settings(config: PoisonConfig, cell: Cell, folder: Path, rows: str) -> Finet
     common = {
         f.name: getattr(config, f.name)
         for f in fields(FinetuneConfig)
-        if hasattr(config, f.name)
-        and f.name not in ("data", "out", "lr", "objective", "label", "overwrite", "probe", "test")
+        if hasattr(config, f.name) and f.name not in NOT_SHARED
     }
     return FinetuneConfig(
         **{
