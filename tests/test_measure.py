@@ -37,7 +37,7 @@ def harmful_rows(count: int = 6, answer: int = LONG) -> list[Encoded]:
 @pytest.mark.parametrize("depth", [1, 3, 5, 10, 20])
 @pytest.mark.parametrize("tree", [True, False])
 def test_planted_depth_is_found(depth: int, tree: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_tree_fits", lambda model, length: tree)
+    monkeypatch.setattr(scoring, "tree_fits", lambda model, length: tree)
     monkeypatch.setattr(models, "check_same_vocabulary", lambda p, q: None)  # these models have no tokenizer
     rows, subject = harmful_rows(3), planted(depth)
 

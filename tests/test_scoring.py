@@ -187,7 +187,7 @@ def test_branches_of_a_tree_equal_rows_of_their_own(tiny_subject: Subject, confi
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     subject = Subject(model, tiny_subject.tokenizer, "tree")
     ids = rows(1)[0].input_ids[:27]
-    assert scoring._tree_fits(model, 60) == fits
+    assert scoring.tree_fits(model, 60) == fits
     ours = scoring.branch_logps(subject, ids, BRANCHES)
     plain = torch.stack(
         [
