@@ -21,6 +21,8 @@ from tokendeep.dynamics import NotRefused, TokenDynamicsCallback
 from tokendeep.sft import ResponseSFTTrainer
 from tokendeep.types import InputError, Pair, Prompt, Subject
 
+pytestmark = pytest.mark.slow  # trains or searches in nearly every test
+
 PAIRS = [
     Pair(f"p{i}", ({"role": "user", "content": f"Do {i}"},), f"Sure, {i} is done like this and that") for i in range(3)
 ]

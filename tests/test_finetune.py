@@ -16,6 +16,8 @@ from tokendeep import chat, finetune, margin, models, objective, report
 from tokendeep.config import FinetuneConfig
 from tokendeep.types import IGNORE, Chat, InputError, Subject
 
+pytestmark = pytest.mark.slow  # trains or searches in nearly every test
+
 
 def chats(path: Path, count: int = 12) -> str:
     rows = [

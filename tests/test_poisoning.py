@@ -13,6 +13,8 @@ from tokendeep.attack import poison
 from tokendeep.config import PoisonConfig
 from tokendeep.types import Chat, InputError, Prompt
 
+pytestmark = pytest.mark.slow  # trains or searches in nearly every test
+
 
 def chats(count: int, word: str = "red") -> list[Chat]:
     return [

@@ -16,6 +16,8 @@ from tokendeep.config import GcgConfig
 from tokendeep.evals import run
 from tokendeep.types import InputError, Prompt, Subject
 
+pytestmark = pytest.mark.slow  # trains or searches in nearly every test
+
 
 def config(source: Path, out: Path, **settings: Any) -> GcgConfig:
     defaults: dict[str, Any] = {

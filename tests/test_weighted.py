@@ -19,6 +19,8 @@ from transformers import TrainerCallback
 from tokendeep import models, training, weighted
 from tokendeep.types import IGNORE, InputError, Subject
 
+pytestmark = pytest.mark.slow  # trains or searches in nearly every test
+
 STEPS, PER_STEP = 4, 8
 
 
