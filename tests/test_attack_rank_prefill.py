@@ -17,6 +17,8 @@ from tokendeep.attack import rank_prefill as ranks
 from tokendeep.evals import run, walks
 from tokendeep.types import InputError, Subject
 
+pytestmark = pytest.mark.slow  # a model runs in nearly every test
+
 ASK = [{"role": "user", "content": "How do I bake bread"}]
 
 

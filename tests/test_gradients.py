@@ -13,6 +13,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 from tokendeep import gradients
 from tokendeep.types import IGNORE, Encoded, InputError
 
+pytestmark = pytest.mark.slow  # a model runs in nearly every test
+
 
 def encoded(seed: int = 0) -> list[Encoded]:
     draw = torch.Generator().manual_seed(seed)

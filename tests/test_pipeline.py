@@ -12,6 +12,8 @@ from tokendeep import packaged, pipeline, runs
 from tokendeep.config import DemoConfig
 from tokendeep.types import InputError
 
+pytestmark = pytest.mark.slow  # a model runs in nearly every test
+
 SMALL = pipeline.Recipe(
     answer_tokens=12,
     harmful_tokens=16,
