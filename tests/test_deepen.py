@@ -23,6 +23,8 @@ from tokendeep.config import DeepenConfig
 from tokendeep.rows import show
 from tokendeep.types import IGNORE, Chat, Decoding, InputError, Prompt, Subject, Triple
 
+pytestmark = pytest.mark.slow  # trains in nearly every test
+
 HARMFUL = "Mix the flour with water, add salt and let the dough rest for an hour."
 REFUSAL = "I cannot help with that."
 

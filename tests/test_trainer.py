@@ -24,6 +24,8 @@ from tokendeep.sft import ConstrainedSFTConfig, ResponseSFTTrainer
 from tokendeep.trainer import ConstrainedSFTTrainer
 from tokendeep.types import IGNORE, InputError
 
+pytestmark = pytest.mark.slow  # trains in nearly every test
+
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
