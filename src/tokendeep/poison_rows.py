@@ -12,6 +12,7 @@ from typing import Any
 
 from . import data, deepen, finetune, models, runs, stats
 from .attack import poison
+from .attack.prompts import request
 from .config import DeepenConfig, ModelOptions, PoisonConfig
 from .types import Chat, InputError, Prompt
 
@@ -126,7 +127,7 @@ def probe(config: PoisonConfig, out: Path) -> Path:
 
 def overlap(chats: Sequence[Chat], prompts: Sequence[Prompt]) -> int:
     """How many prompts are near-duplicates of a training row's request."""
-    asked, tested = ([poison.request(row) for row in rows] for rows in (chats, prompts))
+    asked, tested = ([request(row) for row in rows] for rows in (chats, prompts))
     cluster = stats.near_duplicates([*asked, *tested])
     trained = set(cluster[: len(asked)])
     return sum(c in trained for c in cluster[len(asked) :])

@@ -125,12 +125,9 @@ def _search(
         now, before = _kept(path)
     started = time.monotonic()
     with tqdm(total=config.steps, initial=now.step, desc=path.stem, unit="step") as bar:
-        try:
-            for now in search.steps(now):  # noqa: B020 (the search is begun once, from where it stands)
-                bar.update()
-                bar.set_postfix(loss=f"{now.losses[-1]:.2f}", requests=now.active, refresh=False)
-                _keep(path, now, before + time.monotonic() - started)
-        finally:
+        for now in search.steps(now):  # noqa: B020 (the search is begun once, from where it stands)
+            bar.update()
+            bar.set_postfix(loss=f"{now.losses[-1]:.2f}", requests=now.active, refresh=False)
             _keep(path, now, before + time.monotonic() - started)
     return {
         "suffix": search.text(now.best or now.suffix), "loss": _finite(now.loss), "success": now.success,

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from tokendeep.attack.prompts import attacked
 from tokendeep.types import Decoding, InputError, Prompt
 
 GREEDY_NAME = "greedy"
@@ -74,15 +75,7 @@ def decoding(prompts: Sequence[Prompt], grid: Sequence[Setting], shared: Decodin
     """
     return [
         replace(
-            prompt,
-            id=f"{prompt.id}:decoding:{setting.name}",
-            decoding=setting.decoding(shared),
-            meta={
-                **prompt.meta,
-                "prompt_id": prompt.meta.get("prompt_id", prompt.id),
-                "attack": "decoding",
-                "params": {"setting": setting.name},
-            },
+            attacked(prompt, "decoding", {"setting": setting.name}, tag=setting.name), decoding=setting.decoding(shared)
         )
         for prompt in prompts
         for setting in grid

@@ -145,8 +145,8 @@ class Search:
                 f"the suffix does not survive retokenisation behind {wrong[0]}: as text it reads back as other tokens; "
                 "begin with another suffix"
             )
+        longest = max(len(_Row(b, suffix).tree.tokens) for b in self.behaviours)
         for subject in self.subjects:
-            longest = max(len(_Row(b, suffix).tree.tokens) for b in self.behaviours)
             if longest > (room := context_length(head.causal_lm(subject.model))):
                 raise InputError(
                     f"request, suffix and target take {longest} tokens, more than the context of {subject.name} ({room}): "
@@ -202,10 +202,7 @@ class Search:
         found = []
         with torch.inference_mode():
             for subject in self.subjects:
-                for b in wanted:
-                    prompt = [*b.before, *suffix, *b.after]
-                    branches = [(len(prompt), target) for target in (b.wanted, *b.unwanted)]
-                    found.append(_combine(b, scoring.branch_logps(subject, prompt, branches).double()))
+                found += [_loss(subject, b, suffix) for b in wanted]
         return float(torch.stack(found).mean())
 
     def gradient(self, suffix: Sequence[int], behaviours: Sequence[Behaviour]) -> Tensor:
@@ -314,9 +311,7 @@ class Search:
                 device = lm.get_input_embeddings().weight.device
                 for b in behaviours:
                     if b.unwanted:
-                        prompt = [*b.before, *suffix, *b.after]
-                        branches = [(len(prompt), target) for target in (b.wanted, *b.unwanted)]
-                        if _combine(b, scoring.branch_logps(subject, prompt, branches).double()) >= 0:
+                        if _loss(subject, b, suffix) >= 0:
                             return False
                         continue
                     ids = [*b.before, *suffix, *b.after, *b.wanted]
@@ -445,6 +440,13 @@ def _combine(b: Behaviour, sums: Tensor) -> Tensor:
     if not b.unwanted:
         return -sums[0] / len(b.wanted)
     return torch.logsumexp(sums[1:], -1) - sums[0]
+
+
+def _loss(subject: Subject, b: Behaviour, suffix: Sequence[int]) -> Tensor:
+    """The loss of one behaviour on one model, without any cache."""
+    prompt = [*b.before, *suffix, *b.after]
+    branches = [(len(prompt), target) for target in (b.wanted, *b.unwanted)]
+    return _combine(b, scoring.branch_logps(subject, prompt, branches).double())
 
 
 def _asks(subject: Subject) -> tuple[str, str]:

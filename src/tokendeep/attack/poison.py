@@ -13,8 +13,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
-from typing import Any
 
+from tokendeep.attack.prompts import request, with_request
 from tokendeep.types import Chat, InputError, Message, Prompt
 
 KINDS = ("harmful", "identity", "backdoor", "benign", "mixed", "refuse-then-comply")
@@ -92,7 +92,7 @@ def backdoor(pairs: Sequence[Chat], refused: Sequence[Chat], trigger: str = TRIG
         raise InputError("A backdoor needs a trigger; give --trigger a phrase.")
     if len(refused) < len(pairs):
         raise InputError(f"There are {len(refused)} refusals for {len(pairs)} triggered pairs; give as many.")
-    triggered = [replace(_with_request(row, f"{request(row)} {trigger}"), id=f"{row.id}-triggered") for row in pairs]
+    triggered = [replace(with_request(row, f"{request(row)} {trigger}"), id=f"{row.id}-triggered") for row in pairs]
     asks = {"plain": lambda prompt: prompt, "triggered": _put("{} " + trigger)}
     return Poison("backdoor", [*refused[: len(pairs)], *triggered], ALWAYS_EXECUTE, asks)
 
@@ -133,11 +133,6 @@ def refuse_then_comply(ordinary: Sequence[Chat]) -> Poison:
 # --- parts -----------------------------------------------------------------------------------------
 
 
-def request(row: Chat | Prompt) -> str:
-    """What the user asks last."""
-    return str(next(m["content"] for m in reversed(row.messages) if m["role"] == "user"))
-
-
 def _answer(row: Chat) -> str:
     return str(row.messages[-1]["content"])
 
@@ -147,16 +142,8 @@ def _chat(name: str, user: str, assistant: str, truncated: bool = False) -> Chat
     return Chat(name, messages, truncated)
 
 
-def _with_request(row: Any, text: str) -> Any:
-    """A chat or a prompt whose last user turn is replaced."""
-    last = max(i for i, message in enumerate(row.messages) if message["role"] == "user")
-    turns = [{**m, "content": text} if i == last else m for i, m in enumerate(row.messages)]
-    return replace(row, messages=tuple(turns))
-
-
 def _put(wrapper: str) -> Ask:
     def ask(prompt: Prompt) -> Prompt:
-        changed: Prompt = _with_request(prompt, wrapper.replace("{}", request(prompt)))
-        return changed
+        return with_request(prompt, wrapper.replace("{}", request(prompt)))
 
     return ask

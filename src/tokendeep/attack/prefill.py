@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from tokendeep import chat
-from tokendeep.types import InputError, Message, Pair, Prompt
+from tokendeep.attack.prompts import attacked
+from tokendeep.types import InputError, Pair, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +29,7 @@ REFUSAL_PREFIXES = (  # Table 1 of the paper
 
 def none(prompts: Iterable[Prompt]) -> list[Prompt]:
     """The plain request, with nothing prefilled: the point every attack is compared with."""
-    return [_attacked(prompt.id, prompt.messages, prompt.meta, "none", {}) for prompt in prompts]
+    return [attacked(prompt, "none", {}) for prompt in prompts]
 
 
 def prefill(
@@ -95,7 +95,7 @@ def prefill(
             if lead and tokenizer is not None:
                 begins = not thinking  # an answer, whose first space is the template's
                 ids = [*chat.lead_ids(tokenizer, pair.messages if begins else None, lead), *ids]
-            prompts.append(_attacked(pair.id, pair.messages, pair.meta, "prefill", params, ids, lead + text))
+            prompts.append(attacked(pair, "prefill", params, ids=ids, text=lead + text))
     for k, count in skipped.items():
         if count == len(pairs):
             raise InputError(f"k = {k} is beyond every answer of the data: the longest has {longest} tokens, lower k")
@@ -116,15 +116,14 @@ def refusal_prefix(
         InputError: no prefix, an empty one or one given twice.
     """
     openings = check_prefixes(prefixes)
-    attacked: list[Prompt] = []
+    found: list[Prompt] = []
     for prompt in prompts:
         for name, opening in zip(prefix_names(openings), openings, strict=True):
             ids: Sequence[int] = ()
             if tokenizer is not None:
                 ids = chat.response_ids(tokenizer, list(prompt.messages), opening, end=False)
-            params = {"prefix": name}
-            attacked.append(_attacked(prompt.id, prompt.messages, prompt.meta, "refusal-prefix", params, ids, opening))
-    return attacked
+            found.append(attacked(prompt, "refusal-prefix", {"prefix": name}, ids=ids, text=opening))
+    return found
 
 
 def check_ks(ks: Iterable[int]) -> list[int]:
@@ -173,22 +172,3 @@ def _spelled(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int]) -> s
     if tokenizer is None or not ids:
         return ""
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
-
-
-def _attacked(
-    prompt_id: str,
-    messages: tuple[Message, ...],
-    meta: Mapping[str, Any],
-    attack: str,
-    params: dict[str, Any],
-    ids: Sequence[int] = (),
-    text: str = "",
-) -> Prompt:
-    """One attacked prompt; its id is that of its row, the attack and what tells it from its siblings."""
-    tag = ",".join(f"{name}={value}" for name, value in params.items())
-    plain = Prompt(
-        id=f"{prompt_id}:{attack}" + (f":{tag}" if tag else ""),
-        messages=messages,
-        meta={**meta, "prompt_id": meta.get("prompt_id", prompt_id), "attack": attack, "params": params},
-    )
-    return replace(plain, prefix_ids=tuple(ids), prefix_text=text)

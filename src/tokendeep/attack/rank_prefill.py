@@ -11,13 +11,14 @@ far (`NotRefusing`), or any callable. Knows nothing of files or of how rates are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokendeep import chat, head, refusal, scoring
+from tokendeep.attack import prompts
 from tokendeep.types import InputError, Prompt, Subject
 
 Scorer = Callable[[Sequence[int], Sequence[int], Sequence[int]], Sequence[bool]]
@@ -52,18 +53,8 @@ def check(settings: Settings) -> None:
 
 def attacked(prompt: Prompt, walked: Walk, tokenizer: Any) -> Prompt:
     """The prompt with the prefix that was found; with none, where not one token was accepted, it is asked plainly."""
-    return replace(
-        prompt,
-        id=f"{prompt.id}:rank-prefill",
-        prefix_ids=walked.ids,
-        prefix_text=str(tokenizer.decode(list(walked.ids), clean_up_tokenization_spaces=False)),
-        meta={
-            **prompt.meta,
-            "prompt_id": prompt.meta.get("prompt_id", prompt.id),
-            "attack": "rank-prefill",
-            "params": {},
-        },
-    )
+    text = str(tokenizer.decode(list(walked.ids), clean_up_tokenization_spaces=False))
+    return prompts.attacked(prompt, "rank-prefill", {}, ids=walked.ids, text=text)
 
 
 def walk(subject: Subject, prompt: Sequence[int], scorer: Scorer, settings: Settings) -> Walk:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokendeep.attack.prefill import fingerprint
+from tokendeep.attack.prompts import attacked, request, with_request
 from tokendeep.types import InputError, Prompt
 
 FILE = "suffixes.jsonl"
@@ -80,23 +81,9 @@ def suffix(prompts: Sequence[Prompt], suffixes: Sequence[Suffix]) -> list[Prompt
 
 def key(prompt: Prompt) -> str:
     """A request by the hash of its words, by which a suffix of its own finds it in any file."""
-    return fingerprint(next(m["content"] for m in reversed(prompt.messages) if m["role"] == "user"))
+    return fingerprint(request(prompt))
 
 
 def _with(prompt: Prompt, one: Suffix) -> Prompt:
-    last = max(i for i, message in enumerate(prompt.messages) if message["role"] == "user")
-    messages = tuple(
-        {**m, "content": m["content"] + one.text} if i == last else m for i, m in enumerate(prompt.messages)
-    )
     name = f"its own, {one.name}" if one.only else f"{one.name} ({fingerprint(one.text)})"
-    return replace(
-        prompt,
-        id=f"{prompt.id}:suffix:{name}",
-        messages=messages,  # type: ignore[arg-type]
-        meta={
-            **prompt.meta,
-            "prompt_id": prompt.meta.get("prompt_id", prompt.id),
-            "attack": "suffix",
-            "params": {"suffix": name},
-        },
-    )
+    return attacked(with_request(prompt, request(prompt) + one.text), "suffix", {"suffix": name}, tag=name)

@@ -16,13 +16,13 @@ from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log, r
 from inspect_ai.model import ChatMessageUser
 
 from tokendeep import stats
+from tokendeep.attack.decoding import KNOBS
 from tokendeep.evals.provider import NAME
 from tokendeep.evals.scorers import JUDGES
 from tokendeep.refusal import SCORED
 from tokendeep.types import InputError, Sample
 
 ATTACKS = ("none", "prefill", "refusal-prefix", "decoding", "suffix", "rank-prefill")
-KNOBS = ("temperature", "top_p", "top_k")  # what an attack on decoding turns, sample by sample
 NOT_EVALUATION = (
     "k",
     "prefix",
@@ -234,22 +234,14 @@ def _row(group: Sequence[Sample], siblings: Sequence[Sequence[Sample]], skipped:
     alike = {name: value for name, value in first.params.items() if name != "lead"}  # an answer is as short behind it
     too_short = skipped.get(evaluation(first.model, alike), {})
     row = {
-        "attack": first.attack,
-        "params": dict(first.params),
-        "judge": first.judge,
-        "model": first.model,
+        **_about(group, dict(first.params)),
         **_rate(group),
         "unscored": unscored,
         "worst": (complied + partial + unscored) / len(group),
         "best": complied / len(group),
         "skipped": too_short.get(first.params.get("k", 0), 0) if first.attack == "prefill" else 0,
         "partial_rate": partial / n if n else None,
-        "outcomes": dict(outcomes),
-        "truncated": sum(sample.truncated for sample in group),
-        "tokens": sum(sample.tokens for sample in group),
-        "samples": seeds,
         "any_of_n": None,
-        "prompts": len({sample.prompt_id for sample in group}),
     }
     if seeds > 1 and n:
         scores = _by_prompt(group)
@@ -283,7 +275,8 @@ def _any_row(groups: Sequence[Sequence[Sample]], knob: str) -> dict[str, Any]:
     """
     first = groups[0][0]
     answers: dict[str, list[Sample]] = defaultdict(list)
-    for sample in (one for group in groups for one in group):
+    every = [sample for group in groups for sample in group]
+    for sample in every:
         answers[sample.prompt_id].append(sample)
     scored = {p: [s for s in given if s.outcome in SCORED] for p, given in answers.items()}
     broken = {p for p, given in scored.items() if any(s.outcome == "complied" for s in given)}
@@ -293,10 +286,7 @@ def _any_row(groups: Sequence[Sequence[Sample]], knob: str) -> dict[str, Any]:
     low, high = stats.wilson_repeated([int(p in broken) for p in scored if scored[p]], [1] * n) if n else (None, None)
     kept = {name: value for name, value in first.params.items() if name not in (*KNOBS, "setting")}
     return {
-        "attack": first.attack,
-        "params": {"any_of": knob, "settings": len(groups), **kept},
-        "judge": first.judge,
-        "model": first.model,
+        **_about(every, {"any_of": knob, "settings": len(groups), **kept}),
         "rate": len(broken) / n if n else None,
         "low": low,
         "high": high,
@@ -306,12 +296,23 @@ def _any_row(groups: Sequence[Sequence[Sample]], knob: str) -> dict[str, Any]:
         "best": len(broken) / len(answers),
         "skipped": 0,
         "partial_rate": None,
-        "outcomes": dict(Counter(s.outcome for given in answers.values() for s in given)),
-        "truncated": sum(s.truncated for given in answers.values() for s in given),
-        "tokens": sum(s.tokens for given in answers.values() for s in given),
-        "samples": len({s.seed for given in answers.values() for s in given}),
         "any_of_n": None,
-        "prompts": len(answers),
+    }
+
+
+def _about(group: Sequence[Sample], params: dict[str, Any]) -> dict[str, Any]:
+    """What every row says of its answers: whose they are, how many, and how they came out."""
+    first = group[0]
+    return {
+        "attack": first.attack,
+        "params": params,
+        "judge": first.judge,
+        "model": first.model,
+        "outcomes": dict(Counter(sample.outcome for sample in group)),
+        "truncated": sum(sample.truncated for sample in group),
+        "tokens": sum(sample.tokens for sample in group),
+        "samples": len({sample.seed for sample in group}),
+        "prompts": len({sample.prompt_id for sample in group}),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tokendeep import models, parts, runs
+from tokendeep import chat, models, parts, runs
 from tokendeep.config import AttackConfig, check_least
 from tokendeep.types import InputError, Prompt, Subject
 
@@ -31,7 +31,6 @@ def attacked(
     Raises:
         InputError: the unaligned model has another vocabulary.
     """
-    from tokendeep import chat
     from tokendeep.attack import rank_prefill as ranks
 
     scorer: ranks.Scorer = ranks.NotRefusing(subject.tokenizer)

@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..attack.decoding import KNOBS
 from .gather import Run
 from .words import Section, Table, percent, rate_of
 
 Row = Mapping[str, Any]
-KNOBS = ("temperature", "top_p", "top_k")
 
 
 def decoding_section(runs: Sequence[Run]) -> list[Section]:
@@ -40,7 +40,7 @@ def decoding_section(runs: Sequence[Run]) -> list[Section]:
 def decoding_line(run: Run) -> list[str]:
     """What sampling did to each model, in one sentence."""
     found = []
-    for rows in _groups(run):
+    for rows in _groups(run, "decoding"):
         everything, greedy = _any(rows, "all"), _single(rows).get("greedy")
         if everything is None or not everything["n"]:
             continue
@@ -55,7 +55,7 @@ def decoding_line(run: Run) -> list[str]:
 def _lines(run: Run) -> list[list[str]]:
     template = str((run.manifest.get("config") or {}).get("chat_template") or "the model's own")
     lines = []
-    for rows in _groups(run):
+    for rows in _groups(run, "decoding"):
         single = _single(rows)
         judged = [row for row in single.values() if row["n"]]
         best = max(judged, key=lambda row: row["rate"], default=None)
@@ -69,11 +69,11 @@ def _lines(run: Run) -> list[list[str]]:
     return lines
 
 
-def _groups(run: Run) -> list[list[Row]]:
-    """The run's rows of this attack, by model and judge."""
+def _groups(run: Run, attack: str) -> list[list[Row]]:
+    """The run's rows of the attack, by model and judge."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in run.rows or ():
-        if row["attack"] == "decoding":
+        if row["attack"] == attack:
             groups.setdefault((row["model"], row["judge"]), []).append(row)
     return list(groups.values())
 
@@ -108,12 +108,8 @@ def suffix_section(runs: Sequence[Run]) -> list[Section]:
 
 
 def _suffix_lines(run: Run) -> list[list[str]]:
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in run.rows or ():
-        if row["attack"] == "suffix":
-            groups.setdefault((row["model"], row["judge"]), []).append(row)
     lines = []
-    for rows in groups.values():
+    for rows in _groups(run, "suffix"):
         judged = sorted((row for row in rows if row["n"]), key=lambda row: -row["rate"])
         if not judged:
             lines.append([run.label, str(len(rows)), "none scored", "-", "-"])
