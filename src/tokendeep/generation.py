@@ -58,11 +58,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote: `ids` without the end token; `truncated` when the length limit cut it."""
+    """What the model wrote: `ids` without the end token; `truncated` when the length limit cut it.
+
+    `seconds` is the row's share of the time of the batches it was in: over all rows it sums to the model's time.
+    """
 
     ids: tuple[int, ...]
     text: str
     truncated: bool
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass
@@ -215,6 +219,7 @@ class _Row:
     start: Callable[[], bool] = lambda: True
     written: list[int] = field(default_factory=list)
     generator: torch.Generator | None = None
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         decoding = self.request.decoding
@@ -360,7 +365,8 @@ class _Batcher:
             self.moving.remove(row)
             placed.append((slot, known))
             self.stats.reused += reuse
-        self._prefill(placed)
+        with _timed([taken for slot, _ in placed if (taken := self.active[slot])]):
+            self._prefill(placed)
 
     def _prefill(self, placed: list[tuple[int, tuple[int, ...]]]) -> None:
         todo = [(slot, list(known[len(self.slots.held[slot]) :])) for slot, known in placed]
@@ -387,7 +393,8 @@ class _Batcher:
     def _decode(self) -> None:
         rows = [row for row in self.active if row is not None]
         last = [[row.written[-1] if row.written else row.ids[-1]] for row in rows]
-        picked = _pick(self.slots.forward(range(len(rows)), last, logits=True), rows)
+        with _timed(rows):
+            picked = _pick(self.slots.forward(range(len(rows)), last, logits=True), rows)
         self.stats.steps += 1
         self.stats.row_steps += len(rows)
         broken = set()
@@ -417,7 +424,7 @@ class _Batcher:
     def _completion(self, row: _Row) -> Completion:
         ids = tuple(row.written)
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return Completion(ids, text, truncated=len(ids) >= row.request.decoding.max_new_tokens)
+        return Completion(ids, text, len(ids) >= row.request.decoding.max_new_tokens, row.seconds)
 
     # -- model.generate -----------------------------------------------------------------------------------------
 
@@ -436,17 +443,18 @@ class _Batcher:
         own = self.lm.generation_config
         self.lm.generation_config = GenerationConfig()  # generate() mixes the model's own settings into any it is given
         try:
-            self.lm.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=GenerationConfig(
-                    max_new_tokens=max(row.request.decoding.max_new_tokens for row in rows),
-                    do_sample=False,
-                    pad_token_id=pad,
-                ),
-                logits_processor=[loop],
-                stopping_criteria=[_Finished(loop)],
-            )
+            with _timed(rows):
+                self.lm.generate(
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
+                    generation_config=GenerationConfig(
+                        max_new_tokens=max(row.request.decoding.max_new_tokens for row in rows),
+                        do_sample=False,
+                        pad_token_id=pad,
+                    ),
+                    logits_processor=[loop],
+                    stopping_criteria=[_Finished(loop)],
+                )
         finally:
             self.lm.generation_config = own
         if not self.stopped.is_set():
@@ -736,6 +744,16 @@ def _end_of_turn(tokenizer: Any) -> int | None:
     except InputError:  # whoever renders a conversation with this template is told
         return None
     return end if end in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} else None
+
+
+@contextmanager
+def _timed(rows: Sequence[_Row]) -> Iterator[None]:
+    """Divide the time that this takes among the rows."""
+    start = time.perf_counter()
+    yield
+    share = (time.perf_counter() - start) / max(1, len(rows))
+    for row in rows:
+        row.seconds += share
 
 
 def _not_finite(row: _Row) -> InputError:

@@ -131,3 +131,4 @@ class Sample:
     completion: str
     category: str | None = None
     tokens: int = 0  # that the model wrote
+    seconds: float | None = None  # its share of the model's time; None where a server does not say

@@ -6,24 +6,32 @@ Knows the file of suffixes and how a request gets one. Knows nothing of how they
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokendeep.attack.prefill import fingerprint
 from tokendeep.attack.prompts import attacked, request, with_request
 from tokendeep.types import InputError, Prompt
 
 FILE = "suffixes.jsonl"
+COST = ("candidates", "seconds")
 
 
 @dataclass(frozen=True)
 class Suffix:
-    """A text, its name in results (its own words stay out of them), and the `key` of the request it is for (None: any)."""
+    """A text, its name in results (its own words stay out of them), and the `key` of the request it is for (None: any).
+
+    `candidates` and `seconds` are what finding it has cost, where its file says so.
+    """
 
     name: str
     text: str
     only: str | None = None
+    candidates: int | None = None
+    seconds: float | None = None
 
 
 def path_of(source: str | Path) -> Path:
@@ -59,12 +67,23 @@ def load(source: str | Path) -> list[Suffix]:
             raise InputError(
                 f'{path}, line {number}: a row is {{"suffix": "a text"}}, with a text as name where it has one'
             )
-        found.append(Suffix(row.get("name") or f"suffix {len(found) + 1}", row["suffix"], row.get("for")))
+        name = row.get("name") or f"suffix {len(found) + 1}"
+        found.append(Suffix(name, row["suffix"], row.get("for"), *(_number(row, what) for what in COST)))
     if not found:
         raise InputError(f"{path} holds no suffix; give at least one")
     if len({(s.name, s.only) for s in found}) < len(found):
         raise InputError(f"{path} gives two suffixes the same name; name each once")
     return found
+
+
+def cost(suffixes: Sequence[Suffix]) -> dict[str, float]:
+    """What finding them has cost together; nothing where the file does not say it of all."""
+    total = {what: [getattr(one, what) for one in suffixes] for what in COST}
+    return {what: sum(each) for what, each in total.items() if None not in each}
+
+
+def _number(row: dict[str, Any], what: str) -> Any:
+    return value if isinstance(value := row.get(what), int | float) and math.isfinite(value) else None
 
 
 def suffix(prompts: Sequence[Prompt], suffixes: Sequence[Suffix]) -> list[Prompt]:

@@ -230,7 +230,12 @@ class TokendeepAPI(ModelAPI):
                 output_tokens=len(completion.ids),
                 total_tokens=len(prompt) + len(prefix) + len(completion.ids),
             ),
-            metadata={"seed": decoding.seed, "prefix_tokens": len(prefix), "answer": whole},
+            metadata={
+                "seed": decoding.seed,
+                "prefix_tokens": len(prefix),
+                "answer": whole,
+                "seconds": completion.seconds,
+            },
         )
 
 

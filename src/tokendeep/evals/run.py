@@ -62,6 +62,8 @@ def run(config: AttackConfig, subject: Subject | None = None, *, show: bool = Tr
             return state.out
         runs.private_dir(state.out)
         cost: dict[str, Any] = {}
+        if "suffix" in names and (found := endings.cost(endings.load(str(config.suffixes)))):
+            cost["suffix"] = found
         if WALKED in names:
             task, cost[WALKED] = _walked(config, model, state)
             todo.append(task)

@@ -5,6 +5,7 @@ The one attack whose prompts depend on the victim's own logits, so it needs the 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -40,19 +41,22 @@ def attacked(
         scorer = ranks.Likely(base, config.rank_base_top)
     settings = ranks.Settings(config.rank_top, config.rank_length, config.rank_budget)
     kept = parts.Parts(parts.folder(state) / "rank-prefill.jsonl")
-    walks = []
+    walks, seconds = [], 0.0
     for number, prompt in enumerate(tqdm(prompts, desc="rank-prefill", unit="prompt")):
         if number not in kept.done:
+            start = time.perf_counter()
             try:
                 found = ranks.walk(subject, chat.prompt_ids(subject.tokenizer, list(prompt.messages)), scorer, settings)
             except InputError as error:
                 raise InputError(f"row {prompt.id}: {error}") from error
-            kept.add({number: [found.passes, found.backtracks, found.found, *found.ids]})
-        passes, backtracks, whole, *ids = map(int, kept.done[number])
-        walks.append(ranks.Walk(tuple(ids), passes, backtracks, bool(whole)))
+            took = time.perf_counter() - start
+            kept.add({number: [took, found.passes, found.backtracks, found.found, *found.ids]})
+        took, passes, backtracks, whole, *ids = kept.done[number]
+        walks.append(ranks.Walk(tuple(map(int, ids)), int(passes), int(backtracks), bool(whole)))
+        seconds += took
     cost = {
         "passes": sum(w.passes for w in walks), "backtracks": sum(w.backtracks for w in walks),
         "tokens": sum(len(w.ids) for w in walks), "whole": sum(w.found for w in walks), "prompts": len(walks),
-        "scorer": "base" if config.rank_base else "judge",
+        "scorer": "base" if config.rank_base else "judge", "seconds": round(seconds, 3),
     }  # fmt: skip
     return [ranks.attacked(p, w, subject.tokenizer) for p, w in zip(prompts, walks, strict=True)], cost
