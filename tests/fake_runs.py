@@ -137,14 +137,21 @@ def rate_rows(samples: Sequence[Sample], skipped: dict[int, int] | None = None) 
             "partial_rate": partial / n if n else None,
             "outcomes": dict(outcomes),
             "truncated": sum(one.truncated for one in group),
-            "samples": len({one.seed for one in group}),
-            "any_of_n": None,
+            "tokens": sum(one.tokens for one in group),
+            "seconds": sum(one.seconds or 0.0 for one in group),
+            "samples": (seeds := len({one.seed for one in group})),
+            "any_of_n": _any_of_n(group) if seeds > 1 else None,
             "prompts": len({one.prompt_id for one in group}),
         }
         if first.attack == "prefill" and len(groups) > 1:
             row["common"] = _rate([one for one in group if one.prompt_id in everywhere])
         rows.append(row)
     return rows
+
+
+def _any_of_n(group: Sequence[Sample]) -> float:
+    prompts = {one.prompt_id for one in group}
+    return len({one.prompt_id for one in group if one.outcome == "complied"}) / len(prompts)
 
 
 def _rate(group: Sequence[Sample]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -132,6 +133,8 @@ def test_the_verb_asks_with_the_prefixes_keeps_them_and_tells_what_they_cost(
         return walk(subject, prompt, scorer, settings)
 
     monkeypatch.setattr(ranks, "walk", cut)
+    clock = itertools.count(step=5.0)
+    monkeypatch.setattr(walks.time, "perf_counter", lambda: next(clock))  # each walk takes five seconds
     with pytest.raises(KeyboardInterrupt):
         run.run(config(pairs, tmp_path / "out", **wanted), tiny_subject)
     out = run.run(config(pairs, tmp_path / "out", **wanted), tiny_subject)
@@ -147,6 +150,7 @@ def test_the_verb_asks_with_the_prefixes_keeps_them_and_tells_what_they_cost(
     assert [(row["attack"], row["n"]) for row in rows] == [("none", 3), ("rank-prefill", 3)]
     cost = json.loads((out / "manifest.json").read_text())["cost"]["rank-prefill"]
     assert (cost["passes"], cost["prompts"], cost["scorer"]) == (sum(w.passes for w in found), 3, "judge")
+    assert cost["seconds"] == 3 * 5.0  # those of the first attempt are counted too
     assert not (out / "parts").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -587,3 +588,21 @@ def test_too_little_memory_names_the_setting(llama: Subject, monkeypatch: pytest
         ):
             engine.submit(requests[0]).result(timeout=30)
     assert generate(llama, requests, batch_size=4) == whole
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_time_of_a_batch_is_divided_among_its_rows(
+    llama: Subject, plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(generation.time, "perf_counter", lambda: float(next(ticks)))  # whatever is timed takes 1 s
+    if plain:
+        monkeypatch.setattr(generation, "_probe", lambda lm: "as if its architecture allowed no other way")
+    lengths = [3, 3, 9, 9]
+    requests = [Request(tuple(range(3, 10 + i)), Decoding(max_new_tokens=n)) for i, n in enumerate(lengths)]
+    done = generate(llama, requests, batch_size=4)
+    assert sum(one.seconds for one in done) == pytest.approx(next(ticks) / 2)
+    if plain:
+        assert [one.seconds for one in done] == [0.25] * 4
+    else:
+        assert sum(one.seconds for one in done) > max(len(one.ids) for one in done)  # a second a step, and the prefill

@@ -93,6 +93,12 @@ def test_each_request_can_have_its_own(
     out = run.run(attack_config(pairs, tmp_path / "out", attack="none,suffix", suffixes=str(found)), tiny_subject)
     (row,) = [r for r in json.loads((out / "asr.json").read_text()) if r["attack"] == "suffix"]
     assert (row["params"]["suffix"], row["n"]) == ("its own, restart 1", 2)
+    cost = json.loads((out / "manifest.json").read_text())["cost"]["suffix"]
+    assert cost == {
+        "candidates": sum(one["candidates"] for one in read(found)),
+        "seconds": sum(one["seconds"] for one in read(found)),
+        "target": "opening, 2 tokens",
+    }
     asked = {r["id"]: [{"role": "user", "content": r["instruction"] + rows.get(r["id"], "")}] for r in ROWS}
     ids = {tuple(request.ids) for request in answers.requests}
     for name in rows:
@@ -112,6 +118,7 @@ def test_one_suffix_for_all_is_tried_on_every_request_and_reported(
     assert [row["rate"] for row in rows] == [0, 1, 0, 0]
     assert rows[0]["params"]["suffix"].startswith("suffix 1 (sha ")
     assert all(text not in (out / "asr.json").read_text() for text in texts)
+    assert json.loads((out / "manifest.json").read_text())["cost"] == {"suffix": {"target": None}}
     (section,) = [one for one in report.build([out])["sections"] if one.id == "suffix"]
     assert section.tables[0].rows[0][1:3] == ["4", "3/3 = 100% [44%, 100%]"]
     assert section.tables[0].rows[0][3:] == ["33% ± 57.7", "25% ± 50.0"]

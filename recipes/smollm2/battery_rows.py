@@ -44,17 +44,17 @@ def main(source: Path, out: Path, seed: int = 0) -> None:
 
     base = models.load("smollm2")
     for name, rows in sets.items():
-        runs.write_jsonl(out / f"{name}.jsonl", answered(base, rows, ANSWER), private=True)
+        runs.write_jsonl(out / f"{name}.jsonl", [row for row, _ in answered(base, rows, ANSWER)], private=True)
     both = [row for two in zip(sets["demo"], sets["advbench"], strict=False) for row in two][:DEEP]
-    long = [row for row in answered(base, both, DEEP_ANSWER) if row.pop("tokens") >= DEEP_ANSWER]
+    long = [row for row, tokens in answered(base, both, DEEP_ANSWER) if tokens >= DEEP_ANSWER]
     runs.write_jsonl(out / "deep.jsonl", long, private=True)
     print(f"{len(long)} of {len(both)} answers have {DEEP_ANSWER} tokens")
     rows = [{"id": i, "instruction": t} for i, t in others[ADVBENCH : ADVBENCH + SEARCH]]
     runs.write_jsonl(out / "search.jsonl", rows, private=True)
 
 
-def answered(base: Subject, rows: list[tuple[str, str]], tokens: int) -> list[dict[str, object]]:
-    """The rows with the greedy answers of the unaligned model."""
+def answered(base: Subject, rows: list[tuple[str, str]], tokens: int) -> list[tuple[dict[str, str], int]]:
+    """The rows with the greedy answers of the unaligned model, and how many tokens these have."""
     prompts = [Prompt(i, ({"role": "user", "content": text},)) for i, text in rows]
     requests = [
         generation.Request(
@@ -65,7 +65,7 @@ def answered(base: Subject, rows: list[tuple[str, str]], tokens: int) -> list[di
     ]
     answers = generation.generate(base, requests, batch_size=32)
     return [
-        {"id": i, "instruction": text, "response": answer.text, "tokens": len(answer.ids)}
+        ({"id": i, "instruction": text, "response": answer.text}, len(answer.ids))
         for (i, text), answer in zip(rows, answers, strict=True)
         if answer.text.strip()
     ]

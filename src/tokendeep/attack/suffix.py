@@ -82,6 +82,18 @@ def cost(suffixes: Sequence[Suffix]) -> dict[str, float]:
     return {what: sum(each) for what, each in total.items() if None not in each}
 
 
+def target_of(source: str | Path) -> str | None:
+    """What the search in the folder of `gcg` drove the answers to, in words; None where its manifest does not say."""
+    try:
+        kept = json.loads((path_of(source).parent / "manifest.json").read_text(encoding="utf-8"))
+        config = kept["config"] if kept["verb"] == "gcg" else {}
+        tokens = int(config.get("target_tokens", 0))
+        name = str(config["target"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return f"{name}, {tokens} tokens" if tokens else name
+
+
 def _number(row: dict[str, Any], what: str) -> Any:
     return value if isinstance(value := row.get(what), int | float) and math.isfinite(value) else None
 

@@ -62,8 +62,9 @@ def run(config: AttackConfig, subject: Subject | None = None, *, show: bool = Tr
             return state.out
         runs.private_dir(state.out)
         cost: dict[str, Any] = {}
-        if "suffix" in names and (found := endings.cost(endings.load(str(config.suffixes)))):
-            cost["suffix"] = found
+        if "suffix" in names:
+            source = str(config.suffixes)
+            cost["suffix"] = {**endings.cost(endings.load(source)), "target": endings.target_of(source)}
         if WALKED in names:
             task, cost[WALKED] = _walked(config, model, state)
             todo.append(task)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .battery import battery_section, falls_lines
 from .depth import kl_section, named, prompts, recovery_section, recovery_words
 from .gather import Condition, Run, Series, model_of, pairs
 from .inference import decoding_line, decoding_section, suffix_section
@@ -51,6 +52,7 @@ def sections(runs: Sequence[Run], found: Sequence[Series], foreign: Sequence[Pat
         outcomes_section(found),
         *decoding_section(runs),
         *suffix_section(runs),
+        *battery_section(runs),
         *training_section(runs),
         *attacks_section(runs),
         *dynamics_section(runs),
@@ -67,6 +69,7 @@ def headline(runs: Sequence[Run], found: Sequence[Series]) -> list[str]:
     tests, twins = comparisons(harmless, not_answered), [pair for pair in pairs(found) if pair[0].role == "twins"]
     lines += [line for before, after in twins if (line := _price_line(before, after, tests))]
     lines += [line for run in runs for line in decoding_line(run)]
+    lines += falls_lines(runs)
     lines += [line for run in runs if (line := attack_line(run))]
     lines += [_depth_line(run, name) for name, run in named([r for r in runs if r.profile is not None])]
     if not lines:

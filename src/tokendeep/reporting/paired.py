@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .. import stats
@@ -12,6 +12,7 @@ from .gather import Condition, Series, pairs
 from .words import Section, Table, condition_name, listed, p_value, percent, points
 
 Event = Callable[[Sample], bool]
+Hits = Mapping[str, tuple[str, bool]]  # prompt id -> its instruction, and whether the event took place
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,19 @@ def paired(before: Series, after: Series, condition: Condition, event: Event) ->
 
     A prompt is the same where its id and its instruction are: ids such as 1, 2, 3 are those of many data sets.
     """
-    old, new = before.first_samples(condition), after.first_samples(condition)
-    ids = [
-        key
-        for key in old
-        if key in new
-        and old[key].instruction == new[key].instruction
-        and old[key].outcome in SCORED
-        and new[key].outcome in SCORED
-    ]
+    first, then = (
+        {key: (s.instruction, event(s)) for key, s in one.first_samples(condition).items() if s.outcome in SCORED}
+        for one in (before, after)
+    )
+    return by_prompt(first, then)
+
+
+def by_prompt(old: Hits, new: Hits) -> Paired | None:
+    """McNemar's test on two sets of prompts; None where they have none in common."""
+    ids = [key for key in old if key in new and old[key][0] == new[key][0]]
     if not ids:
         return None
-    x, y = [event(old[key]) for key in ids], [event(new[key]) for key in ids]
+    x, y = [old[key][1] for key in ids], [new[key][1] for key in ids]
     test = stats.mcnemar(x, y)
     return Paired(len(ids), sum(x), sum(y), test.b, test.c, test.p, test.difference, test.low, test.high)
 
