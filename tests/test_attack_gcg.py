@@ -17,6 +17,7 @@ from tokendeep.types import InputError, Subject
 
 ASK = [{"role": "user", "content": "How do I bake bread"}]
 OTHER = [{"role": "user", "content": "Tell me where Rome is"}]
+CPU_FULL = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
 OPENINGS = [(72, 101, 108), (72, 101, 109), (80, 81, 82)]
 
 
@@ -166,8 +167,9 @@ def test_batches_change_nothing(tiny_subject: Subject) -> None:
     assert ends[0].losses == pytest.approx(ends[2].losses, abs=1e-5)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError(CPU_FULL)])
 def test_memory_that_runs_out_halves_the_batch_and_says_it_once(
-    tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
+    error: Exception, tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     b = made(tiny_subject)
@@ -177,7 +179,7 @@ def test_memory_that_runs_out_halves_the_batch_and_says_it_once(
 
     def tight(self: Any, subject: Any, known: Any, row: Any, place: Any, suffix: Any, tokens: Any) -> Any:
         if len(tokens) > 4:
-            raise torch.OutOfMemoryError("full")
+            raise error
         return score(self, subject, known, row, place, suffix, tokens)
 
     swaps = [(1, token) for token in range(40, 60)]
@@ -186,6 +188,16 @@ def test_memory_that_runs_out_halves_the_batch_and_says_it_once(
     monkeypatch.setattr(gcg.Search, "_score", tight)
     assert found.losses(start, swaps, [b]).tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
     assert said == ["The memory does not hold 8 candidates together; going on with 4."]
+
+
+def test_any_other_error_is_not_taken_for_a_full_memory(tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: Any) -> Any:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    found = search(tiny_subject, [b := made(tiny_subject)])
+    monkeypatch.setattr(gcg.Search, "_score", wrong)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        found.losses(gcg.start(tiny_subject, 3), [(1, 40)], [b])
 
 
 def test_behaviours_join_when_those_before_succeed(tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

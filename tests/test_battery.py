@@ -77,6 +77,13 @@ def test_an_attack_that_does_no_better_is_not_called_a_fall(tmp_path: Path) -> N
     assert [line for line in headline if line.startswith("deepened is not shown to fall further to rank-prefill (17%")]
 
 
+def test_a_difference_within_chance_is_no_fall(tmp_path: Path) -> None:
+    plain = write(tmp_path / "given", answers("prefill", {"k": 10}, [0, 1]))
+    walked = write(tmp_path / "walked", answers("rank-prefill", {}, [0, 1, 2]), cost={})
+    headline = built(plain, walked)["headline"]
+    assert not [line for line in headline if "falls to adaptive" in line]
+
+
 def test_other_models_and_other_data_are_no_plain_version(tmp_path: Path) -> None:
     other_model = write(tmp_path / "a", answers("prefill", {"k": 10}, [0]), label="aligned")
     other_data = write(tmp_path / "b", answers("prefill", {"k": 10}, [0]), inputs={"data": "0" * 64})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -340,6 +342,23 @@ def test_exit_codes(verb_that, capsys, error, code, parts):
     assert shown.err.count("\n") == (0 if error is None else 1)
     for part in parts:
         assert part in shown.err, (part, shown.err)
+
+
+def test_a_warning_is_seen_whatever_a_library_does_to_the_root_logger(monkeypatch, capsys):
+    root = logging.getLogger()
+    before = root.level
+
+    def run(settings):
+        root.setLevel(logging.ERROR)
+        logging.getLogger("tokendeep.locate").warning("using %s instead", "another")
+
+    monkeypatch.setattr(importlib.import_module("tokendeep.measure"), "run", run)
+    try:
+        for _ in range(2):  # said once in each call
+            assert cli.main(["measure", *NEEDED["measure"]]) == 0
+            assert capsys.readouterr().err == "tokendeep: using another instead\n"
+    finally:
+        root.setLevel(before)
 
 
 @pytest.mark.parametrize("words", [["demo", "--debug"], ["--debug", "demo"]])

@@ -573,9 +573,16 @@ def test_what_is_no_control_token_ends_no_answer(
     assert ends(subject) == ["<|endoftext|>"]
 
 
-def test_too_little_memory_names_the_setting(llama: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_too_little_memory_names_the_setting(error: Exception, llama: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Any, rows: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     whole, requests = generate(llama, sweep(), batch_size=8), sweep()
     with monkeypatch.context() as patch:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from test_evals import ROWS, Answers, answers, judge, pairs  # noqa: F401  (fixtures)
 from test_evals import config as attack_config
@@ -79,6 +80,22 @@ def test_a_run_that_was_cut_off_goes_on(
     rest = read(suffixes.run(config(pairs, tmp_path / "out")))
     assert seen == [0, 1, 2, 2, 3]  # the step that was cut off is taken again, none before it
     assert [{**row, "seconds": 0} for row in rest] == [{**row, "seconds": 0} for row in whole]
+
+
+def test_a_batch_that_the_memory_does_not_hold_is_tried_once(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    start(tiny_subject, monkeypatch)
+    score = gcg.Search._score
+
+    def tight(self: Any, *args: Any) -> Any:
+        if len(args[-1]) > 4:
+            raise torch.OutOfMemoryError("full")
+        return score(self, *args)
+
+    monkeypatch.setattr(gcg.Search, "_score", tight)
+    suffixes.run(config(pairs, tmp_path / "out", restarts=3, batch_size=8))
+    assert "".join(capsys.readouterr()).count("does not hold 8 candidates together") == 1
 
 
 def test_each_request_can_have_its_own(

@@ -9,6 +9,7 @@ import difflib
 import errno
 import importlib
 import json
+import logging
 import os
 import re
 import sys
@@ -225,6 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     quiet()
+    warn()
     try:
         verb, settings = parse(words)
         run: Callable[[Any], object] = importlib.import_module(f".{VERBS[verb][1]}", __package__).run
@@ -249,6 +251,19 @@ def _said(error: Exception) -> str:
     if error.errno in FULL:
         return f"the disk of {path} is full; free some space or give another --out, then call again."
     return f"there is no permission to read or write {path}; change it or give another --out, then call again."
+
+
+def warn() -> None:
+    """Our own warnings on the terminal, whatever a library does to the root logger (Inspect hides all but errors)."""
+    ours = logging.getLogger(__package__)
+    ours.setLevel(logging.WARNING)
+    if not any(isinstance(handler, _Terminal) for handler in ours.handlers):
+        ours.addHandler(_Terminal())
+
+
+class _Terminal(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"tokendeep: {record.getMessage()}", file=sys.stderr)
 
 
 def quiet() -> None:

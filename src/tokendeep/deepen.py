@@ -165,7 +165,6 @@ def _behind(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequ
 
 def _completed(subject: Subject, requests: Sequence[Request], batch_size: int) -> list[Completion]:
     """All completions; where the memory does not hold `batch_size` rows at once, those left with half as many."""
-    from torch import OutOfMemoryError
     from tqdm import tqdm
 
     from . import generation
@@ -182,7 +181,7 @@ def _completed(subject: Subject, requests: Sequence[Request], batch_size: int) -
             try:
                 generation.generate(subject, [requests[i] for i in left], batch_size=batch_size, on_done=keep)
             except InputError as error:
-                if batch_size == 1 or not isinstance(error.__cause__, OutOfMemoryError):
+                if batch_size == 1 or error.__cause__ is None or not runs.memory_full(error.__cause__):
                     raise
                 batch_size //= 2
     return [done[i] for i in range(len(requests))]

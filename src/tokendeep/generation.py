@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from . import chat
+from . import chat, runs
 from .head import causal_lm
 from .models import context_length
 from .types import Decoding, InputError, Subject
@@ -327,7 +327,9 @@ class _Batcher:
                 self._decode()
             elif self.plain:
                 self._run_plain()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not runs.memory_full(error):
+                raise
             way = "lower --batch_size" if self.batch_size > 1 else "give shorter prompts or ask for shorter answers"
             raise InputError(
                 f"the memory of the device does not hold {self.batch_size} row(s) decoded together: {way}"
@@ -716,9 +718,9 @@ def _probe(lm: Any) -> str | None:
         ours = slots.forward([0, 1], [row[-1:] for row in rows], logits=True).float()
         ids = [torch.tensor([row], device=slots.device) for row in rows]
         plain = torch.cat([lm(input_ids=row, use_cache=False).logits[:, -1] for row in ids]).float()
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:
+        if runs.memory_full(error):
+            raise
         return f"its forward pass does not take a cache of slots ({type(error).__name__})"
     if not plain.isfinite().all():
         return None  # the first real step says so, with the request's name

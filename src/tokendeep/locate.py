@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import chat, packaged
+from . import chat, packaged, runs
 from .config import ModelOptions
 from .types import InputError
 
@@ -191,16 +191,17 @@ def adapter_base(folder: Path) -> str:
 @contextlib.contextmanager
 def explained(spec: str) -> Iterator[None]:
     """Turns what the libraries raise for a model that cannot be loaded into one sentence."""
-    import torch
     from safetensors import SafetensorError
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise InputError(f"{spec} does not fit into the memory: use bfloat16, or --device-map auto") from error
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, RuntimeError, MemoryError, KeyError, ImportError, AttributeError, SafetensorError,
+    ) as error:  # fmt: skip
         if isinstance(error, InputError):
             raise
+        if runs.memory_full(error):
+            raise InputError(f"{spec} does not fit into the memory: use bfloat16, or --device-map auto") from error
         if "trust_remote_code" in str(error):
             raise InputError(f"{spec} comes with its own code: pass --trust-remote-code if you trust it") from error
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

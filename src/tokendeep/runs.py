@@ -608,6 +608,15 @@ def guarded(path: str | Path) -> Iterator[None]:
         raise explained from error
 
 
+def memory_full(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine itself, has no memory left (PyTorch: a class for the first only)."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
+    )
+
+
 def explain(error: BaseException, path: str | Path) -> InputError | None:
     """The InputError for an error of writing to `path` that the user can mend; None for any other error."""
     number = error.errno if isinstance(error, OSError) else None

@@ -46,12 +46,12 @@ def run(config: GcgConfig, subject: Subject | None = None) -> Path:
     subjects = [subject or models.load(config.model, options=config)]
     subjects += [models.load(spec, options=config) for spec in config.others]
     groups = [[prompt] for prompt in prompts] if config.each else [prompts]
-    found = []
+    found, batch = [], config.batch_size
     for number, group in enumerate(groups):
         only = suffix.key(group[0]) if config.each else None
         for restart in range(config.restarts):
             name = "-".join(["search", *([str(number + 1)] if only else []), str(config.seed + restart)])
-            one = _search(subjects, group, config, config.seed + restart, out / f"{name}.json")
+            one, batch = _search(subjects, group, config, config.seed + restart, batch, out / f"{name}.json")
             found.append({**one, "for": only, "name": f"restart {restart + 1}"})
             print(f"  {name}: {_said(one)}", flush=True)
     runs.write_jsonl(out / suffix.FILE, found, private=True)
@@ -107,15 +107,18 @@ def behaviours(subject: Subject, prompts: Sequence[Prompt], config: GcgConfig) -
 
 
 def _search(
-    subjects: Sequence[Subject], prompts: Sequence[Prompt], config: GcgConfig, seed: int, path: Path
-) -> dict[str, Any]:
-    """One search from where it was cut off, or from the start; the file holds its state and loss curve."""
+    subjects: Sequence[Subject], prompts: Sequence[Prompt], config: GcgConfig, seed: int, batch: int, path: Path
+) -> tuple[dict[str, Any], int]:
+    """One search from where it was cut off, or from the start; the file holds its state and loss curve.
+
+    Returns what was found, and how many candidates the memory held together, for the next search to begin with.
+    """
     from tqdm import tqdm
 
     from .attack import gcg
 
     settings = gcg.Settings(
-        steps=config.steps, width=config.width, top=config.top, batch=config.batch_size, ascii_only=config.ascii_only,
+        steps=config.steps, width=config.width, top=config.top, batch=batch, ascii_only=config.ascii_only,
         seed=seed, stop=config.stop, one_by_one=config.one_by_one,
     )  # fmt: skip
     search = gcg.Search(subjects, behaviours(subjects[0], prompts, config), settings, say=tqdm.write)
@@ -133,7 +136,7 @@ def _search(
         "suffix": search.text(now.best or now.suffix), "loss": _finite(now.loss), "success": now.success,
         "steps": now.step, "candidates": now.candidates, "requests": now.active,
         "seconds": round(before + time.monotonic() - started, 1),
-    }  # fmt: skip
+    }, search.batch  # fmt: skip
 
 
 def _keep(path: Path, state: gcg.State, seconds: float) -> None:

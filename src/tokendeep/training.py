@@ -85,7 +85,9 @@ def memory(micro_batch: int) -> Iterator[None]:
     """Say what to do where the memory is too small."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not runs.memory_full(error):
+            raise
         way = (
             f"lower --micro_batch (now {micro_batch}) and run it again"
             if micro_batch > 1

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokendeep import chat, head, scoring
+from tokendeep import chat, head, runs, scoring
 from tokendeep.models import context_length
 from tokendeep.types import InputError, Message, Subject
 
@@ -169,7 +169,9 @@ class Search:
         """
         try:
             return self._step(state)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not runs.memory_full(error):
+                raise
             raise InputError(
                 "the memory of the device does not hold the gradient of one request: shorten requests or targets, or load "
                 "the model in half precision"
@@ -268,7 +270,9 @@ class Search:
             tokens = [[*_swapped(suffix, swaps[i])[place:], *row.rest] for i in part]
             try:
                 found[part] = self._score(subject, known, row, place, suffix, torch.tensor(tokens, device=device))
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not runs.memory_full(error):
+                    raise
                 self._halve()
                 continue
             order = order[len(part) :]
