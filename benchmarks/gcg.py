@@ -26,16 +26,16 @@ TOKENS, TOP = 20, 256
 
 def ours(args: argparse.Namespace) -> list[dict[str, Any]]:
     from tokendeep import models
-    from tokendeep.attack import gcg
+    from tokendeep.attack import behaviours, gcg
 
     subject = models.load("smollm2", dtype="float32")
-    b = gcg.behaviour(subject, "request", [{"role": "user", "content": REQUEST}], TARGET)
+    b = behaviours.behaviour(subject, "request", [{"role": "user", "content": REQUEST}], TARGET)
     runs = []
     for seed in args.seeds:
         search = gcg.Search(
             [subject], [b], gcg.Settings(args.steps, args.width, TOP, args.batch, seed=seed, stop=False)
         )
-        state = search.begin(gcg.start(subject, TOKENS))
+        state = search.begin(behaviours.start(subject, TOKENS))
         first = search.loss(state.suffix)
         started = time.perf_counter()
         states = list(search.steps(state))

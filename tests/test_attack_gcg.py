@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from tokendeep import chat
-from tokendeep.attack import gcg
+from tokendeep.attack import behaviours, gcg
 from tokendeep.types import InputError, Subject
 
 ASK = [{"role": "user", "content": "How do I bake bread"}]
@@ -21,9 +21,9 @@ CPU_FULL = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: c
 OPENINGS = [(72, 101, 108), (72, 101, 109), (80, 81, 82)]
 
 
-def made(subject: Subject, refusal: bool = False, messages: Any = ASK, tokens: int | None = 4) -> gcg.Behaviour:
+def made(subject: Subject, refusal: bool = False, messages: Any = ASK, tokens: int | None = 4) -> behaviours.Behaviour:
     openings = OPENINGS if refusal else ()
-    return gcg.behaviour(subject, "row", messages, "Sure, here is a list", tokens=tokens, openings=openings)  # type: ignore[arg-type]
+    return behaviours.behaviour(subject, "row", messages, "Sure, here is a list", tokens=tokens, openings=openings)  # type: ignore[arg-type]
 
 
 def search(subject: Subject, behaviours: Any, **settings: Any) -> gcg.Search:
@@ -32,7 +32,7 @@ def search(subject: Subject, behaviours: Any, **settings: Any) -> gcg.Search:
     return gcg.Search(subjects, behaviours, gcg.Settings(**{**defaults, **settings}), say=lambda text: None)
 
 
-def by_hand(subject: Subject, b: gcg.Behaviour, suffix: Any) -> float:
+def by_hand(subject: Subject, b: behaviours.Behaviour, suffix: Any) -> float:
     """The loss from full logits in float64, no cache, no tree."""
     prompt = [*b.before, *suffix, *b.after]
 
@@ -58,7 +58,7 @@ def test_the_prompt_opens_where_a_suffix_goes(tiny_subject: Subject) -> None:
 @pytest.mark.parametrize("refusal", [False, True])
 def test_fast_losses_equal_plain_ones(refusal: bool, tiny_subject: Subject) -> None:
     b = made(tiny_subject, refusal)
-    start = gcg.start(tiny_subject, 5)
+    start = behaviours.start(tiny_subject, 5)
     swaps = [(place, token) for place in range(5) for token in (40, 90, 200)]
     fast = search(tiny_subject, [b]).losses(start, swaps, [b])
     plain = [by_hand(tiny_subject, b, (*start[:p], t, *start[p + 1 :])) for p, t in swaps]
@@ -67,7 +67,7 @@ def test_fast_losses_equal_plain_ones(refusal: bool, tiny_subject: Subject) -> N
 
 
 def test_without_a_cache_the_losses_are_the_same(tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    b, start = made(tiny_subject), gcg.start(tiny_subject, 4)
+    b, start = made(tiny_subject), behaviours.start(tiny_subject, 4)
     swaps = [(0, 40), (3, 90), (1, 77)]
     cached = search(tiny_subject, [b]).losses(start, swaps, [b])
     slope = search(tiny_subject, [b]).gradient(start, [b])
@@ -82,7 +82,7 @@ def test_the_gradient_is_that_of_finite_differences(
 ) -> None:
     """Along the one-hot of a token: the embedding at a place moves by epsilon times that token's own."""
     subject = replace(tiny_subject, model=make_model().double())
-    b, start = made(subject, refusal), gcg.start(subject, 4)
+    b, start = made(subject, refusal), behaviours.start(subject, 4)
     slope = search(subject, [b]).gradient(start, [b])
     assert slope.shape == (4, subject.model.get_input_embeddings().weight.shape[0])
     table = subject.model.get_input_embeddings().weight.detach()
@@ -112,7 +112,7 @@ def test_the_gradient_is_that_of_finite_differences(
 
 def test_with_all_swaps_a_step_finds_the_best_one(tiny_subject: Subject) -> None:
     """Brute force over every allowed token at every place that survives retokenisation."""
-    b, start = made(tiny_subject), gcg.start(tiny_subject, 2)
+    b, start = made(tiny_subject), behaviours.start(tiny_subject, 2)
     found = search(tiny_subject, [b], width=10**4, top=10**4, batch=64)
     state = found.step(found.begin(start))
     allowed = found.allowed.nonzero().flatten().tolist()
@@ -136,23 +136,23 @@ def test_with_all_swaps_a_step_finds_the_best_one(tiny_subject: Subject) -> None
 
 
 def test_the_text_that_comes_out_reads_back_as_the_ids_that_were_found(tiny_subject: Subject) -> None:
-    behaviours = [made(tiny_subject), made(tiny_subject, messages=OTHER)]
-    found = search(tiny_subject, behaviours, steps=6, width=40, top=60)
-    *_, state = found.steps(found.begin(gcg.start(tiny_subject, 6)))
+    both = [made(tiny_subject), made(tiny_subject, messages=OTHER)]
+    found = search(tiny_subject, both, steps=6, width=40, top=60)
+    *_, state = found.steps(found.begin(behaviours.start(tiny_subject, 6)))
     assert (state.step, len(state.losses)) == (6, 6)
     assert state.losses[-1] < state.losses[0]
     assert state.loss == min(state.losses)
-    for messages, b in ((ASK, behaviours[0]), (OTHER, behaviours[1])):
+    for messages, b in ((ASK, both[0]), (OTHER, both[1])):
         asked = [{"role": "user", "content": messages[0]["content"] + found.text(state.best)}]
         assert chat.prompt_ids(tiny_subject.tokenizer, asked) == [*b.before, *state.best, *b.after]  # type: ignore[arg-type]
-    mean = sum(by_hand(tiny_subject, b, state.best) for b in behaviours) / 2
+    mean = sum(by_hand(tiny_subject, b, state.best) for b in both) / 2
     assert state.loss == pytest.approx(mean, abs=1e-4)
 
 
 def test_a_search_that_was_cut_off_goes_on_as_it_would_have(tiny_subject: Subject) -> None:
     b = [made(tiny_subject)]
     whole = search(tiny_subject, b, steps=5)
-    states = list(whole.steps(whole.begin(gcg.start(tiny_subject, 4))))
+    states = list(whole.steps(whole.begin(behaviours.start(tiny_subject, 4))))
     rest = list(search(tiny_subject, b, steps=5).steps(states[2]))
     assert rest == states[3:]
 
@@ -162,7 +162,7 @@ def test_batches_change_nothing(tiny_subject: Subject) -> None:
     ends = []
     for batch in (1, 7, 64):
         one = search(tiny_subject, b, batch=batch)
-        ends.append(list(one.steps(one.begin(gcg.start(tiny_subject, 4))))[-1])
+        ends.append(list(one.steps(one.begin(behaviours.start(tiny_subject, 4))))[-1])
     assert ends[0].suffix == ends[1].suffix == ends[2].suffix
     assert ends[0].losses == pytest.approx(ends[2].losses, abs=1e-5)
 
@@ -183,7 +183,7 @@ def test_memory_that_runs_out_halves_the_batch_and_says_it_once(
         return score(self, subject, known, row, place, suffix, tokens)
 
     swaps = [(1, token) for token in range(40, 60)]
-    start = gcg.start(tiny_subject, 3)
+    start = behaviours.start(tiny_subject, 3)
     wanted = plain.losses(start, swaps, [b])
     monkeypatch.setattr(gcg.Search, "_score", tight)
     assert found.losses(start, swaps, [b]).tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
@@ -197,15 +197,15 @@ def test_any_other_error_is_not_taken_for_a_full_memory(tiny_subject: Subject, m
     found = search(tiny_subject, [b := made(tiny_subject)])
     monkeypatch.setattr(gcg.Search, "_score", wrong)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        found.losses(gcg.start(tiny_subject, 3), [(1, 40)], [b])
+        found.losses(behaviours.start(tiny_subject, 3), [(1, 40)], [b])
 
 
 def test_behaviours_join_when_those_before_succeed(tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    behaviours = [made(tiny_subject), made(tiny_subject, messages=OTHER)]
-    found = search(tiny_subject, behaviours, steps=4, one_by_one=True, stop=True)
+    both = [made(tiny_subject), made(tiny_subject, messages=OTHER)]
+    found = search(tiny_subject, both, steps=4, one_by_one=True, stop=True)
     answers = iter([False, True, True])
     monkeypatch.setattr(gcg.Search, "succeeds", lambda self, suffix, active: next(answers))
-    states = list(found.steps(found.begin(gcg.start(tiny_subject, 3))))
+    states = list(found.steps(found.begin(behaviours.start(tiny_subject, 3))))
     assert [(s.active, s.success) for s in states] == [(1, False), (2, False), (2, True)]
     assert states[1].loss == float("inf")  # the best of one behaviour is not the best of two
 
@@ -214,7 +214,7 @@ def test_several_models_share_one_search(make_model: Callable[..., Any], tiny_su
     second = replace(tiny_subject, model=make_model(seed=5), name="second")
     b = made(tiny_subject)
     found = search([tiny_subject, second], [b])  # type: ignore[arg-type]
-    start = gcg.start(tiny_subject, 3)
+    start = behaviours.start(tiny_subject, 3)
     mean = (by_hand(tiny_subject, b, start) + by_hand(second, b, start)) / 2
     assert found.loss(start) == pytest.approx(mean, abs=1e-4)
     slopes = [F.normalize(search(s, [b]).gradient(start, [b]), dim=-1) for s in (tiny_subject, second)]
@@ -222,7 +222,7 @@ def test_several_models_share_one_search(make_model: Callable[..., Any], tiny_su
 
 
 def test_success_is_what_the_model_would_write(tiny_subject: Subject) -> None:
-    b, start = made(tiny_subject), gcg.start(tiny_subject, 3)
+    b, start = made(tiny_subject), behaviours.start(tiny_subject, 3)
     ids = torch.tensor([[*b.before, *start, *b.after]])
     written = tiny_subject.model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]  # type: ignore[operator]
     found = search(tiny_subject, [b])
@@ -238,11 +238,11 @@ def test_bad_input(tiny_subject: Subject, make_model: Callable[..., Any], monkey
     with pytest.raises(InputError, match="at least one request"):
         search(tiny_subject, [])
     with pytest.raises(InputError, match="a suffix of 0 tokens"):
-        gcg.start(tiny_subject, 0)
+        behaviours.start(tiny_subject, 0)
     with pytest.raises(InputError, match="the target is empty"):
-        gcg.behaviour(tiny_subject, "row", ASK, " ")  # type: ignore[arg-type]
+        behaviours.behaviour(tiny_subject, "row", ASK, " ")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="has 3 tokens, but 50"):
-        gcg.behaviour(tiny_subject, "row", ASK, "Sure", tokens=50)  # type: ignore[arg-type]
+        behaviours.behaviour(tiny_subject, "row", ASK, "Sure", tokens=50)  # type: ignore[arg-type]
     spaces = tuple(chat.continuation_ids(tiny_subject.tokenizer, "x ")[-1:]) * 2
     with pytest.raises(InputError, match="does not survive retokenisation behind row"):
         search(tiny_subject, [b]).begin(spaces)
@@ -258,15 +258,15 @@ def test_a_request_that_joins_later_bears_on_the_choice_from_the_start(
     tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What does not survive behind the second request is never chosen, though only the first is searched on."""
-    behaviours = [made(tiny_subject), made(tiny_subject, messages=OTHER)]
-    found = search(tiny_subject, behaviours, steps=1, one_by_one=True, width=30, top=40)
-    begun = found.begin(gcg.start(tiny_subject, 3))
+    both = [made(tiny_subject), made(tiny_subject, messages=OTHER)]
+    found = search(tiny_subject, both, steps=1, one_by_one=True, width=30, top=40)
+    begun = found.begin(behaviours.start(tiny_subject, 3))
     free = found.step(begun).suffix
     survives = gcg.Search._survives
 
-    def picky(self: Any, b: gcg.Behaviour, suffixes: Any) -> list[bool]:
+    def picky(self: Any, b: behaviours.Behaviour, suffixes: Any) -> list[bool]:
         sound = survives(self, b, suffixes)
-        return [good and (b is behaviours[0] or s != free) for good, s in zip(sound, suffixes, strict=True)]
+        return [good and (b is both[0] or s != free) for good, s in zip(sound, suffixes, strict=True)]
 
     monkeypatch.setattr(gcg.Search, "_survives", picky)
     assert found.step(begun).suffix != free
@@ -282,7 +282,7 @@ def test_models_that_write_a_request_in_other_tokens_are_refused(tiny_subject: S
 def test_what_does_not_fit_the_context_is_refused(tiny_subject: Subject) -> None:
     found = search(tiny_subject, [made(tiny_subject)])
     with pytest.raises(InputError, match="more than the context of tiny"):
-        found.begin(gcg.start(tiny_subject, 600))
+        found.begin(behaviours.start(tiny_subject, 600))
 
 
 def test_memory_that_does_not_hold_a_gradient_is_said(tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +290,7 @@ def test_memory_that_does_not_hold_a_gradient_is_said(tiny_subject: Subject, mon
         raise torch.OutOfMemoryError("full")
 
     found = search(tiny_subject, [made(tiny_subject)])
-    begun = found.begin(gcg.start(tiny_subject, 3))
+    begun = found.begin(behaviours.start(tiny_subject, 3))
     monkeypatch.setattr(gcg.Search, "_gradient", full)
     with pytest.raises(InputError, match="does not hold the gradient"):
         found.step(begun)

@@ -21,6 +21,7 @@ from .types import InputError, Prompt, Subject
 
 if TYPE_CHECKING:
     from .attack import gcg
+    from .attack.behaviours import Behaviour
 
 TARGETS = ("opening", "refusal")
 TOKENS = 3  # of a refusal's opening, as `measure` counts them
@@ -88,16 +89,16 @@ def load(config: GcgConfig) -> list[Prompt]:
     ]
 
 
-def behaviours(subject: Subject, prompts: Sequence[Prompt], config: GcgConfig) -> list[gcg.Behaviour]:
+def behaviours(subject: Subject, prompts: Sequence[Prompt], config: GcgConfig) -> list[Behaviour]:
     """What each request's answer is driven to: its own target (AdvBench), its response, or `--opening`."""
     from . import measure
-    from .attack import gcg
+    from .attack.behaviours import behaviour
 
     openings: list[tuple[int, ...]] = []
     if config.target == "refusal":
         openings = measure.opening_ids(subject.tokenizer, measure.load_openings(None), TOKENS)
     return [
-        gcg.behaviour(
+        behaviour(
             subject, f"row {p.id}", chat.with_system(p.messages, config.system),
             str(p.meta.get("target") or p.meta.get("Target") or config.opening),
             tokens=config.target_tokens or None, openings=openings,
@@ -116,13 +117,14 @@ def _search(
     from tqdm import tqdm
 
     from .attack import gcg
+    from .attack.behaviours import start
 
     settings = gcg.Settings(
         steps=config.steps, width=config.width, top=config.top, batch=batch, ascii_only=config.ascii_only,
         seed=seed, stop=config.stop, one_by_one=config.one_by_one,
     )  # fmt: skip
     search = gcg.Search(subjects, behaviours(subjects[0], prompts, config), settings, say=tqdm.write)
-    now = search.begin(gcg.start(subjects[0], config.suffix_tokens))
+    now = search.begin(start(subjects[0], config.suffix_tokens))
     before = 0.0
     if path.exists():
         now, before = _kept(path)

@@ -14,35 +14,19 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokendeep import chat, head, runs, scoring
+from tokendeep.attack.behaviours import Behaviour, Row, combine
 from tokendeep.models import context_length
-from tokendeep.types import InputError, Message, Subject
+from tokendeep.types import InputError, Subject
 
-STARTS = (" x", " !", "!", "x")  # the suffix begins as so many of the first that is one token
 ENOUGH = 16  # candidates in a forward pass; fewer of one place are joined by those of the next
 ROUNDS = 8  # times that new candidates are drawn when too few survive retokenisation
-
-
-@dataclass(frozen=True)
-class Behaviour:
-    """A request as token ids around the suffix, and what its answer is driven to or from.
-
-    The loss of `wanted` alone is its mean cross-entropy. With `unwanted` (openings of a refusal) it is the refusal
-    log-odds: log sum P(unwanted) - log P(wanted), all of one length.
-    """
-
-    name: str
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    wanted: tuple[int, ...]
-    unwanted: tuple[tuple[int, ...], ...] = ()
-    spell: Callable[[Sequence[str]], list[list[int]]] = field(compare=False, repr=False, default=lambda texts: [])
 
 
 @dataclass(frozen=True)
@@ -129,7 +113,7 @@ class Search:
         self.batch = settings.batch
         self.allowed = _allowed(subjects[0], settings.ascii_only)
         self.anchor = chat.continuation_ids(tokenizer, "x")
-        longest = max(len(_Row(b, range(100)).tree.tokens) for b in behaviours)
+        longest = max(len(Row(b, range(100)).tree.tokens) for b in behaviours)
         if any(b.unwanted for b in behaviours) and not all(scoring.tree_fits(s.model, longest) for s in subjects):
             raise InputError(
                 "this architecture takes no tree of answers, so its refusal log-odds have no gradient here: drive it to an "
@@ -145,7 +129,7 @@ class Search:
                 f"the suffix does not survive retokenisation behind {wrong[0]}: as text it reads back as other tokens; "
                 "begin with another suffix"
             )
-        longest = max(len(_Row(b, suffix).tree.tokens) for b in self.behaviours)
+        longest = max(len(Row(b, suffix).tree.tokens) for b in self.behaviours)
         for subject in self.subjects:
             if longest > (room := context_length(head.causal_lm(subject.model))):
                 raise InputError(
@@ -225,14 +209,14 @@ class Search:
         with torch.no_grad():
             table = embed(torch.arange(embed.weight.shape[0], device=device))  # (V, H), scaled as the model scales it
         cache = self._prefix(number, subject, b)
-        row = _Row(b, suffix)
+        row = Row(b, suffix)
         skipped = len(b.before) if cache is not None else 0
         with torch.enable_grad():
             own = table[list(suffix)].clone().requires_grad_(True)
             parts = [table[list(b.before[skipped:])], own, table[row.rest]]
             states = _decode(lm, cache, skipped, row, inputs_embeds=torch.cat(parts)[None])
             logps = head.label_logps(subject.model, states[0, row.parents(skipped)], row.targets(device))
-            (slope,) = torch.autograd.grad(_combine(b, row.sums(logps)), own)
+            (slope,) = torch.autograd.grad(combine(b, row.sums(logps)), own)
         return (slope.float() @ table.T.float()).cpu()
 
     def losses(
@@ -250,7 +234,7 @@ class Search:
         self, number: int, subject: Subject, b: Behaviour, suffix: tuple[int, ...], swaps: Sequence[tuple[int, int]]
     ) -> Tensor:
         lm = head.causal_lm(subject.model)
-        row, start = _Row(b, suffix), len(b.before)
+        row, start = Row(b, suffix), len(b.before)
         device = lm.get_input_embeddings().weight.device
         known = None
         if scoring.plain_cache(
@@ -279,7 +263,7 @@ class Search:
         return found
 
     def _score(
-        self, subject: Subject, known: Any, row: _Row, place: int, suffix: tuple[int, ...], tokens: Tensor
+        self, subject: Subject, known: Any, row: Row, place: int, suffix: tuple[int, ...], tokens: Tensor
     ) -> Tensor:
         """Loss (B,) of rows that differ from the place on; `tokens` (B, T) are what follows it."""
         b, lm = row.b, head.causal_lm(subject.model)
@@ -299,7 +283,7 @@ class Search:
                 f"the model gave NaN or infinite values on {b.name}; load it in float32 (--dtype float32) or check its "
                 "weights"
             )
-        return torch.stack([_combine(b, row.sums(one)) for one in logps.double().cpu()])
+        return torch.stack([combine(b, row.sums(one)) for one in logps.double().cpu()])
 
     def _halve(self) -> None:
         if self.batch == 1:
@@ -391,40 +375,7 @@ class Search:
         return str(read[0][len(read[1]) :])
 
 
-class _Row:
-    """What follows the suffix in one candidate: the rest of the prompt, then the targets as a tree."""
-
-    def __init__(self, b: Behaviour, suffix: Sequence[int]) -> None:
-        self.b, self.n = b, len(suffix)
-        self.tree = scoring.Tree([*b.before, *suffix, *b.after])
-        end = self.tree.length
-        self.paths = [
-            [(self.tree.node(end, target[:depth]), target[depth]) for depth in range(len(target))]
-            for target in (b.wanted, *b.unwanted)
-        ]
-        self.flat = [(node, token) for path in self.paths for node, token in path]
-        self.rest = self.tree.tokens[len(b.before) + self.n :]
-        self._mask: Tensor | None = None
-
-    def mask(self, dtype: torch.dtype) -> Tensor | None:
-        """The tree's attention mask; None for one target, an ordinary row."""
-        if self.b.unwanted and self._mask is None:
-            self._mask = self.tree.mask(dtype)
-        return self._mask
-
-    def parents(self, skipped: int) -> list[int]:
-        """Where each target token is predicted, counted behind the `skipped` tokens that a cache holds."""
-        return [node - skipped for node, _ in self.flat]
-
-    def targets(self, device: Any) -> Tensor:
-        return torch.tensor([token for _, token in self.flat], device=device)
-
-    def sums(self, logps: Tensor) -> Tensor:
-        """Log-probability of every target: `logps` (T,) in the order of `flat`."""
-        return torch.stack([part.sum() for part in logps.split([len(path) for path in self.paths])])
-
-
-def _decode(lm: Any, cache: Any, skipped: int, row: _Row, **inputs: Tensor) -> Tensor:
+def _decode(lm: Any, cache: Any, skipped: int, row: Row, **inputs: Tensor) -> Tensor:
     """Final states of the tokens behind the first `skipped`, which the cache holds."""
     more: dict[str, Any] = {}
     if (mask := row.mask(lm.dtype)) is not None:
@@ -439,18 +390,11 @@ def _decode(lm: Any, cache: Any, skipped: int, row: _Row, **inputs: Tensor) -> T
     return found
 
 
-def _combine(b: Behaviour, sums: Tensor) -> Tensor:
-    """The loss of one behaviour from the log-probabilities (targets,) of its targets."""
-    if not b.unwanted:
-        return -sums[0] / len(b.wanted)
-    return torch.logsumexp(sums[1:], -1) - sums[0]
-
-
 def _loss(subject: Subject, b: Behaviour, suffix: Sequence[int]) -> Tensor:
     """The loss of one behaviour on one model, without any cache."""
     prompt = [*b.before, *suffix, *b.after]
     branches = [(len(prompt), target) for target in (b.wanted, *b.unwanted)]
-    return _combine(b, scoring.branch_logps(subject, prompt, branches).double())
+    return combine(b, scoring.branch_logps(subject, prompt, branches).double())
 
 
 def _asks(subject: Subject) -> tuple[str, str]:
@@ -474,52 +418,6 @@ def _allowed(subject: Subject, ascii_only: bool) -> Tensor:
         allowed[i] = sound and (text.isascii() or not ascii_only)
     allowed[[i for i in chat.control_ids(tokenizer) if i < size]] = False
     return allowed
-
-
-# --- behaviours ------------------------------------------------------------------------------------
-
-
-def behaviour(
-    subject: Subject, name: str, messages: Sequence[Message], target: str, *, tokens: int | None = None,
-    openings: Sequence[tuple[int, ...]] = (),
-) -> Behaviour:  # fmt: skip
-    """A request and what is wanted of its answer, in token ids.
-
-    Args:
-        name: for messages.
-        messages: the request; the suffix goes behind its last user turn.
-        target: how the answer should begin.
-        tokens: take the first so many of its tokens; all by default. A longer opening asks for more depth.
-        openings: of refusals, as `measure.opening_ids` gives them; the target is then cut to their length.
-
-    Raises:
-        InputError: an empty target, one that the tokenizer cannot represent, or a template in which the request cannot
-            be told from what surrounds it.
-    """
-    tokenizer: Any = subject.tokenizer
-    wanted = chat.response_ids(tokenizer, messages, target, end=False) if target.strip() else []
-    if not wanted:
-        raise InputError(f"{name}: the target is empty; say how the answer should begin")
-    read = tokenizer.decode(wanted, clean_up_tokenization_spaces=False)
-    unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in wanted
-    if unknown or read.strip() != target.strip():
-        raise InputError(f"{name}: the tokenizer cannot represent the target; take out its unusual characters")
-    size = len(openings[0]) if openings else tokens or len(wanted)
-    if len(wanted) < size:
-        raise InputError(f"{name}: the target has {len(wanted)} tokens, but {size} are asked for; give a longer one")
-    before, after, spell = chat.open_prompt(tokenizer, messages)
-    return Behaviour(name, tuple(before), tuple(after), tuple(wanted[:size]), tuple(openings), spell)
-
-
-def start(subject: Subject, tokens: int) -> tuple[int, ...]:
-    """A suffix of so many tokens to begin with. Raises InputError below 1."""
-    if tokens < 1:
-        raise InputError(f"a suffix of {tokens} tokens is none; give at least 1")
-    for text in STARTS:
-        ids = chat.continuation_ids(subject.tokenizer, text * tokens)
-        if len(ids) == tokens:
-            return tuple(ids)
-    raise InputError("the tokenizer has no plain token to begin a suffix with; give the suffix to begin with")
 
 
 def check(settings: Settings) -> None:
