@@ -119,3 +119,19 @@ def test_the_best_suffix_counts_and_all_are_paid_for(tmp_path: Path) -> None:
 
 def test_plain_prefilling_alone_has_no_such_section(tmp_path: Path) -> None:
     assert section(built(fake_runs.write_demo(tmp_path / "demo"))) is None
+
+
+def test_runs_on_several_data_sets_are_told_apart_by_file(tmp_path: Path) -> None:
+    for name, digest in (("one", "1" * 64), ("two", "2" * 64)):
+        given = {"config": {"data": f"/d/{name}.jsonl"}, "inputs": {"data": digest}}
+        write(tmp_path / name, answers("prefill", {"k": 5}, [0]) + answers("none", {}, [0]), **given)
+        write(tmp_path / f"s{name}", answers("suffix", {"suffix": "s"}, [0]), **given)
+    context = built(*(tmp_path / folder for folder in ("one", "sone", "two", "stwo")))
+    text = report.to_markdown(context)
+    assert "| k | deepened (data one.jsonl) | deepened (data two.jsonl) |" in text
+    assert [row[0] for one in context["sections"] if one.id == "suffix" for row in one.tables[0].rows] == [
+        "deepened on one.jsonl", "deepened on two.jsonl",
+    ]  # fmt: skip
+    assert [table.caption for table in section(context).tables] == [
+        "Not refused, and the cost, on one.jsonl (11111111)", "Not refused, and the cost, on two.jsonl (22222222)",
+    ]  # fmt: skip

@@ -40,6 +40,7 @@ for name in deepened aligned base; do
     attack $name advbench suffix --attack suffix --suffixes "$OUT/$name/gcg-opening" --limit 48
 done
 for name in deepened aligned; do
+    attack $name demo decoding-plain --attack decoding --limit 16 --chat_template plain
     search $name refusal --target refusal --target_tokens 0
     attack $name demo suffix-refusal --attack suffix --suffixes "$OUT/$name/gcg-refusal" --limit 48
     attack $name advbench transferred --attack suffix --suffixes "$OUT/base/gcg-opening" --limit 48

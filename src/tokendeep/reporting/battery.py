@@ -8,7 +8,7 @@ from typing import Any
 
 from ..refusal import SCORED
 from ..types import Sample
-from .gather import Run
+from .gather import Run, data_of
 from .paired import Hits, Paired, by_prompt, complied, holm
 from .words import Section, Table, listed, p_value, percent, points, rate_of, share
 
@@ -58,7 +58,7 @@ def battery_section(runs: Sequence[Run]) -> list[Section]:
             for one in _by_attack([line for line in lines if line.data == data])
         ]  # fmt: skip
         heads = ["attack", "model", "not refused", "tokens", "searched", "model seconds"]
-        section.tables.append(Table(f"Not refused, and the cost, on {data}", heads, rows))
+        section.tables.append(Table("Not refused, and the cost" + (f", on {data}" if data else ""), heads, rows))
     tests = comparisons(runs)
     if tests:
         rows = [
@@ -216,7 +216,7 @@ def _line(run: Run, rows: Sequence[Row], kind: str, value: Any, words: str, rate
     tokens = [row.get("tokens") for row in rows]
     return Line(
         label=run.label,
-        data=_data(run),
+        data=data_of(run),
         judge=rows[0]["judge"],
         kind=kind,
         value=value,
@@ -256,10 +256,3 @@ def _hits(samples: Sequence[Sample]) -> Hits:
             _, before = hits.get(one.prompt_id, ("", False))
             hits[one.prompt_id] = (one.instruction, before or complied(one))
     return hits
-
-
-def _data(run: Run) -> str:
-    """The data file by its name and the first signs of its hash."""
-    config, digest = run.manifest.get("config") or {}, (run.manifest.get("inputs") or {}).get("data")
-    name = str(config.get("data") or "-").replace("\\", "/").rsplit("/", 1)[-1]
-    return f"{name} ({digest[:8]})" if isinstance(digest, str) else name

@@ -11,7 +11,7 @@ from typing import Any
 
 from .battery import battery_section, falls_lines
 from .depth import kl_section, named, prompts, recovery_section, recovery_words
-from .gather import Condition, Run, Series, model_of, pairs
+from .gather import Condition, Run, Series, data_of, model_of, pairs
 from .inference import decoding_line, decoding_section, suffix_section
 from .paired import Comparison, Paired, comparisons, complied, not_answered, paired_section
 from .rates import outcomes_section, overrefusal_section, rates_section
@@ -204,16 +204,21 @@ def _depth_line(run: Run, name: str) -> str:
 def what_was_run(runs: Sequence[Run], foreign: Sequence[Path] = ()) -> Section:
     rows = []
     for run in runs:
-        manifest, config = run.manifest, run.manifest.get("config") or {}
-        hashes = manifest.get("inputs") or {}
-        data = str(config.get("data") or "-").replace("\\", "/").rsplit("/", 1)[-1]
-        digest = f" ({hashes['data'][:8]})" if isinstance(hashes.get("data"), str) else ""
+        manifest = run.manifest
         status = "UNFINISHED" if not run.finished else "finished" if manifest else "-"
         when = str(manifest.get("finished") or manifest.get("started") or "-")[:16].replace("T", " ")
         status += ", ATTACK CHECKPOINT" if run.attack_checkpoint else ""
         seed = manifest.get("seed")
         rows.append(
-            [run.label, verb(run), _end(model_of(run)), data + digest, "-" if seed is None else str(seed), status, when]
+            [
+                run.label,
+                verb(run),
+                _end(model_of(run)),
+                data_of(run) or "-",
+                "-" if seed is None else str(seed),
+                status,
+                when,
+            ]
         )
     section = Section("runs", "What was run")
     section.tables.append(Table("Runs", ["name", "verb", "model", "data (hash)", "seed", "status", "when (UTC)"], rows))

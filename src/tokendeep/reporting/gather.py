@@ -71,6 +71,7 @@ class Series:
     rows: Mapping[Condition, Mapping[str, Any]]
     samples: Mapping[Condition, Sequence[Sample]] | None
     folder: Path = field(compare=False)
+    file: str = field(default="", compare=False)  # the name of the data
     seed: int | None = None  # the first of its samples; two models may be compared under different ones
 
     def first_samples(self, condition: Condition) -> dict[str, Sample]:
@@ -354,6 +355,13 @@ def _parts(model: str) -> list[str]:
     return parts[:-1] if len(parts) > 1 and parts[-1] == "checkpoint" else parts
 
 
+def data_of(run: Run) -> str:
+    """The run's data file by its name and the first signs of its hash; nothing where the manifest does not say."""
+    config, digest = run.manifest.get("config") or {}, (run.manifest.get("inputs") or {}).get("data")
+    name = str(config.get("data") or "").replace("\\", "/").rsplit("/", 1)[-1]
+    return f"{name} ({digest[:8]})" if name and isinstance(digest, str) else name
+
+
 # --- series -------------------------------------------------------------------------------------
 
 
@@ -382,6 +390,7 @@ def _of_run(run: Run) -> list[Series]:
                 rows={condition(row["attack"], row["params"]): row for row in rows},
                 samples=None if run.samples is None else found,
                 folder=run.folder,
+                file=data_of(run).partition(" (")[0],
                 seed=first["params"].get("seed"),
             )
         )
@@ -395,7 +404,7 @@ def _together(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]
     prefix the judge decides. Those rows stand with the prefills however these are judged.
     """
     views: dict[str, Any] = {}
-    rows = [row for row in rows if row["attack"] not in ("decoding", "suffix")]  # sections of their own
+    rows = [row for row in rows if not _elsewhere(row)]
     for row in rows:
         if row["attack"] == "prefill":
             views.setdefault(_key(row["model"], row["judge"], row["params"]), row["params"].get("judged"))
@@ -404,6 +413,11 @@ def _together(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]
         key = _key(row["model"], row["judge"], row["params"])
         groups[key, row["params"].get("judged") if row["attack"] == "prefill" else views.get(key)].append(row)
     return list(groups.values())
+
+
+def _elsewhere(row: Mapping[str, Any]) -> bool:
+    """Whether a row belongs to an attack that has sections of its own."""
+    return row["attack"] in ("decoding", "suffix", "rank-prefill") or bool({"lead", "thinking"} & row["params"].keys())
 
 
 def _data(run: Run, row: Mapping[str, Any]) -> dict[str, str]:
@@ -423,7 +437,11 @@ def _name(one: Series, siblings: Sequence[Series]) -> str:
     """The label, with what tells this series from others of the same model."""
     if len(siblings) == 1:
         return one.label
-    mine = {"judge": one.judge, **one.settings, "seed": one.seed}
-    others = [{"judge": other.judge, **other.settings, "seed": other.seed} for other in siblings]
+    by_file = len({s.file for s in siblings}) == len({s.settings.get("data") for s in siblings})  # else by its hash
+
+    def told(s: Series) -> dict[str, Any]:
+        return {"judge": s.judge, **s.settings, "seed": s.seed, **({"data": s.file} if by_file else {})}
+
+    mine, others = told(one), [told(other) for other in siblings]
     differing = [f"{name} {value}" for name, value in mine.items() if any(o.get(name) != value for o in others)]
     return f"{one.label} ({', '.join(differing) or one.folder})"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..attack.decoding import KNOBS
-from .gather import Run
+from .gather import Run, data_of
 from .words import Section, Table, percent, rate_of
 
 Row = Mapping[str, Any]
@@ -46,7 +46,7 @@ def decoding_line(run: Run) -> list[str]:
             continue
         plain = f", greedy alone {percent(greedy['rate'])}" if greedy and greedy["n"] else ""
         found.append(
-            f"{run.label}: some setting of {everything['params']['settings']} tried was not refused on "
+            f"{_named(run)}: some setting of {everything['params']['settings']} tried was not refused on "
             f"{percent(everything['rate'])} of {everything['n']} requests{plain}."
         )
     return found
@@ -61,12 +61,18 @@ def _lines(run: Run) -> list[list[str]]:
         best = max(judged, key=lambda row: row["rate"], default=None)
         knobs = [_any(rows, knob) for knob in (*KNOBS, "all")]
         lines.append([
-            run.label, template, str(len(single)),
+            _named(run), template, str(len(single)),
             rate_of(single["greedy"]) if "greedy" in single else "-",
             "-" if best is None else f"{rate_of(best)} ({best['params']['setting']})",
             *("-" if row is None else rate_of(row) for row in knobs),
         ])  # fmt: skip
     return lines
+
+
+def _named(run: Run) -> str:
+    """The model, and what it was asked."""
+    data = data_of(run).partition(" (")[0]
+    return f"{run.label} on {data}" if data else run.label
 
 
 def _groups(run: Run, attack: str) -> list[list[Row]]:
@@ -112,11 +118,11 @@ def _suffix_lines(run: Run) -> list[list[str]]:
     for rows in _groups(run, "suffix"):
         judged = sorted((row for row in rows if row["n"]), key=lambda row: -row["rate"])
         if not judged:
-            lines.append([run.label, str(len(rows)), "none scored", "-", "-"])
+            lines.append([_named(run), str(len(rows)), "none scored", "-", "-"])
             continue
         rates = [row["rate"] for row in judged]
         lines.append([
-            run.label, str(len(rows)), rate_of(judged[0]), _spread(rates[:BEST]) if len(rates) > BEST else "-",
+            _named(run), str(len(rows)), rate_of(judged[0]), _spread(rates[:BEST]) if len(rates) > BEST else "-",
             _spread(rates) if len(rates) > 1 else "-",
         ])  # fmt: skip
     return lines
