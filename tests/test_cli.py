@@ -234,6 +234,10 @@ def test_the_recipes_are_settings():
     for path in recipes:
         verb = path.name.split("-")[0]
         assert cli.parse([verb, "--config", str(path), *NEEDED[verb]])[0] == verb
+    for path in sorted((SOURCE.parent / "recipes" / "smollm2").glob("*.yaml")):
+        command = re.search(rf"tokendeep (\w+) --config recipes/smollm2/{path.name}", path.read_text())
+        assert command, f"{path.name} does not say how it is run"
+        assert cli.parse([command[1], "--config", str(path), *NEEDED[command[1]]])[0] == command[1]
 
 
 # ------------------------------------------------------------------------------------------- mistakes

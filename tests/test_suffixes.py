@@ -114,8 +114,14 @@ def test_each_request_can_have_its_own(
     assert cost == {
         "candidates": sum(one["candidates"] for one in read(found)),
         "seconds": sum(one["seconds"] for one in read(found)),
-        "target": "opening, 2 tokens",
+        "target": "opening",
+        "target_tokens": 2,
+        "found_on": "tiny",
+        "label": None,
     }
+    one = run.run(attack_config(pairs, tmp_path / "one", attack="suffix", suffixes=str(found), limit=1), tiny_subject)
+    paid = json.loads((one / "manifest.json").read_text())["cost"]["suffix"]["candidates"]
+    assert paid == next(r["candidates"] for r in read(found) if names[r["for"]] == "bread")  # not for those left out
     asked = {r["id"]: [{"role": "user", "content": r["instruction"] + rows.get(r["id"], "")}] for r in ROWS}
     ids = {tuple(request.ids) for request in answers.requests}
     for name in rows:
@@ -135,10 +141,10 @@ def test_one_suffix_for_all_is_tried_on_every_request_and_reported(
     assert [row["rate"] for row in rows] == [0, 1, 0, 0]
     assert rows[0]["params"]["suffix"].startswith("suffix 1 (sha ")
     assert all(text not in (out / "asr.json").read_text() for text in texts)
-    assert json.loads((out / "manifest.json").read_text())["cost"] == {"suffix": {"target": None}}
+    assert json.loads((out / "manifest.json").read_text())["cost"] == {"suffix": {}}
     (section,) = [one for one in report.build([out])["sections"] if one.id == "suffix"]
-    assert section.tables[0].rows[0][1:3] == ["4", "3/3 = 100% [44%, 100%]"]
-    assert section.tables[0].rows[0][3:] == ["33% ± 57.7", "25% ± 50.0"]
+    assert section.tables[0].rows[0][1:4] == ["suffix", "4", "3/3 = 100% [44%, 100%]"]
+    assert section.tables[0].rows[0][4:] == ["33% ± 57.7", "25% ± 50.0"]
 
 
 def _holds(ids: tuple[int, ...], part: list[int]) -> bool:

@@ -76,22 +76,28 @@ def load(source: str | Path) -> list[Suffix]:
     return found
 
 
-def cost(suffixes: Sequence[Suffix]) -> dict[str, float]:
-    """What finding them has cost together; nothing where the file does not say it of all."""
-    total = {what: [getattr(one, what) for one in suffixes] for what in COST}
+def cost(suffixes: Sequence[Suffix], prompts: Sequence[Prompt]) -> dict[str, float]:
+    """What finding those that are tried on these prompts has cost; nothing where the file does not say it of all."""
+    asked = {key(prompt) for prompt in prompts}
+    used = [one for one in suffixes if one.only is None or one.only in asked]
+    total = {what: [getattr(one, what) for one in used] for what in COST}
     return {what: sum(each) for what, each in total.items() if None not in each}
 
 
-def target_of(source: str | Path) -> str | None:
-    """What the search in the folder of `gcg` drove the answers to, in words; None where its manifest does not say."""
+def search_of(source: str | Path) -> dict[str, Any]:
+    """What `gcg` drove answers to (`target`, and its first `target_tokens` where not all) and on which model (`found_on`, and
+    its `label`), from the manifest in its folder; nothing for suffixes that come from elsewhere."""
     try:
         kept = json.loads((path_of(source).parent / "manifest.json").read_text(encoding="utf-8"))
         config = kept["config"] if kept["verb"] == "gcg" else {}
-        tokens = int(config.get("target_tokens", 0))
-        name = str(config["target"])
+        return {
+            "target": str(config["target"]),
+            "target_tokens": int(config["target_tokens"]),
+            "found_on": str(config["model"]),
+            "label": config.get("label"),
+        }
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return f"{name}, {tokens} tokens" if tokens else name
+        return {}
 
 
 def _number(row: dict[str, Any], what: str) -> Any:

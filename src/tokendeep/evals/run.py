@@ -63,8 +63,9 @@ def run(config: AttackConfig, subject: Subject | None = None, *, show: bool = Tr
         runs.private_dir(state.out)
         cost: dict[str, Any] = {}
         if "suffix" in names:
+            prompts = tasks.read_prompts(config.data, _settings(config))
             source = str(config.suffixes)
-            cost["suffix"] = {**endings.cost(endings.load(source)), "target": endings.target_of(source)}
+            cost["suffix"] = {**endings.cost(endings.load(source), prompts), **endings.search_of(source)}
         if WALKED in names:
             task, cost[WALKED] = _walked(config, model, state)
             todo.append(task)

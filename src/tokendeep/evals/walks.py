@@ -40,7 +40,7 @@ def attacked(
         models.check_same_vocabulary(subject, base)
         scorer = ranks.Likely(base, config.rank_base_top)
     settings = ranks.Settings(config.rank_top, config.rank_length, config.rank_budget)
-    kept = parts.Parts(parts.folder(state) / "rank-prefill.jsonl")
+    kept = parts.Parts(parts.folder(state) / "walks.jsonl")
     walks, seconds = [], 0.0
     for number, prompt in enumerate(tqdm(prompts, desc="rank-prefill", unit="prompt")):
         if number not in kept.done:

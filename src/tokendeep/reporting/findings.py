@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .battery import battery_section, falls_lines
+from .battery import adaptive_lines, attack_lines, battery_section
+from .battery import comparisons as battery_tests
 from .depth import kl_section, named, prompts, recovery_section, recovery_words
 from .gather import Condition, Run, Series, data_of, model_of, pairs
 from .inference import decoding_line, decoding_section, suffix_section
@@ -42,6 +43,8 @@ def sections(runs: Sequence[Run], found: Sequence[Series], foreign: Sequence[Pat
     styles = {label: number for number, label in enumerate(dict.fromkeys([r.label for r in runs]))}
     styles |= {s.name: styles.get(s.label, len(styles) + n) for n, s in enumerate(found)}
     measured = named([run for run in runs if run.profile is not None])
+    lines = attack_lines(runs)
+    adaptive = battery_tests(lines)
     return [
         what_was_run(runs, foreign),
         kl_section(runs, measured, styles),
@@ -52,7 +55,7 @@ def sections(runs: Sequence[Run], found: Sequence[Series], foreign: Sequence[Pat
         outcomes_section(found),
         *decoding_section(runs),
         *suffix_section(runs),
-        *battery_section(runs),
+        *battery_section(lines, adaptive),
         *training_section(runs),
         *attacks_section(runs),
         *dynamics_section(runs),
@@ -69,10 +72,14 @@ def headline(runs: Sequence[Run], found: Sequence[Series]) -> list[str]:
     tests, twins = comparisons(harmless, not_answered), [pair for pair in pairs(found) if pair[0].role == "twins"]
     lines += [line for before, after in twins if (line := _price_line(before, after, tests))]
     lines += [line for run in runs for line in decoding_line(run)]
-    lines += falls_lines(runs)
+    attacks = attack_lines(runs)
+    adaptive = battery_tests(attacks)
+    lines += adaptive_lines(adaptive)
     lines += [line for run in runs if (line := attack_line(run))]
     lines += [_depth_line(run, name) for name, run in named([r for r in runs if r.profile is not None])]
     if not lines:
+        if attacks:
+            return ["No two runs of these folders can be compared; the rates stand under Attacks side by side."]
         return ["Nothing to conclude: no finished attack or measurement is among these folders."]
     sizes = [prompts_of(row) for one in found for row in one.rows.values()]
     sizes += [max(run.profile["recovery"]["n"], default=0) for run in runs if run.profile is not None]
@@ -82,6 +89,7 @@ def headline(runs: Sequence[Run], found: Sequence[Series]) -> list[str]:
         for line in run.table or []
         if "plain" in line
     ]
+    sizes += [one.test.n for one in adaptive] + [line.requests for line in attacks]
     if sizes and min(sizes) < SMALL:
         lines.append(
             f"Small sample: the numbers rest on as few as {min(sizes)} prompts; read the intervals, not the points."
@@ -96,7 +104,8 @@ def _shallow_line(one: Series) -> str | None:
     start, answers = one.rows[plain], several(one.rows[plain])
     asked = f"{'answers to ' if answers else ''}harmful requests asked plainly"
     if deep is None or not one.rows[deep]["n"]:
-        return f"{one.name} did not refuse {_of(start, asked)}; no prefilling was tried."
+        other = any(attack not in ("none", "refusal-prefix") for attack, _ in one.rows)
+        return f"{one.name} did not refuse {_of(start, asked)}{'' if other else '; no prefilling was tried'}."
     end, among = one.rows[deep], ""
     if any(_is_fewer(row) for row in (start, end)) and all(row.get("common") for row in (start, end)):
         start, end = start["common"], end["common"]

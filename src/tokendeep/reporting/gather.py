@@ -23,7 +23,7 @@ TABLE, DYNAMICS, TRAINING = "table.json", "dynamics.json", "training.json"
 ROLES = {"measure": "harmful", "attack": "harmful", "overrefusal": "twins", "unseen": "unseen"}  # by folder name
 STORY = ("base", "aligned", "deepened")  # models with these names are shown in this order, before all others
 SKIPPED_FOLDERS = ("checkpoint", "rows", "trainer")  # parts of a run, not runs
-WHAT = ("k", "prefix")  # the parameters that say which attack it is; all others are settings
+WHAT = ("k", "prefix", "lead", "thinking")  # the parameters that say which attack it is; all others are settings
 NOT_SETTINGS = (*WHAT, "seed", "data")  # the data has its own place, and seeds may differ in a comparison
 PROFILE_KEYS = ("recovery", "depth", "meta")
 RECOVERY_KEYS, KL_KEYS = ("k", "log_odds", "recovered", "n"), ("mean", "stderr", "n")
@@ -136,11 +136,33 @@ def foreign(dirs: Sequence[str | Path]) -> list[Path]:
 
 def series(found: Iterable[Run]) -> list[Series]:
     """The rates of all runs, one series for each model, data, judge and set of settings."""
-    built = [one for run in found if run.rows is not None for one in _of_run(run)]
+    built = _merged([one for run in found if run.rows is not None for one in _of_run(run)])
     groups: dict[tuple[str, str], list[Series]] = defaultdict(list)
     for one in built:
         groups[one.role, one.label].append(one)
     return [replace(one, name=_name(one, groups[one.role, one.label])) for one in built]
+
+
+def _merged(built: Sequence[Series]) -> list[Series]:
+    """One series of those that only differ in the attacks that were run, each in a folder of its own."""
+    merged: list[Series] = []
+    for one in built:
+        at = next((i for i, other in enumerate(merged) if _same_series(other, one)), None)
+        if at is None:
+            merged.append(one)
+        else:
+            other = merged[at]
+            samples = None if other.samples is None else {**other.samples, **(one.samples or {})}
+            merged[at] = replace(other, rows={**other.rows, **one.rows}, samples=samples)
+    return merged
+
+
+def _same_series(first: Series, second: Series) -> bool:
+    def same(one: Series) -> tuple[Any, ...]:
+        model = next(iter(one.rows.values()))["model"]
+        return one.label, model, one.role, one.judge, one.settings, one.seed, one.samples is None
+
+    return "data" in first.settings and same(first) == same(second) and not first.rows.keys() & second.rows.keys()
 
 
 def pairs(found: Sequence[Series]) -> list[tuple[Series, Series]]:
@@ -162,7 +184,10 @@ def _comparable(before: Series, after: Series) -> bool:
 
 def condition(attack: str, params: Mapping[str, Any]) -> Condition:
     """What was done to the prompt, without the sampling settings."""
-    return attack, next((params[name] for name in WHAT if name in params), None)
+    if params.get("lead") or params.get("thinking"):  # another attack than the k tokens alone
+        where = f" behind a text ({params['lead']})" if params.get("lead") else ""
+        return f"prefill k = {params['k']}{where}{' inside the thinking block' if params.get('thinking') else ''}", None
+    return attack, next((params[name] for name in ("k", "prefix") if name in params), None)
 
 
 def settings(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -368,15 +393,15 @@ def data_of(run: Run) -> str:
 def _of_run(run: Run) -> list[Series]:
     samples: dict[str, list[Sample]] = defaultdict(list)
     for sample in run.samples or ():
-        samples[_key(sample.model, sample.judge, sample.params, sample.attack)].append(sample)
-    several = len({row["model"] for row in run.rows or ()}) > 1
+        samples[key_of(sample.model, sample.judge, sample.params, sample.attack)].append(sample)
+    labels = labels_of(run)
     result = []
     for rows in _together(run.rows or ()):
         first = next((row for attack in ("prefill", "none") for row in rows if row["attack"] == attack), rows[0])
-        label = _short({row["model"] for row in run.rows or ()})[first["model"]] if several else run.label
+        label = labels[first["model"]]
         found = {
             condition(row["attack"], row["params"]): samples[
-                _key(row["model"], row["judge"], row["params"], row["attack"])
+                key_of(row["model"], row["judge"], row["params"], row["attack"])
             ]
             for row in rows
         }
@@ -397,6 +422,12 @@ def _of_run(run: Run) -> list[Series]:
     return result
 
 
+def labels_of(run: Run) -> dict[str, str]:
+    """Model -> its label; a folder of logs can hold several models."""
+    names = {row["model"] for row in run.rows or ()}
+    return _short(names) if len(names) > 1 else dict.fromkeys(names, run.label)
+
+
 def _together(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """Rows by series: same model, judge, settings, data and seed.
 
@@ -404,20 +435,15 @@ def _together(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]
     prefix the judge decides. Those rows stand with the prefills however these are judged.
     """
     views: dict[str, Any] = {}
-    rows = [row for row in rows if not _elsewhere(row)]
+    rows = [row for row in rows if row["attack"] not in ("decoding", "suffix")]  # sections of their own
     for row in rows:
         if row["attack"] == "prefill":
-            views.setdefault(_key(row["model"], row["judge"], row["params"]), row["params"].get("judged"))
+            views.setdefault(key_of(row["model"], row["judge"], row["params"]), row["params"].get("judged"))
     groups: dict[tuple[str, Any], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
-        key = _key(row["model"], row["judge"], row["params"])
+        key = key_of(row["model"], row["judge"], row["params"])
         groups[key, row["params"].get("judged") if row["attack"] == "prefill" else views.get(key)].append(row)
     return list(groups.values())
-
-
-def _elsewhere(row: Mapping[str, Any]) -> bool:
-    """Whether a row belongs to an attack that has sections of its own."""
-    return row["attack"] in ("decoding", "suffix", "rank-prefill") or bool({"lead", "thinking"} & row["params"].keys())
 
 
 def _data(run: Run, row: Mapping[str, Any]) -> dict[str, str]:
@@ -426,7 +452,7 @@ def _data(run: Run, row: Mapping[str, Any]) -> dict[str, str]:
     return {"data": digest[:8]} if isinstance(digest, str) else {}
 
 
-def _key(model: str, judge: str, params: Mapping[str, Any], attack: str | None = None) -> str:
+def key_of(model: str, judge: str, params: Mapping[str, Any], attack: str | None = None) -> str:
     """What a row is about: with the attack all of it, without it what the rows of one series share."""
     left_out = () if attack else (*WHAT, "judged")
     kept = {name: value for name, value in params.items() if name not in left_out and value is not None}
@@ -437,7 +463,8 @@ def _name(one: Series, siblings: Sequence[Series]) -> str:
     """The label, with what tells this series from others of the same model."""
     if len(siblings) == 1:
         return one.label
-    by_file = len({s.file for s in siblings}) == len({s.settings.get("data") for s in siblings})  # else by its hash
+    both = {(s.file, s.settings.get("data")) for s in siblings}
+    by_file = len({file for file, _ in both}) == len({data for _, data in both}) == len(both)  # else by its hash
 
     def told(s: Series) -> dict[str, Any]:
         return {"judge": s.judge, **s.settings, "seed": s.seed, **({"data": s.file} if by_file else {})}

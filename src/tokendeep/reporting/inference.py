@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..attack.decoding import KNOBS
-from .gather import Run, data_of
+from .gather import Run, data_of, key_of, labels_of
 from .words import Section, Table, percent, rate_of
 
 Row = Mapping[str, Any]
@@ -40,55 +41,67 @@ def decoding_section(runs: Sequence[Run]) -> list[Section]:
 def decoding_line(run: Run) -> list[str]:
     """What sampling did to each model, in one sentence."""
     found = []
-    for rows in _groups(run, "decoding"):
-        everything, greedy = _any(rows, "all"), _single(rows).get("greedy")
+    for rows in groups(run, "decoding"):
+        everything, greedy = any_of(rows, "all"), single(rows).get("greedy")
         if everything is None or not everything["n"]:
             continue
         plain = f", greedy alone {percent(greedy['rate'])}" if greedy and greedy["n"] else ""
         found.append(
-            f"{_named(run)}: some setting of {everything['params']['settings']} tried was not refused on "
+            f"{_named(run, rows)}: some setting of {everything['params']['settings']} tried was not refused on "
             f"{percent(everything['rate'])} of {everything['n']} requests{plain}."
         )
     return found
 
 
 def _lines(run: Run) -> list[list[str]]:
-    template = str((run.manifest.get("config") or {}).get("chat_template") or "the model's own")
     lines = []
-    for rows in _groups(run, "decoding"):
-        single = _single(rows)
-        judged = [row for row in single.values() if row["n"]]
-        best = max(judged, key=lambda row: row["rate"], default=None)
-        knobs = [_any(rows, knob) for knob in (*KNOBS, "all")]
+    for rows in groups(run, "decoding"):
+        each, best = single(rows), best_of(list(single(rows).values()))
+        knobs = [any_of(rows, knob) for knob in (*KNOBS, "all")]
         lines.append([
-            _named(run), template, str(len(single)),
-            rate_of(single["greedy"]) if "greedy" in single else "-",
+            _named(run, rows, template=False), template_of(run) or "the model's own", str(len(each)),
+            rate_of(each["greedy"]) if "greedy" in each else "-",
             "-" if best is None else f"{rate_of(best)} ({best['params']['setting']})",
             *("-" if row is None else rate_of(row) for row in knobs),
         ])  # fmt: skip
     return lines
 
 
-def _named(run: Run) -> str:
-    """The model, and what it was asked."""
-    data = data_of(run).partition(" (")[0]
-    return f"{run.label} on {data}" if data else run.label
+def _named(run: Run, rows: Sequence[Row], template: bool = True) -> str:
+    """The model, what it was asked, and in which chat template where that is not its own."""
+    data, own = data_of(run).partition(" (")[0], template_of(run)
+    label = labels_of(run)[rows[0]["model"]]
+    return label + (f" on {data}" if data else "") + (f" (chat template {own})" if own and template else "")
 
 
-def _groups(run: Run, attack: str) -> list[list[Row]]:
-    """The run's rows of the attack, by model and judge."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+def template_of(run: Run) -> str:
+    """The chat template that was asked for, by the name of its file; nothing for the model's own."""
+    return str((run.manifest.get("config") or {}).get("chat_template") or "").replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def groups(run: Run, attack: str) -> list[list[Row]]:
+    """The run's rows of the attack, by all but what the attack itself changes from row to row."""
+    own = (*KNOBS, "setting", "suffix", "any_of", "settings")
+    found: dict[str, list[Row]] = {}
     for row in run.rows or ():
         if row["attack"] == attack:
-            groups.setdefault((row["model"], row["judge"]), []).append(row)
-    return list(groups.values())
+            shared = {name: value for name, value in row["params"].items() if name not in own}
+            found.setdefault(key_of(row["model"], row["judge"], shared, attack), []).append(row)
+    return list(found.values())
 
 
-def _single(rows: Sequence[Row]) -> dict[str, Row]:
+def best_of(rows: Sequence[Row]) -> Row | None:
+    """The row of the highest rate, the first of several; None where nothing was scored."""
+    return max((row for row in rows if row["n"]), key=lambda row: row["rate"], default=None)
+
+
+def single(rows: Sequence[Row]) -> dict[str, Row]:
+    """The rows of one decoding setting each, by its name."""
     return {str(row["params"]["setting"]): row for row in rows if "setting" in row["params"]}
 
 
-def _any(rows: Sequence[Row], knob: str) -> Row | None:
+def any_of(rows: Sequence[Row], knob: str) -> Row | None:
+    """The row over all settings of a knob, or over all (`all`)."""
     return next((row for row in rows if row["params"].get("any_of") == knob), None)
 
 
@@ -108,24 +121,45 @@ def suffix_section(runs: Sequence[Run]) -> list[Section]:
         f"successful {BEST} of its searches; the mean over all of them is what one search can be expected to give. "
         "A suffix of its own for each request counts as one series."
     )
-    heads = ["name", "suffixes", "best of them", f"best {BEST}: mean ± deviation", "all: mean ± deviation"]
+    heads = ["name", "attack", "suffixes", "best of them", f"best {BEST}: mean ± deviation", "all: mean ± deviation"]
     section.tables.append(Table("Not refused, with a suffix", heads, lines))
     return [section]
 
 
 def _suffix_lines(run: Run) -> list[list[str]]:
     lines = []
-    for rows in _groups(run, "suffix"):
+    for rows in groups(run, "suffix"):
         judged = sorted((row for row in rows if row["n"]), key=lambda row: -row["rate"])
         if not judged:
-            lines.append([_named(run), str(len(rows)), "none scored", "-", "-"])
+            lines.append([_named(run, rows), suffix_words(run), str(len(rows)), "none scored", "-", "-"])
             continue
         rates = [row["rate"] for row in judged]
         lines.append([
-            _named(run), str(len(rows)), rate_of(judged[0]), _spread(rates[:BEST]) if len(rates) > BEST else "-",
+            _named(run, rows), suffix_words(run), str(len(rows)), rate_of(judged[0]),
+            _spread(rates[:BEST]) if len(rates) > BEST else "-",
             _spread(rates) if len(rates) > 1 else "-",
         ])  # fmt: skip
     return lines
+
+
+def suffix_search(run: Run) -> tuple[str, float, str] | None:
+    """Target, tokens of it (infinite: all) and model of the search; None for suffixes that come from elsewhere."""
+    cost = (run.manifest.get("cost") or {}).get("suffix") or {}
+    if "target" not in cost:
+        return None
+    return str(cost["target"]), cost.get("target_tokens") or math.inf, str(cost.get("found_on"))
+
+
+def suffix_words(run: Run) -> str:
+    """What the suffixes were searched for, and on which model where it is another one."""
+    search, cost = suffix_search(run), (run.manifest.get("cost") or {}).get("suffix") or {}
+    if search is None:
+        return "suffix"
+    target, tokens, origin = search
+    words = "suffix away from refusals" if target == "refusal" else "suffix towards an opening"
+    words += f" of {tokens} tokens" if target != "refusal" and tokens < math.inf else ""
+    elsewhere = origin != (run.manifest.get("config") or {}).get("model")
+    return words + (f", found on {cost.get('label') or 'another model'}" if elsewhere else "")
 
 
 def _spread(rates: Sequence[float]) -> str:
