@@ -169,7 +169,7 @@ def test_of_several_answers_the_first_is_tested_where_the_rate_is_their_mean(tmp
     def twice(attack: str, params: dict[str, Any], first: Sequence[int], second: Sequence[int]) -> list[Sample]:
         return [
             one
-            for seed, broken in ((0, first), (1, second))
+            for seed, broken in ((1, second), (0, first))
             for one in answers(attack, params, broken, seed=seed, temperature=1.0)
         ]
 
