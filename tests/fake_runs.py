@@ -138,7 +138,6 @@ def rate_rows(samples: Sequence[Sample], skipped: dict[int, int] | None = None) 
             "outcomes": dict(outcomes),
             "truncated": sum(one.truncated for one in group),
             "tokens": sum(one.tokens for one in group),
-            "seconds": sum(one.seconds or 0.0 for one in group),
             "samples": (seeds := len({one.seed for one in group})),
             "any_of_n": _any_of_n(group) if seeds > 1 else None,
             "prompts": len({one.prompt_id for one in group}),

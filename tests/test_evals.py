@@ -855,7 +855,7 @@ from collections import namedtuple
 from concurrent.futures import Future
 
 stub = types.ModuleType("tokendeep.generation")  # no torch: the engine is a stub that takes its time
-stub.Request, stub.Completion = namedtuple("Request", "ids decoding"), namedtuple("Completion", "ids text truncated")
+stub.Request, stub.Completion = namedtuple("Request", "ids decoding"), namedtuple("Completion", "ids text truncated seconds")
 
 class Engine:
     def __init__(self, subject, batch_size):
@@ -867,7 +867,7 @@ class Engine:
     def work(self, request, future):
         with self.turn:
             time.sleep(0.03)
-            future.set_result(stub.Completion((65,), "A", False))
+            future.set_result(stub.Completion((65,), "A", False, 0.0))
     def close(self):
         pass
 

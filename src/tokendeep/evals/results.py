@@ -312,16 +312,9 @@ def _about(group: Sequence[Sample], params: dict[str, Any]) -> dict[str, Any]:
         "outcomes": dict(Counter(sample.outcome for sample in group)),
         "truncated": sum(sample.truncated for sample in group),
         "tokens": sum(sample.tokens for sample in group),
-        "seconds": _together([sample.seconds for sample in group]),
         "samples": len({sample.seed for sample in group}),
         "prompts": len({sample.prompt_id for sample in group}),
     }
-
-
-def _together(seconds: Sequence[float | None]) -> float | None:
-    """The sum, where every one is known."""
-    known = [one for one in seconds if one is not None]
-    return round(sum(known), 3) if len(known) == len(seconds) else None
 
 
 def _rate(group: Sequence[Sample]) -> dict[str, Any]:

@@ -283,7 +283,8 @@ def _line(
 ) -> Line:
     first, cost = rows[0], _cost(run, rows[0]["attack"])
     params = first["params"]
-    seconds = [row.get("seconds") for row in rows] + ([cost["seconds"]] if "seconds" in cost else [])
+    answers = _answers(run, rows)  # the time is in them alone: tables of the same seed are the same
+    seconds = [one.seconds for one in answers] + ([cost["seconds"]] if "seconds" in cost else [])
     tokens = [row.get("tokens") for row in rows]
     unscored = sum(row["unscored"] for row in rows)
     return Line(
@@ -300,9 +301,9 @@ def _line(
         unscored=unscored,
         requests=max(row.get("prompts") or row["n"] for row in rows),
         tokens=None if None in tokens else sum(filter(None, tokens)),
-        seconds=None if None in seconds else sum(filter(None, seconds)),
+        seconds=None if None in seconds or not answers else sum(filter(None, seconds)),
         passes=int(cost.get("passes", 0)),
-        hits=_hits(run, _answers(run, rows), pooled=kind in ("samples", "decoding")),
+        hits=_hits(run, answers, pooled=kind in ("samples", "decoding")),
     )
 
 
