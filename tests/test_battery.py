@@ -103,7 +103,7 @@ def test_it_is_a_fall_only_beyond_every_plain_version(tmp_path: Path) -> None:
     headline = built(given, walked, again)["headline"]
     assert not [line for line in headline if "falls to" in line]
     assert (
-        "deepened is not shown to do worse under rank-prefill on pairs.jsonl than under their plain versions."
+        "deepened is not shown to do worse under rank-prefill (on pairs.jsonl) than under their plain versions."
         in headline
     )
 

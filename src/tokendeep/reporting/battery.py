@@ -125,11 +125,11 @@ def adaptive_lines(tests: Sequence[Adaptive]) -> list[str]:
     said: list[str] = []
     for label in dict.fromkeys(one.after.label for one in tests):
         own = [one for one in tests if one.after.label == label]
-        rest = []
+        rest: dict[str, list[str]] = {}
         for after in _distinct([one.after for one in own]):
             against = [one for one in own if one.after is after]
             if not all(one.worse for one in against):
-                rest.append(f"{after.words}{_on(after)}")
+                rest.setdefault(after.words, []).append(_short(after.data))
                 continue
             falls = (after.share or 0.0) >= MOST
             said.append(
@@ -137,7 +137,8 @@ def adaptive_lines(tests: Sequence[Adaptive]) -> list[str]:
                 f"refused, {listed(map(_against, against))}" + ("." if falls else "; most requests are still refused.")
             )
         if rest:
-            said.append(f"{label} is not shown to do worse under {listed(rest)} than under their plain versions.")
+            attacks = [words + (f" (on {listed(on)})" if any(on) else "") for words, on in rest.items()]
+            said.append(f"{label} is not shown to do worse under {listed(attacks)} than under their plain versions.")
     return said
 
 
