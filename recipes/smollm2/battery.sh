@@ -17,11 +17,11 @@ attack() { # name rows folder settings...
         --batch_size 48 --data "$OUT/rows/$rows.jsonl" --out "$OUT/$name/$rows-$folder" "$@"
 }
 
-search() { # name folder settings...
-    name=$1 folder=$2
-    shift 2
+search() { # name folder restarts settings...; a loss on every opening of a refusal costs four times as much
+    name=$1 folder=$2 restarts=$3
+    shift 3
     $TOKENDEEP gcg --model "$(model "$name")" --label "$name" --system none --data "$OUT/rows/search.jsonl" \
-        --restarts 3 --steps 16 --width 64 --target_tokens 3 --out "$OUT/$name/gcg-$folder" "$@"
+        --restarts "$restarts" --steps 16 --width 64 --target_tokens 3 --out "$OUT/$name/gcg-$folder" "$@"
 }
 
 $PYTHON "$HERE/battery_rows.py" "$DATA" "$OUT/rows"
@@ -35,13 +35,13 @@ for name in deepened aligned base; do
     done
     attack $name deep given --attack prefill --k 100,200,500
     attack $name demo judged --attack rank-prefill --rank_length 20 --rank_budget 96 --limit 24
-    search $name opening
+    search $name opening 3
     attack $name demo suffix --attack suffix --suffixes "$OUT/$name/gcg-opening" --limit 48
     attack $name advbench suffix --attack suffix --suffixes "$OUT/$name/gcg-opening" --limit 48
 done
 for name in deepened aligned; do
     attack $name demo decoding-plain --attack decoding --limit 16 --chat_template plain
-    search $name refusal --target refusal --target_tokens 0
+    search $name refusal 1 --target refusal --target_tokens 0
     attack $name demo suffix-refusal --attack suffix --suffixes "$OUT/$name/gcg-refusal" --limit 48
     attack $name advbench transferred --attack suffix --suffixes "$OUT/base/gcg-opening" --limit 48
 done
