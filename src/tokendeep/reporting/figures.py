@@ -20,6 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#5
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 SIZE = (5.0, 3.4)  # inches: small, so that labels stay legible on a phone
+LEGEND = 3  # lines of a legend that fit without making the figure higher
 STYLE = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -168,6 +169,8 @@ def _svg(draw: Callable[[Axes], None]) -> str:
         draw(axes)
         names = [str(line.get_label()) for line in axes.get_lines()]
         columns = 2 if max(map(len, names)) <= 26 else 1
+        beyond = max(0, -(-len(names) // columns) - LEGEND)
+        figure.set_size_inches(SIZE[0], SIZE[1] + 0.25 * beyond)
         figure.legend(loc="outside upper left", ncols=columns, fontsize=9.5, handlelength=3.2)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

@@ -140,7 +140,12 @@ def series(found: Iterable[Run]) -> list[Series]:
     groups: dict[tuple[str, str], list[Series]] = defaultdict(list)
     for one in built:
         groups[one.role, one.label].append(one)
-    return [replace(one, name=_name(one, groups[one.role, one.label])) for one in built]
+    named = [replace(one, name=_name(one, groups[one.role, one.label])) for one in built]
+    names = [one.name for one in named]
+    return [  # the same attack run twice under the same settings
+        replace(one, name=f"{one.name}, {one.folder.name}") if names.count(one.name) > 1 and one.folder.name else one
+        for one in named
+    ]
 
 
 def _merged(built: Sequence[Series]) -> list[Series]:
@@ -167,13 +172,14 @@ def _same_series(first: Series, second: Series) -> bool:
 
 def pairs(found: Sequence[Series]) -> list[tuple[Series, Series]]:
     """Each series with the one of the model before it on the same data under the same judge, settings and role; of
-    several, the one with the same seed."""
+    several, the one with most attacks in common, then the one with the same seed."""
     result = []
     for index, after in enumerate(found):
         earlier = [before for before in reversed(found[:index]) if _comparable(before, after)]
         nearest = [before for before in earlier if before.label == earlier[0].label]
         if nearest:
-            result.append((next((before for before in nearest if before.seed == after.seed), nearest[0]), after))
+            alike = [(len(one.rows.keys() & after.rows.keys()), one.seed == after.seed) for one in nearest]
+            result.append((nearest[alike.index(max(alike))], after))
     return result
 
 
