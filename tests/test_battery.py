@@ -268,3 +268,18 @@ def test_runs_on_several_data_sets_are_told_apart_by_file(tmp_path: Path) -> Non
     assert [table.caption for table in section(context).tables] == [
         "Not refused, and the cost, on one.jsonl (11111111)", "Not refused, and the cost, on two.jsonl (22222222)",
     ]  # fmt: skip
+
+
+def test_an_attack_run_twice_hides_no_comparison(tmp_path: Path) -> None:
+    def both(label: str, broken: Sequence[int]) -> list[Path]:
+        given = answers("prefill", {"k": 10}, broken) + answers("rank-prefill", {}, broken)
+        return [
+            write(tmp_path / label / "first", given, label=label),
+            write(tmp_path / label / "second", answers("rank-prefill", {}, [0]), label=label),
+        ]
+
+    context = built(*both("aligned", range(12)), *both("deepened", [0]))
+    (paired,) = [one for one in context["sections"] if one.id == "paired"]
+    assert "prefill k = 10" in {row[1] for row in paired.tables[0].rows}
+    (rates,) = [one for one in context["sections"] if one.id == "rates"]
+    assert all(len(set(table.columns)) == len(table.columns) for table in rates.tables)

@@ -141,9 +141,9 @@ def series(found: Iterable[Run]) -> list[Series]:
     for one in built:
         groups[one.role, one.label].append(one)
     named = [replace(one, name=_name(one, groups[one.role, one.label])) for one in built]
-    names = [one.name for one in named]
+    names = [(one.role, one.name) for one in named]
     return [  # the same attack run twice under the same settings
-        replace(one, name=f"{one.name}, {one.folder.name}") if names.count(one.name) > 1 and one.folder.name else one
+        replace(one, name=f"{one.name}, {one.folder.name}") if names.count((one.role, one.name)) > 1 else one
         for one in named
     ]
 
