@@ -276,6 +276,7 @@ def test_an_attack_run_twice_hides_no_comparison(tmp_path: Path) -> None:
         return [
             write(tmp_path / label / "first", given, label=label),
             write(tmp_path / label / "second", answers("rank-prefill", {}, [0]), label=label),
+            write(tmp_path / label / "third", answers("none", {}, [0], temperature=1.0), label=label),
         ]
 
     context = built(*both("aligned", range(12)), *both("deepened", [0]))
