@@ -219,16 +219,9 @@ def what_was_run(runs: Sequence[Run], foreign: Sequence[Path] = ()) -> Section:
         status += ", ATTACK CHECKPOINT" if run.attack_checkpoint else ""
         seed = manifest.get("seed")
         rows.append(
-            [
-                run.label,
-                verb(run),
-                _end(model_of(run)),
-                data_of(run) or "-",
-                "-" if seed is None else str(seed),
-                status,
-                when,
-            ]
-        )
+            [run.label, verb(run), _end(model_of(run)), data_of(run) or "-", "-" if seed is None else str(seed), status,
+             when]
+        )  # fmt: skip
     section = Section("runs", "What was run")
     section.tables.append(Table("Runs", ["name", "verb", "model", "data (hash)", "seed", "status", "when (UTC)"], rows))
     if unfinished := [run for run in runs if not run.finished and not run.cut]:

@@ -10,6 +10,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,37 @@ class Run:
     table: Sequence[Mapping[str, Any]] | None = None  # of a fine-tuning attack
     dynamics: Mapping[str, Any] | None = None  # of a training that was watched
     training: Mapping[str, Any] | None = None  # the log of a fine-tuning
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The settings of the run; nothing where there is no manifest."""
+        return self.manifest.get("config") or {}
+
+    @property
+    def file(self) -> str:
+        """The data file by its name alone."""
+        return file_name(self.config.get("data"))
+
+    def cost(self, attack: str) -> Mapping[str, Any]:
+        """What finding the attack's prompts has cost, before the model was asked."""
+        return (self.manifest.get("cost") or {}).get(attack) or {}
+
+    def digest(self, params: Mapping[str, Any]) -> str | None:
+        """The hash of the data, as a row's parameters or the manifest tell it."""
+        found = params.get("data") or (self.manifest.get("inputs") or {}).get("data")
+        return found if isinstance(found, str) else None
+
+    @cached_property
+    def answers(self) -> Mapping[str, list[Sample]]:
+        """The samples by what they are about (`key_of`, with the attack)."""
+        found: dict[str, list[Sample]] = defaultdict(list)
+        for one in self.samples or ():
+            found[key_of(one.model, one.judge, one.params, one.attack)].append(one)
+        return dict(found)
+
+    def behind(self, row: Mapping[str, Any]) -> list[Sample]:
+        """The samples that a row counts."""
+        return self.answers.get(key_of(row["model"], row["judge"], row["params"], row["attack"]), [])
 
     @property
     def verb(self) -> str:
@@ -337,10 +369,9 @@ def _from_attack(manifest: Mapping[str, Any]) -> bool:
 
 def model_of(run: Run) -> str:
     """The model as the run names it."""
-    config = run.manifest.get("config") or {}
     meta = (run.profile or {}).get("meta") or {}
     first = run.rows[0]["model"] if run.rows else None
-    return str(config.get("model") or meta.get("model") or first or run.folder.name)
+    return str(run.config.get("model") or meta.get("model") or first or run.folder.name)
 
 
 def _label(found: list[Run]) -> list[Run]:
@@ -388,29 +419,25 @@ def _parts(model: str) -> list[str]:
 
 def data_of(run: Run) -> str:
     """The run's data file by its name and the first signs of its hash; nothing where the manifest does not say."""
-    config, digest = run.manifest.get("config") or {}, (run.manifest.get("inputs") or {}).get("data")
-    name = str(config.get("data") or "").replace("\\", "/").rsplit("/", 1)[-1]
-    return f"{name} ({digest[:8]})" if name and isinstance(digest, str) else name
+    digest = run.digest({})
+    return f"{run.file} ({digest[:8]})" if run.file and digest else run.file
+
+
+def file_name(path: Any) -> str:
+    """The last part of a path, on whatever system it was written."""
+    return str(path or "").replace("\\", "/").rsplit("/", 1)[-1]
 
 
 # --- series -------------------------------------------------------------------------------------
 
 
 def _of_run(run: Run) -> list[Series]:
-    samples: dict[str, list[Sample]] = defaultdict(list)
-    for sample in run.samples or ():
-        samples[key_of(sample.model, sample.judge, sample.params, sample.attack)].append(sample)
     labels = labels_of(run)
     result = []
     for rows in _together(run.rows or ()):
         first = next((row for attack in ("prefill", "none") for row in rows if row["attack"] == attack), rows[0])
         label = labels[first["model"]]
-        found = {
-            condition(row["attack"], row["params"]): samples[
-                key_of(row["model"], row["judge"], row["params"], row["attack"])
-            ]
-            for row in rows
-        }
+        found = {condition(row["attack"], row["params"]): run.behind(row) for row in rows}
         result.append(
             Series(
                 name=label,
@@ -421,7 +448,7 @@ def _of_run(run: Run) -> list[Series]:
                 rows={condition(row["attack"], row["params"]): row for row in rows},
                 samples=None if run.samples is None else found,
                 folder=run.folder,
-                file=data_of(run).partition(" (")[0],
+                file=run.file,
                 seed=first["params"].get("seed"),
             )
         )
@@ -454,8 +481,8 @@ def _together(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]
 
 def _data(run: Run, row: Mapping[str, Any]) -> dict[str, str]:
     """The data by the first signs of its hash, where the row or the manifest tells it."""
-    digest = row["params"].get("data") or (run.manifest.get("inputs") or {}).get("data")
-    return {"data": digest[:8]} if isinstance(digest, str) else {}
+    digest = run.digest(row["params"])
+    return {"data": digest[:8]} if digest else {}
 
 
 def key_of(model: str, judge: str, params: Mapping[str, Any], attack: str | None = None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..attack.decoding import KNOBS
-from .gather import Run, data_of, key_of, labels_of
+from .gather import Run, file_name, key_of, labels_of
 from .words import Section, Table, percent, rate_of
 
 Row = Mapping[str, Any]
@@ -69,14 +69,13 @@ def _lines(run: Run) -> list[list[str]]:
 
 def _named(run: Run, rows: Sequence[Row], template: bool = True) -> str:
     """The model, what it was asked, and in which chat template where that is not its own."""
-    data, own = data_of(run).partition(" (")[0], template_of(run)
-    label = labels_of(run)[rows[0]["model"]]
-    return label + (f" on {data}" if data else "") + (f" (chat template {own})" if own and template else "")
+    own, label = template_of(run), labels_of(run)[rows[0]["model"]]
+    return label + (f" on {run.file}" if run.file else "") + (f" (chat template {own})" if own and template else "")
 
 
 def template_of(run: Run) -> str:
     """The chat template that was asked for, by the name of its file; nothing for the model's own."""
-    return str((run.manifest.get("config") or {}).get("chat_template") or "").replace("\\", "/").rsplit("/", 1)[-1]
+    return file_name(run.config.get("chat_template"))
 
 
 def groups(run: Run, attack: str) -> list[list[Row]]:
@@ -144,7 +143,7 @@ def _suffix_lines(run: Run) -> list[list[str]]:
 
 def suffix_search(run: Run) -> tuple[str, float, str] | None:
     """Target, tokens of it (infinite: all) and model of the search; None for suffixes that come from elsewhere."""
-    cost = (run.manifest.get("cost") or {}).get("suffix") or {}
+    cost = run.cost("suffix")
     if "target" not in cost:
         return None
     return str(cost["target"]), cost.get("target_tokens") or math.inf, str(cost.get("found_on"))
@@ -152,14 +151,14 @@ def suffix_search(run: Run) -> tuple[str, float, str] | None:
 
 def suffix_words(run: Run) -> str:
     """What the suffixes were searched for, and on which model where it is another one."""
-    search, cost = suffix_search(run), (run.manifest.get("cost") or {}).get("suffix") or {}
+    search = suffix_search(run)
     if search is None:
         return "suffix"
     target, tokens, origin = search
     words = "suffix away from refusals" if target == "refusal" else "suffix towards an opening"
     words += f" of {tokens} tokens" if target != "refusal" and tokens < math.inf else ""
-    elsewhere = origin != (run.manifest.get("config") or {}).get("model")
-    return words + (f", found on {cost.get('label') or 'another model'}" if elsewhere else "")
+    elsewhere = origin != run.config.get("model")
+    return words + (f", found on {run.cost('suffix').get('label') or 'another model'}" if elsewhere else "")
 
 
 def _spread(rates: Sequence[float]) -> str:

@@ -49,7 +49,7 @@ def _tuned(run: Run) -> list[str]:
     ]
     return [
         run.label,
-        str((run.manifest.get("config") or {}).get("objective") or "-"),
+        str(run.config.get("objective") or "-"),
         str(run.manifest.get("rows", "-")),
         str(run.training["steps"]),
         f"{_number(first.get('nll_later'))} to {_number(last.get('nll_later'))}",
