@@ -215,6 +215,15 @@ def test_a_resumed_training_goes_on_with_its_records(
     assert two[-1]["kl"]["mean"] == pytest.approx(one[-1]["kl"]["mean"], rel=1e-4, abs=1e-6)
 
 
+def test_weights_in_shards_are_not_looked_at(tmp_path: Path, tiny_subject: Subject) -> None:
+    next(tiny_subject.model.parameters()).ds_id = 0  # what ZeRO-3 leaves on a parameter
+    with pytest.raises(InputError, match="TokenDynamicsCallback looks at the model while it trains"):
+        trained(
+            tiny_subject.model, tiny_subject.tokenizer, tmp_path,
+            TokenDynamicsCallback(PAIRS, tiny_subject.tokenizer, tmp_path, steps=[1]),
+        )  # fmt: skip
+
+
 def test_bad_settings_are_refused(tmp_path: Path, tiny_subject: Subject) -> None:
     for wrong in ({"pairs": []}, {"positions": 0}, {"on_fall": "cry"}, {"fall": -1.0}):
         settings = {"pairs": PAIRS, **wrong}

@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from tokendeep import chat, finetune, margin, models, objective, report
+from tokendeep import training as train
 from tokendeep.config import FinetuneConfig
 from tokendeep.types import IGNORE, Chat, InputError, Subject
 
@@ -292,6 +293,27 @@ def test_a_watched_training_leaves_its_records_and_a_report_shows_them(
     said = " ".join(section.text)
     assert (found["meta"]["fired"] is not None) == ("the monitor fired" in said)
     assert "do the bad thing" not in report.to_html(context)
+
+
+@pytest.mark.parametrize("launcher", [
+    {"ACCELERATE_USE_FSDP": "true"},
+    {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+    {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "zero.json"},
+    {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+])  # fmt: skip
+def test_a_probe_is_refused_before_training_where_weights_are_in_shards(
+    launcher: dict[str, str], tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = tmp_path / "probe.jsonl"
+    probe.write_text(json.dumps({"instruction": "Say one", "response": "one and more words"}))
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    if launcher.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "2":  # whole weights
+        train.check_whole("--probe")
+        return
+    with pytest.raises(InputError, match="--probe looks at the model while it trains"):
+        finetune.run(config(tmp_path, tiny_folder, probe=str(probe)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_monitor_needs_a_probe(tmp_path: Path, tiny_folder: Path) -> None:

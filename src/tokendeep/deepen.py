@@ -53,7 +53,8 @@ def run(config: DeepenConfig) -> Path:
     training.check_batches(config.safety_rows + config.utility_rows, config.micro_batch)
     state = runs.open_run(config.out, "deepen", asdict(config), sources, overwrite=config.overwrite)
     if state.finished:
-        print(f"deepen: {state.out} already holds this finished run")
+        if runs.is_main_process():
+            print(f"deepen: {state.out} already holds this finished run")
         return state.out
     frozen = adapter or config.lora > 0  # what is trained is kept in float32 either way
     subject = models.load(config.model, options=config, dtype=None if frozen else "float32", trainable=True)

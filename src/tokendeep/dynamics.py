@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from . import chat, generation, gradients, head, measure, refusal, runs
+from . import chat, generation, gradients, head, measure, refusal, runs, training
 from .types import IGNORE, Decoding, Encoded, InputError, Pair, Prompt, Subject
 
 DECODING = Decoding(temperature=0.9, top_p=0.6, max_new_tokens=20)  # the paper's sampling
@@ -114,6 +114,7 @@ class TokenDynamicsCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Keep what the aligned model says, and record step 0; a resumed training goes on with its records."""
+        training.check_whole("TokenDynamicsCallback", model)
         path = self.out / "dynamics.json"
         if state.global_step:
             if not path.exists():

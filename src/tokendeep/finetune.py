@@ -40,6 +40,7 @@ def run(
             becomes NaN.
     """
     check(config)
+    show = show and runs.is_main_process()
     config = replace(config, micro_batch=min(config.micro_batch, config.batch_size))
     sources = {name: source for name in ("data", "eval_data", "probe", "test") if (source := getattr(config, name))}
     chats = {name: load(source) for name, source in sources.items() if name in ("data", "eval_data")}
@@ -56,6 +57,8 @@ def run(
         )
     training.check_trained(config, adapter)
     training.check_batches(config.batch_size, config.micro_batch)
+    if config.probe:
+        training.check_whole("--probe")
     state = runs.open_run(config.out, "finetune", asdict(config), sources, overwrite=config.overwrite)
     if state.finished:
         if show:

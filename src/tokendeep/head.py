@@ -160,9 +160,7 @@ def _in_chunks(model: nn.Module, chunk: Callable[..., Tensor], *tensors: Tensor)
     return torch.cat([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces])
 
 
-def kl_to(
-    model: nn.Module, hidden: Tensor, ref_hidden: Tensor, ref_head: nn.Module | None = None, forward: Any = None
-) -> Tensor:
+def kl_to(model: nn.Module, hidden: Tensor, ref_hidden: Tensor, ref_head: Any = None, forward: Any = None) -> Tensor:
     """D_KL(reference || model) (N,) in nats over the full vocabulary, float32; differentiable in `hidden` and the head.
 
     Args:
@@ -177,6 +175,8 @@ def kl_to(
 
     if not len(hidden):
         return hidden.sum(-1).float()
+    if ref_head is not None:  # FSDP and DeepSpeed run the model in bfloat16, without autocast
+        ref_head.get_output_embeddings().to(hidden.dtype)
     return _in_chunks(model, chunk, hidden, ref_hidden.to(hidden))
 
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,19 +119,27 @@ def reference(model: Any) -> Iterator[Any]:
 
     if not isinstance(model, PeftModel):
         raise InputError("the model has no adapter that could be taken off: give the model to compare with")
-    with same_trainable(model), model.disable_adapter():
+    with same_trainable(model) as restore, model.disable_adapter():
+        restore()  # FSDP looks at its first forward, which may be this one, for what is trained
         yield model
 
 
 @contextlib.contextmanager
-def same_trainable(model: Any) -> Iterator[None]:
-    """Afterwards the weights that were trainable are so again: PEFT changes that when adapters are switched."""
+def same_trainable(model: Any) -> Iterator[Callable[[], None]]:
+    """Afterwards, or when what it gives is called, the weights that were trainable are so again.
+
+    PEFT changes that when adapters are switched.
+    """
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+    try:
+        yield restore
+    finally:
+        restore()
 
 
 def context_length(model: PreTrainedModel) -> int:

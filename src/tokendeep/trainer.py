@@ -385,8 +385,9 @@ def _keep_adapter(model: Any) -> None:
 def _adapter(model: Any, name: str) -> Iterator[None]:
     """Within it another adapter is active; what is trained stays the same."""
     before = model.active_adapter
-    with models.same_trainable(model):
+    with models.same_trainable(model) as restore:
         model.set_adapter(name)
+        restore()
         try:
             yield
         finally:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
 from . import head, runs
@@ -41,6 +43,26 @@ def wait_for_everyone(subject: Subject) -> None:
 
         cpu = next(subject.model.parameters()).device.type == "cpu"
         PartialState(cpu=cpu, timeout=timedelta(minutes=30)).wait_for_everyone()
+
+
+def check_whole(what: str, model: torch.nn.Module | None = None) -> None:
+    """Refuse to look at a model between steps where its weights lie in shards (FSDP, DeepSpeed ZeRO-3).
+
+    Args:
+        what: the setting that would look.
+        model: judged by its weights; without one, by what the launcher says it will do.
+    """
+    if model is not None:
+        shards = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+    else:
+        deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+        shards = parse_flag_from_env("ACCELERATE_USE_FSDP") or (deepspeed and stage == "3")
+    if shards:
+        raise InputError(
+            f"{what} looks at the model while it trains, but the launcher keeps its weights in shards (FSDP, ZeRO-3), where "
+            "that is not possible; leave it out and use tokendeep measure on the checkpoint, or train without shards."
+        )
 
 
 def check_batches(rows_per_step: int, micro_batch: int) -> None:
