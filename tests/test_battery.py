@@ -158,7 +158,7 @@ def test_models_in_one_folder_are_not_compared_with_each_other(tmp_path: Path) -
 def test_a_text_before_the_tokens_is_tested_against_the_tokens_alone(tmp_path: Path) -> None:
     plain = answers("prefill", {"k": 5}, [0]) + answers("prefill", {"k": 10}, [1])
     begun = answers("prefill", {"k": 10, "lead": "sha 12345678"}, range(6))
-    wanted = ["prefill k = 10 behind a text (sha 12345678)", "prefill k = 10", "12", "8%", "50%"]
+    wanted = ["prefill k = 10 behind a text", "prefill k = 10", "12", "8%", "50%"]
     apart = built(write(tmp_path / "plain", plain), write(tmp_path / "begun", begun))
     assert section(apart).tables[-1].rows[0][2:7] == wanted
     together = built(write(tmp_path / "together", plain + begun))  # one folder, whose k alone does not tell them apart
@@ -261,7 +261,7 @@ def test_runs_on_several_data_sets_are_told_apart_by_file(tmp_path: Path) -> Non
         write(tmp_path / f"s{name}", answers("suffix", {"suffix": "s"}, [0]), **given)
     context = built(*(tmp_path / folder for folder in ("one", "sone", "two", "stwo")))
     text = report.to_markdown(context)
-    assert "| k | deepened (data one.jsonl) | deepened (data two.jsonl) |" in text
+    assert "| k | deepened (one.jsonl) | deepened (two.jsonl) |" in text
     assert [row[0] for one in context["sections"] if one.id == "suffix" for row in one.tables[0].rows] == [
         "deepened on one.jsonl", "deepened on two.jsonl",
     ]  # fmt: skip
@@ -284,3 +284,33 @@ def test_an_attack_run_twice_hides_no_comparison(tmp_path: Path) -> None:
     assert "prefill k = 10" in {row[1] for row in paired.tables[0].rows}
     (rates,) = [one for one in context["sections"] if one.id == "rates"]
     assert all(len(set(table.columns)) == len(table.columns) for table in rates.tables)
+
+
+def test_what_two_models_share_is_said_once_and_what_an_attack_was_run_for_stands_in_the_table(tmp_path: Path) -> None:
+    dirs = []
+    for label, broken in (("aligned", range(12)), ("deepened", range(0))):
+        asked = [one for seed in (0, 1) for one in answers("none", {}, broken, seed=seed, temperature=1.0)]
+        given = answers("prefill", {"k": 10}, broken, temperature=0.0) + answers("none", {}, broken, temperature=0.0)
+        data = {"inputs": {"data": "1" * 64}}
+        dirs += [write(tmp_path / label / "given", given, label=label, **data)]
+        dirs += [write(tmp_path / label / "asked", asked, label=label, **data)]
+        for scorer in ("base", "judge"):  # two walks by rank are two attacks of one series
+            walked = answers("rank-prefill", {}, broken, temperature=0.0)
+            cost = {"rank-prefill": {"passes": 240, "scorer": scorer}}
+            dirs += [write(tmp_path / label / scorer, walked, label=label, cost=cost, **data)]
+    context = built(*dirs)
+    said = context["headline"]
+    assert [line.partition(" did not")[0] for line in said[:4]] == [
+        "aligned (greedy)", "aligned (temperature 1, 2 samples)",
+        "deepened (greedy)", "deepened (temperature 1, 2 samples)",
+    ]  # fmt: skip
+    assert "no prefilling was tried" not in " ".join(said)  # it was, under other settings
+    assert [line.partition(" the non")[0] for line in said[4:6]] == [
+        "From aligned to deepened (greedy)", "From aligned to deepened (temperature 1, 2 samples)",
+    ]  # fmt: skip
+    assert said[6].startswith("Changes from model to model: paired tests")
+    assert not any(line.endswith("(Holm).") for line in said[4:6])
+    runs = next(one for one in context["sections"] if one.id == "runs").tables[0]
+    assert [row[runs.columns.index("attacks")] for row in runs.rows] == 2 * [
+        "prefill", "plain", "rank-prefill", "rank-prefill"
+    ]  # fmt: skip

@@ -494,7 +494,7 @@ def test_an_unfinished_log_without_a_manifest_is_marked(tmp_path: Path, monkeypa
     (folder / "manifest.json").unlink()
     monkeypatch.setattr(gather, "_unfinished", lambda folder: ["x.eval"])
     built = report.build([tmp_path])
-    assert table(built, "runs", "Runs")[0][5] == "UNFINISHED"
+    assert table(built, "runs", "Runs")[0][6] == "UNFINISHED"
     assert f"did not come to their end: 1 in {folder}; only the answers they hold are counted." in said(built, "runs")
     assert "left out" not in said(built, "runs")
     assert table(built, "outcomes", "Outcomes")[0][2:10] == ["1", "0", "1", "0", "0", "0", "0", "1"]
@@ -535,7 +535,7 @@ def test_a_checkpoint_trained_on_attack_rows_is_flagged(tmp_path: Path, place: s
     write_attack(tmp_path / "out" / "attack", str(checkpoint), sweep(str(checkpoint), {0: ["complied"]}))
     built = report.build([tmp_path / "out"])
     assert "poisoned was trained on attack rows" in built["warnings"][0]
-    assert "ATTACK CHECKPOINT" in table(built, "runs", "Runs")[0][5]
+    assert "ATTACK CHECKPOINT" in table(built, "runs", "Runs")[0][6]
     assert "Attack checkpoint" in report.to_html(built)
     assert "Attack checkpoint" in report.to_markdown(built)
 

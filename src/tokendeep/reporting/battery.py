@@ -208,7 +208,12 @@ def _against(one: Adaptive) -> str:
 
 def attack_lines(runs: Sequence[Run]) -> list[Line]:
     """The attacks of all runs on harmful requests, those of the decoding settings and suffixes taken together."""
-    return [line for run in runs if run.role == "harmful" and run.finished for line in _of_run(run)]
+    lines = [line for run in runs if run.role == "harmful" and run.finished for line in _of_run(run)]
+    leads = {lead for run in runs for row in run.rows or () if (lead := row["params"].get("lead"))}
+    if len(leads) != 1:
+        return lines
+    (lead,) = leads  # the only one need not be told from others
+    return [replace(line, words=line.words.replace(f" ({lead})", "")) for line in lines]
 
 
 def _of_run(run: Run) -> Iterator[Line]:
@@ -223,7 +228,7 @@ def _of_run(run: Run) -> Iterator[Line]:
 
 def _single(run: Run, row: Row) -> Line:
     params, attack = row["params"], row["attack"]
-    words = condition_name(condition(attack, params))
+    words = condition_name(condition(run, row))
     if attack == "none" and (row.get("samples") or 1) > 1:
         line = _line(run, [row], "samples", row["samples"], words, percent(row.get("any_of_n")), row.get("any_of_n"))
         draws = [_again(line, run, row, count) for count in range(1, row["samples"] + 1)]
@@ -233,8 +238,7 @@ def _single(run: Run, row: Row) -> Line:
     if attack == "prefill":
         kind = next((name for name in ("lead", "thinking") if params.get(name)), "prefill")
         return _line(run, [row], kind, params["k"], words, rate_of(row), row["rate"])
-    by = {"base": " by an unaligned model", "judge": " by the offline judge"}.get(str(run.cost(attack).get("scorer")))
-    return _line(run, [row], attack, run.config.get("rank_length"), f"{words}{by or ''}", rate_of(row), row["rate"])
+    return _line(run, [row], attack, run.config.get("rank_length"), words, rate_of(row), row["rate"])
 
 
 def _again(line: Line, run: Run, row: Row, count: int) -> Line:

@@ -13,7 +13,7 @@ from .battery import adaptive_lines, attack_lines, battery_section
 from .battery import comparisons as battery_tests
 from .depth import kl_section, named, prompts, recovery_section, recovery_words
 from .gather import Condition, Run, Series, data_of, model_of, pairs
-from .inference import decoding_line, decoding_section, suffix_section
+from .inference import decoding_lines, decoding_section, suffix_section
 from .paired import Comparison, Paired, comparisons, complied, not_answered, paired_section
 from .rates import outcomes_section, overrefusal_section, rates_section
 from .tuning import attack_line, attacks_section, dynamics_section, training_section
@@ -36,6 +36,7 @@ from .words import (
 
 SMALL = 100  # prompts below which the report calls a sample small
 HEADLINE_K = 10
+PAIRED_TESTS = "paired tests on the same prompts, adjusted for their number (Holm)"
 
 
 def sections(runs: Sequence[Run], found: Sequence[Series], foreign: Sequence[Path] = ()) -> list[Section]:
@@ -65,13 +66,15 @@ def sections(runs: Sequence[Run], found: Sequence[Series], foreign: Sequence[Pat
 def headline(runs: Sequence[Run], found: Sequence[Series]) -> list[str]:
     """The findings in plain words, each with its figures."""
     harmful = [one for one in found if one.role == "harmful"]
-    lines = [line for one in harmful if (line := _shallow_line(one))]
+    lines = [line for one in harmful if (line := _shallow_line(one, harmful))]
     tests = comparisons(harmful, complied)
-    lines += [line for before, after in pairs(harmful) if (line := _change_line(before, after, tests))]
+    changes = [line for before, after in pairs(harmful) if (line := _change_line(before, after, tests))]
+    lines += [f"{line}; {PAIRED_TESTS}." if len(changes) == 1 else f"{line}." for line in changes]
+    lines += [f"Changes from model to model: {PAIRED_TESTS}."] if len(changes) > 1 else []
     harmless = [one for one in found if one.role in ("twins", "unseen")]
     tests, twins = comparisons(harmless, not_answered), [pair for pair in pairs(found) if pair[0].role == "twins"]
     lines += [line for before, after in twins if (line := _price_line(before, after, tests))]
-    lines += [line for run in runs for line in decoding_line(run)]
+    lines += decoding_lines(runs)
     attacks = attack_lines(runs)
     adaptive = battery_tests(attacks)
     lines += adaptive_lines(adaptive)
@@ -97,14 +100,16 @@ def headline(runs: Sequence[Run], found: Sequence[Series]) -> list[str]:
     return lines
 
 
-def _shallow_line(one: Series) -> str | None:
+def _shallow_line(one: Series, found: Sequence[Series]) -> str | None:
     plain, deep = one.plain(), _headline_condition([one])
     if plain is None or not one.rows[plain]["n"]:
         return None
     start, answers = one.rows[plain], several(one.rows[plain])
     asked = f"{'answers to ' if answers else ''}harmful requests asked plainly"
     if deep is None or not one.rows[deep]["n"]:
-        other = any(attack not in ("none", "refusal-prefix") for attack, _ in one.rows)
+        other = any(
+            attack not in ("none", "refusal-prefix") for s in found if s.label == one.label for attack, _ in s.rows
+        )
         return f"{one.name} did not refuse {_of(start, asked)}{'' if other else '; no prefilling was tried'}."
     end, among = one.rows[deep], ""
     if any(_is_fewer(row) for row in (start, end)) and all(row.get("common") for row in (start, end)):
@@ -163,9 +168,13 @@ def _change_line(before: Series, after: Series, tests: Sequence[Comparison]) -> 
             said.append(f"by {_change(found.test)} {words} (n = {found.test.n}, p {_equals(found.p)})")
     if not said:
         return None
-    what = rate_name(after.judge)
-    how = "paired tests on the same prompts, adjusted for their number (Holm)"
-    return f"From {before.name} to {after.name} the {what} changes {listed(said)}; {how}."
+    return f"From {_from_to(before, after)} the {rate_name(after.judge)} changes {listed(said)}"
+
+
+def _from_to(before: Series, after: Series) -> str:
+    """Both names; what tells them from others of their models is said once where it is the same."""
+    same = before.name.removeprefix(before.label) == after.name.removeprefix(after.label)
+    return f"{before.label if same else before.name} to {after.name}"
 
 
 def _change(test: Paired) -> str:
@@ -219,11 +228,13 @@ def what_was_run(runs: Sequence[Run], foreign: Sequence[Path] = ()) -> Section:
         status += ", ATTACK CHECKPOINT" if run.attack_checkpoint else ""
         seed = manifest.get("seed")
         rows.append(
-            [run.label, verb(run), _end(model_of(run)), data_of(run) or "-", "-" if seed is None else str(seed), status,
-             when]
+            [run.label, verb(run), _attacks(run), _end(model_of(run)), data_of(run) or "-",
+             "-" if seed is None else str(seed), status, when]
         )  # fmt: skip
     section = Section("runs", "What was run")
-    section.tables.append(Table("Runs", ["name", "verb", "model", "data (hash)", "seed", "status", "when (UTC)"], rows))
+    section.tables.append(
+        Table("Runs", ["name", "verb", "attacks", "model", "data (hash)", "seed", "status", "when (UTC)"], rows)
+    )
     if unfinished := [run for run in runs if not run.finished and not run.cut]:
         section.text.append(
             f"{len(unfinished)} of {len(runs)} runs did not finish; their numbers are left out: "
@@ -246,6 +257,12 @@ def what_was_run(runs: Sequence[Run], foreign: Sequence[Path] = ()) -> Section:
 def verb(run: Run) -> str:
     """The verb, with what an attack was run on."""
     return f"{run.verb}: {ROLE_NAMES.get(run.role, run.role)}" if run.rows is not None else run.verb
+
+
+def _attacks(run: Run) -> str:
+    """Which attacks were run; a plain request is said where it stands alone."""
+    kinds = list(dict.fromkeys(row["attack"] for row in run.rows or ()))
+    return ", ".join([kind for kind in kinds if kind != "none"] or (["plain"] if kinds else ["-"]))
 
 
 def _end(model: str) -> str:

@@ -25,6 +25,10 @@ ROLES = {"measure": "harmful", "attack": "harmful", "overrefusal": "twins", "uns
 STORY = ("base", "aligned", "deepened")  # models with these names are shown in this order, before all others
 SKIPPED_FOLDERS = ("checkpoint", "rows", "trainer")  # parts of a run, not runs
 WHAT = ("k", "prefix", "lead", "thinking")  # the parameters that say which attack it is; all others are settings
+SCORERS = {
+    "base": " by an unaligned model",
+    "judge": " by the offline judge",
+}  # of rank-prefill, as its cost names them
 NOT_SETTINGS = (*WHAT, "seed", "data")  # the data has its own place, and seeds may differ in a comparison
 PROFILE_KEYS = ("recovery", "depth", "meta")
 RECOVERY_KEYS, KL_KEYS = ("k", "log_odds", "recovered", "n"), ("mean", "stderr", "n")
@@ -220,8 +224,11 @@ def _comparable(before: Series, after: Series) -> bool:
     return same and before.label != after.label
 
 
-def condition(attack: str, params: Mapping[str, Any]) -> Condition:
-    """What was done to the prompt, without the sampling settings."""
+def condition(run: Run, row: Mapping[str, Any]) -> Condition:
+    """What a row's attack did to the prompt, without the sampling settings."""
+    attack, params = row["attack"], row["params"]
+    if attack == "rank-prefill":  # the same name for walks by different scorers
+        return f"{attack}{SCORERS.get(str(run.cost(attack).get('scorer')), '')}", None
     if params.get("lead") or params.get("thinking"):  # another attack than the k tokens alone
         where = f" behind a text ({params['lead']})" if params.get("lead") else ""
         return f"prefill k = {params['k']}{where}{' inside the thinking block' if params.get('thinking') else ''}", None
@@ -437,7 +444,8 @@ def _of_run(run: Run) -> list[Series]:
     for rows in _together(run.rows or ()):
         first = next((row for attack in ("prefill", "none") for row in rows if row["attack"] == attack), rows[0])
         label = labels[first["model"]]
-        found = {condition(row["attack"], row["params"]): run.behind(row) for row in rows}
+        conditions = [condition(run, row) for row in rows]
+        found = {which: run.behind(row) for which, row in zip(conditions, rows, strict=True)}
         result.append(
             Series(
                 name=label,
@@ -445,7 +453,7 @@ def _of_run(run: Run) -> list[Series]:
                 role=run.role,
                 judge=first["judge"],
                 settings={**settings(first["params"]), "samples": first.get("samples", 1), **_data(run, first)},
-                rows={condition(row["attack"], row["params"]): row for row in rows},
+                rows=dict(zip(conditions, rows, strict=True)),
                 samples=None if run.samples is None else found,
                 folder=run.folder,
                 file=run.file,
@@ -503,5 +511,16 @@ def _name(one: Series, siblings: Sequence[Series]) -> str:
         return {"judge": s.judge, **s.settings, "seed": s.seed, **({"data": s.file} if by_file else {})}
 
     mine, others = told(one), [told(other) for other in siblings]
-    differing = [f"{name} {value}" for name, value in mine.items() if any(o.get(name) != value for o in others)]
-    return f"{one.label} ({', '.join(differing) or one.folder})"
+    differing = {name: value for name, value in mine.items() if any(o.get(name) != value for o in others)}
+    if differing.get("samples") == 1 and "temperature" in differing:  # said by the other
+        del differing["samples"]
+    words = [str(value) if name == "data" and by_file else _setting(name, value) for name, value in differing.items()]
+    return f"{one.label} ({', '.join(words) or one.folder})"
+
+
+def _setting(name: str, value: Any) -> str:
+    if name == "samples":
+        return f"{value} sample{'' if value == 1 else 's'}"
+    if name == "temperature" and not value:
+        return "greedy"
+    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..attack.decoding import KNOBS
 from .gather import Run, file_name, key_of, labels_of
-from .words import Section, Table, percent, rate_of
+from .words import Section, Table, listed, percent, rate_of
 
 Row = Mapping[str, Any]
 
@@ -38,19 +38,23 @@ def decoding_section(runs: Sequence[Run]) -> list[Section]:
     return [section]
 
 
-def decoding_line(run: Run) -> list[str]:
-    """What sampling did to each model, in one sentence."""
-    found = []
-    for rows in groups(run, "decoding"):
-        everything, greedy = any_of(rows, "all"), single(rows).get("greedy")
-        if everything is None or not everything["n"]:
-            continue
-        plain = f", greedy alone {percent(greedy['rate'])}" if greedy and greedy["n"] else ""
-        found.append(
-            f"{_named(run, rows)}: some setting of {everything['params']['settings']} tried was not refused on "
-            f"{percent(everything['rate'])} of {everything['n']} requests{plain}."
-        )
-    return found
+def decoding_lines(runs: Sequence[Run]) -> list[str]:
+    """What sampling did to each model, in one sentence a model."""
+    found: dict[tuple[str, int], list[str]] = {}
+    for run in runs:
+        for rows in groups(run, "decoding"):
+            everything, greedy = any_of(rows, "all"), single(rows).get("greedy")
+            if everything is None or not everything["n"]:
+                continue
+            alone = f" (greedy alone {percent(greedy['rate'])})" if greedy and greedy["n"] else ""
+            label, where = labels_of(run)[rows[0]["model"]], _where(run)
+            found.setdefault((label, everything["params"]["settings"]), []).append(
+                f"{percent(everything['rate'])} of {everything['n']} requests{where}{alone}"
+            )
+    return [
+        f"{label}: some setting of {settings} tried was not refused on {listed(said)}."
+        for (label, settings), said in found.items()
+    ]
 
 
 def _lines(run: Run) -> list[list[str]]:
@@ -69,8 +73,12 @@ def _lines(run: Run) -> list[list[str]]:
 
 def _named(run: Run, rows: Sequence[Row], template: bool = True) -> str:
     """The model, what it was asked, and in which chat template where that is not its own."""
-    own, label = template_of(run), labels_of(run)[rows[0]["model"]]
-    return label + (f" on {run.file}" if run.file else "") + (f" (chat template {own})" if own and template else "")
+    return labels_of(run)[rows[0]["model"]] + _where(run, template)
+
+
+def _where(run: Run, template: bool = True) -> str:
+    own = template_of(run)
+    return (f" on {run.file}" if run.file else "") + (f" (chat template {own})" if own and template else "")
 
 
 def template_of(run: Run) -> str:
