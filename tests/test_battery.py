@@ -261,7 +261,9 @@ def test_runs_on_several_data_sets_are_told_apart_by_file(tmp_path: Path) -> Non
         write(tmp_path / f"s{name}", answers("suffix", {"suffix": "s"}, [0]), **given)
     context = built(*(tmp_path / folder for folder in ("one", "sone", "two", "stwo")))
     text = report.to_markdown(context)
-    assert "| k | deepened (one.jsonl) | deepened (two.jsonl) |" in text
+    for file in ("one.jsonl", "two.jsonl"):  # other prompts: a figure and a table of their own
+        assert f"**Non-refusal rate by k, {file}**\n\n| k | deepened ({file}) |\n" in text
+    assert len(next(one for one in context["sections"] if one.id == "rates").figures) == 2
     assert [row[0] for one in context["sections"] if one.id == "suffix" for row in one.tables[0].rows] == [
         "deepened on one.jsonl", "deepened on two.jsonl",
     ]  # fmt: skip
@@ -310,7 +312,17 @@ def test_what_two_models_share_is_said_once_and_what_an_attack_was_run_for_stand
     ]  # fmt: skip
     assert said[6].startswith("Changes from model to model: paired tests")
     assert not any(line.endswith("(Holm).") for line in said[4:6])
+    assert len(next(one for one in context["sections"] if one.id == "rates").figures) == 1  # the same prompts
     runs = next(one for one in context["sections"] if one.id == "runs").tables[0]
     assert [row[runs.columns.index("attacks")] for row in runs.rows] == 2 * [
         "prefill", "plain", "rank-prefill", "rank-prefill"
     ]  # fmt: skip
+
+
+def test_many_runs_stand_below_each_other(tmp_path: Path) -> None:
+    labels = [f"m{i}" for i in range(7)]
+    dirs = [write(tmp_path / label, answers("none", {}, [0]), label=label) for label in labels]
+    table = next(one for one in built(*dirs)["sections"] if one.id == "rates").tables[0]
+    assert table.columns == ["attack", "plain request"]
+    assert [row[0] for row in table.rows] == labels
+    assert all(row[1].startswith("1/12 = 8%") for row in table.rows)

@@ -28,6 +28,7 @@ from .words import (
     share_of,
 )
 
+WIDEST = 6  # series that stand side by side in a table; more of them stand below each other
 REPEATED = "[95% Wilson interval; answers to one prompt count for as many as they differ]."
 PREFIX_WORDS = (
     "The judge refusal sees a refusal prefix and what follows as one text, refusal-keywords what follows alone."
@@ -53,20 +54,30 @@ def rates_section(found: Sequence[Series], styles: Mapping[str, int]) -> Section
         return section
     section.text.append(_judge_words(judges))
     section.text += _duplicates(harmful)
-    ks = sorted({k for one in harmful for k in one.ks()})
-    swept = [one for one in harmful if one.ks()]
-    if swept:
-        section.figures.append(_rates_figure(swept, ks, what, styles))
+    data = _by_data([one for one in harmful if one.ks()])
+    for name, swept in data:
+        ks = sorted({k for one in swept for k in one.ks()})
+        title = f"{what.capitalize()} by k" + (f", {name}" if len(data) > 1 else "")
+        section.figures.append(_rates_figure(swept, ks, what, styles, title))
         rows = [[str(k), *(rate_of(one.rows.get(("prefill", k))) for one in swept)] for k in ks]
-        section.tables.append(
-            Table(f"{what.capitalize()} by k", ["k", *(one.name for one in swept)], rows, _interval_words(swept))
-        )
-        section.tables += _common_tables(swept, ks, what, section)
-    else:
+        section.tables.append(Table(title, ["k", *(one.name for one in swept)], rows, _interval_words(swept)))
+        section.tables += _common_tables(swept, ks, title, section)
+    if not data:
         section.text.append("No curve: prefill was not run.")
     section.tables += _other_tables(harmful, what)
-    section.tables += _paper_tables(harmful, ks)
+    section.tables += _paper_tables(harmful, sorted({k for one in harmful for k in one.ks()}))
     return section
+
+
+def _by_data(found: Sequence[Series]) -> list[tuple[str, list[Series]]]:
+    """Series by the prompts they are about, under the name of the file (and the hash, where two files share a name)."""
+    groups: dict[tuple[str, str], list[Series]] = {}
+    for one in found:
+        groups.setdefault((one.file, str(one.settings.get("data", ""))), []).append(one)
+    files = [file for file, _ in groups]
+    return [
+        (f if files.count(f) == 1 and f else f"{f} (data {digest})".strip(), g) for (f, digest), g in groups.items()
+    ]
 
 
 def _judge_words(judges: Sequence[str]) -> str:
@@ -101,7 +112,9 @@ def _duplicates(harmful: Sequence[Series]) -> list[str]:
     ]
 
 
-def _rates_figure(swept: Sequence[Series], ks: Sequence[int], what: str, styles: Mapping[str, int]) -> Figure:
+def _rates_figure(
+    swept: Sequence[Series], ks: Sequence[int], what: str, styles: Mapping[str, int], title: str
+) -> Figure:
     curves, said = [], []
     for one in swept:
         rows = [one.rows["prefill", k] for k in one.ks()]
@@ -114,10 +127,10 @@ def _rates_figure(swept: Sequence[Series], ks: Sequence[int], what: str, styles:
             curves.append(Curve(f"{one.name} (common)", one.ks(), common, style=style, faint=True))
         values = [f"{percent(row['rate'])} at k = {k}" for k, row in zip(one.ks(), rows, strict=True)]
         said.append(f"{one.name} {', '.join(values)}")
-    caption = f"{what.capitalize()} by number of harmful answer tokens given in advance, with 95% intervals."
+    caption = f"{title}: number of harmful answer tokens given in advance, with 95% intervals."
     if any(curve.faint for curve in curves):
         caption += " Common (dotted): only prompts whose answer is long enough for every k."
-    return Figure(figures.shares(curves, ks, what), f"{what.capitalize()} by k: {'; '.join(said)}.", caption)
+    return Figure(figures.shares(curves, ks, what), f"{title}: {'; '.join(said)}.", caption)
 
 
 def _has_own_common(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -125,19 +138,20 @@ def _has_own_common(rows: Sequence[Mapping[str, Any]]) -> bool:
     return any(row.get("common") and row["common"]["n"] != row["n"] for row in rows)
 
 
-def _common_tables(swept: Sequence[Series], ks: Sequence[int], what: str, section: Section) -> list[Table]:
+def _common_tables(swept: Sequence[Series], ks: Sequence[int], title: str, section: Section) -> list[Table]:
     sweeps = {one.name: [one.rows["prefill", k] for k in one.ks()] for one in swept}
     fewer = [one for one in swept if _has_own_common(sweeps[one.name])]
     without = [name for name, rows in sweeps.items() if len(rows) > 1 and not any(row.get("common") for row in rows)]
     if without:
         section.text.append(f"No curve on common prompts of {listed(without)}: asr.json does not hold it.")
     elif not fewer:
-        section.text.append("The same prompts were judged at every k: the curve on common prompts is no other.")
+        same = "The same prompts were judged at every k: the curve on common prompts is no other."
+        section.text += [same] if same not in section.text else []
     if not fewer:
         return []
     rows = [[str(k), *(rate_of((one.rows.get(("prefill", k)) or {}).get("common")) for one in fewer)] for k in ks]
     note = "Prompts whose answer is long enough for every k of the run."
-    return [Table(f"{what.capitalize()} by k, common prompts", ["k", *(one.name for one in fewer)], rows, note)]
+    return [Table(f"{title}, common prompts", ["k", *(one.name for one in fewer)], rows, note)]
 
 
 def _other_tables(harmful: Sequence[Series], what: str) -> list[Table]:
@@ -152,7 +166,10 @@ def _other_tables(harmful: Sequence[Series], what: str) -> list[Table]:
     how = "with a refusal prefix" if refusing else "of other attacks" if seen else "of the plain request"
     title = f"{what.capitalize()} {how}"
     note = _interval_words(harmful) + (" " + PREFIX_WORDS if refusing else "")
-    return [Table(title, ["attack", *(one.name for one in harmful)], rows, note)]
+    columns = ["attack", *(one.name for one in harmful)]
+    if len(harmful) > WIDEST:
+        columns, *rows = map(list, zip(columns, *rows, strict=True))
+    return [Table(title, columns, rows, note)]
 
 
 def _paper_tables(harmful: Sequence[Series], ks: Sequence[int]) -> list[Table]:
