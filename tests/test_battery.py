@@ -44,7 +44,7 @@ def test_each_attack_stands_with_its_cost_for_a_request(tmp_path: Path) -> None:
     assert [row[:2] for row in table.rows] == [
         ["prefill k = 5", "deepened"],
         ["prefill k = 10", "deepened"],
-        ["rank-prefill by an unaligned model", "deepened"],
+        ["rank-prefill of 10 tokens by an unaligned model", "deepened"],
     ]
     assert [row[2].split(" [")[0] for row in table.rows] == ["2/11 = 18%", "3/12 = 25%", "9/12 = 75%"]
     assert [row[3:] for row in table.rows] == [
@@ -94,7 +94,7 @@ def test_it_is_a_fall_only_beyond_every_plain_version(tmp_path: Path) -> None:
     given = write(tmp_path / "given", answers("prefill", {"k": 10}, [0, 1]))
     (line,) = [line for line in built(given, walked)["headline"] if "falls to" in line]
     assert line.startswith(
-        "deepened falls to rank-prefill on pairs.jsonl: 100% not refused, prefill k = 10 17% (n = 12, p ="
+        "deepened falls to rank-prefill of 10 tokens on pairs.jsonl: 100% not refused, prefill k = 10 17% (n = 12, p ="
     )
     again = write(
         tmp_path / "again",
@@ -103,7 +103,7 @@ def test_it_is_a_fall_only_beyond_every_plain_version(tmp_path: Path) -> None:
     headline = built(given, walked, again)["headline"]
     assert not [line for line in headline if "falls to" in line]
     assert (
-        "deepened is not shown to do worse under rank-prefill (on pairs.jsonl) than under their plain versions."
+        "deepened is not shown to do worse under rank-prefill of 10 tokens (on pairs.jsonl) than under their plain versions."
         in headline
     )
 
@@ -230,7 +230,7 @@ def test_attacks_of_one_model_in_several_folders_are_one_series(tmp_path: Path) 
     walked = write(tmp_path / "walked", answers("rank-prefill", {}, [0, 1]), cost={})
     text = report.to_markdown(built(given, walked))
     assert "| attack | deepened |\n|---|---|\n| plain request |" in text
-    assert "| deepened | rank-prefill | 12 |" in text  # among the outcomes
+    assert "| deepened | rank-prefill of 10 tokens | 12 |" in text  # among the outcomes
 
 
 def test_the_smallest_sample_is_that_of_any_figure(tmp_path: Path) -> None:
@@ -323,6 +323,53 @@ def test_many_runs_stand_below_each_other(tmp_path: Path) -> None:
     labels = [f"m{i}" for i in range(7)]
     dirs = [write(tmp_path / label, answers("none", {}, [0]), label=label) for label in labels]
     table = next(one for one in built(*dirs)["sections"] if one.id == "rates").tables[0]
-    assert table.columns == ["attack", "plain request"]
+    assert table.columns == ["model", "plain request"]
     assert [row[0] for row in table.rows] == labels
     assert all(row[1].startswith("1/12 = 8%") for row in table.rows)
+
+
+def test_two_walks_keep_their_own_transcripts(tmp_path: Path) -> None:
+    data = {"inputs": {"data": "1" * 64}}
+    for scorer, broken in (("base", range(12)), ("judge", range(0))):  # the answers have the same ids in both
+        cost = {"rank-prefill": {"passes": 240, "scorer": scorer}}
+        write(tmp_path / scorer, answers("rank-prefill", {}, broken), cost=cost, **data)
+    (group,) = built(tmp_path)["groups"]
+    assert {(one.attack, one.outcome) for one in group.transcripts} == {
+        ("rank-prefill of 10 tokens by an unaligned model", "complied"),
+        ("rank-prefill of 10 tokens by the offline judge", "refused"),
+    }
+
+
+def test_the_same_prompts_under_another_file_name_are_one_data_set(tmp_path: Path) -> None:
+    dirs = []
+    for label, file, k in (("aligned", "a.jsonl", 5), ("deepened", "b.jsonl", 5), ("deepened", "c.jsonl", 10)):
+        digest = "2" if k == 10 else "1"
+        given = answers("prefill", {"k": k}, [0]) + answers("prefill", {"k": 20}, [0], n=12 if k == 5 else 6)
+        dirs += [
+            write(tmp_path / file, given, label=label, config={"data": f"/d/{file}"}, inputs={"data": digest * 64})
+        ]
+    rates = next(one for one in built(*dirs)["sections"] if one.id == "rates")
+    titles = [table.caption for table in rates.tables if "by k" in table.caption]
+    assert titles[:2] == ["Non-refusal rate by k, a.jsonl", "Non-refusal rate by k, c.jsonl"]
+    assert len(rates.figures) == 2
+
+
+def test_the_headline_on_decoding_is_of_harmful_requests_and_names_its_judges(tmp_path: Path) -> None:
+    def run(name: str, judge: str, role: str, broken: Sequence[int]) -> Path:
+        given = [
+            one
+            for which in ({"setting": "greedy"}, {"setting": "top_p=0.5"}, {"any_of": "all", "settings": 2})
+            for one in answers("decoding", which, broken, judge=judge)
+        ]
+        return write(tmp_path / name, given, role=role)
+
+    dirs = [run("one", "refusal", "harmful", [0]), run("twins", "refusal", "twins", range(11))]
+    said = [line for line in built(*dirs)["headline"] if "some setting" in line]
+    assert said == [
+        "deepened: some setting of 2 tried was not refused on 8% of 12 requests on pairs.jsonl (greedy alone 8%)."
+    ]
+    dirs += [run("two", "refusal-keywords", "harmful", [0, 1, 2])]
+    said = [line for line in built(*dirs)["headline"] if "some setting" in line]
+    assert [line.partition(":")[0] for line in said] == [
+        "deepened (judge refusal)", "deepened (judge refusal-keywords)"
+    ]  # fmt: skip

@@ -217,7 +217,7 @@ def test_a_resumed_training_goes_on_with_its_records(
 
 def test_weights_in_shards_are_not_looked_at(tmp_path: Path, tiny_subject: Subject) -> None:
     next(tiny_subject.model.parameters()).ds_id = 0  # what ZeRO-3 leaves on a parameter
-    with pytest.raises(InputError, match="TokenDynamicsCallback looks at the model while it trains"):
+    with pytest.raises(InputError, match="TokenDynamicsCallback measures the model in memory"):
         trained(
             tiny_subject.model, tiny_subject.tokenizer, tmp_path,
             TokenDynamicsCallback(PAIRS, tiny_subject.tokenizer, tmp_path, steps=[1]),

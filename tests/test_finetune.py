@@ -298,22 +298,48 @@ def test_a_watched_training_leaves_its_records_and_a_report_shows_them(
 @pytest.mark.parametrize("launcher", [
     {"ACCELERATE_USE_FSDP": "true"},
     {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
-    {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "zero.json"},
-    {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "3", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
 ])  # fmt: skip
 def test_a_probe_is_refused_before_training_where_weights_are_in_shards(
     launcher: dict[str, str], tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probe = tmp_path / "probe.jsonl"
     probe.write_text(json.dumps({"instruction": "Say one", "response": "one and more words"}))
-    for name, value in launcher.items():
-        monkeypatch.setenv(name, value)
-    if launcher.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "2":  # whole weights
-        train.check_whole("--probe")
-        return
-    with pytest.raises(InputError, match="--probe looks at the model while it trains"):
+    launch(launcher, tmp_path, monkeypatch)
+    with pytest.raises(InputError, match="--probe measures the model in memory"):
         finetune.run(config(tmp_path, tiny_folder, probe=str(probe)))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("launcher", [
+    {},
+    {"ACCELERATE_USE_DEEPSPEED": "true"},  # stage 2 is accelerate's own default
+    {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "2", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+])  # fmt: skip
+def test_whole_weights_may_be_measured(
+    launcher: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(launcher, tmp_path, monkeypatch)
+    train.check_whole("--probe")
+
+
+def test_a_deepspeed_configuration_that_says_no_stage_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "no"}, tmp_path, monkeypatch)
+    with pytest.raises(InputError, match="no zero_optimization.stage"):
+        train.check_whole("--probe")
+
+
+def launch(launcher: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What accelerate launch sets; a configuration file is written with the stage that stands for its name."""
+    for name, value in launcher.items():
+        if name == "ACCELERATE_DEEPSPEED_CONFIG_FILE":
+            path = tmp_path / "zero.json"
+            path.write_text(json.dumps({"zero_optimization": {"stage": int(value)} if value.isdigit() else {}}))
+            value = str(path)
+        monkeypatch.setenv(name, value)
 
 
 def test_a_monitor_needs_a_probe(tmp_path: Path, tiny_folder: Path) -> None:

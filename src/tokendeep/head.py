@@ -175,9 +175,15 @@ def kl_to(model: nn.Module, hidden: Tensor, ref_hidden: Tensor, ref_head: Any = 
 
     if not len(hidden):
         return hidden.sum(-1).float()
-    if ref_head is not None:  # FSDP and DeepSpeed run the model in bfloat16, without autocast
-        ref_head.get_output_embeddings().to(hidden.dtype)
+    if ref_head is not None and not torch.is_autocast_enabled(hidden.device.type):
+        _match(ref_head.get_output_embeddings(), hidden.dtype)
     return _in_chunks(model, chunk, hidden, ref_hidden.to(hidden))
+
+
+def _match(projection: Any, dtype: torch.dtype) -> None:
+    """FSDP and DeepSpeed run a model of float32 weights in bfloat16 without autocast; a copy outside them must follow."""
+    if getattr(projection, "base_layer", projection).weight.dtype != dtype:
+        projection.to(dtype)
 
 
 def frozen_head(lm: Any) -> Any:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from .types import InputError, Subject
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
@@ -119,27 +120,31 @@ def reference(model: Any) -> Iterator[Any]:
 
     if not isinstance(model, PeftModel):
         raise InputError("the model has no adapter that could be taken off: give the model to compare with")
-    with same_trainable(model) as restore, model.disable_adapter():
-        restore()  # FSDP looks at its first forward, which may be this one, for what is trained
+    flags = trainable(model)
+    with same_trainable(model), model.disable_adapter():
+        restore(flags)  # FSDP looks at its first forward, which may be this one, for what is trained
         yield model
 
 
 @contextlib.contextmanager
-def same_trainable(model: Any) -> Iterator[Callable[[], None]]:
-    """Afterwards, or when what it gives is called, the weights that were trainable are so again.
-
-    PEFT changes that when adapters are switched.
-    """
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-
-    def restore() -> None:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-
+def same_trainable(model: Any) -> Iterator[None]:
+    """Afterwards the weights that were trainable are so again: PEFT changes that when adapters are switched."""
+    flags = trainable(model)
     try:
-        yield restore
+        yield
     finally:
-        restore()
+        restore(flags)
+
+
+def trainable(model: Any) -> list[tuple[nn.Parameter, bool]]:
+    """Every weight with whether it is trained."""
+    return [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+
+def restore(flags: Iterable[tuple[nn.Parameter, bool]]) -> None:
+    """Let what `trainable` found be so again."""
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
 
 
 def context_length(model: PreTrainedModel) -> int:

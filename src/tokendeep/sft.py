@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from . import head, objective, rows
+from . import head, objective, rows, training
 from .types import IGNORE, InputError
 
 ROW = "tokendeep_row"  # column with the number of a row within its trainer
@@ -122,6 +122,7 @@ class ResponseSFTTrainer(SFTTrainer):
         if self._is_vlm or self.aux_loss_enabled:
             what = "images" if self._is_vlm else "a router loss (set router_aux_loss_coef=0.0 to train without it)"
             raise InputError(f"{type(self).__name__} trains text models without {what}.")
+        training.keep_float32_results(self)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of the whole step
         head.add_supervised_forward(head.causal_lm(self.model))
         self._kept: Any = slice(None)

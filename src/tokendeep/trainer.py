@@ -385,9 +385,8 @@ def _keep_adapter(model: Any) -> None:
 def _adapter(model: Any, name: str) -> Iterator[None]:
     """Within it another adapter is active; what is trained stays the same."""
     before = model.active_adapter
-    with models.same_trainable(model) as restore:
+    with models.same_trainable(model):
         model.set_adapter(name)
-        restore()
         try:
             yield
         finally:

@@ -10,12 +10,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
@@ -46,23 +48,45 @@ def wait_for_everyone(subject: Subject) -> None:
 
 
 def check_whole(what: str, model: torch.nn.Module | None = None) -> None:
-    """Refuse to look at a model between steps where its weights lie in shards (FSDP, DeepSpeed ZeRO-3).
+    """Refuse to measure a model in memory where its weights lie in shards (FSDP, DeepSpeed ZeRO-3).
 
     Args:
-        what: the setting that would look.
+        what: the setting that would measure it.
         model: judged by its weights; without one, by what the launcher says it will do.
     """
     if model is not None:
         shards = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+        shards = shards or any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
     else:
-        deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
-        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-        shards = parse_flag_from_env("ACCELERATE_USE_FSDP") or (deepspeed and stage == "3")
+        shards = parse_flag_from_env("ACCELERATE_USE_FSDP") or _zero_stage() == 3
     if shards:
         raise InputError(
-            f"{what} looks at the model while it trains, but the launcher keeps its weights in shards (FSDP, ZeRO-3), where "
-            "that is not possible; leave it out and use tokendeep measure on the checkpoint, or train without shards."
+            f"{what} measures the model in memory, but the launcher keeps its weights in shards (FSDP, ZeRO-3), where that "
+            "is not possible; leave it out and use tokendeep measure on the checkpoint, or train without shards."
         )
+
+
+def _zero_stage() -> int:
+    """The stage of DeepSpeed that the launcher asks for, as accelerate reads it; 0 without DeepSpeed."""
+    if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        return 0
+    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if path == "none":
+        return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+    try:
+        return int(json.loads(Path(path).read_text(encoding="utf-8"))["zero_optimization"]["stage"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: no zero_optimization.stage can be read from this DeepSpeed configuration."
+        ) from error
+
+
+def keep_float32_results(trainer: Trainer) -> None:
+    """Let what a forward pass gives stay as it is: accelerate has FSDP2 round it to bfloat16, log-probabilities too."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    policy = getattr(plugin, "mixed_precision_policy", None)
+    if plugin is not None and isinstance(policy, MixedPrecisionPolicy):
+        plugin.mixed_precision_policy = replace(policy, output_dtype=None)
 
 
 def check_batches(rows_per_step: int, micro_batch: int) -> None:

@@ -209,11 +209,8 @@ def _against(one: Adaptive) -> str:
 def attack_lines(runs: Sequence[Run]) -> list[Line]:
     """The attacks of all runs on harmful requests, those of the decoding settings and suffixes taken together."""
     lines = [line for run in runs if run.role == "harmful" and run.finished for line in _of_run(run)]
-    leads = {lead for run in runs for row in run.rows or () if (lead := row["params"].get("lead"))}
-    if len(leads) != 1:
-        return lines
-    (lead,) = leads  # the only one need not be told from others
-    return [replace(line, words=line.words.replace(f" ({lead})", "")) for line in lines]
+    files = [file for file, _ in {(line.file, line.data) for line in lines}]
+    return [line if files.count(line.file) == 1 else replace(line, file=line.data) for line in lines]
 
 
 def _of_run(run: Run) -> Iterator[Line]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .depth import named, odds_errors
-from .gather import Run, Series
+from .gather import Condition, Run, Series
 from .paired import comparisons, complied, not_answered
 from .rates import OUTCOME_COLUMNS
 from .words import interval_of, outcome_count
@@ -33,15 +33,21 @@ def _csv_rates(found: Sequence[Series]) -> Csv:
     rows = []
     for one in found:
         said = "; ".join(f"{name}={value}" for name, value in one.settings.items())
-        for (attack, value), row in one.rows.items():
+        for condition, row in one.rows.items():
             common = row.get("common") or {}
             rows.append(
-                [one.label, one.role, attack, value, one.judge, said, row["rate"], *interval_of(row), row["n"],
+                [one.label, one.role, *_attack(row, condition), one.judge, said, row["rate"], *interval_of(row), row["n"],
                  row["unscored"], *(outcome_count(row, outcome) for outcome in OUTCOME_COLUMNS), row.get("truncated"),
                  row.get("skipped"), row.get("best"), row.get("worst"), row.get("any_of_n"),
                  *(common.get(name) for name in ("rate", "low", "high", "n"))]
             )  # fmt: skip
     return head, rows
+
+
+def _attack(row: Mapping[str, Any], condition: Condition) -> list[Any]:
+    """The attack's own name, and its parameter: a value, or in words what tells it from others of that name."""
+    words, value = condition
+    return [row["attack"], words if value is None and words != row["attack"] else value]
 
 
 def _csv_paired(found: Sequence[Series]) -> Csv:
@@ -53,7 +59,8 @@ def _csv_paired(found: Sequence[Series]) -> Csv:
     for group, name, event in ((harmful, "not refused", complied), (harmless, "refused or broken off", not_answered)):
         for one in comparisons(group, event):
             t = one.test
-            rows.append([one.before.name, one.after.name, one.after.role, *one.condition, name, t.n, t.before, t.after,
+            rows.append([one.before.name, one.after.name, one.after.role,
+                         *_attack(one.after.rows[one.condition], one.condition), name, t.n, t.before, t.after,
                          t.lost, t.gained, t.difference, t.low, t.high, t.p, one.p])  # fmt: skip
     return head, rows
 

@@ -82,7 +82,9 @@ def headline(runs: Sequence[Run], found: Sequence[Series]) -> list[str]:
     lines += [_depth_line(run, name) for name, run in named([r for r in runs if r.profile is not None])]
     if not lines:
         if attacks:
-            return ["No two runs of these folders can be compared; the rates stand under Attacks side by side."]
+            return [
+                "No two plain or prefilled runs of these folders can be compared; the rates stand under Attacks side by side."
+            ]
         return ["Nothing to conclude: no finished attack or measurement is among these folders."]
     sizes = [prompts_of(row) for one in found for row in one.rows.values()]
     sizes += [max(run.profile["recovery"]["n"], default=0) for run in runs if run.profile is not None]
@@ -107,9 +109,8 @@ def _shallow_line(one: Series, found: Sequence[Series]) -> str | None:
     start, answers = one.rows[plain], several(one.rows[plain])
     asked = f"{'answers to ' if answers else ''}harmful requests asked plainly"
     if deep is None or not one.rows[deep]["n"]:
-        other = any(
-            attack not in ("none", "refusal-prefix") for s in found if s.label == one.label for attack, _ in s.rows
-        )
+        alike = [s for s in found if (s.label, s.judge, s.file) == (one.label, one.judge, one.file)]
+        other = any(attack not in ("none", "refusal-prefix") for s in alike for attack, _ in s.rows)
         return f"{one.name} did not refuse {_of(start, asked)}{'' if other else '; no prefilling was tried'}."
     end, among = one.rows[deep], ""
     if any(_is_fewer(row) for row in (start, end)) and all(row.get("common") for row in (start, end)):

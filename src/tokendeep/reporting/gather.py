@@ -54,6 +54,7 @@ class Run:
     table: Sequence[Mapping[str, Any]] | None = None  # of a fine-tuning attack
     dynamics: Mapping[str, Any] | None = None  # of a training that was watched
     training: Mapping[str, Any] | None = None  # the log of a fine-tuning
+    one_lead: bool = False  # whether all runs of the report that have a text before their prefills have the same one
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -150,7 +151,8 @@ def runs(dirs: Sequence[str | Path], read: Reader | None = None) -> list[Run]:
             )
         for path in here:
             found.setdefault(path.resolve(), _read(path, read or _inspect_samples))
-    labelled = _label(list(found.values()))
+    leads = {lead for run in found.values() for row in run.rows or () if (lead := row["params"].get("lead"))}
+    labelled = [replace(run, one_lead=len(leads) == 1) for run in _label(list(found.values()))]
     order = list(dict.fromkeys([*STORY, *(run.label for run in labelled)]))
     return sorted(labelled, key=lambda run: order.index(run.label))
 
@@ -178,10 +180,11 @@ def series(found: Iterable[Run]) -> list[Series]:
         groups[one.role, one.label].append(one)
     named = [replace(one, name=_name(one, groups[one.role, one.label])) for one in built]
     names = [(one.role, one.name) for one in named]
-    return [  # the same attack run twice under the same settings
-        replace(one, name=f"{one.name}, {one.folder.name}") if names.count((one.role, one.name)) > 1 else one
-        for one in named
-    ]
+    twice = [one for one in named if names.count((one.role, one.name)) > 1]  # the same attack under the same settings
+    folders = [(one.role, one.name, one.folder.name) for one in twice]
+    where = [o.folder.name if folders.count(f) == 1 else str(o.folder) for o, f in zip(twice, folders, strict=True)]
+    told = {id(one): replace(one, name=f"{one.name}, {folder}") for one, folder in zip(twice, where, strict=True)}
+    return [told.get(id(one), one) for one in named]
 
 
 def _merged(built: Sequence[Series]) -> list[Series]:
@@ -227,10 +230,12 @@ def _comparable(before: Series, after: Series) -> bool:
 def condition(run: Run, row: Mapping[str, Any]) -> Condition:
     """What a row's attack did to the prompt, without the sampling settings."""
     attack, params = row["attack"], row["params"]
-    if attack == "rank-prefill":  # the same name for walks by different scorers
-        return f"{attack}{SCORERS.get(str(run.cost(attack).get('scorer')), '')}", None
+    if attack == "rank-prefill":  # other walks are other attacks
+        length, by = run.config.get("rank_length"), SCORERS.get(str(run.cost(attack).get("scorer")), "")
+        return f"{attack}{f' of {length} tokens' if length else ''}{by}", None
     if params.get("lead") or params.get("thinking"):  # another attack than the k tokens alone
-        where = f" behind a text ({params['lead']})" if params.get("lead") else ""
+        which = "" if run.one_lead else f" ({params.get('lead')})"
+        where = f" behind a text{which}" if params.get("lead") else ""
         return f"prefill k = {params['k']}{where}{' inside the thinking block' if params.get('thinking') else ''}", None
     return attack, next((params[name] for name in ("k", "prefix") if name in params), None)
 
@@ -515,12 +520,12 @@ def _name(one: Series, siblings: Sequence[Series]) -> str:
     if differing.get("samples") == 1 and "temperature" in differing:  # said by the other
         del differing["samples"]
     words = [str(value) if name == "data" and by_file else _setting(name, value) for name, value in differing.items()]
-    return f"{one.label} ({', '.join(words) or one.folder})"
+    return f"{one.label} ({', '.join(filter(None, words)) or one.folder})"
 
 
 def _setting(name: str, value: Any) -> str:
     if name == "samples":
         return f"{value} sample{'' if value == 1 else 's'}"
-    if name == "temperature" and not value:
+    if name == "temperature" and value == 0:
         return "greedy"
     return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"

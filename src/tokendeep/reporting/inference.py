@@ -40,20 +40,22 @@ def decoding_section(runs: Sequence[Run]) -> list[Section]:
 
 def decoding_lines(runs: Sequence[Run]) -> list[str]:
     """What sampling did to each model, in one sentence a model."""
-    found: dict[tuple[str, int], list[str]] = {}
+    found: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
     for run in runs:
-        for rows in groups(run, "decoding"):
+        for rows in groups(run, "decoding") if run.role == "harmful" and run.finished else []:
             everything, greedy = any_of(rows, "all"), single(rows).get("greedy")
             if everything is None or not everything["n"]:
                 continue
             alone = f" (greedy alone {percent(greedy['rate'])})" if greedy and greedy["n"] else ""
-            label, where = labels_of(run)[rows[0]["model"]], _where(run)
-            found.setdefault((label, everything["params"]["settings"]), []).append(
-                f"{percent(everything['rate'])} of {everything['n']} requests{where}{alone}"
+            alike = labels_of(run)[rows[0]["model"]], rows[0]["judge"], tuple(sorted(single(rows)))
+            found.setdefault(alike, []).append(
+                f"{percent(everything['rate'])} of {everything['n']} requests{_where(run)}{alone}"
             )
+    judges = {judge for _, judge, _ in found}
     return [
-        f"{label}: some setting of {settings} tried was not refused on {listed(said)}."
-        for (label, settings), said in found.items()
+        f"{label}{f' (judge {judge})' if len(judges) > 1 else ''}: some setting of {len(settings)} tried was not refused on "
+        f"{listed(said)}."
+        for (label, judge, settings), said in found.items()
     ]
 
 

@@ -60,7 +60,7 @@ def rates_section(found: Sequence[Series], styles: Mapping[str, int]) -> Section
         title = f"{what.capitalize()} by k" + (f", {name}" if len(data) > 1 else "")
         section.figures.append(_rates_figure(swept, ks, what, styles, title))
         rows = [[str(k), *(rate_of(one.rows.get(("prefill", k))) for one in swept)] for k in ks]
-        section.tables.append(Table(title, ["k", *(one.name for one in swept)], rows, _interval_words(swept)))
+        section.tables.append(_table(title, "k", swept, rows, _interval_words(swept)))
         section.tables += _common_tables(swept, ks, title, section)
     if not data:
         section.text.append("No curve: prefill was not run.")
@@ -70,14 +70,16 @@ def rates_section(found: Sequence[Series], styles: Mapping[str, int]) -> Section
 
 
 def _by_data(found: Sequence[Series]) -> list[tuple[str, list[Series]]]:
-    """Series by the prompts they are about, under the name of the file (and the hash, where two files share a name)."""
-    groups: dict[tuple[str, str], list[Series]] = {}
+    """Series by the prompts they are about, named by the file, and by the hash where that does not tell them apart."""
+    groups: dict[str, list[Series]] = {}
     for one in found:
-        groups.setdefault((one.file, str(one.settings.get("data", ""))), []).append(one)
-    files = [file for file, _ in groups]
-    return [
-        (f if files.count(f) == 1 and f else f"{f} (data {digest})".strip(), g) for (f, digest), g in groups.items()
+        groups.setdefault(one.settings.get("data") or one.file, []).append(one)
+    files = [next((one.file for one in group if one.file), "") for group in groups.values()]
+    names = [
+        file if file and files.count(file) == 1 else f"{file} ({key})" if file and key else key or "data unknown"
+        for file, key in zip(files, groups, strict=True)
     ]
+    return list(zip(names, groups.values(), strict=True))
 
 
 def _judge_words(judges: Sequence[str]) -> str:
@@ -145,13 +147,24 @@ def _common_tables(swept: Sequence[Series], ks: Sequence[int], title: str, secti
     if without:
         section.text.append(f"No curve on common prompts of {listed(without)}: asr.json does not hold it.")
     elif not fewer:
-        same = "The same prompts were judged at every k: the curve on common prompts is no other."
-        section.text += [same] if same not in section.text else []
+        where = title.partition(", ")[2]
+        section.text.append(
+            f"The same prompts{f' of {where}' if where else ''} were judged at every k: the curve on common prompts is no other."
+        )
     if not fewer:
         return []
     rows = [[str(k), *(rate_of((one.rows.get(("prefill", k)) or {}).get("common")) for one in fewer)] for k in ks]
     note = "Prompts whose answer is long enough for every k of the run."
-    return [Table(f"{title}, common prompts", ["k", *(one.name for one in fewer)], rows, note)]
+    return [_table(f"{title}, common prompts", "k", fewer, rows, note)]
+
+
+def _table(title: str, what: str, found: Sequence[Series], rows: list[list[str]], note: str) -> Table:
+    """`what` down and the series across; where these are many, the series down."""
+    columns = [what, *(one.name for one in found)]
+    if len(found) <= WIDEST:
+        return Table(title, columns, rows, note)
+    across, *down = map(list, zip(columns, *rows, strict=True))
+    return Table(title, ["model", *(f"k = {name}" if what == "k" else name for name in across[1:])], down, note)
 
 
 def _other_tables(harmful: Sequence[Series], what: str) -> list[Table]:
@@ -166,10 +179,7 @@ def _other_tables(harmful: Sequence[Series], what: str) -> list[Table]:
     how = "with a refusal prefix" if refusing else "of other attacks" if seen else "of the plain request"
     title = f"{what.capitalize()} {how}"
     note = _interval_words(harmful) + (" " + PREFIX_WORDS if refusing else "")
-    columns = ["attack", *(one.name for one in harmful)]
-    if len(harmful) > WIDEST:
-        columns, *rows = map(list, zip(columns, *rows, strict=True))
-    return [Table(title, columns, rows, note)]
+    return [_table(title, "attack", harmful, rows, note)]
 
 
 def _paper_tables(harmful: Sequence[Series], ks: Sequence[int]) -> list[Table]:

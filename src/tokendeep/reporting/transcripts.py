@@ -49,10 +49,10 @@ def _group(one: Series, show_text: bool) -> Group:
     title = f"{one.name}, {ROLE_NAMES.get(one.role, one.role)}"
     if one.samples is None:
         return Group(title, None, ())
-    samples = sorted((s for group in one.samples.values() for s in group), key=lambda s: _hash(f"{s.id} {s.seed}"))
-    names = {(s.id, s.seed): condition_name(c) for c, group in one.samples.items() for s in group}
-    chosen = [s for outcome in OUTCOMES for s in [s for s in samples if s.outcome == outcome][:EACH]]
-    return Group(title, len(samples), [_transcript(s, names[s.id, s.seed], show_text) for s in chosen])
+    named = [(condition_name(condition), s) for condition, group in one.samples.items() for s in group]
+    named.sort(key=lambda pair: _hash(f"{pair[1].id} {pair[1].seed}"))
+    chosen = [pair for outcome in OUTCOMES for pair in [p for p in named if p[1].outcome == outcome][:EACH]]
+    return Group(title, len(named), [_transcript(sample, attack, show_text) for attack, sample in chosen])
 
 
 def _transcript(sample: Sample, attack: str, show_text: bool) -> Transcript:
