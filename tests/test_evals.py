@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -850,7 +849,7 @@ def test_a_user_s_own_prefixes_and_system_prompt_are_in_private_files_only(
 # --- processes -----------------------------------------------------------------------------------
 
 SLOW_RUN = """
-import sys, threading, time, types
+import os, signal, sys, threading, time, types
 from collections import namedtuple
 from concurrent.futures import Future
 
@@ -876,12 +875,15 @@ sys.modules["tokendeep.generation"] = stub
 from tokendeep import cli, models, refusal, types as values
 from tokendeep.evals import provider
 models.load = lambda spec, **more: values.Subject(None, models.load_tokenizer(spec), spec)
-plain = refusal.judge
+plain, judged = refusal.judge, []
 def judge(text, **more):
     open(sys.argv[1], "a").write("x")
+    judged.append(text)
+    if len(judged) == int(sys.argv[2]):  # Ctrl-C in the middle, however fast or slow the machine
+        os.kill(os.getpid(), signal.SIGINT)
     return plain(text, **more)
 refusal.judge = judge
-sys.exit(cli.main(sys.argv[2:]))
+sys.exit(cli.main(sys.argv[3:]))
 """
 
 
@@ -910,7 +912,8 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_judged_twice(tmp_path: Path, 
     write(data, rows)
     count.touch()
     script.write_text(SLOW_RUN, encoding="utf-8")
-    command = [sys.executable, str(script), str(count), "attack", "--model", str(tiny_folder), "--data", str(data)]
+    begin = [sys.executable, str(script), str(count)]
+    command = ["attack", "--model", str(tiny_folder), "--data", str(data)]
     command += ["--out", str(out), "--k", "3,5", "--samples", "4", "--temperature", "0.5", "--max_new_tokens", "8"]
     command += ["--batch_size", "2"]
     total = 30 * 4 + 30 * 2 * 4  # many: the run must still be going when it is interrupted
@@ -918,22 +921,21 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_judged_twice(tmp_path: Path, 
         2 * run.QUEUED * 2
     )  # two tasks, so many batches of two in each: what a kill may cost, however slow the disk
 
-    killed = start(command)
+    killed = start([*begin, "0", *command])
     before = wait_for(20, out, killed)
     killed.kill()
     killed.wait()
     assert before <= results.finished_samples(out) < total
     lost = [count.stat().st_size - results.finished_samples(out)]
 
-    stopped = start(command)
-    wait_for(results.finished_samples(out) + 20, out, stopped)
-    stopped.send_signal(signal.SIGINT)
-    said, _ = stopped.communicate(timeout=60)
+    stopped = start([*begin, "40", *command])
+    said, _ = stopped.communicate(timeout=120)
     assert stopped.returncode == 130, said
     kept = results.finished_samples(out)
+    assert before < kept < total
     lost.append(count.stat().st_size - kept - lost[0])
 
-    last = start(command)
+    last = start([*begin, "0", *command])
     said, _ = last.communicate(timeout=120)
     assert last.returncode == 0, said
     samples = results.read_samples(out)
