@@ -120,29 +120,26 @@ def reference(model: Any) -> Iterator[Any]:
 
     if not isinstance(model, PeftModel):
         raise InputError("the model has no adapter that could be taken off: give the model to compare with")
-    flags = trainable(model)
-    with same_trainable(model), model.disable_adapter():
+    with same_trainable(model) as flags, model.disable_adapter():
         restore(flags)  # FSDP looks at its first forward, which may be this one, for what is trained
         yield model
 
 
 @contextlib.contextmanager
-def same_trainable(model: Any) -> Iterator[None]:
-    """Afterwards the weights that were trainable are so again: PEFT changes that when adapters are switched."""
-    flags = trainable(model)
+def same_trainable(model: Any) -> Iterator[list[tuple[nn.Parameter, bool]]]:
+    """Afterwards the weights that were trainable are so again: PEFT changes that when adapters are switched.
+
+    Gives every weight with whether it is trained, for `restore`.
+    """
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        yield
+        yield flags
     finally:
         restore(flags)
 
 
-def trainable(model: Any) -> list[tuple[nn.Parameter, bool]]:
-    """Every weight with whether it is trained."""
-    return [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-
-
 def restore(flags: Iterable[tuple[nn.Parameter, bool]]) -> None:
-    """Let what `trainable` found be so again."""
+    """Let the weights be trained or not as `same_trainable` found them."""
     for parameter, flag in flags:
         parameter.requires_grad_(flag)
 

@@ -57,11 +57,12 @@ def rates_section(found: Sequence[Series], styles: Mapping[str, int]) -> Section
     data = _by_data([one for one in harmful if one.ks()])
     for name, swept in data:
         ks = sorted({k for one in swept for k in one.ks()})
-        title = f"{what.capitalize()} by k" + (f", {name}" if len(data) > 1 else "")
+        where = name if len(data) > 1 else ""
+        title = f"{what.capitalize()} by k" + (f", {where}" if where else "")
         section.figures.append(_rates_figure(swept, ks, what, styles, title))
         rows = [[str(k), *(rate_of(one.rows.get(("prefill", k))) for one in swept)] for k in ks]
         section.tables.append(_table(title, "k", swept, rows, _interval_words(swept)))
-        section.tables += _common_tables(swept, ks, title, section)
+        section.tables += _common_tables(swept, ks, title, where, section)
     if not data:
         section.text.append("No curve: prefill was not run.")
     section.tables += _other_tables(harmful, what)
@@ -140,14 +141,13 @@ def _has_own_common(rows: Sequence[Mapping[str, Any]]) -> bool:
     return any(row.get("common") and row["common"]["n"] != row["n"] for row in rows)
 
 
-def _common_tables(swept: Sequence[Series], ks: Sequence[int], title: str, section: Section) -> list[Table]:
+def _common_tables(swept: Sequence[Series], ks: Sequence[int], title: str, where: str, section: Section) -> list[Table]:
     sweeps = {one.name: [one.rows["prefill", k] for k in one.ks()] for one in swept}
     fewer = [one for one in swept if _has_own_common(sweeps[one.name])]
     without = [name for name, rows in sweeps.items() if len(rows) > 1 and not any(row.get("common") for row in rows)]
     if without:
         section.text.append(f"No curve on common prompts of {listed(without)}: asr.json does not hold it.")
     elif not fewer:
-        where = title.partition(", ")[2]
         section.text.append(
             f"The same prompts{f' of {where}' if where else ''} were judged at every k: the curve on common prompts is no other."
         )
