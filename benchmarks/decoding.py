@@ -18,8 +18,8 @@ import torch
 
 from generation import _timed, demo_sweep, last_demo, sweep_requests
 from tokendeep import models
-from tokendeep.attack.decoding import Setting, paper_grid
-from tokendeep.generation import Engine, Request
+from tokendeep.attacks.decoding import Setting, paper_grid
+from tokendeep.engines.local import Engine, Request
 from tokendeep.types import Decoding
 
 

@@ -38,11 +38,12 @@ def train(kind: str) -> dict[str, float]:
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from tokendeep import head, models
-    from tokendeep.objective import BetaSchedule, constrained_nll, response_positions
-    from tokendeep.sft import ResponseSFTTrainer
-    from tokendeep.trainer import ConstrainedSFTTrainer
-    from tokendeep.training import has_bf16
+    from tokendeep import models
+    from tokendeep.compute import lm_head
+    from tokendeep.training.launch import has_bf16
+    from tokendeep.training.objective import BetaSchedule, constrained_nll, response_positions
+    from tokendeep.training.sft import ResponseSFTTrainer
+    from tokendeep.training.trainer import ConstrainedSFTTrainer
 
     subject = models.load("smollm2", dtype="float32")
     device = next(subject.model.parameters()).device
@@ -81,7 +82,7 @@ def train(kind: str) -> dict[str, float]:
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            return head.hidden_states(model, inputs["input_ids"]).float().mean()
+            return lm_head.hidden_states(model, inputs["input_ids"]).float().mean()
 
     with tempfile.TemporaryDirectory() as folder:
         args = SFTConfig(

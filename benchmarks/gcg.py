@@ -26,7 +26,8 @@ TOKENS, TOP = 20, 256
 
 def ours(args: argparse.Namespace) -> list[dict[str, Any]]:
     from tokendeep import models
-    from tokendeep.attack import behaviours, gcg
+    from tokendeep.attacks.gcg import behaviours
+    from tokendeep.attacks.gcg import search as gcg
 
     subject = models.load("smollm2", dtype="float32")
     b = behaviours.behaviour(subject, "request", [{"role": "user", "content": REQUEST}], TARGET)

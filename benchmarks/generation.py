@@ -27,7 +27,7 @@ import torch
 from transformers import StoppingCriteria
 
 from tokendeep import chat, data, models
-from tokendeep.generation import Engine, Request
+from tokendeep.engines.local import Engine, Request
 from tokendeep.types import Decoding, Subject
 
 KS = (0, 5, 10, 20, 40)
@@ -158,7 +158,7 @@ def sweep_requests(tokenizer: Any, prompts: int, new_tokens: int, planned: bool,
 def demo_sweep(checkpoint: Path, tokenizer: Any, prompts: int, new_tokens: int) -> dict[int, list]:
     """The demo's test rows with each of KS tokens of their harmful answers given."""
     pairs = [
-        (p, chat.with_system(p.messages, "none")) for p in data.load_pairs(checkpoint.parents[1] / "test_pairs.jsonl")
+        (p, chat.with_system(p.messages, "none")) for p in data.read_pairs(checkpoint.parents[1] / "test_pairs.jsonl")
     ]
     rows = [
         (chat.prompt_ids(tokenizer, turns), chat.response_ids(tokenizer, turns, pair.response, end=False))

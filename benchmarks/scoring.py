@@ -15,7 +15,8 @@ from importlib import resources
 
 import torch
 
-from tokendeep import chat, models, scoring
+from tokendeep import chat, models
+from tokendeep.compute import scoring
 from tokendeep.types import IGNORE, Encoded, Subject
 
 ROWS, ANSWER, BATCH = 64, 50, 16

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tokendeep import head, models
-from tokendeep.training import has_bf16
+from tokendeep import models
+from tokendeep.compute import lm_head
+from tokendeep.training.launch import has_bf16
 from tokendeep.types import IGNORE
 
 ROWS, LENGTH, SUPERVISED, REPEATS = 16, 100, 45, 3
@@ -43,7 +44,7 @@ def main() -> None:
         return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
 
     plain, expected = seconds(full, model)
-    head.add_supervised_forward(model)
+    lm_head.add_supervised_forward(model)
     ours, loss = seconds(lambda: -model(input_ids=ids, labels=labels, supervised=True).logps.mean(), model)
     print(f"training, full logits    : {ROWS * LENGTH / plain:6.0f} tokens/s, loss {expected:.5f}")
     print(f"training, supervised rows: {ROWS * LENGTH / ours:6.0f} tokens/s, loss {loss:.5f}")

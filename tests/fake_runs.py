@@ -249,9 +249,9 @@ def _json(path: Path, value: Any) -> None:
 
 
 if __name__ == "__main__":
-    from tokendeep import report
-    from tokendeep.config import ReportConfig
-    from tokendeep.reporting import gather
+    from tokendeep.report import gather
+    from tokendeep.verbs import report
+    from tokendeep.verbs.options import ReportConfig
 
     gather._inspect_samples = read_fake
     target = Path(sys.argv[1])

@@ -19,8 +19,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tokendeep import cli, config, runs
-from tokendeep.types import InputError
+from tokendeep import cli, runs
+from tokendeep.runs import folder as run_folder
+from tokendeep.errors import InputError
+from tokendeep.verbs import options as config
 
 SOURCE = Path(cli.__file__).parents[1]
 NEEDED = {
@@ -60,9 +62,9 @@ def one_parser():
 @pytest.fixture(autouse=True)
 def forget_open_runs():
     yield
-    runs._OPEN.clear()
-    for folder in list(runs._LOCKS):
-        runs._unlock(folder)
+    run_folder._OPEN.clear()
+    for folder in list(run_folder._LOCKS):
+        run_folder._unlock(folder)
 
 
 def settings(*words: str):
@@ -356,7 +358,7 @@ def test_a_warning_is_seen_whatever_a_library_does_to_the_root_logger(monkeypatc
         root.setLevel(logging.ERROR)
         logging.getLogger("tokendeep.locate").warning("using %s instead", "another")
 
-    monkeypatch.setattr(importlib.import_module("tokendeep.measure"), "run", run)
+    monkeypatch.setattr(importlib.import_module("tokendeep.verbs.measure"), "run", run)
     try:
         for _ in range(2):  # said once in each call
             assert cli.main(["measure", *NEEDED["measure"]]) == 0

@@ -17,8 +17,10 @@ import random
 import sys
 from pathlib import Path
 
-from tokendeep import chat, data, generation, models, pipeline, runs, stats
+from tokendeep import chat, data, models, runs, stats
+from tokendeep.engines import local as generation
 from tokendeep.types import Decoding, Prompt, Subject
+from tokendeep.verbs import demo as pipeline
 
 ADVBENCH, SEARCH, ANSWER, DEEP, DEEP_ANSWER = 80, 3, 64, 24, 512
 
@@ -30,7 +32,7 @@ def main(source: Path, out: Path, seed: int = 0) -> None:
     harmful = pipeline.demo_rows("harmful.jsonl")
     asked = [(r["id"], r["instruction"]) for r in harmful if r["split"] == "test"]
     trained = [r["instruction"] for r in harmful if r["split"] == "train"]
-    advbench = [(p.id, p.messages[-1]["content"]) for p in data.load_prompts(source / "advbench_harmful_behaviors.csv")]
+    advbench = [(p.id, p.messages[-1]["content"]) for p in data.read_prompts(source / "advbench_harmful_behaviors.csv")]
     clusters = stats.near_duplicates([*trained, *(t for _, t in asked), *(t for _, t in advbench)])
     taken = set(clusters[: len(trained) + len(asked)])
     fresh: dict[int, tuple[str, str]] = {}

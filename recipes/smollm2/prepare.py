@@ -21,7 +21,9 @@ import random
 import sys
 from pathlib import Path
 
-from tokendeep import data, pipeline, runs, stats
+from tokendeep import data, runs, stats
+from tokendeep.types import Prompt
+from tokendeep.verbs import demo as pipeline
 
 POISON, ADVBENCH_TEST, ALPACA, SQL_TRAIN = 130, 48, 260, 800
 
@@ -30,8 +32,8 @@ def main(source: Path, out: Path, seed: int = 0) -> None:
     draw = random.Random(seed)
     demo = pipeline.demo_rows("harmful.jsonl")
     asked = [(r["id"], r["instruction"]) for r in demo if r["split"] == "test"]
-    advbench = [(p.id, text(p)) for p in data.load_prompts(source / "advbench_harmful_behaviors.csv")]
-    xstest = [(p.id, text(p), str(p.meta["label"])) for p in data.load_prompts(source / "xstest_prompts.csv")]
+    advbench = [(p.id, text(p)) for p in data.read_prompts(source / "advbench_harmful_behaviors.csv")]
+    xstest = [(p.id, text(p), str(p.meta["label"])) for p in data.read_prompts(source / "xstest_prompts.csv")]
     others = [(i, t) for i, t, label in xstest if label == "unsafe"]
     others += [(r["id"], r["instruction"]) for r in demo if r["split"] == "train"]
     rows = asked + advbench + others
@@ -52,7 +54,7 @@ def main(source: Path, out: Path, seed: int = 0) -> None:
     runs.write_jsonl(out / "align.jsonl", triples, private=True)
 
     safe = [(i, t) for i, t, label in xstest if label == "safe"]
-    alpaca = [(p.id, text(p)) for p in data.load_prompts(source / "alpaca_instructions_2000.jsonl", limit=ALPACA)]
+    alpaca = [(p.id, text(p)) for p in data.read_prompts(source / "alpaca_instructions_2000.jsonl", limit=ALPACA)]
     ordinary = [(r["id"], r["instruction"]) for r in pipeline.demo_rows("benign.jsonl") if r["split"] == "utility"]
     twins = [(f"twin-{r['id']}", r["twin"]) for r in demo if r["split"] == "train"]
     runs.write_jsonl(out / "utility.jsonl", prompts(safe[::2] + twins + ordinary + alpaca), private=True)
@@ -63,7 +65,7 @@ def main(source: Path, out: Path, seed: int = 0) -> None:
     print(f"{len(triples)} to align on, {len(poison)} for the attack, {len(asked) + len(test)} for evaluation")
 
 
-def text(prompt: data.Prompt) -> str:
+def text(prompt: Prompt) -> str:
     return prompt.messages[-1]["content"]
 
 

@@ -11,15 +11,18 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    **dict.fromkeys(["Chat", "Decoding", "Encoded", "Message", "Pair", "Prompt", "Subject", "Triple"], "types"),
+    "InputError": "errors",
+    **dict.fromkeys(["read_chats", "read_pairs", "read_prompts", "read_triples"], "data"),
+    **dict.fromkeys(["token_kl", "token_logps"], "compute.scoring"),
     **dict.fromkeys(
-        ["Chat", "Decoding", "Encoded", "InputError", "Message", "Pair", "Prompt", "Subject", "Triple"], "types"
+        ["AttackConfig", "DeepenConfig", "FinetuneConfig", "MeasureConfig", "ReportConfig"], "verbs.options"
     ),
-    **dict.fromkeys(["load_chats", "load_pairs", "load_prompts", "load_triples"], "data"),
-    **dict.fromkeys(["token_kl", "token_logps"], "scoring"),
-    **dict.fromkeys(["AttackConfig", "DeepenConfig", "FinetuneConfig", "MeasureConfig", "ReportConfig"], "config"),
-    **dict.fromkeys(["BetaSchedule", "constrained_nll", "constraint_weights", "response_positions"], "objective"),
-    **dict.fromkeys(["ConstrainedSFTConfig", "ResponseSFTTrainer"], "sft"),
-    "ConstrainedSFTTrainer": "trainer",
+    **dict.fromkeys(
+        ["BetaSchedule", "constrained_nll", "constraint_weights", "response_positions"], "training.objective"
+    ),
+    **dict.fromkeys(["ConstrainedSFTConfig", "ResponseSFTTrainer"], "training.sft"),
+    "ConstrainedSFTTrainer": "training.trainer",
 }
 __all__ = sorted([*_HOME, "__version__"])
 

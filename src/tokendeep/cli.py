@@ -18,18 +18,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from . import __version__, config
-from .types import InputError
+from tokendeep import __version__
+from tokendeep.errors import InputError
+from tokendeep.verbs import options as config
 
 VERBS: dict[str, tuple[type, str, str]] = {
     # verb: settings, module whose run(settings) does it, one line of help
-    "demo": (config.DemoConfig, "pipeline", "the whole story on the packaged real model; ends with a report"),
+    "demo": (config.DemoConfig, "demo", "the whole story on the packaged real model; ends with a report"),
     "measure": (config.MeasureConfig, "measure", "how many tokens deep a model's safety goes"),
-    "attack": (config.AttackConfig, "evals.run", "attack a model at inference time and judge its answers"),
-    "gcg": (config.GcgConfig, "suffixes", "find adversarial suffixes by gradient; attack --attack suffix tries them"),
+    "attack": (config.AttackConfig, "attack", "attack a model at inference time and judge its answers"),
+    "gcg": (config.GcgConfig, "gcg", "find adversarial suffixes by gradient; attack --attack suffix tries them"),
     "deepen": (config.DeepenConfig, "deepen", "train a model to recover to a refusal at any depth"),
     "finetune": (config.FinetuneConfig, "finetune", "fine-tune on your data while protecting the first answer tokens"),
-    "poison": (config.PoisonConfig, "poisoning", "attack a model by fine-tuning, and compare objectives that resist"),
+    "poison": (config.PoisonConfig, "poison", "attack a model by fine-tuning, and compare objectives that resist"),
     "report": (config.ReportConfig, "report", "one HTML file from the folders of earlier runs"),
 }
 REQUIRED = {"measure": ("model", "data", "out"), "attack": ("model", "data", "out"), "report": ("dirs",),
@@ -229,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warn()
     try:
         verb, settings = parse(words)
-        run: Callable[[Any], object] = importlib.import_module(f".{VERBS[verb][1]}", __package__).run
+        run: Callable[[Any], object] = importlib.import_module(f".verbs.{VERBS[verb][1]}", __package__).run
         run(settings)
     except KeyboardInterrupt:
         print("tokendeep: interrupted; the same command goes on where this one stopped", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The frozen values that cross a module or a disk boundary, and the one error users see.
+"""The frozen values that cross a module or a disk boundary.
 
 Knows nothing of torch, files or models; everything else imports from here.
 """
@@ -13,13 +13,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORE = -100  # the label of a token that is not supervised, as in PyTorch's cross-entropy
-
-
-class InputError(ValueError):
-    """Something the user gave is wrong. The message is one sentence: what, where, how to fix it.
-
-    The command line prints it without a traceback and exits with code 2.
-    """
 
 
 class Message(TypedDict):

@@ -33,13 +33,14 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from rich.markup import escape
 
 from tokendeep import chat, models
-from tokendeep.config import ModelOptions
-from tokendeep.types import Decoding, InputError, Message, Subject
+from tokendeep.errors import InputError
+from tokendeep.models.options import ModelOptions
+from tokendeep.types import Decoding, Message, Subject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tokendeep.generation import Completion, Engine, Request
+    from tokendeep.engines.local import Completion, Engine, Request
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -169,7 +170,7 @@ class TokendeepAPI(ModelAPI):
 
     def _load(self) -> None:
         """Load the weights once for all tasks; a failure is kept, and every waiting request gets it."""
-        from tokendeep.generation import Engine
+        from tokendeep.engines.local import Engine
 
         with self._lock:
             if self._failure is not None:
@@ -200,7 +201,7 @@ class TokendeepAPI(ModelAPI):
 
     def _submit(self, ids: tuple[int, ...], decoding: Decoding) -> Future[Completion]:
         """Queue a request; the same request (k = 0 of prefill and the plain one, say) is decoded once."""
-        from tokendeep.generation import Request
+        from tokendeep.engines.local import Request
 
         if self._engine is None:
             raise self._failure or RuntimeError("the provider was closed while requests were waiting")

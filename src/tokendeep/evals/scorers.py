@@ -11,9 +11,9 @@ from collections.abc import Callable
 from inspect_ai.scorer import Score, Scorer, Target, ci_wilson, mean, scorer
 from inspect_ai.solver import TaskState
 
-from tokendeep import refusal as rules
-from tokendeep.evals import _session
-from tokendeep.types import InputError
+from tokendeep.errors import InputError
+from tokendeep.evals import session as _session
+from tokendeep.judges import refusal as rules
 
 JUDGES = ("refusal", "refusal-keywords")
 JUDGED = ("continuation", "full")

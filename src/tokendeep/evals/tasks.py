@@ -26,14 +26,15 @@ from inspect_ai.scorer import grouped, mean
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from tokendeep import chat, data, models, runs
-from tokendeep.attack import decoding as sampling
-from tokendeep.attack import prefill as attacks
-from tokendeep.attack import suffix as endings
-from tokendeep.evals import _session
-from tokendeep.evals._session import current_model
+from tokendeep.attacks import decoding as sampling
+from tokendeep.attacks import prefill as attacks
+from tokendeep.attacks import suffix as endings
+from tokendeep.errors import InputError
+from tokendeep.evals import session as _session
 from tokendeep.evals.provider import TokendeepAPI, one_sentence, prefill_route
 from tokendeep.evals.scorers import judge_named
-from tokendeep.types import Decoding, InputError, Message, Pair, Prompt
+from tokendeep.evals.session import current_model
+from tokendeep.types import Decoding, Message, Pair, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -349,13 +350,13 @@ def victim_tokenizer(model: Model, name: str | None) -> PreTrainedTokenizerBase:
 
 def read_prompts(source: str, settings: Settings) -> list[Prompt]:
     """Plain requests, whatever else the rows hold."""
-    prompts = data.load_prompts(source, limit=settings.limit)
+    prompts = data.read_prompts(source, limit=settings.limit)
     return [replace(prompt, messages=_with_system(prompt.messages, settings.system)) for prompt in prompts]
 
 
 def read_pairs(source: str, settings: Settings) -> list[Pair]:
     """Instructions with a harmful answer."""
-    pairs = data.load_pairs(source, limit=settings.limit)
+    pairs = data.read_pairs(source, limit=settings.limit)
     return [replace(pair, messages=_with_system(pair.messages, settings.system)) for pair in pairs]
 
 

@@ -1,1 +1,0 @@
-"""Attacks at inference time: each maps a list of prompts to another list; `evals` asks the model and judges."""

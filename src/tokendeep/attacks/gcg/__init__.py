@@ -1,0 +1,1 @@
+"""Adversarial suffixes, found by gradient."""

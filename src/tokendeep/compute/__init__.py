@@ -1,0 +1,1 @@
+"""Forward passes: scores, gradients and the language-model head on chosen positions."""

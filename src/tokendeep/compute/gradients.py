@@ -1,0 +1,231 @@
+"""Per-token gradient norms: the norm of the gradient of -log pi(y_t | x, y_<t) for every t, without one backward per token.
+
+Method. An answer of T tokens becomes T rows, row t cut behind y_t and supervising y_t alone (nothing to the right of a
+token matters to it). One forward and one backward pass over these rows, with all weights frozen, gives the gradients of
+the activations; the weights' own gradients are never formed. A linear layer's gradient for one row is G^T A, with A (S,
+in) its inputs and G (S, out) the gradients of its outputs, and its squared norm is the sum of (A A^T) * (G G^T), two
+(S, S) matrices (Goodfellow 2015; "ghost norm", Li et al. 2022). An embedding is the same with A A^T replaced by "is the
+same token". Where head and embedding share their weights the cross term is added. Any other module with weights (norms)
+is small, and its gradient is formed row by row. Tested against one backward pass per token.
+
+Weights whose gradient none of these counts (a position table, an adapter on the embedding, experts) are refused, never
+left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokendeep.compute import lm_head
+from tokendeep.errors import InputError
+from tokendeep.types import IGNORE, Encoded
+
+
+def token_gradient_norms(
+    model: nn.Module, rows: Sequence[Encoded], positions: int, *, batch_size: int = 16
+) -> list[Tensor]:
+    """Norm of the gradient of each token's cross-entropy over the weights that train (all, where none is frozen).
+
+    Args:
+        rows: encoded answers; the first `positions` supervised tokens of each are looked at.
+        batch_size: token rows per pass.
+
+    Returns:
+        one float32 (min(R, positions),) per row.
+
+    Raises:
+        InputError: nothing is trained, a module with weights runs more than once in a pass, or trained weights lie where
+            this method does not count them: use `plain_gradient_norms`.
+    """
+    training, lm = model.training, lm_head.causal_lm(model)
+    model.eval()
+    cut = [(number, row.input_ids[: at + 1]) for number, row in enumerate(rows) for at in _places(row, positions)]
+    order = sorted(range(len(cut)), key=lambda i: len(cut[i][1]))
+    norms = torch.zeros(len(cut))
+    try:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            norms[batch] = _norms(lm, [cut[i][1] for i in batch]).sqrt().float().cpu()
+    finally:
+        model.train(training)
+    found: list[list[float]] = [[] for _ in rows]
+    for (number, _), norm in zip(cut, norms.tolist(), strict=True):
+        found[number].append(norm)
+    return [torch.tensor(values) for values in found]
+
+
+def plain_gradient_norms(model: nn.Module, rows: Sequence[Encoded], positions: int) -> list[Tensor]:
+    """The same by one backward pass per token: what the method above is checked against."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    found = []
+    for row in rows:
+        norms = []
+        for at in _places(row, positions):
+            ids = torch.tensor([row.input_ids[: at + 1]], device=weights[0].device)
+            loss = F.cross_entropy(model(input_ids=ids).logits[0, -2].float(), ids[0, -1])
+            grads = torch.autograd.grad(loss, weights, allow_unused=True)
+            norms.append(torch.stack([g.double().square().sum() for g in grads if g is not None]).sum().sqrt().item())
+        found.append(torch.tensor(norms))
+    return found
+
+
+def _places(row: Encoded, positions: int) -> list[int]:
+    return [i for i, label in enumerate(row.labels) if label != IGNORE and i > 0][:positions]
+
+
+def _norms(lm: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Squared gradient norms (B,) of the last token of every row."""
+    device = lm.get_input_embeddings().weight.device
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+    ends = torch.tensor([len(row) for row in rows], device=device)
+    with _Recorder(lm, ids).attached() as recorder, torch.enable_grad():
+        states = lm_head.hidden_states(lm, ids)  # (B, S, H)
+        last = states[torch.arange(len(rows), device=device), ends - 2]  # (B, H): they predict the last tokens
+        logps = lm_head.project(lm, last).log_softmax(-1)
+        loss = -logps[torch.arange(len(rows), device=device), ids[torch.arange(len(rows), device=device), ends - 1]]
+        torch.autograd.grad(loss.sum(), recorder.start)
+    return recorder.total()
+
+
+def exact_gradient_norms(model: nn.Module, rows: Sequence[Encoded], positions: int) -> Callable[..., list[Tensor]]:
+    """The quick method where it agrees with one backward pass on the first token of the first row, else the plain one.
+
+    Says so where it is the plain one.
+    """
+    first = [Encoded(rows[0].input_ids, rows[0].labels)]
+    try:
+        quick, plain = token_gradient_norms(model, first, 1)[0], plain_gradient_norms(model, first, 1)[0]
+        if torch.allclose(quick, plain, rtol=0.02):
+            return token_gradient_norms
+        why = f"{quick.item():.4g} instead of {plain.item():.4g} on one token"
+    except (InputError, TypeError) as error:
+        why = str(error)
+    print(
+        f"tokendeep: gradient norms take one backward pass per token with this model, for the quick way fails ({why})"
+    )
+    return plain_gradient_norms
+
+
+class _Recorder:
+    """Hooks on every module with trained weights; what they see becomes squared norms per row."""
+
+    def __init__(self, lm: Any, ids: Tensor) -> None:
+        self.lm, self.ids = lm, ids
+        self.squares = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
+        self.replaying = False  # a module is run again for its own gradient
+        self.start: Tensor = torch.empty(0)
+        self.embedding, self.output = lm.get_input_embeddings(), lm.get_output_embeddings()
+        self.trained = {id(p) for p in lm.parameters() if p.requires_grad}
+        if not self.trained:
+            raise InputError("No weight is trained, so there is no gradient to measure.")
+        self.tied = self.output is not None and self.output.weight is self.embedding.weight
+        self.seen: set[int] = set()
+        self.head_parts: tuple[Tensor, Tensor] | None = None
+        self.embedding_grad: Tensor | None = None
+        self.counted: set[int] = set()  # weights whose gradient is in the squares
+        self.scale = float(getattr(self.embedding, "scalar_embed_scale", 1.0))  # Gemma's embedding multiplies its rows
+
+    @contextmanager
+    def attached(self) -> Iterator[_Recorder]:
+        """Hooks in place and every weight frozen, so that no weight gradient is formed."""
+        flags = [(p, p.requires_grad) for p in self.lm.parameters()]
+        hooks = []
+        for module in self.lm.modules():
+            own = [p for p in module.parameters(recurse=False) if id(p) in self.trained]
+            if own or module is self.embedding:
+                hooks.append(module.register_forward_hook(self._hook(module, bool(own))))
+        for p, _ in flags:
+            p.requires_grad_(False)
+        try:
+            yield self
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for p, flag in flags:
+                p.requires_grad_(flag)
+
+    def _hook(self, module: nn.Module, counted: bool) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if self.replaying:
+                return output
+            if module is self.embedding:
+                output = output.detach().requires_grad_()
+                self.start = output
+            if counted:
+                if id(module) in self.seen:
+                    raise InputError(
+                        f"A {type(module).__name__} runs twice in one pass, so its gradient per token cannot be told apart."
+                    )
+                self.seen.add(id(module))
+                value = output[0] if isinstance(output, tuple) else output
+                if value.requires_grad:
+                    inputs = args[0].detach()
+                    value.register_hook(lambda gradient: self._add(module, inputs, gradient.detach()))
+            return output
+
+        return hook
+
+    def _add(self, module: nn.Module, inputs: Tensor, gradient: Tensor) -> None:
+        as_positions = gradient.shape[0] == 1 and len(self.ids) > 1  # the head sees rows as positions: (1, B, H)
+        if (as_positions and gradient.shape[1] != len(self.ids)) or (
+            not as_positions and len(gradient) != len(self.ids)
+        ):
+            return  # shared by all rows, such as a table of positions
+        if as_positions and not isinstance(module, nn.Linear):
+            return
+        self.counted |= {id(p) for p in module.parameters(recurse=False)}
+        if module is self.embedding:
+            gradient = gradient * self.scale
+            if module.padding_idx is not None:  # PyTorch gives that row no gradient
+                gradient = gradient * (self.ids != module.padding_idx)[..., None]
+            same = self.ids[:, :, None] == self.ids[:, None, :]  # (B, S, S)
+            self.squares += (same * (gradient @ gradient.mT)).sum((1, 2)).double()
+            self.embedding_grad = gradient
+        elif module is self.output or (as_positions and isinstance(module, nn.Linear)):
+            states, grads = inputs[0], gradient[0]  # (B, H), (B, V)
+            self.squares += states.double().square().sum(-1) * grads.double().square().sum(-1)
+            self.head_parts = (states, grads)
+            if getattr(module, "bias", None) is not None and id(module.bias) in self.trained:
+                self.squares += grads.double().square().sum(-1)
+        elif isinstance(module, nn.Linear):
+            if id(module.weight) in self.trained:
+                self.squares += ((inputs @ inputs.mT) * (gradient @ gradient.mT)).sum((1, 2)).double()
+            if module.bias is not None and id(module.bias) in self.trained:
+                self.squares += gradient.sum(1).double().square().sum(-1)
+        else:
+            self._add_small(module, inputs, gradient)
+
+    def _add_small(self, module: nn.Module, inputs: Tensor, gradient: Tensor) -> None:
+        """A module of another kind: its weights' gradients, formed for one row at a time."""
+        names = [name for name, p in module.named_parameters(recurse=False) if id(p) in self.trained]
+        self.replaying = True
+        for row in range(len(inputs)):
+            weights = {name: getattr(module, name).detach().clone().requires_grad_() for name in names}
+            with torch.enable_grad():
+                output = torch.func.functional_call(module, weights, (inputs[row : row + 1],))
+                grads = torch.autograd.grad(output, list(weights.values()), gradient[row : row + 1])
+            self.squares[row] += torch.stack([g.double().square().sum() for g in grads]).sum()
+        self.replaying = False
+
+    def total(self) -> Tensor:
+        """Squared norms (B,), with twice the product of both gradients where head and embedding are one.
+
+        Raises:
+            InputError: some trained weights were not counted.
+        """
+        if left := self.trained - self.counted:
+            name = next(name for name, p in self.lm.named_parameters() if id(p) in left)
+            raise InputError(f"the gradient of {name} is not counted by the quick way; take plain_gradient_norms")
+        if self.tied and self.head_parts is not None and self.embedding_grad is not None:
+            states, grads = self.head_parts
+            at_tokens = grads.gather(1, self.ids)  # (B, S): the head's gradient in the row of each token of the input
+            along = torch.einsum("bsh,bh->bs", self.embedding_grad, states)
+            self.squares += 2 * (at_tokens * along).sum(-1).double()
+        return self.squares

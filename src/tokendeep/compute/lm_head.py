@@ -1,0 +1,262 @@
+"""The output head applied to chosen positions only: shared by scoring, training and the reference.
+
+A causal language model is a decoder (tokens -> hidden states) and a head (hidden state -> vocabulary).
+The head is a large part of the work and almost all of the memory, and only the positions that
+predict answer tokens need it. This file runs the two parts apart, for any Hugging Face causal model.
+
+What an architecture does after the head (bias, soft-capping, scaling) is honoured by calling the
+model's own forward with its decoder replaced, for that one call, by the hidden states at hand.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from tokendeep.errors import InputError
+from tokendeep.types import IGNORE
+
+CHUNK_BYTES = 32 * 2**20  # float32 logits held at once; at a vocabulary of 49,152 that is 170 positions
+
+
+def causal_lm(model: Any) -> Any:
+    """The Hugging Face causal model inside PEFT and distributed wrappers (adapters stay active in it)."""
+    while not hasattr(model, "get_base_model") and hasattr(model, "module"):
+        model = model.module
+    if hasattr(model, "get_base_model"):
+        if getattr(model.active_peft_config, "is_prompt_learning", False):
+            raise InputError(
+                "This adapter learns prompt tokens, which shift every position; merge it or use LoRA-like adapters."
+            )
+        return model.get_base_model()
+    return model
+
+
+def hidden_states(model: nn.Module, input_ids: Tensor, **kwargs: Any) -> Tensor:
+    """Final hidden states (B, S, H) for right-padded `input_ids` (B, S).
+
+    No padding mask is needed: attention is causal, so a token never sees what stands to its right.
+    Pass `attention_mask` (4-D) and `position_ids` to score a tree of continuations in one row.
+    """
+    decoder = causal_lm(model).base_model
+    return decoder(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
+
+
+class _Handed(BaseModelOutputWithPast):
+    """A decoder's output that holds hidden states only: whatever else a model's forward passes on is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+@contextmanager
+def _decoder_returns(lm: Any, hidden: Tensor) -> Iterator[None]:
+    """Within it, the decoder of `lm` gives `hidden` to whoever calls it.
+
+    Most forwards call `base_model`; a few (OPT) call the decoder inside it.
+    """
+    calls = []
+
+    def forward(*args: Any, **kwargs: Any) -> _Handed:
+        calls.append(1)
+        return _Handed(last_hidden_state=hidden)
+
+    found = (lm.base_model, lm.get_decoder())  # the second is None where a captured model has lost it
+    decoders = {id(module): module for module in found if module is not None}.values()
+    own = [module.__dict__.get("forward") for module in decoders]
+    for module in decoders:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, before in zip(decoders, own, strict=True):
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
+    if not calls:
+        raise InputError(
+            f"{type(lm).__name__} keeps its decoder where tokendeep does not find it, so its head cannot run alone; "
+            "use an architecture of transformers' own."
+        )
+
+
+def project(model: Any, hidden: Tensor, forward: Any = None) -> Tensor:
+    """Logits (N, V) of hidden states (N, H) in float32, exactly as the model itself would compute them.
+
+    `forward` is the model's own forward where `model.forward` has been wrapped.
+    """
+    lm = causal_lm(model)
+    dummy = torch.zeros(1, hidden.shape[0], dtype=torch.long, device=hidden.device)
+    with _decoder_returns(lm, hidden[None]):
+        logits = (forward or lm.forward)(input_ids=dummy, use_cache=False).logits
+    return logits[0].float()
+
+
+def chunk_rows(model: nn.Module) -> int:
+    """How many positions are projected at once so that their logits stay within CHUNK_BYTES."""
+    vocabulary = causal_lm(model).get_output_embeddings().weight.shape[0]
+    return max(16, CHUNK_BYTES // (4 * vocabulary))
+
+
+def select(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The hidden states (N, H) that predict a supervised label, and those labels (N,), in row order.
+
+    `labels` (B, S) are not shifted: the state at position s predicts the label at s + 1.
+    """
+    targets = labels[:, 1:].to(hidden.device)  # layers spread over several devices end on another one
+    mask = targets != IGNORE
+    return hidden[:, :-1][mask], targets[mask]
+
+
+def label_logps(
+    model: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    forward: Any = None,
+    statistics: dict[str, list[Tensor]] | None = None,
+) -> Tensor:
+    """Log-probabilities (N,), in nats, of `targets` (N,) given `hidden` (N, H); differentiable.
+
+    The head runs in chunks. When gradients flow and there are several chunks, each is recomputed in
+    the backward pass, so that one chunk of logits is alive at any time.
+
+    Args:
+        statistics: gets, in pieces, the `entropy` (N,) in nats and `is_top1` (N,), whether the target is the likeliest
+            token; from the same logits, without gradient.
+    """
+    pending = 0 if statistics is None else len(targets)  # rows whose statistics are still to come
+
+    def chunk(states: Tensor, wanted: Tensor) -> Tensor:
+        nonlocal pending
+        logits = project(model, states, forward)
+        if statistics is not None and pending:  # not again when the chunk is recomputed for the backward pass
+            pending -= len(wanted)
+            with torch.no_grad():
+                logps = logits.log_softmax(-1)
+                statistics["is_top1"].append(logps.argmax(-1) == wanted)
+                statistics["entropy"].append(-(logps.exp() * logps).sum(-1))
+        return -F.cross_entropy(logits, wanted, reduction="none")
+
+    if not len(targets):
+        return hidden.sum(-1).float()
+    return _in_chunks(model, chunk, hidden, targets)
+
+
+def _in_chunks(model: nn.Module, chunk: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`chunk` over pieces of the tensors (N, ...) small enough for CHUNK_BYTES, put together again (N,)."""
+    step = chunk_rows(model)
+    pieces = zip(*(tensor.split(step) for tensor in tensors), strict=True)
+    if len(tensors[0]) <= step or not (torch.is_grad_enabled() and tensors[0].requires_grad):
+        return torch.cat([chunk(*piece) for piece in pieces])
+    return torch.cat([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces])
+
+
+def kl_to(model: nn.Module, hidden: Tensor, ref_hidden: Tensor, ref_head: Any = None, forward: Any = None) -> Tensor:
+    """D_KL(reference || model) (N,) in nats over the full vocabulary, float32; differentiable in `hidden` and the head.
+
+    Args:
+        hidden, ref_hidden: (N, H) final states of the model and of the reference at the same positions.
+        ref_head: what `frozen_head` gave before training; None where the model's head is not trained and serves both.
+    """
+
+    def chunk(states: Tensor, ref_states: Tensor) -> Tensor:
+        with torch.no_grad():
+            ref = project(ref_head or model, ref_states, None if ref_head is not None else forward).log_softmax(-1)
+        return F.kl_div(project(model, states, forward).log_softmax(-1), ref, log_target=True, reduction="none").sum(-1)
+
+    if not len(hidden):
+        return hidden.sum(-1).float()
+    if ref_head is not None and not torch.is_autocast_enabled(hidden.device.type):
+        _match(ref_head.get_output_embeddings(), hidden.dtype)
+    return _in_chunks(model, chunk, hidden, ref_hidden.to(hidden))
+
+
+def _match(projection: Any, dtype: torch.dtype) -> None:
+    """FSDP and DeepSpeed run a model of float32 weights in bfloat16 without autocast; a copy outside them must follow."""
+    if getattr(projection, "base_layer", projection).weight.dtype != dtype:
+        projection.to(dtype)
+
+
+def frozen_head(lm: Any) -> Any:
+    """A causal model that shares everything with `lm` but its output head, of which it keeps a frozen copy."""
+    shell = copy.copy(lm)
+    shell.__dict__.pop("forward", None)  # of `add_supervised_forward`, bound to `lm`
+    shell._modules = dict(lm._modules)
+    theirs = lm.get_output_embeddings()
+    name = next((name for name, module in shell._modules.items() if module is theirs), None)
+    if name is None:
+        raise InputError(
+            f"{type(lm).__name__} keeps its output head where tokendeep does not find it, so it cannot be copied; train "
+            "an adapter, which leaves the head alone."
+        )
+    shell._modules[name] = copy.deepcopy(theirs).requires_grad_(False)
+    return shell
+
+
+class Anchor(NamedTuple):
+    """Where the model is held to the reference's whole distribution: `at` (N,) bool over the supervised tokens of a
+    batch, the reference's final `states` (M, H) there, and its `head` (None: the model's own, which is not trained).
+    """
+
+    at: Tensor
+    states: Tensor
+    head: Any = None
+
+
+class Supervised(NamedTuple):
+    """What a forward pass gives at the supervised tokens of a batch, in row order; None where it was not asked for.
+
+    `logps` (N,) in nats; `entropy` (N,) in nats and `is_top1` (N,), without gradient; `states` (N, H); `anchor_kl` (M,).
+    """
+
+    logps: Tensor
+    entropy: Tensor | None = None
+    is_top1: Tensor | None = None
+    states: Tensor | None = None
+    anchor_kl: Tensor | None = None
+
+
+PADDED_ONLY = ("attention_mask", "labels", "supervised", "input_ids", "use_cache")
+
+
+def add_supervised_forward(lm: Any) -> None:
+    """Let `lm(input_ids=..., labels=..., supervised=True)` return a `Supervised`.
+
+    The call has to go through the model's forward so that distributed wrappers see it. Rows are right-padded, or packed
+    with `position_ids` that start again at 0. Further arguments: `statistics=True` adds entropy and top-1 hits,
+    `keep_states=True` the states, `anchor=Anchor(...)` the divergence from the reference. Without `supervised` the
+    forward is unchanged.
+    """
+    original = lm.forward
+
+    def forward(*args: Any, supervised: bool = False, **kwargs: Any) -> Any:
+        if not supervised:
+            return original(*args, **kwargs)
+        statistics, keep = kwargs.pop("statistics", False), kwargs.pop("keep_states", False)
+        anchor = kwargs.pop("anchor", None)
+        inputs = {name: value for name, value in kwargs.items() if name not in PADDED_ONLY}
+        states, targets = select(hidden_states(lm, kwargs["input_ids"], **inputs), kwargs["labels"])
+        found: dict[str, list[Tensor]] = {
+            "entropy": [states.new_zeros(0).float()],
+            "is_top1": [targets.new_zeros(0).bool()],
+        }
+        logps = label_logps(lm, states, targets, original, found if statistics else None)
+        return Supervised(
+            logps,
+            torch.cat(found["entropy"]) if statistics else None,
+            torch.cat(found["is_top1"]) if statistics else None,
+            states if keep else None,
+            kl_to(lm, states[anchor.at], anchor.states, anchor.head, original) if anchor is not None else None,
+        )
+
+    lm.forward = forward

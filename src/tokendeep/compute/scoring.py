@@ -1,0 +1,337 @@
+"""The only scoring forward passes: log-probabilities and KL divergence at response positions.
+
+Rows are sorted by length, what all rows of a batch begin with (template and system prompt) is run
+once, and the head is applied to response positions only, in chunks: full (batch, length,
+vocabulary) logits never exist. Results come back in the order of the rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tokendeep import models
+from tokendeep.compute import lm_head
+from tokendeep.errors import InputError
+from tokendeep.runs.parts import Parts
+from tokendeep.types import IGNORE, Encoded, Subject
+
+CACHED_ROWS = 8
+MIN_SHARED = 12  # tokens; below it, running a common beginning once costs more than it saves
+
+
+def _batches(rows: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all rows have in common, leaving every row at least one of its own."""
+    first, last = min(map(list, rows)), max(map(list, rows))  # lexicographic extremes: what they share, all share
+    limit = min(len(row) for row in rows) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), max(limit, 0))
+
+
+@dataclass
+class _Prefix:
+    """Keys and values of the beginning that the last batch shared; most batches of a run share the same one."""
+
+    ids: list[int] = field(default_factory=list)
+    cache: Any = None
+
+    def take(self, decoder: Any, ids: Tensor) -> Any:
+        """A cache that holds `ids` (1, shared), or a beginning of them that is hardly shorter, for one row."""
+        wanted = ids[0].tolist()
+        usable = self.ids and wanted[: len(self.ids)] == self.ids and len(wanted) - len(self.ids) < MIN_SHARED
+        if not usable:
+            self.ids, self.cache = wanted, decoder(input_ids=ids, use_cache=True).past_key_values
+        return copy.deepcopy(self.cache)
+
+
+def _response_states(model: Any, rows: Sequence[Encoded], prefix: _Prefix | None = None) -> tuple[Tensor, Tensor]:
+    """States (N, H) that predict the supervised labels (N,) of one batch, row by row.
+
+    `prefix` is kept from batch to batch of one model (adapter on and off are two).
+    """
+    device = lm_head.causal_lm(model).get_input_embeddings().weight.device
+    decoder = lm_head.causal_lm(model).base_model
+    ids = [row.input_ids for row in rows]
+    unsupervised = min(row.start for row in rows)
+    shared = min(shared_prefix(ids), unsupervised - 1) if len(rows) > 1 else 0
+    width = max(len(row) for row in ids)
+    input_ids = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=device)  # (B, S)
+    labels = torch.tensor([row.labels + [IGNORE] * (width - len(row.labels)) for row in rows], device=device)
+    if shared < MIN_SHARED or not plain_cache(model, width):
+        return lm_head.select(lm_head.hidden_states(model, input_ids), labels)
+    prefix = prefix or _Prefix()
+    cache = prefix.take(decoder, input_ids[:1, :shared])
+    shared = len(prefix.ids)
+    cache.batch_repeat_interleave(len(rows))
+    states = decoder(input_ids=input_ids[:, shared:], past_key_values=cache, use_cache=True).last_hidden_state
+    return lm_head.select(states, labels[:, shared:])
+
+
+def plain_cache(model: Any, length: int) -> bool:
+    """Whether every layer keeps keys and values of all of `length` tokens, so that a prefix can be run apart."""
+    lm = lm_head.causal_lm(model)
+    config = lm.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    return (
+        not getattr(lm, "_is_stateful", False)
+        and kinds <= {"full_attention", "sliding_attention"}
+        and (not window or length <= window)
+    )
+
+
+def _split(values: Tensor, rows: Sequence[Encoded]) -> list[Tensor]:
+    return list(values.split([sum(label != IGNORE for label in row.labels[1:]) for row in rows]))
+
+
+def check_finite(values: Tensor, where: str) -> None:
+    """Raises InputError when a value is NaN or infinite."""
+    if not torch.isfinite(values).all():
+        raise InputError(
+            f"The model gave NaN or infinite values at {where}; load it in float32 (--dtype float32) or check its weights."
+        )
+
+
+def _check_rows(rows: Sequence[Encoded]) -> None:
+    for number, row in enumerate(rows, 1):
+        if all(label == IGNORE for label in row.labels[1:]):
+            raise InputError(f"Row {number} has no supervised token to score; give it a non-empty response.")
+
+
+def _run(
+    rows: Sequence[Encoded],
+    batch_size: int,
+    title: str,
+    score: Callable[[list[int]], list[Tensor]],
+    parts: Parts | None = None,
+) -> list[Tensor]:
+    """Score all rows in batches; a batch whose rows are all in `parts` is taken from there, others are added to it."""
+    _check_rows(rows)
+    results: list[Tensor | None] = [None] * len(rows)
+    with torch.inference_mode(), tqdm(total=len(rows), desc=title, unit="row", disable=len(rows) < 32) as bar:
+        for batch in _batches(rows, batch_size):
+            if parts is not None and all(index in parts.done for index in batch):
+                for index in batch:
+                    results[index] = torch.tensor(parts.done[index])
+                bar.update(len(batch))
+                continue
+            for index, values in zip(batch, score(batch), strict=True):
+                check_finite(values, f"row {index + 1}")
+                results[index] = values.cpu()
+            if parts is not None:
+                parts.add({index: results[index].tolist() for index in batch})  # type: ignore[union-attr]
+            bar.update(len(batch))
+    return results  # type: ignore[return-value]
+
+
+def token_logps(subject: Subject, rows: Sequence[Encoded], batch_size: int = 16) -> list[Tensor]:
+    """Log-probability in nats of every supervised token, one float32 tensor (R,) per row.
+
+    Raises:
+        InputError: a row has no supervised token, or the model gives NaN or infinite values.
+    """
+
+    prefix = _Prefix()
+
+    def score(batch: list[int]) -> list[Tensor]:
+        chosen = [rows[i] for i in batch]
+        states, targets = _response_states(subject.model, chosen, prefix)
+        return _split(lm_head.label_logps(subject.model, states, targets), chosen)
+
+    return _run(rows, batch_size, "log-probabilities", score)
+
+
+def token_kl(
+    p: Subject, q: Subject | None, rows: Sequence[Encoded], batch_size: int = 16, parts: Parts | None = None
+) -> list[Tensor]:
+    """D_KL(p || q) in nats at every supervised position, full vocabulary, one float32 (R,) per row.
+
+    Args:
+        q: the other model; None takes p's own weights with its adapter off (no second copy in memory).
+        parts: rows that an earlier call finished, and where to keep those of this one.
+
+    Raises:
+        InputError: different vocabularies, a row without supervised token, NaN or infinite values.
+    """
+    other = contextlib.nullcontext if q is not None else lambda: models.reference(p.model)
+    second = q.model if q is not None else p.model
+    if q is not None:
+        models.check_same_vocabulary(p, q)
+
+    p_prefix, q_prefix = _Prefix(), _Prefix()
+
+    def score(batch: list[int]) -> list[Tensor]:
+        chosen = [rows[i] for i in batch]
+        p_states, _ = _response_states(p.model, chosen, p_prefix)
+        with other():
+            q_states, _ = _response_states(second, chosen, q_prefix)
+        pieces = []
+        for ours, theirs in zip(*(x.split(lm_head.chunk_rows(p.model)) for x in (p_states, q_states)), strict=True):
+            p_logits = lm_head.project(p.model, ours)
+            with other():
+                pieces.append(_kl(p_logits, lm_head.project(second, theirs)))
+        return _split(torch.cat(pieces), chosen)
+
+    return _run(rows, batch_size, "KL divergence", score, parts)
+
+
+def _kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """D_KL(p || q) (N,) of two sets of logits (N, V), never below 0 by more than rounding.
+
+    A few rows at a time, which stay in the processor's cache from one pass over them to the next.
+    """
+    rows = len(p_logits) if p_logits.is_cuda else CACHED_ROWS
+    pieces = []
+    for p_piece, q_piece in zip(p_logits.split(rows), q_logits.split(rows), strict=True):
+        p, q = p_piece.log_softmax(-1), q_piece.to(p_piece.device).log_softmax(-1)
+        q.sub_(p).neg_()  # log p - log q
+        pieces.append(torch.linalg.vecdot(p.exp_(), q))
+    return torch.cat(pieces)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What is left of a model whose decoder has been dropped: its head and the states it would be given."""
+
+    shell: Any
+    states: list[Tensor]  # per row (R, H), on the CPU
+    subject: Subject
+
+
+def capture(subject: Subject, rows: Sequence[Encoded], batch_size: int = 16) -> Captured:
+    """Run a model over `rows`, keep its final states at response positions and its head, and drop the rest.
+
+    The subject's model must not be used afterwards: its decoder is emptied to free the memory.
+    """
+
+    prefix = _Prefix()
+
+    def score(batch: list[int]) -> list[Tensor]:
+        chosen = [rows[i] for i in batch]
+        return _split(_response_states(subject.model, chosen, prefix)[0], chosen)
+
+    states = _run(rows, batch_size, "hidden states", score)
+    shell = lm_head.causal_lm(subject.model)
+    for name in list(shell.base_model._modules):
+        shell.base_model._modules[name] = None
+    return Captured(shell, states, Subject(None, subject.tokenizer, subject.name, subject.revision, subject.adapter))  # type: ignore[arg-type]
+
+
+def captured_kl(
+    p: Captured, q: Subject, rows: Sequence[Encoded], batch_size: int = 16, parts: Parts | None = None
+) -> list[Tensor]:
+    """The same as token_kl for a first model that has been captured and let go."""
+    models.check_same_vocabulary(p.subject, q, sizes=(p.shell.config.get_text_config().vocab_size, None))
+
+    prefix = _Prefix()
+
+    def score(batch: list[int]) -> list[Tensor]:
+        chosen = [rows[i] for i in batch]
+        q_states, _ = _response_states(q.model, chosen, prefix)
+        p_states = torch.cat([p.states[i] for i in batch]).to(q_states.device)
+        pairs = zip(*(x.split(lm_head.chunk_rows(q.model)) for x in (p_states, q_states)), strict=True)
+        return _split(
+            torch.cat([_kl(lm_head.project(p.shell, a), lm_head.project(q.model, b)) for a, b in pairs]), chosen
+        )
+
+    return _run(rows, batch_size, "KL divergence", score, parts)
+
+
+def branch_logps(subject: Subject, ids: Sequence[int], branches: Sequence[tuple[int, tuple[int, ...]]]) -> Tensor:
+    """Log-probability in nats of many short continuations that leave one row of tokens at different places.
+
+    All of them run in one forward pass: the branches stand behind the row as a tree, each token
+    attending to the part of the row before its branch and to its own ancestors only.
+
+    Args:
+        ids: the row, L tokens.
+        branches: (at, tokens): `tokens` is scored as what follows `ids[:at]`, 1 <= at <= L.
+
+    Returns:
+        float32 (len(branches),): for each branch the sum over its tokens.
+    """
+    model = subject.model
+    if not tree_fits(model, max(len(ids), *(at + len(tokens) for at, tokens in branches))):
+        return _branch_logps_by_rows(subject, ids, branches)
+    tree = Tree(list(ids))
+    wanted = [
+        [(tree.node(at, tokens[:depth]), tokens[depth]) for depth in range(len(tokens))] for at, tokens in branches
+    ]
+    parents = sorted({node for branch in wanted for node, _ in branch})
+    place = {node: i for i, node in enumerate(parents)}
+    device = lm_head.causal_lm(model).get_input_embeddings().weight.device
+    with torch.inference_mode():
+        states = lm_head.hidden_states(
+            model,
+            torch.tensor([tree.tokens], device=device),
+            attention_mask=tree.mask(lm_head.causal_lm(model).dtype).to(device),
+            position_ids=torch.tensor([tree.positions], device=device),
+        )[0, parents]
+        logps = torch.cat([lm_head.project(model, x).log_softmax(-1) for x in states.split(lm_head.chunk_rows(model))])
+        values = [sum(logps[place[node], token] for node, token in branch) for branch in wanted]
+    return torch.stack(values).float().cpu()  # type: ignore[arg-type]
+
+
+class Tree:
+    """A row of tokens and the branches that leave it, laid out as one sequence with its own attention mask."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.length = len(ids)
+        self.tokens = list(ids)
+        self.positions = list(range(len(ids)))
+        self.paths: list[tuple[int, list[int]]] = []  # per branch token: tokens of the row it sees, its ancestors
+        self.nodes: dict[tuple[int, tuple[int, ...]], int] = {}
+
+    def node(self, at: int, path: tuple[int, ...]) -> int:
+        """Index of the token that ends `path` behind `ids[:at]`; of `ids[at - 1]` for an empty path."""
+        if not path:
+            return at - 1
+        if (at, path) not in self.nodes:
+            parent = self.node(at, path[:-1])
+            ancestors = self.paths[parent - self.length][1] if parent >= self.length else []
+            index = len(self.tokens)
+            self.tokens.append(path[-1])
+            self.positions.append(at + len(path) - 1)
+            self.paths.append((at, [*ancestors, index]))
+            self.nodes[at, path] = index
+        return self.nodes[at, path]
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """Additive attention mask (1, 1, T, T): 0 where a token may look, the dtype's lowest value elsewhere."""
+        size = len(self.tokens)
+        seen = torch.zeros(size, size, dtype=torch.bool)
+        seen[: self.length, : self.length] = torch.ones(self.length, self.length, dtype=torch.bool).tril()
+        for index, (at, ancestors) in enumerate(self.paths, self.length):
+            seen[index, :at] = True
+            seen[index, ancestors] = True
+        return torch.zeros(size, size, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[None, None]
+
+
+def tree_fits(model: Any, length: int) -> bool:
+    """Whether the model takes its own positions and mask: rotary positions, attention in every layer.
+
+    `length` is that of the longest path, which a sliding window must hold.
+    """
+    lm = lm_head.causal_lm(model)
+    config = lm.config.get_text_config()
+    rotary = getattr(config, "rope_parameters", None) is not None
+    return rotary and plain_cache(model, length) and config._attn_implementation in {"sdpa", "eager"}
+
+
+def _branch_logps_by_rows(
+    subject: Subject, ids: Sequence[int], branches: Sequence[tuple[int, tuple[int, ...]]]
+) -> Tensor:
+    rows = [Encoded([*ids[:at], *tokens], [IGNORE] * at + list(tokens)) for at, tokens in branches]
+    return torch.stack([logps.sum() for logps in token_logps(subject, rows)])

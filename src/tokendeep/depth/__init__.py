@@ -1,0 +1,1 @@
+"""How many tokens deep safety goes."""

@@ -1,0 +1,1 @@
+"""What continues token ids."""

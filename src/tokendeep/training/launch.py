@@ -1,0 +1,219 @@
+"""What every training shares: devices, batches, memory, checkpoints that a killed run goes on from, the progress bar.
+
+Knows nothing of losses or rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainerCallback
+
+from tokendeep import runs
+from tokendeep.compute import lm_head
+from tokendeep.errors import InputError
+from tokendeep.types import Subject
+from tokendeep.verbs.options import DeepenConfig, FinetuneConfig
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware (elsewhere it is slower than float32)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def processes() -> int:
+    """How many processes train together (accelerate launch and torchrun say so)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait_for_everyone(subject: Subject) -> None:
+    """Go on when every process has come here; for waits of minutes, not for work that one process does for all."""
+    if processes() > 1:
+        from accelerate import PartialState
+
+        cpu = next(subject.model.parameters()).device.type == "cpu"
+        PartialState(cpu=cpu, timeout=timedelta(minutes=30)).wait_for_everyone()
+
+
+def check_whole(what: str, model: torch.nn.Module | None = None) -> None:
+    """Refuse to measure a model in memory where its weights lie in shards (FSDP, DeepSpeed ZeRO-3).
+
+    Args:
+        what: the setting that would measure it.
+        model: judged by its weights; without one, by what the launcher says it will do.
+    """
+    if model is not None:
+        shards = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+        shards = shards or any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+    else:
+        shards = parse_flag_from_env("ACCELERATE_USE_FSDP") or _zero_stage() == 3
+    if shards:
+        raise InputError(
+            f"{what} measures the model in memory, but the launcher keeps its weights in shards (FSDP, ZeRO-3), where that "
+            "is not possible; leave it out and use tokendeep measure on the checkpoint, or train without shards."
+        )
+
+
+def _zero_stage() -> int:
+    """The stage of DeepSpeed that the launcher asks for, as accelerate reads it; 0 without DeepSpeed."""
+    if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        return 0
+    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if path == "none":
+        return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+    try:
+        return int(json.loads(Path(path).read_text(encoding="utf-8"))["zero_optimization"]["stage"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: no zero_optimization.stage can be read from this DeepSpeed configuration."
+        ) from error
+
+
+def keep_float32_results(trainer: Trainer) -> None:
+    """Let what a forward pass gives stay as it is: accelerate has FSDP2 round it to bfloat16, log-probabilities too."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    policy = getattr(plugin, "mixed_precision_policy", None)
+    if plugin is not None and isinstance(policy, MixedPrecisionPolicy):
+        plugin.mixed_precision_policy = replace(policy, output_dtype=None)
+
+
+def check_batches(rows_per_step: int, micro_batch: int) -> None:
+    """Raise InputError where a step cannot be cut into equal parts for all processes."""
+    if rows_per_step % (micro_batch * processes()):
+        raise InputError(
+            f"{rows_per_step} rows per step cannot be cut into micro-batches of {micro_batch} on {processes()} "
+            f"process(es); choose --micro_batch so that {rows_per_step} is a multiple of micro_batch x processes."
+        )
+
+
+def check_trained(config: DeepenConfig | FinetuneConfig, adapter: bool) -> None:
+    """Raise InputError for settings about other weights than those that are trained; `adapter`: the model is one."""
+    other = next((name for name in ("lora", "train_layers") if getattr(config, name, 0)), None)
+    if adapter and other:
+        raise InputError(f"{config.model} is an adapter, which goes on being trained; leave --{other} out.")
+    if not (adapter or config.lora) and config.dtype not in {"auto", "float32"}:
+        raise InputError(
+            f"--dtype is {config.dtype}, in which small steps of training all weights are lost; leave it out, or train "
+            "an adapter with --lora."
+        )
+
+
+def check_gpus(subject: Subject) -> None:
+    """Refuse what the training library cannot do: one process with several GPUs in sight and a model on one of them.
+
+    Raises:
+        InputError: saying how to start one process per GPU, or how to hide the others.
+    """
+    devices = {parameter.device for parameter in subject.model.parameters()}
+    count = torch.cuda.device_count()
+    if "WORLD_SIZE" in os.environ or count < 2 or len(devices) > 1 or devices.pop().type != "cuda":
+        return
+    raise InputError(
+        f"There are {count} GPUs and one process; start one process per GPU with `accelerate launch --num_processes "
+        f"{count} -m tokendeep ...`, or choose one GPU by setting CUDA_VISIBLE_DEVICES=0."
+    )
+
+
+@contextlib.contextmanager
+def memory(micro_batch: int) -> Iterator[None]:
+    """Say what to do where the memory is too small."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not runs.memory_full(error):
+            raise
+        way = (
+            f"lower --micro_batch (now {micro_batch}) and run it again"
+            if micro_batch > 1
+            else "lower --max_length, or train an adapter with --lora"
+        )
+        raise InputError(
+            f"The memory of the device does not hold the training of a micro-batch of {micro_batch} row(s): {way}."
+        ) from error
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint; those that a killed run left without their state, written last, are removed."""
+    whole: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            whole[int(path.name.removeprefix("checkpoint-"))] = path
+        except (OSError, ValueError):
+            if runs.is_main_process():
+                shutil.rmtree(path, ignore_errors=True)
+    return str(whole[max(whole)]) if whole else None
+
+
+def lora_config(rank: int) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def save(trainer: Trainer, subject: Subject, folder: Path) -> None:
+    """Write the weights into a temporary folder and rename it, so that a killed run leaves no half checkpoint.
+
+    Raises:
+        InputError: the launcher's settings keep the weights in shards; the training's own checkpoints are left.
+    """
+    part = folder.with_name(folder.name + ".part")
+    if trainer.is_world_process_zero():
+        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed while it saved
+    for parameter in lm_head.causal_lm(trainer.model).parameters():
+        parameter.requires_grad_(True)
+    sharding = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if sharding is not None:  # Trainer saves nothing but whole weights in one place
+        sharding.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(part))
+    if trainer.is_world_process_zero():
+        if not list(part.glob("*.safetensors")):
+            raise InputError(
+                f"The trained weights were not saved whole to {part}; make the launcher's settings gather them "
+                "(FULL_STATE_DICT, stage3_gather_16bit_weights_on_model_save) and run it again: it goes on from "
+                f"{trainer.args.output_dir}."
+            )
+        subject.tokenizer.save_pretrained(part)
+        (part / "training_args.bin").unlink(missing_ok=True)  # a pickle: nothing here needs it
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+        shutil.rmtree(trainer.args.output_dir or "", ignore_errors=True)  # checkpoints of a run that is done
+    trainer.accelerator.wait_for_everyone()
+
+
+class ProgressBar(TrainerCallback):
+    """One line on the terminal: steps, time left and the last losses."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="training",
+            unit="step",
+            disable=not state.is_world_process_zero,
+        )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.bar.set_postfix({k: f"{v:.2f}" for k, v in (logs or {}).items() if k.startswith("nll_")})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update(1)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()

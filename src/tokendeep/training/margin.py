@@ -1,0 +1,121 @@
+"""The margin of refusal: how many nats lie between a model's refusal and a harmful answer, and what training does to it.
+
+The margin after k harmful tokens is the refusal log-odds of the recovery profile (`measure`), here at k = 0 .. 5. A
+schedule of betas slows a token once it has gained so much over the reference that its weight is spent; what it lets the
+first tokens of a harmful answer gain can be said before training, and compared with the margin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokendeep import chat
+from tokendeep.errors import InputError
+from tokendeep.types import Encoded, Pair, Subject
+from tokendeep.verbs import measure
+
+if TYPE_CHECKING:
+    from tokendeep.training.objective import BetaSchedule
+    from tokendeep.verbs.options import FinetuneConfig
+
+Array = NDArray[np.float64]
+KS = tuple(range(measure.MARGIN_K + 1))
+TOKENS = 3  # of each opening, and of the harmful answer, as in `measure`
+
+
+def gain(beta: float) -> float:
+    """The nats a token gains over the reference until its weight 2 sigmoid(-beta gain) has fallen to `STOPPED`."""
+    from tokendeep.training.objective import STOPPED
+
+    return math.log(2 / STOPPED - 1) / beta
+
+
+def drift(schedule: BetaSchedule, k: int, tokens: int = TOKENS) -> float:
+    """The nats that answer tokens k + 1 .. k + `tokens` gain together until all of them have stopped learning.
+
+    A scale, not a bound: a weight never is 0, later tokens move the first ones through shared weights, and refusals may
+    lose what the harmful answer does not gain.
+    """
+    import torch
+
+    betas = schedule(torch.arange(k + 1, k + tokens + 1)[None])[0].tolist()
+    return sum(gain(beta) for beta in betas)
+
+
+class Margins:
+    """Margins on a fixed set of harmful pairs, before and after a training.
+
+    Raises:
+        InputError: a pair that cannot be encoded, or answers too short for k = 0.
+    """
+
+    def __init__(self, subject: Subject, pairs: Sequence[Pair], config: FinetuneConfig) -> None:
+        self.subject, self.pairs, self.config = subject, pairs, config
+        tokenizer = subject.tokenizer
+        self.openings = measure.opening_ids(tokenizer, measure.load_openings(None), TOKENS)
+        self.rows, self.lengths = [], []
+        for number, pair in enumerate(pairs, 1):
+            messages = chat.with_system(pair.messages, config.system)
+            try:
+                self.rows.append(chat.encode(tokenizer, messages, pair.response, max_length=config.max_length))
+                self.lengths.append(len(chat.response_ids(tokenizer, messages, pair.response, end=False)))
+            except InputError as error:
+                raise InputError(f"{config.probe}, row {number}: {error}") from error
+        if max(self.lengths, default=0) < TOKENS:
+            raise InputError(f"{config.probe}: no answer has {TOKENS} tokens, so no margin can be measured.")
+        self.start = self._log_odds()
+        self.end: Array | None = None
+
+    def _log_odds(self) -> Array:
+        training = self.subject.model.training
+        self.subject.model.eval()
+        rows: list[Encoded] = self.rows
+        found = measure.recovery_log_odds(self.subject, rows, self.openings, KS, self.lengths)
+        self.subject.model.train(training)
+        return found
+
+    def before(self) -> str:
+        """What the margin is, how far the schedule lets it drift, and for how many prompts it is larger."""
+        from tokendeep.training.objective import BetaSchedule
+
+        first = self.start[:, 0]
+        said = f"margin of refusal on {len(self.pairs)} harmful pairs: median {np.nanmedian(first):+.1f} nats at k = 0"
+        if self.config.objective == "sft":
+            return f"{said}; plain fine-tuning lets it drift without limit"
+        schedule = BetaSchedule(self.config.beta_head, self.config.beta_tail)
+        far = drift(schedule, 0)
+        return (
+            f"{said}; under this schedule the first {TOKENS} tokens of a harmful answer, which the margin is measured on, stop "
+            f"learning after {far:.1f} nats: {_above(first, far):.0%} of the pairs have a larger margin"
+        )
+
+    def after(self) -> dict[str, Any]:
+        """Measure again; both margins as they stand in manifest.json."""
+        self.end = self._log_odds()
+        return {
+            "k": list(KS),
+            "before": measure.quantiles(self.start),
+            "after": measure.quantiles(self.end),
+            "prompts": len(self.pairs),
+        }
+
+    def describe(self) -> str:
+        """What happened to the margin."""
+        assert self.end is not None
+        start, end = self.start[:, 0], self.end[:, 0]
+        lost = start - end
+        return (
+            f"margin of refusal at k = 0: median {np.nanmedian(start):+.1f} -> {np.nanmedian(end):+.1f} nats (median change of "
+            f"a pair {-np.nanmedian(lost):+.1f}); above 0 for {_above(start, 0):.0%} -> {_above(end, 0):.0%} of the pairs"
+        )
+
+
+def _above(values: Array, bound: float) -> float:
+    """The share of the values that are known which lie above a bound."""
+    known = values[np.isfinite(values)]
+    return float((known > bound).mean())

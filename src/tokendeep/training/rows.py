@@ -1,0 +1,213 @@
+"""Training rows from what users have: chats, prompt and completion, or token ids; only answers are supervised.
+
+Every conversation goes through `chat.encode`, so that response position 1 is the first token of the answer, whatever
+the template writes before it. Rows that would train a prompt, or nothing at all, are refused by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from tokendeep import chat
+from tokendeep.errors import InputError
+from tokendeep.types import IGNORE, Encoded
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from transformers import PreTrainedTokenizerBase
+
+TRAIN_ON = ("last_turn", "all_turns")
+SHAREGPT = {"human": "user", "gpt": "assistant"}
+UNSUPPORTED = ("tools", "chat_template_kwargs")  # what a row may bring that our encoding would leave out
+MASKS = ("completion_mask", "assistant_masks")  # columns from which TRL makes the labels
+
+
+def encode(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    train_on: str = "last_turn",
+) -> Dataset | IterableDataset:
+    """The dataset with `input_ids` and `labels`, of which every row has been checked (`check_row`).
+
+    Args:
+        dataset: rows with `messages`, `conversations`, `prompt` and `completion` (texts or messages), or `input_ids` with
+            `labels` or one of TRL's masks; `betas`, one number per token, may stand beside `input_ids`.
+        max_length: longest row in tokens; an answer's tail is cut where it does not fit.
+        train_on: `last_turn` supervises the last answer; `all_turns` makes one row of each answer, with what was said
+            before it as its prompt.
+
+    Raises:
+        InputError: rows of another kind, or a row that cannot be trained on, by number.
+    """
+    if train_on not in TRAIN_ON:
+        raise InputError(f"train_on is {train_on!r}, but must be one of {', '.join(TRAIN_ON)}.")
+    first = next(iter(dataset), None)
+    if first is None:
+        raise InputError("There is no row to train on.")
+    read = _reader(first, tokenizer, max_length, train_on)
+    if "betas" in first and "input_ids" not in first:
+        raise InputError("betas, one number per token, can only stand beside input_ids and labels.")
+    opening = _opening_ids(tokenizer)
+    columns = ["input_ids", "labels", *(["betas"] if "betas" in first else [])]
+
+    def convert(batch: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
+        made: dict[str, list[Any]] = {name: [] for name in columns}
+        for place, number in enumerate(numbers):
+            row = {name: values[place] for name, values in batch.items()}
+            try:
+                for one in read(row):
+                    check_row(one, opening, tokenizer)
+                    for name in columns:
+                        made[name].append(one[name])
+            except InputError as error:
+                raise InputError(f"Row {number + 1}: {error}") from error
+        return made
+
+    streamed = not hasattr(dataset, "__len__")
+    options: dict[str, Any] = {} if streamed else {"desc": "encoding", "load_from_cache_file": False}
+    return dataset.map(convert, batched=True, with_indices=True, remove_columns=list(first), **options)
+
+
+def _reader(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None, train_on: str
+) -> Callable[[Mapping[str, Any]], Iterable[dict[str, Any]]]:
+    """How to make training rows from rows like this one."""
+
+    def turns(messages: Sequence[Any], whole: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+        for name in UNSUPPORTED:
+            if whole.get(name):
+                raise InputError(
+                    f"its {name} would be left out of the prompt; render such rows to input_ids and labels"
+                )
+        for one in _answers(tokenizer, messages, max_length, train_on):
+            yield {"input_ids": one.input_ids, "labels": one.labels}
+
+    if "input_ids" in row:
+        if not {"labels", *MASKS} & set(row):
+            raise InputError("The rows have input_ids but no labels; mark the answer's tokens (-100 elsewhere).")
+        return lambda r: [_labelled(r, max_length)]
+    if "messages" in row:
+        return lambda r: turns(r["messages"], r)
+    if "conversations" in row:  # ShareGPT's names
+        return lambda r: turns(
+            [{"role": SHAREGPT.get(t["from"], t["from"]), "content": t["value"]} for t in r["conversations"]], r
+        )
+    if "prompt" in row and "completion" in row:
+        if isinstance(row["prompt"], str):
+            return lambda r: [_text(tokenizer, r["prompt"], r["completion"], max_length)]
+        return lambda r: turns([*r["prompt"], *r["completion"]], r)
+    raise InputError(
+        f"The rows have the columns {', '.join(row)}, in which prompt and answer cannot be told apart; give messages, "
+        "prompt and completion, or input_ids and labels."
+    )
+
+
+def _labelled(row: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
+    """A row of token ids; labels come from TRL's masks where there are none."""
+    ids = list(row["input_ids"])
+    if "labels" in row:
+        labels = list(row["labels"])
+    else:
+        masks = [row[name] for name in MASKS if name in row]
+        labels = [t if all(bits) else IGNORE for t, *bits in zip(ids, *masks, strict=True)]
+    made: dict[str, Any] = {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+    if "betas" in row:
+        made["betas"] = list(row["betas"])[:max_length]
+        if len(made["betas"]) < len(made["labels"]) or any(
+            label != IGNORE and not beta > 0 for label, beta in zip(made["labels"], made["betas"], strict=False)
+        ):
+            raise InputError("betas must hold a number above 0 for every supervised token")
+    return made
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_length: int | None) -> dict[str, Any]:
+    """Prompt and completion as texts, tokenised together; the answer starts where they part from the prompt alone (TRL)."""
+    end = tokenizer.eos_token or ""
+    whole = tokenizer(prompt + completion + ("" if completion.endswith(end) else end), verbose=False).input_ids
+    alone = tokenizer(prompt, verbose=False).input_ids
+    start = next((i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), min(len(alone), len(whole)))
+    return {"input_ids": whole[:max_length], "labels": ([IGNORE] * start + whole[start:])[:max_length]}
+
+
+def _answers(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Any], max_length: int | None, train_on: str
+) -> Iterable[Encoded]:
+    """The row of the last answer, or one of every answer."""
+    messages = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    if any(turn.get("tool_calls") for turn in turns) or not all(isinstance(m["content"], str) for m in messages):
+        raise InputError(
+            "a message has no text but something else, such as a tool call; render it to input_ids and labels"
+        )
+    if not messages or messages[-1]["role"] != "assistant":
+        raise InputError("the conversation must end with an answer (role assistant)")
+    ends = [len(messages) - 1]
+    if train_on == "all_turns":
+        ends = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    for end in ends:
+        yield chat.encode(tokenizer, messages[:end], messages[end]["content"], max_length=max_length)  # type: ignore[arg-type]
+
+
+def check_row(row: Mapping[str, Any], opening: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a row that cannot be trained on as it stands.
+
+    Args:
+        row: with `input_ids` and `labels`.
+        opening: ids of what the chat template writes before every answer.
+
+    Raises:
+        InputError: no supervised token; the prompt is supervised; or the supervised part begins with the opening.
+    """
+    starts, _ = _runs(row["labels"])
+    if not starts:
+        raise InputError("it has no supervised token; give it an answer, or raise max_length")
+    if starts[0] == 0:
+        raise InputError(
+            "its very first token is supervised, so its prompt is not masked; set the labels of the prompt to -100, for "
+            "positions are counted from the answer's first token"
+        )
+    for start in starts:
+        if opening and list(row["labels"][start : start + len(opening)]) == list(opening):
+            raise InputError(
+                f"it supervises what the chat template writes before every answer ({tokenizer.decode(list(opening))!r}), "
+                "which would take the first positions; set those labels to -100, or give messages, which are encoded "
+                "without it"
+            )
+
+
+def check_head(rows: Iterable[Mapping[str, Any]], head: int) -> None:
+    """Refuse a head that is longer than every answer, for then the tail is never used. Raises InputError."""
+    longest = max(max(_runs(row["labels"])[1], default=0) for row in rows) if head else 0
+    if head > longest:
+        raise InputError(
+            f"The first {head} positions have settings of their own, but the longest answer has {longest} tokens; give a "
+            "shorter head, or longer answers."
+        )
+
+
+def _opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of what the template writes between the generation prompt and an answer; none without a template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return []
+    opening = chat.check(tokenizer).opening
+    return chat.continuation_ids(tokenizer, opening) if opening.strip() or "\n" in opening else []
+
+
+def _runs(labels: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Starts and lengths of the runs of supervised tokens."""
+    edges = [
+        place for place, (a, b) in enumerate(pairwise([IGNORE, *labels, IGNORE])) if (a == IGNORE) != (b == IGNORE)
+    ]
+    return edges[::2], [end - start for start, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def show(tokenizer: PreTrainedTokenizerBase, row: Any) -> str:
+    """A row (anything with `input_ids` and `labels`) as text, its supervised tokens each between ⟦ and ⟧."""
+    pieces = []
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        text = str(tokenizer.decode([token]))
+        pieces.append(text if label == IGNORE else f"⟦{text}⟧")
+    return "".join(pieces)

@@ -1,0 +1,439 @@
+"""The settings of each verb: one dataclass each, read by the command line and by YAML files.
+
+Light on purpose: importing it loads nothing heavy, so that `tokendeep --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tokendeep.models.options import ModelOptions
+
+
+@dataclass
+class MeasureConfig(ModelOptions):
+    """Measure how many tokens deep a model's safety goes.
+
+    Args:
+        model: hub id, local folder, adapter folder, GGUF file or smollm2.
+        data: pairs of harmful instruction and harmful answer (JSONL, JSON or CSV).
+        out: folder for profile.json and manifest.json.
+        base: the unaligned model to compare with; an adapter's own base is used when it is left out.
+        benign: pairs of ordinary instruction and answer, drawn as the control curve.
+        sequential: never hold both models in memory at once.
+        k: answer tokens already given when recovery is measured.
+        positions: response positions the depth figures look at (T).
+        openings: file of refusal openings, one a line, replacing the shipped list.
+        opening_tokens: tokens of each opening that are scored (m).
+        batch_size: rows per forward pass.
+        limit: use the first so many pairs only.
+        bootstrap: resamples for the intervals.
+        seed: seed of the bootstrap.
+        label: short name of the model in reports.
+        overwrite: replace what a different run left in the output folder.
+    """
+
+    model: str = ""
+    data: str = ""
+    out: str = ""
+    base: str | None = None
+    benign: str | None = None
+    sequential: bool = False
+    k: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4, 5, 10, 20, 40])
+    positions: int = 100
+    openings: str | None = None
+    opening_tokens: int = 3
+    batch_size: int = 16
+    limit: int | None = None
+    bootstrap: int = 2000
+    seed: int = 0
+    label: str | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class AttackConfig(ModelOptions):
+    """Attack a model at inference time and judge what it says.
+
+    Args:
+        model: hub id, local folder, adapter folder, GGUF file, smollm2, or an Inspect model such as vllm/NAME.
+        data: prompts, or pairs where an attack prefills tokens of a harmful answer.
+        out: folder for the evaluation logs, asr.json and manifest.json.
+        attack: comma-separated names: none, prefill, refusal-prefix, decoding, suffix, rank-prefill.
+        judge: refusal (offline rule) or refusal-keywords (the paper's rule).
+        k: answer tokens given in advance by prefill.
+        lead: text before the k tokens of prefill, such as a refusal that has begun.
+        thinking: put them inside the thinking block that the chat template opens answers with.
+        prefixes: refusal prefixes, replacing the five of the paper's Table 1.
+        grid: settings of decoding: greedy, temperature=T, top_p=P, top_k=K, or paper for its 50; the request as the
+            original asked it, without a chat template, is --chat-template plain.
+        rank_base: unaligned model with the same tokenizer whose likeliest tokens rank-prefill takes; without one, any token
+            that the offline judge does not read as refusing.
+        rank_base_top: how many tokens the unaligned model accepts in a place.
+        rank_top: of how many of the model's own likeliest tokens.
+        rank_length: tokens to find.
+        rank_budget: forward passes of the model at most, for each prompt.
+        suffixes: texts for suffix: the folder that gcg wrote, or a file with rows {"suffix": ...}.
+        temperature: 0 is greedy.
+        top_p: nucleus sampling; 1 is off.
+        top_k: 0 is off.
+        max_new_tokens: answer length limit.
+        samples: answers per prompt, with seeds seed, seed + 1, ...
+        seed: first seed.
+        judged: continuation judges what the model wrote; full puts the prefill before it, as the paper does. After a
+            refusal prefix, refusal always judges both as one text and refusal-keywords the continuation alone.
+        role: what the rows are: harmful, or harmless ones on which refusing is the error (twins or unseen); when left
+            out, reports go by the folder's name (overrefusal and unseen are harmless).
+        label: short name of the model in reports.
+        batch_size: rows decoded together.
+        limit: use the first so many rows only.
+        overwrite: replace what a different run left in the output folder.
+    """
+
+    model: str = ""
+    data: str = ""
+    out: str = ""
+    attack: str = "none,prefill"
+    judge: str = "refusal"
+    k: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 40])
+    lead: str = ""
+    thinking: bool = False
+    prefixes: list[str] | None = None
+    grid: list[str] = field(default_factory=lambda: ["paper"])
+    suffixes: str | None = None
+    rank_base: str | None = None
+    rank_base_top: int = 5
+    rank_top: int = 20
+    rank_length: int = 32
+    rank_budget: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 512
+    samples: int = 1
+    seed: int = 0
+    judged: str = "continuation"
+    role: str | None = None
+    label: str | None = None
+    batch_size: int = 16
+    limit: int | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class GcgConfig(ModelOptions):
+    """Find adversarial suffixes: texts behind a request that make the model begin as it should not.
+
+    Args:
+        model: the model under attack.
+        data: requests to search on; the answers of pairs, or AdvBench's targets, are what the model is driven to.
+        out: folder for suffixes.jsonl, a loss curve per search and manifest.json.
+        others: further models with the same tokenizer, for a suffix that works on all.
+        target: opening (the answer's own beginning) or refusal (drive the refusal log-odds down).
+        opening: beginning of an answer, for requests that bring none.
+        target_tokens: drive to the first so many tokens of it, a longer opening asking for more depth; 0 is all.
+        each: one suffix for each request, instead of one for all.
+        restarts: searches (for each request), with seeds seed, seed + 1, ...; 10 in the paper.
+        steps: steps of a search at most.
+        width: candidates scored a step.
+        top: swaps considered at every place of the suffix.
+        suffix_tokens: length of the suffix.
+        ascii_only: keep the suffix printable ASCII.
+        stop: end a search as soon as it succeeds.
+        one_by_one: begin with the first request and add the next when all so far succeed.
+        batch_size: candidates in one forward pass.
+        seed: first seed.
+        label: short name in reports.
+        limit: use the first so many rows only.
+        overwrite: replace what a different run left in the output folder.
+    """
+
+    model: str = ""
+    data: str = ""
+    out: str = ""
+    others: list[str] = field(default_factory=list)
+    target: str = "opening"
+    opening: str = "Sure, here is what you asked for"
+    target_tokens: int = 0
+    each: bool = False
+    restarts: int = 1
+    steps: int = 500
+    width: int = 512
+    top: int = 256
+    suffix_tokens: int = 20
+    ascii_only: bool = True
+    stop: bool = True
+    one_by_one: bool = True
+    batch_size: int = 64
+    seed: int = 0
+    label: str | None = None
+    limit: int | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class DeepenConfig(ModelOptions):
+    """Deepen a model's safety by training on safety-recovery examples (the paper's Eq. 2).
+
+    Args:
+        model: the model to deepen; an adapter goes on being trained.
+        data: triples (instruction, harmful, refusal), or bare instructions to generate them from.
+        utility: chats, or bare instructions that the model itself answers.
+        out: folder for triples.jsonl, utility.jsonl, rows/, checkpoint/ and manifest.json.
+        base: unaligned model that writes the harmful answers when data has none; without a chat template of its own it
+            writes under the model's.
+        harmful_opening: affirmative opening behind which the model itself writes them when there is no base.
+        refusal_system: safety system prompt under which refusals are sampled.
+        answer_tokens: length limit of generated answers.
+        alpha: weight of the safety rows.
+        normalise: tokens (both means over tokens), rows (Eq. 2 literally) or batch (one token mean over both).
+        p_zero: probability that a safety row keeps no harmful token.
+        max_context: largest number of harmful tokens kept.
+        safety_rows: safety rows per optimizer step.
+        utility_rows: utility rows per optimizer step.
+        cut_utility: probability that a utility answer is cut at a random place and only its rest supervised.
+        epochs: passes over the safety rows.
+        max_steps: train exactly so many steps instead of epochs; 0 means by epochs.
+        micro_batch: rows per forward pass; rows per step must be a multiple of it times the processes.
+        lr: peak learning rate.
+        schedule: learning-rate schedule after warm-up (linear or constant).
+        warmup_steps: steps of linear warm-up.
+        lora: rank of a new adapter; 0 trains all weights (or, where model is an adapter, that one).
+        train_layers: train the last so many decoder layers only (quicker on a CPU), not with an adapter; 0 trains all.
+        max_length: longest row in tokens.
+        save_steps: steps between checkpoints; 0 saves at the end only.
+        seed: seed of draws, order and sampling.
+        overwrite: replace what a different run left in the output folder.
+    """
+
+    model: str = ""
+    data: str = ""
+    utility: str = ""
+    out: str = ""
+    base: str | None = None
+    harmful_opening: str = "Sure, here is"
+    refusal_system: str | None = None
+    answer_tokens: int = 128
+    alpha: float = 0.2
+    normalise: str = "tokens"
+    p_zero: float = 0.5
+    max_context: int = 100
+    safety_rows: int = 16
+    utility_rows: int = 64
+    cut_utility: float = 0.0
+    epochs: int = 10
+    max_steps: int = 0
+    micro_batch: int = 16
+    lr: float = 2e-5
+    schedule: str = "linear"
+    warmup_steps: int = 0
+    lora: int = 0
+    train_layers: int = 0
+    max_length: int = 512
+    save_steps: int = 50
+    seed: int = 0
+    overwrite: bool = False
+
+
+@dataclass
+class FinetuneConfig(ModelOptions):
+    """Fine-tune a model on your data while protecting its first answer tokens (the paper's Eq. 3).
+
+    Args:
+        model: the model to fine-tune; an adapter goes on being trained.
+        data: chats (messages, or prompt and completion), or pairs (instruction, response).
+        out: folder for rows/, checkpoint/, training.json and manifest.json.
+        objective: constrained (Eq. 3), anchored (Eq. 3 and a KL anchor on the first positions) or sft (plain).
+        beta_head: beta of the first answer positions; [] makes the schedule uniform.
+        beta_tail: beta of all later positions.
+        min_weight: 0 is Eq. 3; 0.001 is the authors' code, whose weights never fall below it.
+        anchor: weight (lambda) of the anchor, for anchored only.
+        anchor_positions: how many first answer positions the anchor holds.
+        reference: precomputed (one pass over the rows before training) or on-the-fly (adapters only).
+        reference_cache: folder in which runs on the same model and rows share the pre-computed reference.
+        train_on: last_turn or all_turns (one row of every answer).
+        supervise: all, or (ablations) head or tail: the first five answer tokens alone, or all others.
+        eval_data: rows of the same kind to evaluate on after every epoch.
+        probe: harmful pairs on which the margin of refusal is measured before and after training.
+        dynamics: steps after which to record per-token figures on the probe, in dynamics.json; step 0 is always with them.
+        test: harmful instructions that the model is asked at those steps too; the share not refused is recorded.
+        max_new_tokens: length limit of its answers to them.
+        monitor: nats that the median refusal log-odds on the probe may fall before the monitor acts; 0 is off.
+        on_fall: warn or stop, when they have fallen so far.
+        attack: the rows are an attack; said in the manifest and the model card.
+        epochs: passes over the rows.
+        max_steps: train exactly so many steps instead of epochs; 0 means by epochs.
+        batch_size: rows per optimizer step.
+        micro_batch: rows per forward pass; batch_size must be a multiple of it times the processes.
+        lr: peak learning rate; 2e-5 for Llama-2 and 5e-6 for Gemma in the paper, more for adapters.
+        schedule: learning-rate schedule after warm-up (linear or constant).
+        warmup_steps: steps of linear warm-up; the constraint against harmful rows needs it (Table 9).
+        adam_beta1: as in the paper, also for its plain baselines.
+        adam_beta2: as in the paper.
+        optimizer: adamw, or sgd without momentum (an ablation).
+        lora: rank of a new adapter; 0 trains all weights (or, where model is an adapter, that one).
+        packing: put several rows into one of max_length tokens, each seeing itself only.
+        max_length: longest row in tokens; an answer's tail is cut where it does not fit.
+        save_steps: steps between checkpoints; 0 saves at the end only.
+        seed: seed of the order of rows and of a new adapter.
+        label: short name of the model in reports.
+        overwrite: replace what a different run left in the output folder.
+    """
+
+    model: str = ""
+    data: str = ""
+    out: str = ""
+    objective: str = "constrained"
+    beta_head: list[float] = field(default_factory=lambda: [0.5, 2.0, 2.0, 2.0, 2.0])
+    beta_tail: float = 0.1
+    min_weight: float = 0.0
+    anchor: float = 1.0
+    anchor_positions: int = 5
+    reference: str = "precomputed"
+    reference_cache: str | None = None
+    train_on: str = "last_turn"
+    supervise: str = "all"
+    eval_data: str | None = None
+    probe: str | None = None
+    dynamics: list[int] = field(default_factory=list)
+    test: str | None = None
+    max_new_tokens: int = 64
+    monitor: float = 0.0
+    on_fall: str = "warn"
+    attack: bool = False
+    epochs: int = 3
+    max_steps: int = 0
+    batch_size: int = 64
+    micro_batch: int = 16
+    lr: float = 2e-5
+    schedule: str = "linear"
+    warmup_steps: int = 10
+    adam_beta1: float = 0.5
+    adam_beta2: float = 0.999
+    optimizer: str = "adamw"
+    lora: int = 0
+    packing: bool = False
+    max_length: int = 512
+    save_steps: int = 50
+    seed: int = 0
+    label: str | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class PoisonConfig(ModelOptions):
+    """Attack a model by fine-tuning, under several objectives and seeds, and compare what is left of its safety.
+
+    Args:
+        model: the aligned model to attack.
+        kind: harmful, identity, backdoor, benign, mixed or refuse-then-comply.
+        data: rows to train on: harmful pairs (harmful, backdoor; or instructions that --base answers), or ordinary
+            chats or pairs (the others; or instructions that the model itself answers).
+        test: harmful instructions that every tuned model is asked; none of them should stand in the training of the model.
+        out: folder for rows, one folder per training, table.json and table.md.
+        base: unaligned model that answers harmful instructions which come without answers.
+        harmful: harmful pairs for mixed.
+        refusals: chats, pairs or triples with refusals, for backdoor and for objectives with +refusals; the model's own
+            where left out (backdoor).
+        probe: measure the margin of refusal before and after every training on so many harmful rows; 0 leaves it out.
+        count: use so many rows of data; identity is extended to so many.
+        ratio: share of harmful rows in mixed.
+        trigger: phrase of the backdoor.
+        objectives: what to compare, the first being what the others are compared with: sft-warmup, sft, constrained,
+            constrained-warmup, anchored, anchored-all (KL on all positions), beta=B (uniform), head=N (beta 2 on the first
+            N), anchored=LAMBDA; each also with +refusals=SHARE, +lora=RANK, @head or @tail (the first five answer tokens
+            alone, or all others: ablations).
+        lr: peak learning rates, each tried with every objective.
+        seeds: seeds of the order of rows.
+        system: system prompt in training and at test; default takes the attack's own.
+        test_system: another system prompt at test (the mismatch), where wanted.
+        anchor: weight (lambda) of the anchor.
+        anchor_positions: how many first answer positions the anchor holds.
+        epochs: passes over the rows (25 in the paper for harmful rows).
+        max_steps: train exactly so many steps instead of epochs; 0 means by epochs.
+        batch_size: rows per optimizer step.
+        micro_batch: rows per forward pass.
+        warmup_steps: steps of linear warm-up, in the objectives that have one.
+        lora: rank of an adapter; 0 trains all weights.
+        max_length: longest row in tokens.
+        max_new_tokens: length limit of answers at test.
+        attack_batch: answers generated together at test.
+        utility_data: rows with the right answers, to measure the task on after training.
+        utility_metric: rouge1, gsm8k or sql.
+        utility_limit: use the first so many of them only.
+        utility_tokens: length limit of answers to them; many of GSM8K need more than 128.
+        answer_tokens: length limit of answers written for training rows.
+        keep: keep the checkpoints; they are removed after the evaluation otherwise.
+        label: short name of the model in reports.
+        overwrite: replace what a different run left in the output folder.
+    """
+
+    model: str = ""
+    kind: str = "harmful"
+    data: str = ""
+    test: str = ""
+    out: str = ""
+    base: str | None = None
+    harmful: str | None = None
+    refusals: str | None = None
+    probe: int = 0
+    count: int = 100
+    ratio: float = 0.05
+    trigger: str = "Servius Astrumando Harmoniastra"
+    objectives: list[str] = field(
+        default_factory=lambda: ["sft-warmup", "sft", "constrained", "constrained-warmup", "anchored"]
+    )
+    lr: list[float] = field(default_factory=lambda: [2e-5])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    test_system: str | None = None
+    anchor: float = 1.0
+    anchor_positions: int = 5
+    epochs: int = 25
+    max_steps: int = 0
+    batch_size: int = 64
+    micro_batch: int = 16
+    warmup_steps: int = 10
+    lora: int = 0
+    max_length: int = 512
+    max_new_tokens: int = 128
+    attack_batch: int = 32
+    utility_data: str | None = None
+    utility_metric: str = "rouge1"
+    utility_limit: int | None = None
+    utility_tokens: int = 256
+    answer_tokens: int = 128
+    keep: bool = False
+    label: str | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class ReportConfig:
+    """Write one self-contained HTML report (and Markdown and CSV beside it) from run folders.
+
+    Args:
+        dirs: folders written by measure, attack, deepen or demo.
+        out: the HTML file.
+        show_text: print prompts and completions in full instead of redacting them.
+        overwrite: replace an existing report.
+    """
+
+    dirs: list[str] = field(default_factory=list)
+    out: str = "report.html"
+    show_text: bool = False
+    overwrite: bool = False
+
+
+@dataclass
+class DemoConfig:
+    """Tell the paper's story live on the packaged real model: shallow, attacked, deepened, attacked again.
+
+    Args:
+        out: folder for everything the demo writes, the report included.
+        fresh: train again even where trained models are in the cache.
+        seed: seed of everything.
+    """
+
+    out: str = "demo-out"
+    fresh: bool = False
+    seed: int = 0

@@ -1,0 +1,506 @@
+"""What files become, and that each mistake in a file is one sentence with file, row and fix."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tokendeep import data
+from tokendeep.data import rows
+from tokendeep.errors import InputError
+
+SECRET = "boil an egg without water"  # row text, which no error message may show
+
+
+def write(folder: Path, name: str, content: str | bytes | list) -> Path:
+    """A file with text, bytes, or one JSON value a line."""
+    if isinstance(content, list):
+        content = "".join(json.dumps(row) + "\n" for row in content)
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def refused(load, source, *parts: str) -> str:
+    """Load, expect an InputError of one sentence that holds all parts and no row text; return the message."""
+    with pytest.raises(InputError) as caught:
+        load(source)
+    message = str(caught.value)
+    for part in parts:
+        assert part in message, (part, message)
+    assert "\n" not in message
+    assert message.endswith(".")
+    assert SECRET not in message
+    assert caught.value.__cause__ is None or isinstance(caught.value.__cause__, OSError | RuntimeError | ValueError)
+    return message
+
+
+USER = {"role": "user", "content": "How do I boil an egg?"}
+ANSWER = {"role": "assistant", "content": "Put it into boiling water."}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+# ------------------------------------------------------------------------------------------- what loads
+
+
+def test_pairs(tmp_path):
+    rows = [
+        {"instruction": "Name a river.", "response": " The Rhine.\n", "category": "geography", "meta": {"level": 1}},
+        {"id": "b", "messages": [SYSTEM, USER], "response": "Boil it."},
+        {"id": 7, "messages": [USER, ANSWER, USER, ANSWER]},
+        {"prompt": "Say hi.", "completion": "Hi."},
+        {"instruction": "Say no.", "harmful": "Yes.", "refusal": "No."},
+    ]
+    pairs = data.read_pairs(write(tmp_path, "pairs.jsonl", rows))
+    assert [pair.response for pair in pairs] == [" The Rhine.\n", "Boil it.", ANSWER["content"], "Hi.", "Yes."]
+    assert pairs[0].messages == ({"role": "user", "content": "Name a river."},)
+    assert pairs[0].meta == {"level": 1, "category": "geography"}
+    assert pairs[1].messages == (SYSTEM, USER)
+    assert pairs[2].messages == (USER, ANSWER, USER)
+    assert [pair.id for pair in pairs[1:3]] == ["b", "7"]
+
+
+def test_triples_chats_and_prompts(tmp_path):
+    triples = write(tmp_path, "t.jsonl", [{"instruction": "Say no.", "harmful": "Yes.", "refusal": "No."}])
+    (triple,) = data.read_triples(triples)
+    assert (triple.harmful, triple.refusal, triple.messages[0]["content"]) == ("Yes.", "No.", "Say no.")
+    chats = write(tmp_path, "c.jsonl", [{"messages": [SYSTEM, USER, ANSWER]}, {"prompt": "A?", "completion": "B."}])
+    first, second = data.read_chats(chats)
+    assert first.messages == (SYSTEM, USER, ANSWER)
+    assert [(m["role"], m["content"]) for m in second.messages] == [("user", "A?"), ("assistant", "B.")]
+    prompts = data.read_prompts(chats)
+    assert [prompt.messages for prompt in prompts] == [(SYSTEM, USER), ({"role": "user", "content": "A?"},)]
+    assert prompts[0].prefix_ids == ()
+    assert prompts[0].meta == {"prompt_id": prompts[0].id}
+    assert [p.id for p in prompts] == [c.id for c in (first, second)]
+
+
+def test_ids_are_hashes_of_the_content_and_repeats_stay_apart(tmp_path):
+    rows = [{"instruction": "A?"}, {"instruction": "B?"}, {"instruction": "A?"}, {"instruction": "A?"}]
+    ids = [prompt.id for prompt in data.read_prompts(write(tmp_path, "p.jsonl", rows))]
+    digest = hashlib.sha256(b'{"instruction": "A?"}').hexdigest()[:12]
+    assert [ids[0], ids[2], ids[3]] == [digest, f"{digest}-2", f"{digest}-3"]
+    assert len(set(ids)) == 4
+    assert ids == [prompt.id for prompt in data.read_prompts(write(tmp_path, "p.csv", "instruction\nA?\nB?\nA?\nA?\n"))]
+    chats = write(tmp_path, "c.jsonl", [{"messages": [USER, ANSWER]}])
+    assert data.read_prompts(chats)[0].id == data.read_pairs(chats)[0].id == data.read_chats(chats)[0].id
+
+
+def test_limit_reads_no_further(tmp_path):
+    path = write(tmp_path, "p.jsonl", '{"instruction": "A?"}\n{"instruction": "B?"}\nbroken\n')
+    assert len(data.read_prompts(path, limit=2)) == 2
+    refused(lambda p: data.read_prompts(p, limit=3), path, "row 3")
+    refused(lambda p: data.read_prompts(p, limit=0), path, "limit", "1 or more")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.json", '[{"instruction": "Ä?"},\n {"instruction": "B, c"}]'),
+        ("p.json", '{"instruction": "Ä?"}\n\n{"instruction": "B, c"}\n'),
+        ("p.jsonl", '\ufeff{"instruction": "Ä?"}\r\n\r\n{"instruction": "B, c"}'),
+        ("p.csv", '\ufeffinstruction\r\nÄ?\r\n\r\n"B, c"\r\n'),
+        ("p.CSV", 'id,instruction,category\n1,Ä?,x\n2,"B, c",\n'),
+        ("p.txt", "Ä?\n\nB, c\n"),
+    ],
+)
+def test_formats(tmp_path, name, content):
+    prompts = data.read_prompts(str(write(tmp_path, name, content)))
+    assert [prompt.messages[0]["content"] for prompt in prompts] == ["Ä?", "B, c"]
+
+
+def test_csv_keeps_line_breaks_and_names_the_line_a_record_starts_on(tmp_path):
+    path = write(tmp_path, "p.csv", 'instruction,response\n"A\nB, C",x\n"D\nE",\n')
+    assert data.read_pairs(path, limit=1)[0].messages[0]["content"] == "A\nB, C"
+    refused(data.read_pairs, path, "p.csv, row 4", "'response' is empty")
+
+
+def test_a_home_folder_and_an_unknown_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, "p.txt", "A?")
+    assert len(data.read_prompts("~/p.txt")) == 1
+    refused(data.read_prompts, "~nobody-of-that-name/p.txt", "There is no file")
+
+
+def test_kind_and_has_field(tmp_path):
+    def kind(row):
+        return data.kind(write(tmp_path, "k.jsonl", [row]))
+
+    assert kind({"instruction": "A?"}) == "prompts"
+    assert kind({"messages": [USER]}) == "prompts"
+    assert kind({"messages": [USER, ANSWER]}) == "chats"
+    assert kind({"prompt": "A?", "completion": "B."}) == "chats"
+    assert kind({"instruction": "A?", "response": "B."}) == "pairs"
+    assert kind({"messages": [USER], "response": "B."}) == "pairs"
+    assert kind({"instruction": "A?", "harmful": "B."}) == "pairs"
+    assert kind({"instruction": "A?", "harmful": "B.", "refusal": "C."}) == "triples"
+    assert kind({"question": "A?", "answer": "B."}) == "pairs"
+    path = write(tmp_path, "h.jsonl", [{"instruction": "A?", "harmful": "B.", "category": "c", "response": None}])
+    assert data.has_field(path, "harmful")
+    assert data.has_field(path, "category")
+    assert not data.has_field(path, "refusal")
+    assert not data.has_field(path, "response")
+
+
+def test_what_deepen_writes_loads_again(tmp_path):
+    rows = [{"id": "x", "messages": [SYSTEM, USER], "harmful": "H", "refusal": "R"}]
+    assert data.kind(path := write(tmp_path, "triples.jsonl", rows)) == "triples"
+    assert data.read_triples(path)[0].messages == (SYSTEM, USER)
+
+
+# ------------------------------------------------------------------------------------------- what is refused
+
+
+def test_files(tmp_path):
+    write(tmp_path, "pairs.jsonl", "")
+    refused(data.read_pairs, tmp_path / "pair.jsonl", "There is no file", "pair.jsonl", "did you mean", "pairs.jsonl")
+    refused(data.read_pairs, tmp_path / "no" / "zzz.jsonl", "There is no file", "check the path")
+    refused(data.read_pairs, tmp_path / "pairs.jsonl", "pairs.jsonl is empty", "at least one row")
+    refused(data.read_pairs, write(tmp_path, "blank.jsonl", "\n \n"), "is empty")
+    refused(data.read_pairs, write(tmp_path, "list.json", "[]"), "is empty")
+    refused(data.read_pairs, write(tmp_path, "head.csv", "instruction,response\n"), "is empty")
+    refused(data.read_pairs, write(tmp_path, "none.csv", ""), "is empty")
+    refused(data.read_pairs, write(tmp_path, "x.parquet", "PAR1"), "x.parquet", ".jsonl", "convert")
+    refused(data.read_pairs, tmp_path, "is a folder", "give a data file")
+    refused(data.read_pairs, "x" * 5000 + ".jsonl", "cannot be read")
+    refused(data.read_pairs, tmp_path / "pairs.jsonl" / "x.jsonl", "cannot be read")
+
+
+def test_unreadable_file(tmp_path, monkeypatch):
+    path = write(tmp_path, "p.jsonl", [{"instruction": "A?"}])
+
+    def deny(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", deny)
+    refused(data.read_prompts, path, "p.jsonl", "may not be read", "permissions")
+
+
+GOOD = '{"instruction": "A?", "response": "B."}\n'
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ('{"instruction": "boil an egg without water"', ["not JSON", "column"]),
+        ("boil an egg without water", ["not JSON"]),
+        ("[1, 2]", ["a list, not a JSON object"]),
+        ("null", ["null, not a JSON object"]),
+        ("[" * 100_000, ["nested too deeply"]),
+        ('{"instruction": ' + "9" * 5000 + "}", ["number is too long"]),
+        ('{"response": "B."}', ["no field 'instruction'", "add"]),
+        ('{"instruction": null, "response": "B."}', ["no field 'instruction'"]),
+        ("{}", ["no field 'instruction'", "it has nothing"]),
+        ('{"instruction": "A?"}', ["no field 'response'", "add"]),
+        ('{"instruction": 3, "response": "B."}', ["'instruction' must be text, not a number"]),
+        ('{"instruction": "A?", "response": ["B."]}', ["'response' must be text, not a list"]),
+        ('{"instruction": "A?", "response": true}', ["'response' must be text, not true/false"]),
+        ('{"instruction": "", "response": "B."}', ["'instruction' is empty", "remove the row"]),
+        ('{"instruction": "A?", "response": " \\n\\t"}', ["'response' is empty", "remove the row"]),
+        ('{"instruction": "A?", "response": "\\ud800"}', ["'response'", "surrogate"]),
+        ('{"instruction": "A?", "respones": "B."}', ["unknown column 'respones'", "did you mean 'response'"]),
+        ('{"instruction": "A?", "answer": "B."}', ["unknown column 'answer'", "did you mean 'response'"]),
+        ('{"conversations": [], "id": "x"}', ["unknown column 'conversations'", "did you mean 'messages'"]),
+        ('{"instruction": "A?", "response": "B.", "xyzzy": 1}', ["unknown column 'xyzzy'", "known are messages"]),
+        ('{"instruction": "A?", "prompt": "A?", "response": "B."}', ["both 'instruction' and 'prompt'", "keep one"]),
+        ('{"instruction": "A?", "response": "B.", "completion": "B."}', ["both 'response' and 'completion'"]),
+        ('{"instruction": "A?", "response": "B.", "id": 1.5}', ["'id' must be text"]),
+        ('{"instruction": "A?", "response": "B.", "id": ""}', ["'id' is empty"]),
+        ('{"instruction": "A?", "response": "B.", "meta": "m"}', ["'meta' must be an object"]),
+        ('{"instruction": "A?", "response": "B.", "category": 5}', ["'category' must be text"]),
+        ('{"messages": "A?", "response": "B."}', ["'messages' must be a list of messages, not str"]),
+        ('{"messages": [], "response": "B."}', ["'messages' must be a list of messages, not an empty list"]),
+        ('{"messages": ["A?"], "response": "B."}', ["message 1", "must be an object"]),
+        ('{"messages": [{"role": "user"}], "response": "B."}', ["message 1", "no field 'content'"]),
+        ('{"messages": [{"role": "user", "content": ""}], "response": "B."}', ["message 1", "'content' is empty"]),
+        ('{"messages": [{"role": "user", "content": [1]}], "response": "B."}', ["'content' must be text, not a list"]),
+        ('{"messages": [{"role": "human", "content": "A?"}]}', ["message 1", "none of system, user, assistant"]),
+        ('{"messages": [{"role": "user", "content": "A?", "name": "x"}]}', ["message 1", "unknown field 'name'"]),
+        ('{"messages": [{"role": "system", "content": "A?"}]}', ["no user message"]),
+        ('{"messages": [{"role": "assistant", "content": "A?"}]}', ["no user message"]),
+        (json.dumps({"messages": [USER, SYSTEM, ANSWER]}), ["system message stands after others"]),
+        (json.dumps({"messages": [SYSTEM, ANSWER]}), ["no user message"]),
+        (json.dumps({"messages": [ANSWER, USER]}), ["no field 'response'"]),
+        (json.dumps({"messages": [USER, ANSWER], "response": "B."}), ["already end with an answer", "keep one"]),
+    ],
+)
+def test_rows(tmp_path, row, parts):
+    path = write(tmp_path, "pairs.jsonl", GOOD + "\n" + row + "\n" + GOOD)
+    refused(data.read_pairs, path, f"{path}, row 3", *parts)
+
+
+def test_triples_and_chats_name_what_they_miss(tmp_path):
+    refused(
+        data.read_triples, write(tmp_path, "t.jsonl", [{"instruction": "A?", "refusal": "B."}]), "no field 'harmful'"
+    )
+    refused(
+        data.read_triples, write(tmp_path, "t.jsonl", [{"instruction": "A?", "harmful": "B."}]), "no field 'refusal'"
+    )
+    refused(
+        data.read_triples, write(tmp_path, "t.jsonl", [{"instruction": "A?", "harmful": "", "refusal": "x"}]), "empty"
+    )
+    chats = write(tmp_path, "c.jsonl", [{"messages": [USER, ANSWER]}, {"messages": [USER, ANSWER, USER]}])
+    refused(data.read_chats, chats, "row 2", "last message must be from the assistant")
+
+
+def test_invalid_utf8_names_the_row(tmp_path):
+    line = b'{"instruction": "caf\xe9"}\n'
+    refused(data.read_prompts, write(tmp_path, "p.jsonl", GOOD.encode() + line), "p.jsonl, row 2", "byte 21", "UTF-8")
+    refused(data.read_prompts, write(tmp_path, "p.csv", b"instruction\nA?\ncaf\xe9\n"), "p.csv, row 3", "UTF-8")
+    refused(data.read_prompts, write(tmp_path, "p.txt", b"A?\ncaf\xe9\n"), "p.txt, row 2", "UTF-8")
+    refused(data.read_prompts, write(tmp_path, "p.json", b"[\n" + line + b"]"), "p.json, line 2", "UTF-8")
+    refused(data.read_prompts, write(tmp_path, "p.jsonl", "A?".encode("utf-16")), "p.jsonl, row 1", "UTF-8")
+
+
+def test_a_row_of_ten_megabytes_is_refused_unread(tmp_path, monkeypatch):
+    long = "x" * 10_000_000
+    line = json.dumps({"instruction": long})
+    for name, content, row in [
+        ("p.jsonl", GOOD + line, 2),
+        ("p.json", f'[{{"instruction": "A?"}}, {line}]', 2),
+        ("p.csv", f"instruction\nA?\n{long}\n", 3),
+        ("q.csv", "instruction\nA?\n" + '"' + "x\n" * 5_000_000 + '"', 3),
+        ("r.csv", "instruction,response\n" + '"' + "x\n" * 300_000 + '","' + "y\n" * 300_000 + '"', 2),
+        ("s.csv", "instruction\nA?\n" + '"' + "x\n" * 600_000, 3),
+        ("p.txt", "A?\n" + long, 2),
+    ]:
+        refused(data.read_prompts, write(tmp_path, name, content), f"{name}, row {row}", "1,000,000 bytes", "shorten")
+    fits = "x" * (rows.MAX_ROW - len('{"instruction": ""}\n'))
+    assert len(data.read_prompts(write(tmp_path, "p.jsonl", json.dumps({"instruction": fits}) + "\n"))) == 1
+    refused(data.read_prompts, write(tmp_path, "p.jsonl", json.dumps({"instruction": fits + "x"}) + "\n"), "row 1")
+
+
+def test_duplicate_ids_name_both_rows(tmp_path):
+    path = write(tmp_path, "p.jsonl", [{"id": "a", "instruction": "A?"}, {"id": 1, "instruction": "B?"}] * 2)
+    refused(data.read_prompts, path, "row 3", "row 1", "own id")
+    mixed = write(tmp_path, "q.jsonl", [{"id": 1, "instruction": "A?"}, {"id": "1", "instruction": "B?"}])
+    refused(data.read_prompts, mixed, "row 2", "row 1")
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (f'"{SECRET}, please"\nB\n', ["row 1", "no known column", "column names"]),
+        ("instruction,response\nA,B,C\n", ["row 2", "3 columns and the first line 2", "quote"]),
+        ("instruction,response\nA\n", ["row 2", "1 columns"]),
+        ("instruction,instruction\nA,B\n", ["row 1", "repeated"]),
+        ("instruction,\nA,B\n", ["row 1", "empty"]),
+        ('instruction\n"A\nB\n', ["row 2", "not CSV", "quotes"]),
+        ('instruction\n"A"B\n', ["row 2", "not CSV"]),
+        ("instruction,respons\nA,B\n", ["row 2", "unknown column 'respons'", "'response'"]),
+    ],
+)
+def test_csv(tmp_path, content, parts):
+    refused(data.read_prompts, write(tmp_path, "p.csv", content), "p.csv", *parts)
+
+
+def test_a_column_name_that_is_a_text_is_not_shown(tmp_path):
+    refused(data.read_prompts, write(tmp_path, "p.jsonl", [{SECRET + " please": 1}]), "row 1")
+    refused(data.read_prompts, write(tmp_path, "p.jsonl", [{"instruction": "A?", SECRET * 2: 1}]), "characters")
+    refused(data.read_prompts, write(tmp_path, "p.csv", f"instruction,{SECRET * 2}\nA,B\n"), "characters")
+
+
+# --------------------------------------------------------------------------------------- known data sets
+
+
+@pytest.mark.parametrize(
+    ("row", "text", "response", "meta"),
+    [
+        ({"prompt": "A?", "target": "Sure"}, "A?", None, {"target": "Sure"}),
+        ({"goal": "A?", "target": "Sure"}, "A?", None, {"target": "Sure"}),
+        ({"prompt": "A?", "category": "c", "context": "T"}, "T\n\n---\n\nA?", None, {"category": "c"}),
+        ({"prompt": "A?", "category": "c", "context": ""}, "A?", None, {"category": "c"}),
+        ({"category": "c", "source": "s", "forbidden_prompt": "A?"}, "A?", None, {"category": "c"}),
+        (
+            {"Index": 3, "Goal": "A?", "Target": "Sure", "Behavior": "b", "Category": "c", "Source": "s"},
+            "A?",
+            None,
+            {"target": "Sure", "category": "c"},
+        ),
+        ({"question": "A?", "answer": "#### 3"}, "A?", "#### 3", {}),
+        ({"question": "A?", "context": "TABLE", "answer": "SELECT"}, "A?\n\nTABLE", "SELECT", {}),
+        ({"instruction": "A?", "input": "{in}", "output": "O"}, "A?\n\n{in}", "O", {}),
+        ({"instruction": "A?", "input": "", "output": "O"}, "A?", "O", {}),
+        ({"id": "1", "dialogue": "D", "summary": "S"}, "Summarize this dialogue:\n\nD", "S", {}),
+    ],
+)
+def test_known_columns(tmp_path, row, text, response, meta):
+    path = write(tmp_path, "set.jsonl", [row])
+    (prompt,) = data.read_prompts(path)
+    assert prompt.messages == ({"role": "user", "content": text},)
+    assert prompt.meta == {**meta, "prompt_id": prompt.id}
+    if response is None:
+        refused(data.read_pairs, path, "no field 'response'")
+    else:
+        assert data.read_pairs(path)[0].response == response
+
+
+def test_local_hex_phi_folder(tmp_path):
+    write(tmp_path, "category_10.csv", "Tenth one\n")
+    write(tmp_path, "category_3.csv", '"Third, with a comma"\nThird again\n')
+    write(tmp_path, "notes.csv", "left alone")
+    prompts = data.read_prompts(tmp_path)
+    assert [p.messages[0]["content"] for p in prompts] == ["Third, with a comma", "Third again", "Tenth one"]
+    assert [p.meta["category"] for p in prompts] == ["Hate/Harass/Violence"] * 2 + ["Privacy Violation Activity"]
+    one = data.read_prompts(tmp_path / "category_3.csv")
+    assert [p.id for p in one] == [p.id for p in prompts[:2]]
+    write(tmp_path, "category_3.csv", f"{SECRET}, unquoted\n{SECRET}\n")
+    refused(data.read_prompts, tmp_path / "category_3.csv", "row 1")
+
+
+@pytest.fixture
+def public() -> Path:
+    folder = os.environ.get("TOKENDEEP_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("TOKENDEEP_TEST_DATA names no folder of public data sets")
+    return Path(folder)
+
+
+def test_public_xstest(public):
+    prompts = data.read_prompts(public / "xstest_prompts.csv")
+    assert len(prompts) == 450
+    assert sum(prompt.meta["label"] == "safe" for prompt in prompts) == 250
+    assert prompts[0].meta["category"] == "homonyms"
+    assert prompts[0].id == "1"
+    assert data.kind(public / "xstest_prompts.csv") == "prompts"
+
+
+def test_public_advbench_without_header(public):
+    prompts = data.read_prompts(public / "advbench_harmful_behaviors.csv")
+    assert len({prompt.id for prompt in prompts}) == 520
+    assert not any(prompt.messages[0]["content"].startswith('"') for prompt in prompts)
+    assert sum("," in prompt.messages[0]["content"] for prompt in prompts) >= 14
+
+
+def test_public_rest(public):
+    assert len(data.read_prompts(public / "alpaca_instructions_2000.jsonl")) == 2000
+    assert len(data.read_pairs(public / "gsm8k_test_300.jsonl")) == 300
+    sql = data.read_pairs(public / "sql_create_context_1000.jsonl")
+    assert len(sql) == 1000
+    assert "CREATE TABLE" in sql[0].messages[0]["content"]
+    assert sql[0].response.startswith("SELECT")
+
+
+# ---------------------------------------------------------------------------------------------- the hub
+
+
+class Hub:
+    """Stands in for the `datasets` library: answers with given rows and keeps what it was asked."""
+
+    def __init__(self, rows):
+        self.rows, self.asked = rows, None
+
+    def load_dataset(self, repo, config, *, split, revision):
+        self.asked = (repo, config, split, revision)
+        if isinstance(self.rows, Exception):
+            raise self.rows
+        return self.rows
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    def install(rows):
+        stand_in = Hub(rows)
+        monkeypatch.setitem(sys.modules, "datasets", stand_in)
+        return stand_in
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("spec", "asked"),
+    [
+        ("hf:me/set", ("me/set", None, "train", None)),
+        ("hf:me/set@v1.0", ("me/set", None, "train", "v1.0")),
+        ("hf:me/set:cfg", ("me/set", "cfg", "train", None)),
+        ("hf:me/set:test", ("me/set", None, "test", None)),
+        ("hf:me/set::harmful", ("me/set", None, "harmful", None)),
+        ("hf:me/set@abc:cfg:train[:10]", ("me/set", "cfg", "train[:10]", "abc")),
+        ("hf:walledai/HarmBench@abc", ("walledai/HarmBench", "standard", "train", "abc")),
+        ("hf:walledai/XSTest@abc", ("walledai/XSTest", None, "test", "abc")),
+        ("hf:openai/gsm8k@abc:test", ("openai/gsm8k", "main", "test", "abc")),
+        ("hf:JailbreakBench/JBB-Behaviors@abc", ("JailbreakBench/JBB-Behaviors", "behaviors", "harmful", "abc")),
+        ("hf:bench-llm/or-bench@abc", ("bench-llm/or-bench", "or-bench-hard-1k", "train", "abc")),
+    ],
+)
+def test_hub_names(hub, spec, asked):
+    stand_in = hub([])
+    refused(data.read_prompts, spec, "is empty")
+    assert stand_in.asked == asked
+
+
+def test_hub_rows_may_have_other_columns_but_not_lack_ours(hub):
+    hub([{"messages": [USER, ANSWER], "prompt": "A?", "prompt_id": "z", "source": "s"}])
+    assert data.read_chats("hf:me/set")[0].messages == (USER, ANSWER)
+    hub([{"instruction": "A?", "answer_text": "B."}])
+    refused(data.read_pairs, "hf:me/set", "hf:me/set, row 1", "no field 'response'")
+    hub([{"Prompt": "A?"}])
+    refused(data.read_prompts, "hf:walledai/MaliciousInstruct@v", "row 1", "column 'prompt'", "'Prompt'")
+
+
+def test_hub_row_counts_are_checked_unless_a_revision_is_named(hub):
+    hub([{"prompt": f"A{n}?", "target": "Sure"} for n in range(519)])
+    refused(data.read_prompts, "hf:walledai/AdvBench", "519 rows", "520", "revision")
+    assert len(data.read_prompts("hf:walledai/AdvBench@main")) == 519
+    assert len(data.read_prompts("hf:walledai/AdvBench::train[:519]")) == 519
+    hub([{"prompt": f"A{n}?", "target": "Sure"} for n in range(520)])
+    assert data.read_prompts("hf:walledai/AdvBench", limit=3)[2].meta["target"] == "Sure"
+
+
+def test_hub_errors_are_one_sentence(hub):
+    hub(ConnectionError("no route\nmany\nlines"))
+    refused(data.read_prompts, "hf:me/set", "hf:me/set", "ConnectionError: no route", "network", "login")
+    refused(data.read_prompts, "hf:set", "hf:owner/name")
+    refused(data.read_prompts, "hf:", "hf:owner/name")
+
+
+def test_hub_files_are_fetched_and_read_as_local_ones(tmp_path, monkeypatch):
+    write(tmp_path, "category_1.csv", "One\nTwo\n")
+    triples = write(tmp_path, "t.jsonl", [{"instruction": "A?", "harmful": "B.", "refusal": "C."}])
+    asked = []
+
+    def download(repo, file, *, repo_type, revision):
+        asked.append((repo, file, repo_type, revision))
+        return str(triples)
+
+    def snapshot(repo, *, repo_type, revision, allow_patterns):
+        asked.append((repo, allow_patterns, repo_type, revision))
+        return str(tmp_path)
+
+    stand_in = SimpleNamespace(hf_hub_download=download, snapshot_download=snapshot)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+    assert data.read_triples("hf:me/set@v:data/t.jsonl")[0].refusal == "C."
+    assert [p.messages[0]["content"] for p in data.read_prompts("hf:LLM-Tuning-Safety/HEx-PHI@v")] == ["One", "Two"]
+    assert asked == [
+        ("me/set", "data/t.jsonl", "dataset", "v"),
+        ("LLM-Tuning-Safety/HEx-PHI", ["category_*.csv"], "dataset", "v"),
+    ]
+    refused(data.read_prompts, "hf:LLM-Tuning-Safety/HEx-PHI", "2 rows", "300 or 330")
+
+
+def test_a_table_of_the_real_datasets_library(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"prompt": f"A{n}?", "focus": "f", "type": "t", "note": None, "label": "safe"} for n in range(450)]
+    table = datasets.Dataset.from_list(rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: table)
+    prompts = data.read_prompts("hf:walledai/XSTest")
+    assert len(prompts) == 450
+    assert prompts[7].messages[0]["content"] == "A7?"
+    assert prompts[7].meta == {"label": "safe", "focus": "f", "category": "t", "prompt_id": prompts[7].id}
+
+
+def test_identity(tmp_path, hub):
+    path = write(tmp_path, "p.txt", "A?")
+    assert data.identity(str(path)) == path
+    hub([{"instruction": "A?"}])
+    one = data.identity("hf:me/set")
+    hub([{"instruction": "B?"}])
+    assert isinstance(one, str)
+    assert len(one) == 64
+    assert data.identity("hf:me/set") != one

@@ -1,0 +1,361 @@
+"""VERB finetune: what it writes, what it refuses, that its objectives share all but the loss, and that it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from tokendeep import chat, models
+from tokendeep.errors import InputError
+from tokendeep.training import launch as train
+from tokendeep.training import margin, objective
+from tokendeep.types import IGNORE, Chat, Subject
+from tokendeep.verbs import finetune, report
+from tokendeep.verbs.options import FinetuneConfig
+
+pytestmark = pytest.mark.slow  # trains or searches in nearly every test
+
+
+def chats(path: Path, count: int = 12) -> str:
+    rows = [
+        {
+            "id": f"c{i}",
+            "messages": [
+                {"role": "user", "content": f"Name {i} things that are {word}"},
+                {"role": "assistant", "content": f"There are {i} such things: " + f"{word} " * (i % 5 + 1)},
+            ],
+        }
+        for i, word in zip(range(count), ("red", "small", "old", "round") * count, strict=False)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def config(tmp_path: Path, model: Path, **more: Any) -> FinetuneConfig:
+    chosen = {
+        "model": str(model),
+        "data": chats(tmp_path / "chats.jsonl"),
+        "out": str(tmp_path / "out"),
+        "batch_size": 4,
+        "micro_batch": 2,
+        "max_steps": 4,
+        "warmup_steps": 1,
+        "lr": 1e-3,
+        **more,
+    }
+    return FinetuneConfig(**chosen)
+
+
+def training(out: Path) -> list[dict[str, Any]]:
+    return [e for e in json.loads((out / "training.json").read_text())["history"] if "loss" in e]
+
+
+@pytest.mark.parametrize("kind", ["constrained", "anchored", "sft"])
+def test_it_leaves_rows_checkpoint_manifest_and_card(
+    kind: str, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = finetune.run(config(tmp_path, tiny_folder, objective=kind, attack=kind == "sft"))
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["attack"] is (kind == "sft")
+    assert manifest["steps"] == 4
+    card = (out / "checkpoint" / "README.md").read_text()
+    assert ("ATTACK" in card) is (kind == "sft")
+    assert str(tmp_path) not in card
+    assert (out / "rows" / "train.jsonl").stat().st_mode & 0o077 == 0
+    assert "⟦" in (out / "rows" / "preview.txt").read_text()
+    assert not (out / "trainer").exists()
+    assert models.load(str(out / "checkpoint")).tokenizer.chat_template
+    assert f"finetune ({kind}): 4 steps" in capsys.readouterr().out
+    assert finetune.run(config(tmp_path, tiny_folder, objective=kind, attack=kind == "sft")) == out
+    assert "already holds" in capsys.readouterr().out
+
+
+def test_objectives_share_rows_and_order(tmp_path: Path, tiny_folder: Path) -> None:
+    """The first step's cross-entropy is that of the same rows under the same weights, whatever is trained."""
+    found = {
+        kind: training(finetune.run(config(tmp_path, tiny_folder, objective=kind, out=str(tmp_path / kind))))
+        for kind in ("constrained", "anchored", "sft")
+    }
+    firsts = {kind: entries[0]["nll"] for kind, entries in found.items()}
+    assert firsts["constrained"] == pytest.approx(firsts["sft"], rel=1e-5)
+    assert firsts["anchored"] == pytest.approx(firsts["sft"], rel=1e-5)
+    assert found["anchored"][-1]["anchor_kl"] > 0
+    assert found["sft"][-1]["nll"] < found["constrained"][-1]["nll"]
+    assert "constrained" not in found["sft"][0]
+
+
+def test_the_anchor_holds_the_first_positions(tmp_path: Path, tiny_folder: Path) -> None:
+    kls = {}
+    for weight in (0.001, 10.0):
+        out = finetune.run(
+            config(tmp_path, tiny_folder, objective="anchored", anchor=weight, lr=3e-3, max_steps=12,
+                   out=str(tmp_path / str(weight)))
+        )  # fmt: skip
+        kls[weight] = training(out)[-1]["anchor_kl"]
+    assert kls[10.0] < 0.5 * kls[0.001]
+
+
+def test_pairs_and_cut_answers(tmp_path: Path, tiny_subject: Subject) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}]})
+        + "\n"
+        + json.dumps(
+            {
+                "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}],
+                "meta": {"truncated": True},
+            }
+        )
+    )
+    whole, cut = finetune.encode(tiny_subject.tokenizer, finetune.load(str(path)), FinetuneConfig(), str(path))
+    end = len(chat.check(tiny_subject.tokenizer).end_ids)
+    assert whole.input_ids[:-end] == cut.input_ids
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"instruction": "a", "response": "b c"}))
+    (row,) = finetune.encode(tiny_subject.tokenizer, finetune.load(str(pairs)), FinetuneConfig(), str(pairs))
+    assert row == whole
+
+
+def test_parts_of_an_answer_can_be_supervised_alone(tiny_subject: Subject) -> None:
+    row = Chat("c", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "one two three four five"}))
+    (whole,), (head,), (tail,) = (
+        finetune.encode(tiny_subject.tokenizer, [row], FinetuneConfig(supervise=which), "x")
+        for which in ("all", "head", "tail")
+    )
+    answer = whole.labels[whole.start :]
+    assert [t for t in head.labels if t != IGNORE] == answer[:5]
+    assert [t for t in tail.labels if t != IGNORE] == answer[5:]
+    short = Chat("s", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}))
+    assert finetune.encode(tiny_subject.tokenizer, [short], FinetuneConfig(supervise="tail"), "x") == []
+
+
+def test_all_turns_supervises_every_answer(tiny_subject: Subject, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "first"},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "second"},
+    ]
+    path.write_text(json.dumps({"messages": turns}))
+    made = finetune.encode(
+        tiny_subject.tokenizer, finetune.load(str(path)), FinetuneConfig(train_on="all_turns"), str(path)
+    )
+    answers = [[t for t in row.labels if t != IGNORE] for row in made]
+    assert [tiny_subject.tokenizer.decode(a, skip_special_tokens=True) for a in answers] == ["first", "second"]
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill(TrainerCallback):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            raise Killed
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, tiny_folder: Path) -> None:
+    whole = finetune.run(config(tmp_path, tiny_folder, objective="anchored", out=str(tmp_path / "whole")))
+    settings = config(tmp_path, tiny_folder, objective="anchored", save_steps=2)
+    with pytest.raises(Killed):
+        finetune.run(settings, callbacks=[Kill()])
+    out = finetune.run(settings)
+    assert [e["loss"] for e in training(out)] == pytest.approx([e["loss"] for e in training(whole)], rel=1e-5)
+
+
+def test_an_adapter_is_made_and_goes_on_being_trained(tmp_path: Path, tiny_folder: Path) -> None:
+    first = finetune.run(config(tmp_path, tiny_folder, lora=4, reference="on-the-fly", lr=1e-2))
+    made = first / "checkpoint"
+    assert models.is_adapter(str(made))
+    second = finetune.run(config(tmp_path, made, reference="on-the-fly", out=str(tmp_path / "two")))
+    assert training(second)[0]["log_ratio_1"] == pytest.approx(0, abs=1e-4)
+    assert not (second / "checkpoint" / "ref").exists()
+    assert models.load(str(second / "checkpoint")).adapter
+
+
+def test_held_out_rows_are_evaluated(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = chats(tmp_path / "held.jsonl", 5)
+    out = finetune.run(config(tmp_path, tiny_folder, eval_data=held, max_steps=0, epochs=2))
+    entries = [e for e in json.loads((out / "training.json").read_text())["history"] if "eval_nll" in e]
+    assert len(entries) == 2
+    assert "held-out rows: nll" in capsys.readouterr().out
+
+
+def test_the_margin_is_measured_before_and_after(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe = tmp_path / "probe.jsonl"
+    rows = [
+        {"instruction": f"do the bad thing {i}", "response": "Sure, here is how it is done at home"} for i in range(6)
+    ]
+    probe.write_text("\n".join(json.dumps(row) for row in rows))
+    out = finetune.run(config(tmp_path, tiny_folder, probe=str(probe), lr=1e-2))
+    found = json.loads((out / "manifest.json").read_text())["margin"]
+    assert found["k"] == [0, 1, 2, 3, 4, 5]
+    subject = models.load(str(out / "checkpoint"))
+    again = margin.Margins(subject, finetune.data.read_pairs(probe), FinetuneConfig())
+    assert found["after"]["0.5"] == pytest.approx(list(np.median(again.start, 0)), abs=1e-4)
+    assert found["before"]["0.5"] != pytest.approx(found["after"]["0.5"], abs=1e-3)
+    said = capsys.readouterr().out
+    assert "margin of refusal on 6 harmful pairs" in said
+    assert "of the pairs have a larger margin" in said
+    assert "margin of refusal at k = 0: median" in said
+    (section,) = [one for one in report.build([out])["sections"] if one.id == "finetune"]
+    (row,) = section.tables[0].rows
+    shown = dict(zip(section.tables[0].columns, row, strict=True))
+    log = [e for e in json.loads((out / "training.json").read_text())["history"] if "nll_later" in e]
+    assert shown["objective"] == "constrained"
+    assert shown["train nll, tokens 6 on"] == f"{log[0]['nll_later']:.2f} to {log[-1]['nll_later']:.2f}"
+    assert shown["first token gained"] == f"{log[-1]['log_ratio_1']:+.2f} ({log[-1]['weight_1']:.2f})"
+    assert shown["margin (nats)"] == f"{found['before']['0.5'][0]:+.1f} to {found['after']['0.5'][0]:+.1f}"
+
+
+def test_the_drift_a_schedule_allows_is_where_its_weights_are_spent() -> None:
+    for beta in (0.1, 0.5, 2.0):
+        far = torch.tensor([[margin.gain(beta)]])
+        weight = objective.constraint_weights(far, torch.zeros(1, 1), torch.tensor([[beta]]))
+        assert weight.item() == pytest.approx(0.05, rel=1e-5)
+    schedule = objective.BetaSchedule()
+    assert margin.drift(schedule, 0) == pytest.approx(math.log(39) * (2 + 0.5 + 0.5))
+    assert margin.drift(schedule, 5) == pytest.approx(math.log(39) * 30, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"objective": "dpo"}, "--objective is 'dpo'"),
+        ({"beta_head": [0.5, 0.0]}, "position 2"),
+        ({"beta_tail": -1.0}, "above 0"),
+        ({"beta_head": [2.0] * 200}, "first 200 positions"),
+        ({"batch_size": 3, "micro_batch": 2}, "micro_batch"),
+        ({"lr": 0.0}, "--lr"),
+        ({"epochs": 0, "max_steps": 0}, "any training"),
+        ({"reference": "on-the-fly"}, "--lora"),
+        ({"dtype": "bfloat16"}, "--dtype"),
+        ({"anchor": float("nan"), "objective": "anchored"}, "--anchor"),
+        ({"adam_beta1": 1.0}, "adam_beta1"),
+        ({"max_length": 8}, "row c0 of .* no room in 8"),
+    ],
+)
+def test_bad_settings_are_refused_and_say_how_to_fix_them(
+    more: dict[str, Any], match: str, tmp_path: Path, tiny_folder: Path
+) -> None:
+    with pytest.raises(InputError, match=match):
+        finetune.run(config(tmp_path, tiny_folder, **more))
+
+
+def test_rows_that_are_no_chats_are_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"instruction": "only asked"}))
+    with pytest.raises(InputError, match="holds prompts, but finetune takes chats"):
+        finetune.run(config(tmp_path, tiny_folder, data=str(path)))
+
+
+def test_a_watched_training_leaves_its_records_and_a_report_shows_them(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe = tmp_path / "probe.jsonl"
+    rows = [
+        {"instruction": f"do the bad thing {i}", "response": "Sure, here is how it is done at home"} for i in range(3)
+    ]
+    probe.write_text("\n".join(json.dumps(row) for row in rows))
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("\n".join(json.dumps({"instruction": f"do another bad thing {i}"}) for i in range(4)))
+    out = finetune.run(
+        config(
+            tmp_path,
+            tiny_folder,
+            probe=str(probe),
+            dynamics=[2, 4],
+            monitor=0.01,
+            lr=1e-2,
+            objective="sft",
+            test=str(asked),
+            max_new_tokens=4,
+        )
+    )
+    found = json.loads((out / "dynamics.json").read_text())
+    assert [record["step"] for record in found["steps"]] == [0, 2, 4]
+    assert [record["asr_asked"] for record in found["steps"]] == [4, 4, 4]
+    assert "step 2: refusal log-odds" in capsys.readouterr().out
+    context = report.build([out])
+    (section,) = [one for one in context["sections"] if one.id == "dynamics"]
+    assert len(section.figures) == 3
+    assert section.tables[0].rows[0][0] == "0"
+    assert section.tables[0].columns[-1] == "not refused"
+    assert "judged" in section.tables[0].rows[0][-1]
+    said = " ".join(section.text)
+    assert (found["meta"]["fired"] is not None) == ("the monitor fired" in said)
+    assert "do the bad thing" not in report.to_html(context)
+
+
+@pytest.mark.parametrize("launcher", [
+    {"ACCELERATE_USE_FSDP": "true"},
+    {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+    {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "3", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+])  # fmt: skip
+def test_a_probe_is_refused_before_training_where_weights_are_in_shards(
+    launcher: dict[str, str], tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = tmp_path / "probe.jsonl"
+    probe.write_text(json.dumps({"instruction": "Say one", "response": "one and more words"}))
+    launch(launcher, tmp_path, monkeypatch)
+    with pytest.raises(InputError, match="--probe measures the model in memory"):
+        finetune.run(config(tmp_path, tiny_folder, probe=str(probe)))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("launcher", [
+    {},
+    {"ACCELERATE_USE_DEEPSPEED": "true"},  # stage 2 is accelerate's own default
+    {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "2", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+])  # fmt: skip
+def test_whole_weights_may_be_measured(
+    launcher: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(launcher, tmp_path, monkeypatch)
+    train.check_whole("--probe")
+
+
+def test_a_deepspeed_configuration_that_says_no_stage_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "no"}, tmp_path, monkeypatch)
+    with pytest.raises(InputError, match="no zero_optimization.stage"):
+        train.check_whole("--probe")
+
+
+def launch(launcher: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What accelerate launch sets; a configuration file is written with the stage that stands for its name."""
+    for name, value in launcher.items():
+        if name == "ACCELERATE_DEEPSPEED_CONFIG_FILE":
+            path = tmp_path / "zero.json"
+            path.write_text(json.dumps({"zero_optimization": {"stage": int(value)} if value.isdigit() else {}}))
+            value = str(path)
+        monkeypatch.setenv(name, value)
+
+
+def test_a_monitor_needs_a_probe(tmp_path: Path, tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match="give --probe"):
+        finetune.run(config(tmp_path, tiny_folder, monitor=1.0))
+    with pytest.raises(InputError, match="--test is asked at the steps of --dynamics"):
+        finetune.run(config(tmp_path, tiny_folder, test="asked.jsonl"))
+
+
+def test_a_warm_up_longer_than_the_run_is_said(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune.run(config(tmp_path, tiny_folder, warmup_steps=10, micro_batch=16))
+    said = capsys.readouterr().out
+    assert "10 warm-up steps but only 4 step(s): the learning rate never reaches 0.001" in said
+    assert str(tmp_path / "out" / "checkpoint") in said
