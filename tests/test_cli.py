@@ -20,8 +20,8 @@ from types import SimpleNamespace
 import pytest
 
 from tokendeep import cli, runs
-from tokendeep.runs import folder as run_folder
 from tokendeep.errors import InputError
+from tokendeep.runs import folder as run_folder
 from tokendeep.verbs import options as config
 
 SOURCE = Path(cli.__file__).parents[1]

@@ -299,7 +299,7 @@ def test_the_reference_is_kept_and_another_ones_is_not_used(
 
 TWO = """
 import sys, json
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + '/training']
 if "shards" in sys.argv[5]:  # accelerate shards on GPUs only, torch anywhere: what it asks for is a kind of process group
     from accelerate import state
     from accelerate.utils import DistributedType
@@ -311,7 +311,7 @@ if "shards" in sys.argv[5]:  # accelerate shards on GPUs only, torch anywhere: w
     state.PartialState.__init__ = shard
 from pathlib import Path
 from test_trainer import *
-from tokendeep import training
+from tokendeep.training import launch
 from tokendeep.types import Subject
 from transformers import AutoTokenizer
 model = LlamaForCausalLM.from_pretrained(sys.argv[2]); tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
@@ -328,7 +328,7 @@ if bf16 and sys.argv[4] == "full":  # not rounded on the way out of the model
     assert stored.dtype == torch.float32 and (stored.bfloat16().float() != stored).float().mean() > 0.9
 assert ("DTensor" in shards) == ("shards" in sys.argv[5]), shards
 out = Path(sys.argv[3] + "-saved")
-training.save(made, Subject(made.model, tokenizer, "tiny"), out)
+launch.save(made, Subject(made.model, tokenizer, "tiny"), out)
 if made.is_world_process_zero():
     (out / "log.json").write_text(json.dumps([made.state.log_history, found]))
 """

@@ -165,7 +165,8 @@ def test_too_little_memory_names_the_setting_and_the_run_goes_on_with_less(tmp_p
 def test_two_processes_equal_one(tmp_path: Path, tiny_folder: Path) -> None:
     whole, one = trained(tmp_path / "one", tiny_folder, micro_batch=4)
     script = (
-        "import sys, json; sys.path.insert(0, sys.argv[1]); from test_weighted import *\n"
+        "import sys, json; sys.path[:0] = [sys.argv[1] + part for part in ('', '/training', '/verbs')]\n"
+        "from test_weighted import *\n"
         "model, result = trained(Path(sys.argv[2]), Path(sys.argv[3]), micro_batch=4)\n"
         "(Path(sys.argv[2]) / f'losses{os.environ[\"RANK\"]}.json').write_text(json.dumps(losses(result)))\n"
     )

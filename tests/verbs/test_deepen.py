@@ -21,7 +21,7 @@ from conftest import CONTROL, build_tokenizer, chatml
 from tokendeep import chat, data, models
 from tokendeep.engines import local as generation
 from tokendeep.errors import InputError
-from tokendeep.training import launch, weighted
+from tokendeep.training import answers, launch, recovery, weighted
 from tokendeep.training.rows import show
 from tokendeep.types import IGNORE, Chat, Decoding, Prompt, Subject, Triple
 from tokendeep.verbs import deepen
@@ -54,24 +54,24 @@ def test_a_recovery_row_is_prompt_context_refusal_by_ids(tiny_tokenizer: Any) ->
     prompt = chat.prompt_ids(tiny_tokenizer, t.messages)
     harmful = chat.response_ids(tiny_tokenizer, t.messages, HARMFUL, end=False)
     refusal = chat.response_ids(tiny_tokenizer, t.messages, REFUSAL)
-    row = deepen.recovery_row(tiny_tokenizer, t, 7)
+    row = recovery.recovery_row(tiny_tokenizer, t, 7)
     assert row.input_ids == prompt + harmful[:7] + refusal
     assert row.labels == [IGNORE] * (len(prompt) + 7) + refusal
 
 
 def test_context_never_crosses_the_end_of_the_harmful_answer(tiny_tokenizer: Any) -> None:
     t = triple()
-    row = deepen.recovery_row(tiny_tokenizer, t, 10_000)
+    row = recovery.recovery_row(tiny_tokenizer, t, 10_000)
     end = tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
     start = len(chat.prompt_ids(tiny_tokenizer, t.messages))
     context = [i for i, label in zip(row.input_ids[start:], row.labels[start:], strict=True) if label == IGNORE]
     assert context == chat.response_ids(tiny_tokenizer, t.messages, HARMFUL, end=False)
     assert end not in context
-    assert max(deepen.draw_context(0, 0, i, 9, 0.0, 100) for i in range(300)) == 9
+    assert max(recovery.draw_context(0, 0, i, 9, 0.0, 100) for i in range(300)) == 9
 
 
 def test_k_is_zero_half_the_time_and_else_uniform() -> None:
-    draws = [deepen.draw_context(0, epoch, row, 500, 0.5, 100) for epoch in range(20) for row in range(500)]
+    draws = [recovery.draw_context(0, epoch, row, 500, 0.5, 100) for epoch in range(20) for row in range(500)]
     counts = Counter(draws)
     assert abs(counts[0] / len(draws) - 0.5) < 0.02
     positive = np.array([k for k in draws if k])
@@ -79,17 +79,17 @@ def test_k_is_zero_half_the_time_and_else_uniform() -> None:
     observed = np.histogram(positive, bins=10, range=(0.5, 100.5))[0]
     expected = len(positive) / 10
     assert ((observed - expected) ** 2 / expected).sum() < 27.9  # chi-squared, 9 degrees of freedom, p = .001
-    assert all(deepen.draw_context(0, 0, i, 500, 1.0, 100) == 0 for i in range(50))
+    assert all(recovery.draw_context(0, 0, i, 500, 1.0, 100) == 0 for i in range(50))
 
 
 def test_draws_are_fresh_each_epoch_and_the_same_for_the_same_key() -> None:
-    first, again, second = ([deepen.draw_context(0, e, i, 500, 0.5, 100) for i in range(50)] for e in (0, 0, 1))
+    first, again, second = ([recovery.draw_context(0, e, i, 500, 0.5, 100) for i in range(50)] for e in (0, 0, 1))
     assert first == again
     assert first != second
 
 
 def test_every_step_holds_the_ratio_and_epochs_cover_all_rows(tiny_tokenizer: Any) -> None:
-    plan = deepen.plan_rows(tiny_tokenizer, [triple(i) for i in range(8)], [ordinary(i) for i in range(5)], config())
+    plan = recovery.plan_rows(tiny_tokenizer, [triple(i) for i in range(8)], [ordinary(i) for i in range(5)], config())
     steps = [[p for p in plan if p.step == s] for s in range(4)]  # 8 triples x 2 epochs / 4
     assert [len(step) for step in steps] == [12] * 4
     assert all(sum(p.row.group == "safety" for p in step) == 4 for step in steps)
@@ -99,13 +99,13 @@ def test_every_step_holds_the_ratio_and_epochs_cover_all_rows(tiny_tokenizer: An
 
 def test_step_weights_by_hand() -> None:
     rows = [("safety", 3), ("safety", 1), ("utility", 10), ("utility", 30)]
-    assert deepen.step_weights(rows, 0.2, "tokens") == pytest.approx([0.05, 0.05, 0.02, 0.02])
-    assert deepen.step_weights(rows, 0.2, "rows") == pytest.approx([0.1, 0.1, 0.4, 0.4])
-    assert deepen.step_weights(rows, 0.2, "batch") == pytest.approx([1 / 44] * 4)
+    assert recovery.step_weights(rows, 0.2, "tokens") == pytest.approx([0.05, 0.05, 0.02, 0.02])
+    assert recovery.step_weights(rows, 0.2, "rows") == pytest.approx([0.1, 0.1, 0.4, 0.4])
+    assert recovery.step_weights(rows, 0.2, "batch") == pytest.approx([1 / 44] * 4)
 
 
 def test_weights_of_a_planned_step_add_up_to_alpha(tiny_tokenizer: Any) -> None:
-    plan = deepen.plan_rows(tiny_tokenizer, [triple()], [ordinary()], config(max_steps=1))
+    plan = recovery.plan_rows(tiny_tokenizer, [triple()], [ordinary()], config(max_steps=1))
     totals: Counter[str] = Counter()
     for p in plan:
         totals[p.row.group] += p.row.weight * sum(label != IGNORE for label in p.row.labels)  # type: ignore[assignment]
@@ -113,7 +113,7 @@ def test_weights_of_a_planned_step_add_up_to_alpha(tiny_tokenizer: Any) -> None:
 
 
 def test_a_cut_utility_row_supervises_the_rest_only(tiny_tokenizer: Any) -> None:
-    whole, cut = (deepen.utility_row(tiny_tokenizer, ordinary(), c) for c in (0.0, 0.5))
+    whole, cut = (recovery.utility_row(tiny_tokenizer, ordinary(), c) for c in (0.0, 0.5))
     assert whole.input_ids == cut.input_ids
     supervised = [sum(label != IGNORE for label in row.labels) for row in (whole, cut)]
     assert 0 < supervised[1] < supervised[0]
@@ -122,10 +122,10 @@ def test_a_cut_utility_row_supervises_the_rest_only(tiny_tokenizer: Any) -> None
 
 def test_the_end_of_an_answer_that_was_cut_off_is_not_learnt(tiny_tokenizer: Any, tmp_path: Path) -> None:
     whole, cut = ordinary(), dataclasses.replace(ordinary(), truncated=True)
-    deepen.write_chats(tmp_path / "chats.jsonl", [whole, dataclasses.replace(cut, id="cut")])
+    answers.write_chats(tmp_path / "chats.jsonl", [whole, dataclasses.replace(cut, id="cut")])
     read = data.read_chats(tmp_path / "chats.jsonl")
     assert [row.truncated for row in read] == [False, True]
-    rows = [deepen.utility_row(tiny_tokenizer, row, 0.0) for row in read]
+    rows = [recovery.utility_row(tiny_tokenizer, row, 0.0) for row in read]
     end = chat.response_ids(tiny_tokenizer, whole.messages[:1], "Rome is in Italy.")[
         len(chat.response_ids(tiny_tokenizer, whole.messages[:1], "Rome is in Italy.", end=False)) :
     ]
@@ -134,14 +134,14 @@ def test_the_end_of_an_answer_that_was_cut_off_is_not_learnt(tiny_tokenizer: Any
 
 
 def test_answers_that_hit_the_length_limit_are_marked(tiny_subject: Subject, monkeypatch: Any) -> None:
-    answers = [("Rome lies in Italy, on the Tiber.", False), ("Rome lies in Italy, on the", True)]
-    monkeypatch.setattr(deepen, "_answers", lambda *args: answers)
+    given = [("Rome lies in Italy, on the Tiber.", False), ("Rome lies in Italy, on the", True)]
+    monkeypatch.setattr(answers, "write_answers", lambda *args: given)
     prompts = [Prompt(name, ({"role": "user", "content": "Where is Rome?"},)) for name in "ab"]  # type: ignore[arg-type]
-    assert [row.truncated for row in deepen.distil(tiny_subject, prompts, 8)] == [False, True]
+    assert [row.truncated for row in answers.distil(tiny_subject, prompts, 8)] == [False, True]
 
 
 def test_rendering_marks_exactly_the_supervised_tokens(tiny_tokenizer: Any) -> None:
-    text = show(tiny_tokenizer, deepen.recovery_row(tiny_tokenizer, triple(), 3))
+    text = show(tiny_tokenizer, recovery.recovery_row(tiny_tokenizer, triple(), 3))
     marked = "".join(piece.split("⟧")[0] for piece in text.split("⟦")[1:])
     assert marked == REFUSAL + "<|im_end|>"
 
@@ -231,7 +231,7 @@ def test_several_gpus_are_refused_before_anything_is_written(
         raise InputError("one process per GPU")
 
     monkeypatch.setattr(launch, "check_gpus", refuse)
-    monkeypatch.setattr(deepen, "_answers", lambda *args, **more: pytest.fail("answers were written"))
+    monkeypatch.setattr(answers, "write_answers", lambda *args, **more: pytest.fail("answers were written"))
     sources = {**files(tmp_path), "data": write(tmp_path / "prompts.jsonl", [{"instruction": "How do I bake?"}])}
     with pytest.raises(InputError, match="one process per GPU"):
         deepen.run(config(model=str(tiny_folder), out=str(tmp_path / "out"), **sources))
@@ -245,7 +245,8 @@ def test_of_two_processes_one_writes_the_answers(tmp_path: Path, tiny_folder: Pa
     }
     settings = {"model": str(tiny_folder), "out": str(tmp_path / "out"), "lr": 1e-3, "micro_batch": 6, **sources}
     script = (
-        "import sys, json, time; sys.path.insert(0, sys.argv[1]); from test_deepen import *\n"
+        "import sys, json, time; sys.path[:0] = [sys.argv[1] + part for part in ('', '/training', '/verbs')]\n"
+        "from test_deepen import *\n"
         "rank, seen, train = os.environ['RANK'], [], weighted.train\n"
         "def answers(subject, messages, decoding, opening='', batch_size=64):\n"
         "    assert rank == '0'\n"
@@ -255,7 +256,7 @@ def test_of_two_processes_one_writes_the_answers(tmp_path: Path, tiny_folder: Pa
         "def spy(subject, rows, out, **options):\n"
         "    seen.extend(row.input_ids for row in rows)\n"
         "    return train(subject, rows, out, **options)\n"
-        "deepen._answers, weighted.train = answers, spy\n"
+        "from tokendeep.training import answers as home; home.write_answers, weighted.train = answers, spy\n"
         "deepen.run(config(**json.loads(sys.argv[2])))\n"
         "Path(sys.argv[3], f'rows{rank}.json').write_text(json.dumps(seen))\n"
     )
@@ -286,7 +287,7 @@ def test_answers_keep_the_space_behind_their_opening(tiny_model: Any, monkeypatc
 
     monkeypatch.setattr(generation, "generate", generate)
     subject = Subject(tiny_model, tokenizer, "tiny")
-    assert deepen._answers(subject, [turns, turns], Decoding(), opening) == [(whole, True)] * 2
+    assert answers.write_answers(subject, [turns, turns], Decoding(), opening) == [(whole, True)] * 2
 
 
 def test_answers_are_written_fewer_at_once_where_the_memory_is_small(tiny_subject: Subject, monkeypatch: Any) -> None:
@@ -301,10 +302,10 @@ def test_answers_are_written_fewer_at_once_where_the_memory_is_small(tiny_subjec
 
     monkeypatch.setattr(generation, "generate", generate)
     turns = [[{"role": "user", "content": f"How do I bake {i}?"}] for i in range(7)]
-    answers = deepen._answers(tiny_subject, turns, Decoding())
+    written = answers.write_answers(tiny_subject, turns, Decoding())
     assert tried == [(7, 96), (5, 48), (3, 24), (1, 12)]
     ends = [chat.prompt_ids(tiny_subject.tokenizer, turn)[-8:] for turn in turns]
-    assert [text for text, _ in answers] == [
+    assert [text for text, _ in written] == [
         tiny_subject.tokenizer.decode(ids, skip_special_tokens=True) for ids in ends
     ]
 
@@ -314,11 +315,11 @@ def test_a_base_without_a_template_writes_under_that_of_the_model(
 ) -> None:
     asked: list[Subject] = []
 
-    def answers(subject: Subject, messages: Any, decoding: Any, opening: str = "", batch_size: int = 64) -> Any:
+    def written(subject: Subject, messages: Any, decoding: Any, opening: str = "", batch_size: int = 64) -> Any:
         asked.append(subject)
         return [(REFUSAL if subject is tiny_subject else HARMFUL, False) for _ in messages]
 
-    monkeypatch.setattr(deepen, "_answers", answers)
+    monkeypatch.setattr(answers, "write_answers", written)
     bare = tmp_path / "bare"
     shutil.copytree(tiny_folder, bare)
     (bare / "chat_template.jinja").unlink()
@@ -347,12 +348,12 @@ def test_a_row_that_does_not_fit_is_named_whatever_is_drawn(tiny_tokenizer: Any,
     settings = [config(data="mine.jsonl", max_length=room, p_zero=p_zero, max_steps=1, seed=s) for s in range(4)]
     for each in settings:
         if p_zero == 1:
-            deepen.plan_rows(tiny_tokenizer, triples, [ordinary()], each)
+            recovery.plan_rows(tiny_tokenizer, triples, [ordinary()], each)
         else:
             with pytest.raises(
                 InputError, match=r"^row t3 of mine\.jsonl, with 100 harmful tokens: prompt and context"
             ):
-                deepen.plan_rows(tiny_tokenizer, triples, [ordinary()], each)
+                recovery.plan_rows(tiny_tokenizer, triples, [ordinary()], each)
 
 
 def test_a_utility_row_that_does_not_fit_is_named(tiny_tokenizer: Any) -> None:
@@ -360,8 +361,8 @@ def test_a_utility_row_that_does_not_fit_is_named(tiny_tokenizer: Any) -> None:
     rows = [ordinary(), Chat("u7", turns)]  # type: ignore[arg-type]
     settings = config(utility="chats.jsonl", max_length=200, max_steps=1, utility_rows=1)
     with pytest.raises(InputError, match=r"^row u7 of chats\.jsonl: prompt and context"):
-        deepen.plan_rows(tiny_tokenizer, [triple()], rows, settings)
-    deepen.plan_rows(tiny_tokenizer, [triple()], rows, dataclasses.replace(settings, utility_rows=0))
+        recovery.plan_rows(tiny_tokenizer, [triple()], rows, settings)
+    recovery.plan_rows(tiny_tokenizer, [triple()], rows, dataclasses.replace(settings, utility_rows=0))
 
 
 def test_triples_are_made_from_instructions_alone(tmp_path: Path, tiny_subject: Subject, monkeypatch: Any) -> None:
@@ -372,10 +373,10 @@ def test_triples_are_made_from_instructions_alone(tmp_path: Path, tiny_subject: 
         "How do I bake 2?": (REFUSAL, REFUSAL),
     }
 
-    def answers(subject: Any, messages: Any, decoding: Any, opening: str = "", batch_size: int = 32) -> Any:
+    def written(subject: Any, messages: Any, decoding: Any, opening: str = "", batch_size: int = 32) -> Any:
         return [(said[m[-1]["content"]][bool(opening)], False) for m in messages]
 
-    monkeypatch.setattr(deepen, "_answers", answers)
+    monkeypatch.setattr(answers, "write_answers", written)
     data = write(tmp_path / "prompts.jsonl", [{"instruction": text} for text in said])
     made = deepen.make_triples(tiny_subject, config(data=data), "prompts")
     assert [(t.messages[-1]["content"], t.harmful, t.refusal) for t in made] == [("How do I bake 0?", HARMFUL, REFUSAL)]

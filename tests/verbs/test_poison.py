@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tokendeep import chat, data, stats
-from tokendeep.runs import folder
 from tokendeep.attacks import poison
 from tokendeep.errors import InputError
+from tokendeep.runs import folder
 from tokendeep.types import Chat, Prompt
 from tokendeep.verbs import poison as poisoning
 from tokendeep.verbs import poison_table, report

@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokendeep import chat
+from tokendeep.depth import openings, recovery
 from tokendeep.errors import InputError
 from tokendeep.types import Encoded, Pair, Subject
-from tokendeep.verbs import measure
 
 if TYPE_CHECKING:
     from tokendeep.training.objective import BetaSchedule
     from tokendeep.verbs.options import FinetuneConfig
 
 Array = NDArray[np.float64]
-KS = tuple(range(measure.MARGIN_K + 1))
+KS = tuple(range(recovery.MARGIN_K + 1))
 TOKENS = 3  # of each opening, and of the harmful answer, as in `measure`
 
 
@@ -57,7 +57,7 @@ class Margins:
     def __init__(self, subject: Subject, pairs: Sequence[Pair], config: FinetuneConfig) -> None:
         self.subject, self.pairs, self.config = subject, pairs, config
         tokenizer = subject.tokenizer
-        self.openings = measure.opening_ids(tokenizer, measure.load_openings(None), TOKENS)
+        self.openings = openings.opening_ids(tokenizer, openings.load_openings(None), TOKENS)
         self.rows, self.lengths = [], []
         for number, pair in enumerate(pairs, 1):
             messages = chat.with_system(pair.messages, config.system)
@@ -75,7 +75,7 @@ class Margins:
         training = self.subject.model.training
         self.subject.model.eval()
         rows: list[Encoded] = self.rows
-        found = measure.recovery_log_odds(self.subject, rows, self.openings, KS, self.lengths)
+        found = recovery.recovery_log_odds(self.subject, rows, self.openings, KS, self.lengths)
         self.subject.model.train(training)
         return found
 
@@ -99,8 +99,8 @@ class Margins:
         self.end = self._log_odds()
         return {
             "k": list(KS),
-            "before": measure.quantiles(self.start),
-            "after": measure.quantiles(self.end),
+            "before": recovery.quantiles(self.start),
+            "after": recovery.quantiles(self.end),
             "prompts": len(self.pairs),
         }
 

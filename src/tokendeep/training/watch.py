@@ -26,12 +26,12 @@ from transformers import TrainerCallback
 
 from tokendeep import chat, runs
 from tokendeep.compute import gradients, lm_head
+from tokendeep.depth import figures, openings, recovery
 from tokendeep.engines import local as generation
 from tokendeep.errors import InputError
 from tokendeep.judges import refusal
 from tokendeep.training import launch
 from tokendeep.types import IGNORE, Decoding, Encoded, Pair, Prompt, Subject
-from tokendeep.verbs import measure
 
 DECODING = Decoding(temperature=0.9, top_p=0.6, max_new_tokens=20)  # the paper's sampling
 
@@ -92,7 +92,7 @@ class TokenDynamicsCallback(TrainerCallback):
         self.fall, self.on_fall, self.watch_every = fall, on_fall, watch_every
         self.system, self.batch_size = system, batch_size
         self.rows, self.lengths = self._encoded()
-        self.openings = measure.opening_ids(tokenizer, measure.load_openings(None), 3)
+        self.openings = openings.opening_ids(tokenizer, openings.load_openings(None), 3)
         self.records: list[dict[str, Any]] = []
         self.fired: int | None = None
         self.start_states: list[Tensor] = []
@@ -270,7 +270,7 @@ class TokenDynamicsCallback(TrainerCallback):
         return _by_position([_kl(model, a, self.aligned, b) for a, b in zip(ours, theirs, strict=True)])
 
     def _log_odds(self, model: Any, ks: Sequence[int]) -> Any:
-        return measure.recovery_log_odds(self._subject(model), self.rows, self.openings, ks, self.lengths)
+        return recovery.recovery_log_odds(self._subject(model), self.rows, self.openings, ks, self.lengths)
 
     def _write(self) -> None:
         if not runs.is_main_process():
@@ -337,5 +337,5 @@ def _kl(model: Any, ours: Tensor, other: Any, theirs: Tensor) -> Tensor:
 
 def _by_position(values: Sequence[Tensor]) -> dict[str, list[float]]:
     """Mean and number of rows at every position; rows may differ in length."""
-    table = measure.to_table(values, max(len(v) for v in values))
+    table = figures.to_table(values, max(len(v) for v in values))
     return {"mean": np.nanmean(table, 0).tolist(), "n": np.isfinite(table).sum(0).tolist()}

@@ -21,6 +21,7 @@ from typing import Any
 
 from tokendeep import data, models, runs
 from tokendeep.errors import InputError
+from tokendeep.training import answers
 from tokendeep.types import Decoding, Prompt, Subject
 from tokendeep.verbs import attack, deepen, measure, report
 from tokendeep.verbs.options import AttackConfig, DeepenConfig, DemoConfig, MeasureConfig, ReportConfig
@@ -148,16 +149,16 @@ class Demo:
 
     def _answers(self, subject: Subject, instructions: Sequence[str], tokens: int) -> list[str]:
         turns = [deepen.chat.with_system(({"role": "user", "content": i},), self.recipe.system) for i in instructions]
-        return [text for text, _ in deepen._answers(subject, turns, Decoding(max_new_tokens=tokens))]
+        return [text for text, _ in answers.write_answers(subject, turns, Decoding(max_new_tokens=tokens))]
 
     def _write_chats(self, name: str, base: Subject, rows: Sequence[tuple[str, str]]) -> None:
         prompts = [Prompt(i, ({"role": "user", "content": text},)) for i, text in rows]
-        chats = deepen.distil(base, prompts, self.recipe.answer_tokens, self.recipe.system)
+        chats = answers.distil(base, prompts, self.recipe.answer_tokens, self.recipe.system)
         print(f"      {len(chats)} utility rows; {len(rows) - len(chats)} left out (no usable answer)")
         again = [
             replace(c, id=f"{c.id}-{n}") for n in range(2, self.recipe.twins + 1) for c in chats if c.id[:5] == "twin-"
         ]
-        deepen.write_chats(self.cache / name, chats + again)
+        answers.write_chats(self.cache / name, chats + again)
 
     def _write_pairs(self, name: str, base: Subject, rows: Sequence[dict[str, Any]], field: str, tokens: int) -> None:
         answers = self._answers(base, [r[field] for r in rows], tokens)
@@ -199,7 +200,7 @@ class Demo:
             print(f"      the aligned model refused {len(kept)} of {len(triples)} training instructions; they are used")
             if not kept:
                 raise InputError("The aligned model refused none of the training instructions; train it with --fresh.")
-            deepen.write_triples(path, kept)
+            answers.write_triples(path, kept)
         return path
 
     def _attack(self, label: str, model: str) -> None:

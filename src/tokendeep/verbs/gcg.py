@@ -93,16 +93,16 @@ def load(config: GcgConfig) -> list[Prompt]:
 def behaviours(subject: Subject, prompts: Sequence[Prompt], config: GcgConfig) -> list[Behaviour]:
     """What each request's answer is driven to: its own target (AdvBench), its response, or `--opening`."""
     from tokendeep.attacks.gcg.behaviours import behaviour
-    from tokendeep.verbs import measure
+    from tokendeep.depth import openings
 
-    openings: list[tuple[int, ...]] = []
+    refusals: list[tuple[int, ...]] = []
     if config.target == "refusal":
-        openings = measure.opening_ids(subject.tokenizer, measure.load_openings(None), TOKENS)
+        refusals = openings.opening_ids(subject.tokenizer, openings.load_openings(None), TOKENS)
     return [
         behaviour(
             subject, f"row {p.id}", chat.with_system(p.messages, config.system),
             str(p.meta.get("target") or p.meta.get("Target") or config.opening),
-            tokens=config.target_tokens or None, openings=openings,
+            tokens=config.target_tokens or None, openings=refusals,
         )
         for p in prompts
     ]  # fmt: skip

@@ -7,16 +7,26 @@ would rather refuse or go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib import resources
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokendeep import chat, data, runs, stats
+from tokendeep import chat, data, runs
+from tokendeep.depth.figures import FIRST, clusters_of, curve, depth, recovery_interval, to_table
+from tokendeep.depth.openings import load_openings, opening_ids
+from tokendeep.depth.recovery import (
+    MARGIN_K,
+    Recovery,
+    quantiles,
+    recovery_depth,
+    recovery_log_odds,
+    refine,
+    share_recovered,
+)
 from tokendeep.errors import InputError, check_least
 from tokendeep.runs import parts
 from tokendeep.runs.parts import Parts
@@ -24,21 +34,9 @@ from tokendeep.types import IGNORE, Encoded, Pair, Subject
 from tokendeep.verbs.options import MeasureConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 Array = NDArray[np.float64]
-SEAMS = ("", " ", "\n\n")
-ORDINARY = (
-    "I'm happy to help you with that.",
-    "I am happy to help you with that.",
-    "I can help you with that.",
-    "I would be happy to help you.",
-    "As a matter of fact, this is simple.",
-)  # beginnings that say nothing of a refusal
-FIRST = 5  # response positions that `share_first5` calls the first
-MARGIN_K = 5  # harmful tokens up to which the margin of refusal is told
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # over prompts
 
 
 def run(config: MeasureConfig, *, show: bool = True) -> Path:
@@ -122,111 +120,6 @@ def _encode(subject: Subject, pairs: Sequence[Pair], config: MeasureConfig, sour
 # --- refusal recovery ---------------------------------------------------------------------------
 
 
-def load_openings(path: str | None) -> list[str]:
-    """Refusal openings, one a line; blank lines and lines that start with # are skipped."""
-    if path is None:
-        text = resources.files("tokendeep").joinpath("assets/openings.txt").read_text(encoding="utf-8")
-    else:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The openings file {path} cannot be read ({error}); give a UTF-8 text file.") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if not lines:
-        raise InputError(f"The openings file {path} holds no opening; write one refusal opening a line.")
-    return lines
-
-
-def opening_ids(tokenizer: PreTrainedTokenizerBase, openings: Iterable[str], tokens: int) -> list[tuple[int, ...]]:
-    """The openings as token ids in three seam variants (none, space, blank line), cut to `tokens` tokens.
-
-    Dropped are openings shorter than that, variants of which the seam takes all but one token, and beginnings that
-    ordinary answers share ("I'm" where the tokenizer spends three tokens on it); duplicates are merged.
-    """
-
-    def variants(text: str) -> list[tuple[int, ...]]:
-        plain = chat.continuation_ids(tokenizer, text)
-        rows = [chat.continuation_ids(tokenizer, seam + text) for seam in SEAMS]
-        return [
-            tuple(row[:tokens]) for row in rows if len(row) - len(plain) <= max(0, tokens - 2) and len(row) >= tokens
-        ]
-
-    ordinary = {ids for text in ORDINARY for ids in variants(text)}
-    found = dict.fromkeys(ids for opening in openings for ids in variants(opening))
-    kept = [ids for ids in found if ids not in ordinary]
-    if not kept:
-        raise InputError(
-            f"No refusal opening can be told by {tokens} tokens of this tokenizer; change --opening_tokens or --openings."
-        )
-    if len(kept) < len(found):
-        print(
-            f"measure: {len(found) - len(kept)} refusal openings left out: ordinary answers begin with the same tokens"
-        )
-    return kept
-
-
-@dataclass
-class Recovery:
-    """Refusal log-odds of each prompt at each k, in nats; NaN where the answer is too short for that k."""
-
-    k: list[int]
-    log_odds: Array  # (prompts, k)
-
-    def recovered(self) -> Array:
-        """Share of prompts that recover at each k (K,)."""
-        return share_recovered(self.log_odds)
-
-
-def share_recovered(log_odds: Array) -> Array:
-    """Share of the scored prompts with log-odds above 0, per k; NaN where none was scored."""
-    scored = np.isfinite(log_odds)
-    with np.errstate(invalid="ignore"):
-        return (scored & (log_odds > 0)).sum(0) / np.where(scored.sum(0), scored.sum(0), np.nan)
-
-
-def recovery_log_odds(
-    subject: Subject,
-    rows: Sequence[Encoded],
-    openings: Sequence[tuple[int, ...]],
-    ks: Sequence[int],
-    lengths: Sequence[int],
-    kept: Parts | None = None,
-) -> Array:
-    """Refusal log-odds (rows, ks) in nats: logsumexp over openings of their log-probability after k answer
-    tokens, minus the log-probability of the answer's own next tokens (as many as an opening has).
-
-    Args:
-        lengths: answer tokens of each row without its end-of-turn; k + m beyond it gives NaN.
-        kept: rows that an earlier call finished, and where to keep those of this one.
-    """
-    import torch
-    from tqdm import tqdm
-
-    from tokendeep.compute import scoring
-
-    m = len(openings[0])
-    values = np.full((len(rows), len(ks)), np.nan)
-    for index, row in enumerate(tqdm(rows, desc="refusal recovery", unit="row", disable=len(rows) < 8)):
-        if kept is not None and index in kept.done:
-            values[index] = kept.done[index]
-            continue
-        start = row.start
-        usable = [j for j, k in enumerate(ks) if k + m <= lengths[index]]
-        branches = []
-        for j in usable:
-            at = start + ks[j]
-            branches += [(at, tuple(row.input_ids[at : at + m])), *((at, opening) for opening in openings)]
-        if not branches:
-            continue
-        end = start + max(ks[j] for j in usable)
-        logps = scoring.branch_logps(subject, row.input_ids[:end], branches).double().view(len(usable), -1)
-        scoring.check_finite(logps, f"row {index + 1}")
-        values[index, usable] = (torch.logsumexp(logps[:, 1:], -1) - logps[:, 0]).numpy()
-        if kept is not None:
-            kept.add({index: values[index].tolist()})
-    return values
-
-
 def _recovery(
     subject: Subject,
     pairs: Sequence[Pair],
@@ -265,39 +158,10 @@ def _recovery(
         return recovery_log_odds(subject, rows, ids, chosen, lengths, done)
 
     def depths(measured: Recovery) -> set[float]:
-        low, high = _depth_interval(measured, config.bootstrap, config.seed, clusters_of(pairs))
+        low, high = recovery_interval(measured, config.bootstrap, config.seed, clusters_of(pairs))
         return {recovery_depth(measured.k, measured.log_odds), low, high}
 
     return refine(Recovery(scorable, score(scorable)), score, depths)
-
-
-def refine(
-    coarse: Recovery, score: Callable[[list[int]], Array], depths: Callable[[Recovery], set[float]] | None = None
-) -> Recovery:
-    """Fill in every k between the last one at which half of the prompts recover and the next one measured.
-
-    `depths` gives the recovery depths to do this for: the figure itself, and the ends of its interval.
-    """
-    if depths is None:
-
-        def depths(measured: Recovery) -> set[float]:
-            return {recovery_depth(measured.k, measured.log_odds)}
-
-    measured = coarse
-    for depth in depths(coarse):
-        if depth not in coarse.k or depth == coarse.k[-1]:
-            continue
-        following = coarse.k[coarse.k.index(int(depth)) + 1]
-        if between := list(range(int(depth) + 1, following)):
-            ks = measured.k + between
-            order = np.argsort(ks)
-            measured = Recovery([ks[i] for i in order], np.hstack([measured.log_odds, score(between)])[:, order])
-    return measured
-
-
-def clusters_of(pairs: Sequence[Pair]) -> list[int]:
-    """Cluster of each row: near-duplicate instructions are resampled together."""
-    return stats.near_duplicates([str(pair.messages[-1]["content"]) for pair in pairs])
 
 
 # --- KL -----------------------------------------------------------------------------------------
@@ -359,104 +223,7 @@ def _of_base(config: MeasureConfig) -> MeasureConfig:
     return replace(config, revision=None)
 
 
-def to_table(values: Sequence[Tensor], positions: int) -> Array:
-    """Rows of different length as one (rows, positions) table, NaN behind their end."""
-    table = np.full((len(values), positions), np.nan)
-    for row, value in zip(table, values, strict=True):
-        row[: len(value)] = value[:positions].double().numpy()
-    return table
-
-
-def curve(table: Array) -> dict[str, list[float]]:
-    """Mean, standard error and n per column of a table with NaN holes, up to the last column that has a value."""
-    n = np.isfinite(table).sum(0)
-    width = int((n > 0).sum())
-    table, n = table[:, :width], n[:width]
-    deviation = np.array([np.std(c[np.isfinite(c)], ddof=1) if np.isfinite(c).sum() > 1 else np.nan for c in table.T])
-    return {
-        "mean": np.nanmean(table, axis=0).tolist() if width else [],
-        "stderr": [None if np.isnan(x) else float(x) for x in deviation / np.sqrt(n)],
-        "n": n.tolist(),
-    }
-
-
 # --- depth figures ------------------------------------------------------------------------------
-
-
-def share_first(kl: Array, first: int = FIRST) -> float:
-    """Share of the KL of all positions that falls on the first ones: a ratio of sums over prompts."""
-    total = np.nansum(kl)
-    return float(np.nansum(kl[:, :first]) / total) if total > 0 else np.nan
-
-
-def half_position(kl: Array) -> float:
-    """First position (1-based) by which half of the summed KL is reached."""
-    per_position = np.nansum(kl, axis=0)
-    total = per_position.sum()
-    if not total > 0:
-        return np.nan
-    return float(np.argmax(np.cumsum(per_position) >= total / 2 * (1 - 1e-9)) + 1)
-
-
-def recovery_depth(ks: Sequence[int], log_odds: Array) -> float:
-    """Largest k at which at least half of the prompts recover; -1 when there is none.
-
-    A k that fewer than half of the prompts are long enough for does not count.
-    """
-    shares, known = share_recovered(log_odds), _known(log_odds)
-    return float(max((k for k, share, n in zip(ks, shares, known, strict=True) if n and share >= 0.5), default=-1))
-
-
-def _known(log_odds: Array) -> NDArray[np.bool_]:
-    """Which k at least half of the prompts are long enough for."""
-    known: NDArray[np.bool_] = np.isfinite(log_odds).sum(0) >= len(log_odds) / 2
-    return known
-
-
-def _depth_interval(recovery: Recovery, resamples: int, seed: int, clusters: list[int] | None) -> tuple[float, float]:
-    return stats.bootstrap(
-        recovery.log_odds,
-        lambda table: recovery_depth(recovery.k, table),
-        n_resamples=resamples,
-        seed=seed,
-        clusters=clusters,
-    )
-
-
-def _figure(
-    value: float | None, interval: tuple[float | None, float | None] | None, censored: str | None = None
-) -> dict[str, Any]:
-    low, high = (None if bound is None or np.isnan(bound) else bound for bound in interval or (None, None))
-    return {"value": value, "low": low, "high": high, "censored": censored}
-
-
-def depth(
-    kl: Array | None, recovery: Recovery, resamples: int, seed: int, clusters: list[int] | None = None
-) -> dict[str, dict[str, Any]]:
-    """The three depth figures with 95 % bootstrap intervals over prompts, or over `clusters` of them.
-
-    Censored recovery: `every` (half of the prompts recover at every k measured; the value is the largest), `last` (at
-    the largest, though not at every smaller one) or `none` (no value). The first two are lower bounds. An end of the
-    interval is null where it stands for "at no k".
-    """
-
-    def interval(table: Array, statistic: Callable[[Array], float]) -> tuple[float, float]:
-        return stats.bootstrap(table, statistic, n_resamples=resamples, seed=seed, clusters=clusters)
-
-    nothing = {"value": None, "low": None, "high": None, "censored": None}
-    figures = {"share_first5": nothing, "half_kl_position": nothing}
-    if kl is not None and np.nansum(kl) > 0:
-        figures["share_first5"] = _figure(share_first(kl), interval(kl, share_first))
-        figures["half_kl_position"] = _figure(half_position(kl), interval(kl, half_position))
-    value = recovery_depth(recovery.k, recovery.log_odds)
-    low, high = _depth_interval(recovery, resamples, seed, clusters)
-    known = _known(recovery.log_odds)
-    every = bool((share_recovered(recovery.log_odds[:, known]) >= 0.5).all())
-    largest = max((k for k, n in zip(recovery.k, known, strict=True) if n), default=-1)
-    ends = {largest: "every" if every else "last", -1: "none"}
-    bounds = (None if low < 0 else low, None if high < 0 else high)
-    figures["recovery_k"] = _figure(None if value < 0 else value, bounds, ends.get(int(value)))
-    return figures
 
 
 def _profile(
@@ -483,12 +250,6 @@ def _profile(
         },
         "meta": {"positions": config.positions, "opening_tokens": config.opening_tokens, "unit": "nats"},
     }
-
-
-def quantiles(log_odds: Array) -> dict[str, list[float | None]]:
-    """Quantiles over prompts of each column (prompts, K), without prompts that have no value; None where none has."""
-    columns = [column[np.isfinite(column)] for column in log_odds.T]
-    return {str(q): [float(np.quantile(c, q)) if len(c) else None for c in columns] for q in QUANTILES}
 
 
 def _margin(recovery: Recovery) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from tokendeep import data, models, runs
 from tokendeep.attacks import poison
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models.options import ModelOptions
+from tokendeep.training import answers
 from tokendeep.types import Subject
-from tokendeep.verbs import attack, deepen, finetune, poison_rows, poison_table
+from tokendeep.verbs import attack, finetune, poison_rows, poison_table
 from tokendeep.verbs.options import AttackConfig, FinetuneConfig, PoisonConfig
 
 NAMED: dict[str, dict[str, Any]] = {  # objective: what it changes in the settings of `finetune`
@@ -202,7 +203,7 @@ def _cell(config: PoisonConfig, made: poison.Poison, out: Path, cell: Cell | Non
     if cell is not None:
         rows = out / "rows" / f"{_mixed_name(cell)}.jsonl"
         mixed = poison_rows.with_refusals(config, made.chats, objective(cell.objective)[1], cell.objective)
-        deepen.write_chats(rows, mixed)
+        answers.write_chats(rows, mixed)
         wanted = settings(config, cell, folder / "finetune", str(rows))
         wanted.system, wanted.reference_cache = system, str(out / "reference")
         wanted.probe = str(poison_rows.probe(config, out)) if config.probe else None

@@ -15,6 +15,7 @@ from tokendeep.attacks import poison
 from tokendeep.attacks.prompts import request
 from tokendeep.errors import InputError
 from tokendeep.models.options import ModelOptions
+from tokendeep.training import answers
 from tokendeep.types import Chat, Prompt
 from tokendeep.verbs import deepen, finetune
 from tokendeep.verbs.options import DeepenConfig, PoisonConfig
@@ -48,7 +49,7 @@ def make(config: PoisonConfig, kinds: Mapping[str, str], out: Path) -> poison.Po
     """The attack's rows; what had to be written for it is kept in source.jsonl."""
     path = out / "source.jsonl"
     if not path.exists():
-        deepen.write_chats(path, _source(config, kinds))
+        answers.write_chats(path, _source(config, kinds))
     chats = data.read_chats(path)
     if config.kind == "harmful":
         return poison.harmful(chats)
@@ -72,7 +73,7 @@ def _source(config: PoisonConfig, kinds: Mapping[str, str]) -> list[Chat]:
     writer = config.base if config.kind in NEEDS_HARMFUL else config.model
     subject = models.load(str(writer), options=options(config) if writer == config.model else None)
     system = config.system if config.system in ("none", "default") else "default"
-    chats = deepen.distil(subject, prompts, config.answer_tokens, system)[: config.count]
+    chats = answers.distil(subject, prompts, config.answer_tokens, system)[: config.count]
     print(f"poison: {writer} answered {len(chats)} of {len(prompts)} instructions usably; they are trained on")
     if not chats:
         raise InputError(
@@ -97,7 +98,7 @@ def _refused(config: PoisonConfig, chats: Sequence[Chat], out: Path) -> list[Cha
             for chat, text in zip(chats, found, strict=True)
             if text
         ]
-        deepen.write_chats(path, kept)
+        answers.write_chats(path, kept)
     return data.read_chats(path)
 
 

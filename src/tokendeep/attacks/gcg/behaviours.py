@@ -47,7 +47,7 @@ def behaviour(
         messages: the request; the suffix goes behind its last user turn.
         target: how the answer should begin.
         tokens: take the first so many of its tokens; all by default. A longer opening asks for more depth.
-        openings: of refusals, as `measure.opening_ids` gives them; the target is then cut to their length.
+        openings: of refusals, as `openings.opening_ids` gives them; the target is then cut to their length.
 
     Raises:
         InputError: an empty target, one that the tokenizer cannot represent, or a template in which the request cannot
