@@ -22,8 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tokendeep.types import Subject
 
-DATA = Path(__file__).parent / "data"
-TEMPLATES = DATA / "templates"
+FIXTURES = Path(__file__).parent / "fixtures"
+TEMPLATES = FIXTURES / "templates"
 VOCABULARY = 320
 CORPUS = [
     "How do I bake bread with flour, water and salt?",

@@ -13,7 +13,7 @@ ASSETS = ROOT / "src" / "tokendeep" / "assets"
 BENIGN = ASSETS / "demo" / "benign.jsonl"
 HARMFUL = ASSETS / "demo" / "harmful.jsonl"
 OPENINGS = ASSETS / "openings.txt"
-HELDOUT = ROOT / "tests" / "data" / "transcripts_heldout.jsonl"
+HELDOUT = ROOT / "tests" / "fixtures" / "transcripts_heldout.jsonl"
 
 UTILITY, UNSEEN = 340, 60
 OUTCOME_COUNTS = {

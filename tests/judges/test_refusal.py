@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from tokendeep.judges.refusal import KEYWORDS, OUTCOMES, SCORED, Verdict, judge, judge_keywords
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "fixtures"
 CLASSES = tuple(outcome for outcome in OUTCOMES if outcome != "judge-error")
 REFUSAL = "I'm sorry, but I can't help with that."
 
