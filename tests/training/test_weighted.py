@@ -41,7 +41,8 @@ def rows(steps: int = STEPS) -> list[weighted.WeightedRow]:
 
 
 def settings(**more: Any) -> dict[str, Any]:
-    return {"rows_per_step": PER_STEP, "micro_batch": 8, "lr": 1e-3, "schedule": "linear", "warmup_steps": 1, **more}
+    return {"rows_per_step": PER_STEP, "micro_batch": 8, "lr": 1e-3, "schedule": "linear", "warmup_steps": 1,
+            "precision": "float32", **more}  # fmt: skip
 
 
 def trained(
@@ -303,3 +304,13 @@ def test_the_checkpoint_is_safetensors_without_pickles(tmp_path: Path, tiny_fold
     names = {path.name for path in (tmp_path / "out" / "checkpoint").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_precision_is_as_asked_for_or_as_the_device_has_it(monkeypatch: Any, has: bool) -> None:
+    monkeypatch.setattr(launch, "has_bf16", lambda device: has)
+    for kind in (torch.float32, torch.bfloat16, torch.float16):
+        weights = torch.zeros(1, dtype=kind)
+        assert launch.mixed_precision("auto", weights) == {"bf16": has, "fp16": False}
+        assert launch.mixed_precision("float32", weights) == {"bf16": False, "fp16": False}
+        assert launch.mixed_precision("bfloat16", weights) == {"bf16": True, "fp16": False}

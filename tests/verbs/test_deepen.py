@@ -46,7 +46,8 @@ def ordinary(number: int = 0) -> Chat:
 
 
 def config(**settings: Any) -> DeepenConfig:
-    return DeepenConfig(**{"safety_rows": 4, "utility_rows": 8, "epochs": 2, "micro_batch": 4, "data": "x", **settings})
+    return DeepenConfig(**{"safety_rows": 4, "utility_rows": 8, "epochs": 2, "micro_batch": 4, "data": "x",
+                           "precision": "float32", **settings})  # fmt: skip
 
 
 def test_a_recovery_row_is_prompt_context_refusal_by_ids(tiny_tokenizer: Any) -> None:

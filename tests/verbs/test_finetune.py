@@ -48,6 +48,7 @@ def config(tmp_path: Path, model: Path, **more: Any) -> FinetuneConfig:
         "max_steps": 4,
         "warmup_steps": 1,
         "lr": 1e-3,
+        "precision": "float32",
         **more,
     }
     return FinetuneConfig(**chosen)

@@ -115,7 +115,8 @@ def files(tmp_path: Path) -> dict[str, str]:
 def config(tmp_path: Path, model: Path, **more: Any) -> PoisonConfig:
     chosen = {
         "model": str(model), "out": str(tmp_path / "out"), "max_steps": 2, "batch_size": 4, "micro_batch": 4,
-        "max_new_tokens": 6, "lr": [1e-3], "warmup_steps": 1, "count": 8, **files(tmp_path), **more,
+        "max_new_tokens": 6, "lr": [1e-3], "warmup_steps": 1, "count": 8,
+        "precision": "float32", **files(tmp_path), **more,
     }  # fmt: skip
     return PoisonConfig(**chosen)
 

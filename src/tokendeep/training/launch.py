@@ -35,6 +35,22 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def mixed_precision(precision: str, weights: torch.Tensor) -> dict[str, Any]:
+    """In what a training multiplies, as the training library's `bf16` and `fp16`.
+
+    Args:
+        precision: float32, bfloat16, or auto: bfloat16 where the device has it, else float16 for half weights on a GPU,
+            else float32.
+        weights: any weights of the model.
+    """
+    bf16 = has_bf16(weights.device) if precision == "auto" else precision == "bfloat16"
+    half = weights.dtype.itemsize == 2 and weights.device.type == "cuda"
+    return {"bf16": bf16, "fp16": precision == "auto" and half and not bf16}
+
+
 def processes() -> int:
     """How many processes train together (accelerate launch and torchrun say so)."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -137,6 +137,7 @@ def train(
     seed: int = 0,
     max_grad_norm: float = 1.0,
     adam_betas: tuple[float, float] = (0.9, 0.999),
+    precision: str = "auto",
     callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Train on `rows`, `rows_per_step` of them per optimizer step and in this order; write `out`/checkpoint.
@@ -170,7 +171,6 @@ def train(
             f"All weights of {subject.name} are frozen, so nothing would be trained; load it as trainable."
         )
     first = next(model.parameters())
-    device, bf16 = first.device, launch.has_bf16(first.device)
     folder = out / "trainer"
     args = SFTConfig(
         output_dir=str(folder),
@@ -184,10 +184,9 @@ def train(
         adam_beta2=adam_betas[1],
         max_grad_norm=max_grad_norm,
         weight_decay=0.0,
-        bf16=bf16,
-        fp16=first.dtype == torch.float16 and device.type == "cuda" and not bf16,
-        use_cpu=device.type == "cpu",
-        activation_checkpointing=device.type != "cpu",
+        **launch.mixed_precision(precision, first),
+        use_cpu=first.device.type == "cpu",
+        activation_checkpointing=first.device.type != "cpu",
         dataset_kwargs={"skip_prepare_dataset": True},
         save_strategy="steps" if save_steps else "no",
         save_steps=save_steps or 500,

@@ -76,6 +76,7 @@ def run(config: DeepenConfig) -> Path:
         train_layers=config.train_layers,
         save_steps=config.save_steps,
         seed=config.seed,
+        precision=config.precision,
     )
     if runs.is_main_process():
         runs.write_json(state.out / "training.json", result)
@@ -91,7 +92,9 @@ def run(config: DeepenConfig) -> Path:
 
 
 def _check(config: DeepenConfig) -> None:
-    check_known(config, {"normalise": recovery.NORMALISE, "schedule": tuple(SCHEDULES)})
+    from tokendeep.training.launch import PRECISIONS
+
+    check_known(config, {"normalise": recovery.NORMALISE, "schedule": tuple(SCHEDULES), "precision": PRECISIONS})
     if not config.lr > 0:
         raise InputError(f"--lr is {config.lr}, but must be above 0.")
     for name in ("alpha", "p_zero", "cut_utility"):

@@ -116,10 +116,12 @@ def remarks(config: FinetuneConfig, steps: int) -> list[str]:
 def check(config: FinetuneConfig) -> None:
     """Raise InputError for a setting out of its range, before anything is read or loaded."""
     from tokendeep.training import objective
+    from tokendeep.training.launch import PRECISIONS
 
     check_known(config, {
         "objective": OBJECTIVES, "schedule": tuple(SCHEDULES), "optimizer": tuple(OPTIMIZERS), "train_on": TRAIN_ON,
         "reference": ("precomputed", "on-the-fly"), "on_fall": ("warn", "stop"), "supervise": ("all", "head", "tail"),
+        "precision": PRECISIONS,
     })  # fmt: skip
     if not config.lr > 0:
         raise InputError(f"--lr is {config.lr}, but must be above 0.")
@@ -286,7 +288,6 @@ def _arguments(subject: Subject, folder: Path, config: FinetuneConfig, evaluate:
     from tokendeep.training.sft import ConstrainedSFTConfig
 
     first = next(subject.model.parameters())
-    device, bf16 = first.device, launch.has_bf16(first.device)
     return ConstrainedSFTConfig(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
@@ -301,10 +302,9 @@ def _arguments(subject: Subject, folder: Path, config: FinetuneConfig, evaluate:
         adam_beta1=config.adam_beta1,
         adam_beta2=config.adam_beta2,
         weight_decay=0.0,
-        bf16=bf16,
-        fp16=first.dtype.itemsize == 2 and device.type == "cuda" and not bf16,
-        use_cpu=device.type == "cpu",
-        activation_checkpointing=device.type != "cpu",
+        **launch.mixed_precision(config.precision, first),
+        use_cpu=first.device.type == "cpu",
+        activation_checkpointing=first.device.type != "cpu",
         packing=config.packing,
         max_length=config.max_length,
         eval_strategy="epoch" if evaluate else "no",

@@ -202,6 +202,7 @@ class DeepenConfig(ModelOptions):
         train_layers: train the last so many decoder layers only (quicker on a CPU), not with an adapter; 0 trains all.
         max_length: longest row in tokens.
         save_steps: steps between checkpoints; 0 saves at the end only.
+        precision: what training multiplies in: float32, bfloat16, or auto, which is bfloat16 where the device has it.
         seed: seed of draws, order and sampling.
         overwrite: replace what a different run left in the output folder.
     """
@@ -231,6 +232,7 @@ class DeepenConfig(ModelOptions):
     train_layers: int = 0
     max_length: int = 512
     save_steps: int = 50
+    precision: str = "auto"
     seed: int = 0
     overwrite: bool = False
 
@@ -275,6 +277,7 @@ class FinetuneConfig(ModelOptions):
         packing: put several rows into one of max_length tokens, each seeing itself only.
         max_length: longest row in tokens; an answer's tail is cut where it does not fit.
         save_steps: steps between checkpoints; 0 saves at the end only.
+        precision: what training multiplies in: float32, bfloat16, or auto, which is bfloat16 where the device has it.
         seed: seed of the order of rows and of a new adapter.
         label: short name of the model in reports.
         overwrite: replace what a different run left in the output folder.
@@ -315,6 +318,7 @@ class FinetuneConfig(ModelOptions):
     packing: bool = False
     max_length: int = 512
     save_steps: int = 50
+    precision: str = "auto"
     seed: int = 0
     label: str | None = None
     overwrite: bool = False
@@ -356,6 +360,7 @@ class PoisonConfig(ModelOptions):
         warmup_steps: steps of linear warm-up, in the objectives that have one.
         lora: rank of an adapter; 0 trains all weights.
         max_length: longest row in tokens.
+        precision: what training multiplies in: float32, bfloat16, or auto, which is bfloat16 where the device has it.
         max_new_tokens: length limit of answers at test.
         attack_batch: answers generated together at test.
         utility_data: rows with the right answers, to measure the task on after training.
@@ -395,6 +400,7 @@ class PoisonConfig(ModelOptions):
     warmup_steps: int = 10
     lora: int = 0
     max_length: int = 512
+    precision: str = "auto"
     max_new_tokens: int = 128
     attack_batch: int = 32
     utility_data: str | None = None
