@@ -116,7 +116,7 @@ class Sample:
     params: Mapping[str, Any]
     judge: str
     model: str
-    outcome: str  # one of refusal.OUTCOMES
+    outcome: str  # one of judges.OUTCOMES
     truncated: bool
     seed: int
     instruction: str

@@ -37,14 +37,13 @@ from inspect_ai.tool import ToolInfo
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conftest import CONTROL, TEMPLATES, build_tokenizer, chatml
-from tokendeep import chat, models, stats
+from tokendeep import chat, judges, models, stats
 from tokendeep.engines import local as generation
 from tokendeep.errors import InputError
 from tokendeep.evals import logs, tasks
 from tokendeep.evals.provider import live_model, prefill_route
 from tokendeep.evals.scorers import refusal_keywords
 from tokendeep.evals.session import Session, use
-from tokendeep.judges import refusal
 from tokendeep.types import Decoding, Sample, Subject
 from tokendeep.verbs import attack as run
 from tokendeep.verbs.options import AttackConfig
@@ -104,14 +103,14 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A judge that goes by one word, and the texts it was given."""
     seen: list[str] = []
 
-    def by_word(text: str, *, truncated: bool = False) -> refusal.Verdict:
+    def by_word(text: str, *, truncated: bool = False) -> judges.Verdict:
         seen.append(text)
-        outcome = max((known for known in refusal.OUTCOMES if known in text), key=len, default="complied")
+        outcome = max((known for known in judges.OUTCOMES if known in text), key=len, default="complied")
         if "broken judge" in text:
             raise RuntimeError("broken")
-        return refusal.Verdict(outcome, truncated, None)
+        return judges.Verdict(outcome, truncated, None)
 
-    monkeypatch.setattr(refusal, "judge", by_word)
+    monkeypatch.setitem(judges.JUDGES, "refusal", replace(judges.JUDGES["refusal"], rule=by_word))
     return seen
 
 
@@ -876,17 +875,18 @@ class Engine:
 
 stub.Engine = Engine
 sys.modules["tokendeep.generation"] = stub
-from tokendeep import cli, models, refusal, types as values
+from dataclasses import replace
+from tokendeep import cli, judges, models, types as values
 from tokendeep.evals import provider
 models.load = lambda spec, **more: values.Subject(None, models.load_tokenizer(spec), spec)
-plain, judged = refusal.judge, []
+plain, judged = judges.judge_refusal, []
 def judge(text, **more):
     open(sys.argv[1], "a").write("x")
     judged.append(text)
     if len(judged) == int(sys.argv[2]):  # Ctrl-C in the middle, however fast or slow the machine
         os.kill(os.getpid(), signal.SIGINT)
     return plain(text, **more)
-refusal.judge = judge
+judges.JUDGES["refusal"] = replace(judges.JUDGES["refusal"], rule=judge)
 sys.exit(cli.main(sys.argv[3:]))
 """
 

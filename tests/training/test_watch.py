@@ -16,10 +16,9 @@ from test_trainer import LORA, Kill, Killed, settings, token_rows
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
-from tokendeep import chat
+from tokendeep import chat, judges
 from tokendeep.compute import gradients
 from tokendeep.errors import InputError
-from tokendeep.judges import refusal
 from tokendeep.training.sft import ResponseSFTTrainer
 from tokendeep.training.watch import NotRefused, TokenDynamicsCallback
 from tokendeep.types import Pair, Prompt, Subject
@@ -142,11 +141,11 @@ def test_the_share_not_refused_is_that_of_plain_greedy_answers(
     outcomes = iter(["complied", "refused", "partial-then-refused", "complied", "empty"])
     seen = []
 
-    def judge(text: str, *, truncated: bool) -> refusal.Verdict:
+    def judge(text: str, *, truncated: bool) -> judges.Verdict:
         seen.append((text, truncated))
-        return refusal.Verdict(next(outcomes), truncated, None)
+        return judges.Verdict(next(outcomes), truncated, None)
 
-    monkeypatch.setattr(refusal, "judge", judge)
+    monkeypatch.setattr(judges, "judge_refusal", judge)
     found = NotRefused(prompts, tiny_tokenizer, max_new_tokens=6, batch_size=2)(model)
     assert found == {"asr": pytest.approx(2 / 4), "asr_judged": 4, "asr_asked": 5}
     for prompt, (text, truncated) in zip(prompts, seen, strict=True):
@@ -160,7 +159,7 @@ def test_where_no_answer_can_be_judged_there_is_no_rate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(refusal, "judge", lambda text, truncated: refusal.Verdict("degenerate", truncated, None))
+    monkeypatch.setattr(judges, "judge_refusal", lambda text, truncated: judges.Verdict("degenerate", truncated, None))
     rate = NotRefused([Prompt("q", ({"role": "user", "content": "Do it"},))], tiny_tokenizer, max_new_tokens=2)
     callback = TokenDynamicsCallback(
         PAIRS, tiny_tokenizer, tmp_path, steps=[], positions=4, gradients=False, asr=rate

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokendeep import chat
+from tokendeep import chat, judges
 from tokendeep.attacks import prompts
 from tokendeep.compute import lm_head, scoring
 from tokendeep.errors import InputError
-from tokendeep.judges import refusal
 from tokendeep.types import Prompt, Subject
 
 Scorer = Callable[[Sequence[int], Sequence[int], Sequence[int]], Sequence[bool]]
@@ -145,7 +144,8 @@ class NotRefusing:
     def __call__(self, prompt: Sequence[int], answer: Sequence[int], candidates: Sequence[int]) -> list[bool]:
         texts = self.tokenizer.batch_decode([[*answer, token] for token in candidates])
         return [
-            refusal.judge(text, truncated=True).outcome not in ("refused", "partial-then-refused") for text in texts
+            judges.judge_refusal(text, truncated=True).outcome not in ("refused", "partial-then-refused")
+            for text in texts
         ]
 
 

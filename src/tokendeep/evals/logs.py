@@ -20,7 +20,7 @@ from tokendeep.attacks.decoding import KNOBS
 from tokendeep.errors import InputError
 from tokendeep.evals.provider import NAME
 from tokendeep.evals.scorers import JUDGES
-from tokendeep.judges.refusal import SCORED
+from tokendeep.judges import SCORED
 from tokendeep.types import Sample
 
 ATTACKS = ("none", "prefill", "refusal-prefix", "decoding", "suffix", "rank-prefill")

@@ -34,13 +34,13 @@ from tokendeep.evals import session as _session
 from tokendeep.evals.provider import TokendeepAPI, one_sentence, prefill_route
 from tokendeep.evals.scorers import judge_named
 from tokendeep.evals.session import current_model
+from tokendeep.judges import JUDGES
 from tokendeep.types import Decoding, Message, Pair, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_KS = (0, 5, 10, 20, 40)
-PREFIX_JUDGED = {"refusal": "full", "refusal-keywords": "continuation"}  # what each judge sees behind a refusal prefix
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def refusal_prefix(
     settings = Settings(judge, judged, system, temperature, top_p, top_k, max_new_tokens, samples, seed, limit)
     settings.decoding()
     judge_named(judge, judged)
-    settings = replace(settings, judged=PREFIX_JUDGED[judge])
+    settings = replace(settings, judged=JUDGES[judge].behind_prefix)
     prompts = read_prompts(data, settings)
     model = current_model()
     exact = victim_tokenizer(model, None) if prefill_route(model, continues) == "ids" else None

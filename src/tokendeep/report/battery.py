@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from tokendeep.attacks.decoding import KNOBS
-from tokendeep.judges.refusal import SCORED
+from tokendeep.judges import SCORED
 from tokendeep.report.gather import Run, condition, data_of, labels_of
 from tokendeep.report.inference import any_of, best_of, groups, single, suffix_search, suffix_words, template_of
 from tokendeep.report.paired import Hits, Paired, by_prompt, complied, holm

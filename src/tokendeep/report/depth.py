@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokendeep import stats
-from tokendeep.judges.refusal import SCORED
+from tokendeep.judges import SCORED
 from tokendeep.report import figures
 from tokendeep.report.figures import Curve
 from tokendeep.report.gather import Run, Series

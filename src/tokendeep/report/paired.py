@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tokendeep import stats
-from tokendeep.judges.refusal import SCORED
+from tokendeep.judges import SCORED
 from tokendeep.report.gather import Condition, Series, pairs
 from tokendeep.report.words import Section, Table, condition_name, listed, p_value, percent, points
 from tokendeep.types import Sample

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokendeep import stats
+from tokendeep.judges import JUDGES
 from tokendeep.report import figures
 from tokendeep.report.figures import Curve
 from tokendeep.report.gather import Condition, Series
@@ -84,16 +85,9 @@ def _by_data(found: Sequence[Series]) -> list[tuple[str, list[Series]]]:
 
 
 def _judge_words(judges: Sequence[str]) -> str:
-    said = []
-    if "refusal" in judges:
-        said.append(
-            "Judged by an offline rule that sees whether the model refuses, not whether its answer does harm: every "
-            "rate is non-refusal."
-        )
-    if "refusal-keywords" in judges:
-        said.append("refusal-keywords is the paper's list of substrings; it too measures non-refusal.")
-    said += [f"Rates under {judge} are that judge's own." for judge in judges if not judge.startswith("refusal")]
-    return " ".join(said)
+    """What the rates of these judges measure: ours in the order of JUDGES, then the others."""
+    others = [f"Rates under {judge} are that judge's own." for judge in judges if judge not in JUDGES]
+    return " ".join([judge.about for name, judge in JUDGES.items() if name in judges] + others)
 
 
 def _interval_words(found: Sequence[Series]) -> str:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokendeep.judges.refusal import OUTCOMES
+from tokendeep.judges import OUTCOMES
 from tokendeep.report.gather import Series
 from tokendeep.report.words import ROLE_NAMES, condition_name, outcome_name
 from tokendeep.types import Sample

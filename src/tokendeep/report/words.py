@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokendeep import stats
-from tokendeep.judges.refusal import SCORED
+from tokendeep.judges import JUDGES, SCORED
 from tokendeep.report.gather import Condition, Series
 
 ROLE_NAMES = {"harmful": "harmful requests", "twins": "harmless twins", "unseen": "unseen benign requests"}
@@ -120,7 +120,7 @@ def count_of(row: Mapping[str, Any]) -> int:
 
 def rate_name(judge: str) -> str:
     """What a judge's rate is called: our offline rules see refusals, not harm."""
-    return "non-refusal rate" if judge.startswith("refusal") else f"rate under the judge {judge}"
+    return JUDGES[judge].rate if judge in JUDGES else f"rate under the judge {judge}"
 
 
 def condition_name(condition: Condition) -> str:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokendeep import chat, runs
+from tokendeep import chat, judges, runs
 from tokendeep.errors import InputError
-from tokendeep.judges import refusal
 from tokendeep.types import Chat, Decoding, Prompt, Subject, Triple
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def distil(subject: Subject, prompts: Sequence[Prompt], tokens: int, system: str
     return [
         Chat(prompt.id, (*prompt.messages, {"role": "assistant", "content": text.strip()}), truncated)
         for prompt, (text, truncated) in zip(prompts, answers, strict=True)
-        if refusal.judge(text, truncated=truncated).outcome == "complied"
+        if judges.judge_refusal(text, truncated=truncated).outcome == "complied"
     ]
 
 

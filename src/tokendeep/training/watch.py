@@ -24,12 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from tokendeep import chat, runs
+from tokendeep import chat, judges, runs
 from tokendeep.compute import gradients, lm_head
 from tokendeep.depth import figures, openings, recovery
 from tokendeep.engines import local as generation
 from tokendeep.errors import InputError
-from tokendeep.judges import refusal
 from tokendeep.training import launch
 from tokendeep.types import IGNORE, Decoding, Encoded, Pair, Prompt, Subject
 
@@ -304,8 +303,8 @@ class NotRefused:
         answers = generation.generate(
             Subject(model, self.tokenizer, "training"), self.requests, batch_size=self.batch_size
         )
-        verdicts = [refusal.judge(answer.text, truncated=answer.truncated).outcome for answer in answers]
-        scored = [verdict == "complied" for verdict in verdicts if verdict in refusal.SCORED]
+        verdicts = [judges.judge_refusal(answer.text, truncated=answer.truncated).outcome for answer in answers]
+        scored = [verdict == "complied" for verdict in verdicts if verdict in judges.SCORED]
         rate = sum(scored) / len(scored) if scored else None
         return {"asr": rate, "asr_judged": len(scored), "asr_asked": len(verdicts)}
 

@@ -14,9 +14,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokendeep import chat, data, runs
+from tokendeep import chat, data, judges, runs
 from tokendeep.errors import InputError, check_known, check_least
-from tokendeep.judges import refusal
 from tokendeep.models import locate
 from tokendeep.training import answers, recovery
 from tokendeep.types import Chat, Decoding, Subject, Triple
@@ -188,7 +187,7 @@ def make_triples(subject: Subject, config: DeepenConfig, kind: str) -> list[Trip
     triples = [
         Triple(p.id, p.messages, h.strip(), r)
         for (p, r), (h, cut) in zip(kept, harmful, strict=True)
-        if refusal.judge(h, truncated=cut).outcome == "complied"
+        if judges.judge_refusal(h, truncated=cut).outcome == "complied"
     ]
     print(f"deepen: {len(triples)} triples; {len(kept) - len(triples)} left out whose answer was no compliance")
     if not triples:
@@ -214,7 +213,7 @@ def sample_refusals(
         for i, (text, cut) in zip(
             missing, answers.write_answers(subject, [turns[i] for i in missing], decoding), strict=True
         ):
-            if not cut and refusal.judge(text, truncated=cut).outcome == "refused":
+            if not cut and judges.judge_refusal(text, truncated=cut).outcome == "refused":
                 found[i] = text.strip()
     return found
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tokendeep import stats
 from tokendeep.evals import logs
-from tokendeep.judges.refusal import SCORED
+from tokendeep.judges import SCORED
 
 Answers = dict[
     str, dict[str, bool | None]
