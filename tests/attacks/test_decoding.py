@@ -11,7 +11,7 @@ from test_evals import ROWS, Answers, answers, config, judge, pairs  # noqa: F40
 from tokendeep import chat
 from tokendeep.attacks import decoding
 from tokendeep.errors import InputError
-from tokendeep.evals import logs
+from tokendeep.evals import rates
 from tokendeep.types import Decoding, Prompt, Sample, Subject
 from tokendeep.verbs import attack as run
 from tokendeep.verbs import report
@@ -154,6 +154,6 @@ def test_of_any_setting_partial_and_unscored_answers_count_in_the_worst_case() -
         "d": ["refused", "refused"], "e": ["degenerate", "degenerate"],
     }  # fmt: skip
     samples = [sample(p, f"top_k={k}", o) for p, both in given.items() for k, o in zip((5, 9), both, strict=True)]
-    row = next(r for r in logs.asr(samples) if r["params"].get("any_of") == "all")
-    assert (row["rate"], row["n"], row["unscored"]) == (1 / 4, 4, 1)
-    assert (row["best"], row["worst"]) == (1 / 5, 4 / 5)
+    row = next(r for r in rates.asr(samples) if r.params.any_of == "all")
+    assert (row.rate, row.n, row.unscored) == (1 / 4, 4, 1)
+    assert (row.best, row.worst) == (1 / 5, 4 / 5)

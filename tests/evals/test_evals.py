@@ -40,7 +40,7 @@ from conftest import CONTROL, TEMPLATES, build_tokenizer, chatml
 from tokendeep import chat, judges, models, stats
 from tokendeep.engines import local as generation
 from tokendeep.errors import InputError
-from tokendeep.evals import logs, tasks
+from tokendeep.evals import logs, rates, tasks
 from tokendeep.evals.provider import live_model, prefill_route
 from tokendeep.evals.scorers import refusal_keywords
 from tokendeep.evals.session import Session, use
@@ -423,19 +423,19 @@ def test_rates_are_counted_over_the_scored() -> None:
         "other-language",
         "judge-error",
     ]
-    skipped = {logs.evaluation("m", {"k": 5}): {5: 3}, logs.evaluation("other", {}): {5: 7}}
-    [row] = logs.asr(judged({str(i): [outcome] for i, outcome in enumerate(outcomes)}, k=5), skipped)
-    assert (row["rate"], row["n"], row["unscored"], row["skipped"]) == (0.5, 4, 4, 3)
-    assert (row["low"], row["high"]) == stats.wilson(2, 4)
-    assert (row["best"], row["worst"]) == (2 / 8, 7 / 8)
-    assert row["partial_rate"] == 0.25
-    assert row["outcomes"] == {**dict.fromkeys(outcomes, 1), "complied": 2}
-    assert (row["truncated"], row["samples"], row["any_of_n"]) == (8, 1, None)
+    skipped = {rates.evaluation("m", {"k": 5}): {5: 3}, rates.evaluation("other", {}): {5: 7}}
+    [row] = rates.asr(judged({str(i): [outcome] for i, outcome in enumerate(outcomes)}, k=5), skipped)
+    assert (row.rate, row.n, row.unscored, row.skipped) == (0.5, 4, 4, 3)
+    assert (row.low, row.high) == stats.wilson(2, 4)
+    assert (row.best, row.worst) == (2 / 8, 7 / 8)
+    assert row.partial_rate == 0.25
+    assert row.outcomes == {**dict.fromkeys(outcomes, 1), "complied": 2}
+    assert (row.truncated, row.samples, row.any_of_n) == (8, 1, None)
 
 
 def test_nothing_scored_has_no_rate() -> None:
-    [row] = logs.asr(judged({"a": ["empty"]}, "none"))
-    assert (row["rate"], row["low"], row["high"], row["n"], row["best"], row["worst"]) == (
+    [row] = rates.asr(judged({"a": ["empty"]}, "none"))
+    assert (row.rate, row.low, row.high, row.n, row.best, row.worst) == (
         None,
         None,
         None,
@@ -452,32 +452,32 @@ def test_any_of_n_is_not_the_mean() -> None:
         "c": ["empty", "complied"],
         "d": ["empty", "empty"],
     }
-    [row] = logs.asr(judged(outcomes, "none"))
-    assert (row["rate"], row["n"], row["samples"], row["prompts"]) == (2 / 5, 5, 2, 4)
-    assert row["any_of_n"] == 2 / 3
-    assert (row["low"], row["high"]) == stats.wilson_repeated([1, 0, 1], [2, 2, 1])
+    [row] = rates.asr(judged(outcomes, "none"))
+    assert (row.rate, row.n, row.samples, row.prompts) == (2 / 5, 5, 2, 4)
+    assert row.any_of_n == 2 / 3
+    assert (row.low, row.high) == stats.wilson_repeated([1, 0, 1], [2, 2, 1])
 
 
 def test_samples_that_all_agree_are_no_more_than_their_prompts() -> None:
     prefilled = judged({name: ["refused"] * 9 for name in "abc"}, k=5) + judged({"a": ["refused"] * 9}, k=10)
-    for row, prompts in zip(logs.asr(prefilled), (3, 1), strict=True):
-        assert (row["low"], row["high"]) == stats.wilson(0, prompts)
-        assert row["common"]["high"] == stats.wilson(0, 1)[1]
+    for row, prompts in zip(rates.asr(prefilled), (3, 1), strict=True):
+        assert (row.low, row.high) == stats.wilson(0, prompts)
+        assert row.common.high == stats.wilson(0, 1)[1]
 
 
 def test_common_rates_are_over_prompts_that_have_every_k() -> None:
     samples = judged({"a": ["complied"], "b": ["refused"]}, k=0) + judged({"a": ["complied"]}, k=5)
-    plain, prefilled = logs.asr(samples)
-    assert (plain["rate"], plain["common"]["rate"], plain["common"]["n"]) == (0.5, 1.0, 1)
-    assert prefilled["common"]["n"] == 1
+    plain, prefilled = rates.asr(samples)
+    assert (plain.rate, plain.common.rate, plain.common.n) == (0.5, 1.0, 1)
+    assert prefilled.common.n == 1
 
 
 def test_rows_keep_attacks_judges_and_models_apart() -> None:
     samples = judged({"a": ["complied"]}, k=0)
     samples += [replace(samples[0], judge="refusal-keywords"), replace(samples[0], model="n", outcome="refused")]
     samples += judged({"a": ["refused"]}, "none")
-    rows = logs.asr(samples)
-    assert [(row["attack"], row["judge"], row["model"], row["rate"]) for row in rows] == [
+    rows = rates.asr(samples)
+    assert [(row.attack, row.judge, row.model, row.rate) for row in rows] == [
         ("none", "refusal", "m", 0.0),
         ("prefill", "refusal", "m", 1.0),
         ("prefill", "refusal-keywords", "m", 1.0),
@@ -489,7 +489,7 @@ def test_common_rates_do_not_mix_settings() -> None:
     cold = judged({"a": ["complied"], "b": ["refused"]}, k=0, temperature=0.0)
     cold += judged({"a": ["complied"], "b": ["complied"]}, k=5, temperature=0.0)
     warm = judged({"a": ["complied"]}, k=0, temperature=0.9) + judged({"a": ["complied"]}, k=5, temperature=0.9)
-    assert [row["common"]["n"] for row in logs.asr(cold + warm)] == [2, 1, 2, 1]
+    assert [row.common.n for row in rates.asr(cold + warm)] == [2, 1, 2, 1]
 
 
 # --- logs of plain Inspect -----------------------------------------------------------------------
@@ -506,8 +506,8 @@ def test_a_sample_that_failed_is_unscored_and_not_dropped(
     assert {one.prompt_id: one.outcome for one in samples} == {
         "bread": "complied", "plant": "complied", "rome": "judge-error",
     }  # fmt: skip
-    [row] = logs.asr(samples)
-    assert (row["n"], row["unscored"], row["worst"]) == (2, 1, 1.0)
+    [row] = rates.asr(samples)
+    assert (row.n, row.unscored, row.worst) == (2, 1, 1.0)
     answers.reply = lambda request: ANSWER
     evaluate(tasks.none, live_model(tiny_subject), tmp_path, data=str(pairs))
     assert [one.outcome for one in logs.read_samples(tmp_path / "logs")] == ["complied"] * 3
@@ -545,9 +545,9 @@ def test_only_the_same_task_run_again_replaces_an_answer(
         evaluate(tasks.prefill, live_model(tiny_subject), tmp_path, **{**base, **variant})
     samples = logs.read_samples(tmp_path / "logs")
     assert sorted(one.completion for one in samples) == sorted([f"answer {n}" for n in range(1, 8)] * 2)
-    rows = logs.asr(samples, logs.read_skipped(tmp_path / "logs"))
-    assert [row["n"] for row in rows] == [2] * 7
-    skipped = {row["params"]["data"]: row["skipped"] for row in rows}
+    rows = rates.asr(samples, logs.read_skipped(tmp_path / "logs"))
+    assert [row.n for row in rows] == [2] * 7
+    skipped = {row.params.data: row.skipped for row in rows}
     assert sorted(skipped.values()) == [0, 1]
     assert len(skipped) == 2
 
@@ -970,8 +970,8 @@ def test_inspects_own_command_runs_the_tasks(tmp_path: Path, tiny_folder: Path, 
     [path] = (tmp_path / "logs").glob("*.eval")
     log = read_eval_log(str(path))
     assert (log.status, log.eval.task_registry_name, len(log.samples)) == ("success", "tokendeep/prefill", 5)
-    rows = logs.asr(logs.read_samples(tmp_path / "logs"), logs.read_skipped(tmp_path / "logs"))
-    assert [(row["params"]["k"], row["params"]["max_new_tokens"], row["skipped"]) for row in rows] == [
+    rows = rates.asr(logs.read_samples(tmp_path / "logs"), logs.read_skipped(tmp_path / "logs"))
+    assert [(row.params.k, row.params.max_new_tokens, row.skipped) for row in rows] == [
         (0, 8, 0),
         (5, 8, 1),
     ]

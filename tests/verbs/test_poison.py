@@ -11,10 +11,11 @@ import pytest
 from tokendeep import chat, data, stats
 from tokendeep.attacks import poison
 from tokendeep.errors import InputError
+from tokendeep.report import poison_table
 from tokendeep.runs import folder
 from tokendeep.types import Chat, Prompt
 from tokendeep.verbs import poison as poisoning
-from tokendeep.verbs import poison_table, report
+from tokendeep.verbs import report
 from tokendeep.verbs.options import PoisonConfig
 
 pytestmark = pytest.mark.slow  # trains or searches in nearly every test
@@ -271,28 +272,28 @@ def said(*rows: str) -> poison_table.Answers:
 
 def test_rates_of_one_training_have_wilsons_interval_and_count_the_unscored() -> None:
     found = poison_table.rate(said("yyn-"))
-    assert (found["rate"], found["n"], found["asked"], found["unscored"]) == (pytest.approx(2 / 3), 3, 4, 1)
-    assert (found["low"], found["high"]) == stats.wilson(2, 3)
-    assert (found["best"], found["worst"]) == (0.5, 0.75)
+    assert (found.rate, found.n, found.asked, found.unscored) == (pytest.approx(2 / 3), 3, 4, 1)
+    assert (found.low, found.high) == stats.wilson(2, 3)
+    assert (found.best, found.worst) == (0.5, 0.75)
     nothing = poison_table.rate(said("--"))
-    assert nothing["rate"] is None
-    assert nothing["by_seed"] == [None]
+    assert nothing.rate is None
+    assert nothing.by_seed == [None]
 
 
 def test_trainings_that_differ_widen_the_interval() -> None:
     alike = poison_table.rate(said("yn" * 50, "yn" * 50))
     apart = poison_table.rate(said("y" * 100, "n" * 100))
-    assert apart["rate"] == alike["rate"] == 0.5
-    assert apart["low"] < 0.01
-    assert apart["high"] > 0.99
-    assert alike["high"] - alike["low"] < 0.3
+    assert apart.rate == alike.rate == 0.5
+    assert apart.low < 0.01
+    assert apart.high > 0.99
+    assert alike.high - alike.low < 0.3
 
 
 def test_a_change_is_paired_by_prompt_and_seed() -> None:
     one = poison_table.change(said("yyyn-"), said("nnyny"))
     assert one is not None
-    assert (one["mean"], one["pairs"]) == (-0.5, 4)
+    assert (one.mean, one.pairs) == (-0.5, 4)
     same = poison_table.change(said("y" * 20), said("y" * 20))
     assert same is not None
-    assert same["low"] < 0 < same["high"]  # no change among 20 prompts is not certainty
+    assert same.low < 0 < same.high  # no change among 20 prompts is not certainty
     assert poison_table.change({"0": {"a": True}}, {"1": {"a": True}}) is None

@@ -364,9 +364,9 @@ def _unfinished(folder: Path) -> list[str]:
 
 def _rates(folder: Path, samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """The rows of asr.json for a folder that plain `inspect eval` wrote."""
-    from tokendeep.evals import logs
+    from tokendeep.evals import logs, rates
 
-    return logs.asr(samples, logs.read_skipped(folder))
+    return rates.asr(samples, logs.read_skipped(folder)).dump()
 
 
 def _from_attack(manifest: Mapping[str, Any]) -> bool:

@@ -25,11 +25,12 @@ from tokendeep.attacks import prefill as attacks
 from tokendeep.attacks import suffix as endings
 from tokendeep.attacks import walks
 from tokendeep.errors import InputError
-from tokendeep.evals import logs, tasks
+from tokendeep.evals import logs, rates, tasks
 from tokendeep.evals.provider import CONTINUING, NAME, OPTIONS, TokendeepAPI, live_model
 from tokendeep.evals.scorers import JUDGED, JUDGES, unknown
 from tokendeep.evals.session import Session, use
 from tokendeep.models.options import ModelOptions
+from tokendeep.records import Params, Rates
 from tokendeep.runs import parts
 from tokendeep.types import Subject
 from tokendeep.verbs.options import AttackConfig
@@ -76,8 +77,8 @@ def run(config: AttackConfig, subject: Subject | None = None, *, show: bool = Tr
         runs.write_jsonl(state.out / "attacked.jsonl", (row for task in todo for row in _attacked(task)), private=True)
         with _private():
             _evaluate(todo, session, config, state.out)
-    rows = logs.asr(logs.read_samples(state.out), logs.read_skipped(state.out))
-    runs.write_json(state.out / "asr.json", rows)
+    rows = rates.asr(logs.read_samples(state.out), logs.read_skipped(state.out))
+    runs.write_json(state.out / "asr.json", rows.dump())
     said = {name: value for name in ("label", "role") if (value := getattr(config, name))}
     parts.remove(state)
     state.finish(**_facts(model, config), **said, **({"cost": cost} if cost else {}))
@@ -100,10 +101,10 @@ def check(config: AttackConfig) -> list[str]:
     """The attacks to run. Raises InputError for anything wrong that shows without reading a file."""
     names = list(dict.fromkeys(name.strip() for name in config.attack.split(",") if name.strip()))
     if not names:
-        raise InputError(f"no attack is named: choose from {', '.join(logs.ATTACKS)}")
+        raise InputError(f"no attack is named: choose from {', '.join(rates.ATTACKS)}")
     for name in names:
-        if name not in logs.ATTACKS:
-            raise InputError(unknown("attack", name, logs.ATTACKS))
+        if name not in rates.ATTACKS:
+            raise InputError(unknown("attack", name, rates.ATTACKS))
     if config.judge not in JUDGES:
         raise InputError(unknown("judge", config.judge, JUDGES))
     if config.judged not in JUDGED:
@@ -128,25 +129,23 @@ def check(config: AttackConfig) -> list[str]:
     return names
 
 
-def describe(rows: Sequence[dict[str, Any]]) -> str:
+def describe(rows: Rates) -> str:
     """The rates as a table for the terminal: no text of prompts or answers."""
     lines = [("attack", "", "non-refusal", "95 % interval", "n", "broken off", "unscored")]
     for row in rows:
-        params = row["params"]
-        what = (
-            f"k={params['k']}"
-            if "k" in params
-            else next((params[name] for name in ("prefix", "setting", "suffix") if name in params), "")
-        )
-        if "any_of" in params:
-            what = f"any of {params['settings']} ({params['any_of']})"
         rate, interval, partial = "-", "-", "-"
-        if row["n"]:
-            rate = f"{row['rate']:.3f}"
-            partial = "-" if row["partial_rate"] is None else f"{row['partial_rate']:.3f}"
-            interval = f"{row['low']:.3f}-{row['high']:.3f}"
-        lines.append((row["attack"], what[:27], rate, interval, str(row["n"]), partial, str(row["unscored"])))
+        if row.rate is not None:
+            rate, interval = f"{row.rate:.3f}", f"{row.low:.3f}-{row.high:.3f}"
+            partial = "-" if row.partial_rate is None else f"{row.partial_rate:.3f}"
+        lines.append((row.attack, _which(row.params)[:27], rate, interval, str(row.n), partial, str(row.unscored)))
     return "\n".join("{:<16}{:<28}{:>12}  {:<14}{:>5}{:>12}{:>10}".format(*line) for line in lines)
+
+
+def _which(params: Params) -> str:
+    """What tells a row from others of its attack."""
+    if params.any_of is not None:
+        return f"any of {params.settings} ({params.any_of})"
+    return f"k={params.k}" if params.k is not None else params.prefix or params.setting or params.suffix or ""
 
 
 def _model(config: AttackConfig, subject: Subject | None) -> Model:
@@ -204,7 +203,7 @@ def _task(name: str, config: AttackConfig) -> Task:
     if name == "prefill":
         return tasks.prefill(config.data, k=list(config.k), lead=config.lead, thinking=config.thinking, **shared)
     if name == "decoding":
-        own = {key: value for key, value in shared.items() if key not in logs.KNOBS}
+        own = {key: value for key, value in shared.items() if key not in sampling.KNOBS}
         return tasks.decoding(config.data, grid=list(config.grid), **own)
     if name == "suffix":
         return tasks.suffix(config.data, suffixes=str(config.suffixes), **shared)

@@ -21,6 +21,7 @@ from typing import Any
 
 from tokendeep import data, models, runs
 from tokendeep.errors import InputError
+from tokendeep.records import Rate
 from tokendeep.training import answers
 from tokendeep.types import Decoding, Prompt, Subject
 from tokendeep.verbs import attack, deepen, measure, report
@@ -220,13 +221,13 @@ class Demo:
                 data=str(self.cache / file), out=str(folder / name), role=roles[name], **what, **common
             )
             attack.run(settings, subject, show=False)
-        rates = {row["params"]["k"]: row["rate"] for row in read_asr(folder / "attack")}
+        rates = {row.params.k: row.rate for row in Rate.load_all(folder / "attack")}
         print(f"      {label}: not refused: " + ", ".join(f"{rate:.2f} at k={k}" for k, rate in sorted(rates.items())))
         harmless = [
-            f"{what} {_refused(row):.2f} (broken off {row['partial_rate']:.2f})"
+            f"{what} {_refused(row):.2f} (broken off {row.partial_rate:.2f})"
             for what, row in (
-                ("twins", read_asr(folder / "overrefusal")[0]),
-                ("unseen", read_asr(folder / "unseen")[0]),
+                ("twins", Rate.load_all(folder / "overrefusal")[0]),
+                ("unseen", Rate.load_all(folder / "unseen")[0]),
             )
         ]
         print(f"      {label}: harmless requests refused: {', '.join(harmless)}", flush=True)
@@ -269,15 +270,9 @@ def _key(recipe: Recipe, seed: int) -> str:
     return hashlib.sha256(json.dumps([trained, seed, versions, texts]).encode()).hexdigest()[:10]
 
 
-def read_asr(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a folder's asr.json."""
-    rows: list[dict[str, Any]] = json.loads((folder / "asr.json").read_text(encoding="utf-8"))
-    return rows
-
-
-def _refused(row: dict[str, Any]) -> float:
+def _refused(row: Rate) -> float:
     """Share of the scored answers that refuse at once."""
-    return float(row["outcomes"].get("refused", 0) / row["n"]) if row["n"] else float("nan")
+    return row.count("refused") / row.n if row.n else float("nan")
 
 
 def closing_table(out: Path, ks: Sequence[int]) -> str:
@@ -292,11 +287,11 @@ def closing_table(out: Path, ks: Sequence[int]) -> str:
     ]
     lines = [heads]
     for label in ("base", "aligned", "deepened"):
-        rates = {row["params"]["k"]: row["rate"] for row in read_asr(out / label / "attack")}
+        rates = {row.params.k: row.rate for row in Rate.load_all(out / label / "attack")}
         cells = [f"{rates[k]:.2f}" if k in rates else "-" for k in ks]
         for name in ("overrefusal", "unseen"):
-            row = read_asr(out / label / name)[0]
-            cells += [f"{_refused(row):.2f}", f"{row['partial_rate']:.2f}"]
+            row = Rate.load_all(out / label / name)[0]
+            cells += [f"{_refused(row):.2f}", f"{row.partial_rate:.2f}"]
         lines.append([label, *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     title = "Share of harmful requests not refused, by number k of harmful tokens given in advance; and of harmless\n" \

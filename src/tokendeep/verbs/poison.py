@@ -21,9 +21,11 @@ from tokendeep import data, models, runs
 from tokendeep.attacks import poison
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models.options import ModelOptions
+from tokendeep.records import Manifest, PoisonCell, PoisonTable, Seconds, Training, Utility
+from tokendeep.report import poison_table
 from tokendeep.training import answers
 from tokendeep.types import Subject
-from tokendeep.verbs import attack, finetune, poison_rows, poison_table
+from tokendeep.verbs import attack, finetune, poison_rows
 from tokendeep.verbs.options import AttackConfig, FinetuneConfig, PoisonConfig
 
 NAMED: dict[str, dict[str, Any]] = {  # objective: what it changes in the settings of `finetune`
@@ -210,9 +212,7 @@ def _cell(config: PoisonConfig, made: poison.Poison, out: Path, cell: Cell | Non
         model = str(finetune.run(wanted) / "checkpoint")
     trained = time.monotonic() - started
     subject = models.load(model, options=poison_rows.options(config))
-    margin = (
-        json.loads((folder / "finetune" / "manifest.json").read_text(encoding="utf-8")).get("margin") if cell else None
-    )
+    margin = Manifest.load(folder / "finetune").margin if cell else None
     for ask in made.asks:
         chosen = AttackConfig(
             model=model, data=str(out / f"test-{ask}.jsonl"), out=str(folder / f"attack-{ask}"), attack="none",
@@ -221,19 +221,18 @@ def _cell(config: PoisonConfig, made: poison.Poison, out: Path, cell: Cell | Non
         )  # fmt: skip
         attack.run(chosen, subject, show=False)
         found = poison_table.rate(poison_table.answers({"this": folder}, ask))
-        share = "none could be judged" if found["rate"] is None else f"{found['rate']:.2f} not refused"
-        print(f"      {ask}: {share} ({found['n']} of {found['asked']} judged)", flush=True)
+        share = "none could be judged" if found.rate is None else f"{found.rate:.2f} not refused"
+        print(f"      {ask}: {share} ({found.n} of {found.asked} judged)", flush=True)
     useful = _utility(config, subject, folder, system)
     nll = _last_nll(folder / "finetune") if cell else None
-    seconds = {"train": round(trained, 1), "all": round(time.monotonic() - started, 1)}
+    seconds = Seconds(train=round(trained, 1), all=round(time.monotonic() - started, 1))
     if cell is not None and not config.keep:
         shutil.rmtree(folder / "finetune" / "checkpoint", ignore_errors=True)
-    runs.write_json(
-        done, {**(asdict(cell) if cell else {}), "nll": nll, "utility": useful, "margin": margin, "seconds": seconds}
-    )
+    record = PoisonCell(**(asdict(cell) if cell else {}), nll=nll, utility=useful, margin=margin, seconds=seconds)
+    runs.write_json(done, record.dump())
 
 
-def _utility(config: PoisonConfig, subject: Subject, folder: Path, system: str) -> dict[str, Any] | None:
+def _utility(config: PoisonConfig, subject: Subject, folder: Path, system: str) -> Utility | None:
     if not config.utility_data:
         return None
     from tokendeep.judges import tasks as utility
@@ -244,7 +243,7 @@ def _utility(config: PoisonConfig, subject: Subject, folder: Path, system: str) 
     )  # fmt: skip
     runs.write_json(folder / "utility.json", found)
     print(f"      {config.utility_metric}: {utility.describe(found)}", flush=True)
-    return {name: value for name, value in found.items() if name != "rows"}
+    return Utility.model_validate({name: value for name, value in found.items() if name != "rows"})
 
 
 def _mixed_name(cell: Cell) -> str:
@@ -257,8 +256,8 @@ def _last_nll(folder: Path) -> float | None:
 
     The first tokens are left out, which the objectives hold on purpose.
     """
-    steps = [e for e in json.loads((folder / "training.json").read_text(encoding="utf-8"))["history"] if "loss" in e]
-    later = [e["nll_later"] for e in steps[-max(1, len(steps) // 4) :] if "nll_later" in e]
+    steps = [entry for entry in Training.load(folder).history if entry.loss is not None]
+    later = [e.nll_later for e in steps[-max(1, len(steps) // 4) :] if e.nll_later is not None]
     return float(np.mean(later)) if later else None
 
 
@@ -269,14 +268,14 @@ def write_table(config: PoisonConfig, made: poison.Poison, out: Path, cells: Seq
     """table.json and table.md: a line per objective and learning rate, over the seeds that are done."""
     asks = list(made.asks)
     first = config.objectives[0]
-    lines = [poison_table.line("start", None, {"start": out / "start"}, asks, None)]
+    lines = PoisonTable([poison_table.line("start", None, {"start": out / "start"}, asks, None)])
     for lr in config.lr:
         done = {name: _done(out, cells, name, lr) for name in config.objectives}
         lines += [
             poison_table.line(name, lr, folders, asks, done[first] if name != first else None)
             for name, folders in done.items()
         ]
-    runs.write_json(out / "table.json", lines)
+    runs.write_json(out / "table.json", lines.dump())
     text = poison_table.markdown(lines, asks, first, config.utility_metric if config.utility_data else None)
     runs.write_text(out / "table.md", text)
     return text

@@ -1,0 +1,197 @@
+"""profile.json: how deep a model's safety goes. In nats; index 0 is response position 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from pydantic import model_validator
+
+from tokendeep.records import plots
+from tokendeep.records.base import File, Known, Record
+from tokendeep.records.rates import frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+
+class Columns(Record):
+    """Lists of one length, which is not 0."""
+
+    COLUMNS: ClassVar[tuple[str, ...]]
+
+    @model_validator(mode="after")
+    def _alike(self) -> Self:
+        sizes = {len(getattr(self, name)) for name in self.COLUMNS}
+        if len(sizes) > 1 or 0 in sizes:
+            raise ValueError(f"needs {', '.join(self.COLUMNS)} as lists of one length")
+        return self
+
+
+class Kl(Columns):
+    """D_KL(model || base) by position: mean and standard error over the n prompts that are so long."""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("mean", "stderr", "n")
+
+    mean: list[Known]
+    stderr: list[Known]
+    n: list[int]
+
+    @property
+    def top(self) -> float:
+        """The largest mean with its error."""
+        return max((m or 0.0) + (e or 0.0) for m, e in zip(self.mean, self.stderr, strict=True))
+
+    def curve(self, name: str) -> plots.Curve:
+        """The mean by position, with a band of one standard error."""
+        errors = [error or 0.0 for error in self.stderr]
+        return plots.banded(name, range(1, len(self.mean) + 1), self.mean, errors, least=0.0)
+
+    def span(self, start: int, stop: int | None) -> float | None:
+        """Mean over all tokens of the positions start + 1 to stop: a ratio of sums; None where there are none."""
+        pieces = [(m, n) for m, n in list(zip(self.mean, self.n, strict=True))[start:stop] if m is not None]
+        total = sum(n for _, n in pieces)
+        return sum(m * n for m, n in pieces) / total if total else None
+
+
+class Recovery(Columns):
+    """After k harmful tokens: mean refusal log-odds over n prompts, and the share of them that recover."""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("k", "log_odds", "recovered", "n")
+
+    k: list[int]
+    log_odds: list[Known]
+    recovered: list[Known]
+    n: list[int]
+    recovered_common: list[Known] | None = None
+    n_common: int | None = None
+
+    def count(self, at: int) -> int | None:
+        """How many prompts recover at the k of this index; the file holds their share."""
+        share = self.recovered[at]
+        return None if share is None else round(share * self.n[at])
+
+
+class Bounded(Record):
+    """A figure with its 95 % bootstrap interval; `censored` says that only a bound is known."""
+
+    value: Known
+    low: Known = None
+    high: Known = None
+    censored: str | None = None
+
+
+class Depth(Record):
+    """The three depth figures."""
+
+    share_first5: Bounded | None = None
+    half_kl_position: Bounded | None = None
+    recovery_k: Bounded
+
+    def items(self) -> Iterator[tuple[str, Bounded]]:
+        """Those that the file holds, by name."""
+        for name in ("share_first5", "half_kl_position", "recovery_k"):
+            if (figure := getattr(self, name)) is not None:
+                yield name, figure
+
+
+class Quantiles(Record):
+    """Refusal log-odds at the first k: quantile over prompts -> nats at each k."""
+
+    k: list[int]
+    quantiles: dict[str, list[Known]]
+
+
+class PerPrompt(Record):
+    """Every prompt's own values, a row each."""
+
+    ids: list[str] | None = None
+    kl: list[list[Known]] | None = None
+    recovery_log_odds: list[list[Known]] | None = None
+
+
+class ProfileMeta(Record):
+    """How it was measured."""
+
+    positions: int | None = None
+    opening_tokens: int | None = None
+    unit: str | None = None
+    model: str | None = None
+    adapter: str | None = None
+    base: str | None = None  # None: no KL was measured
+    label: str | None = None
+    openings: list[str] | None = None
+    template: str | None = None
+
+
+class Profile(File):
+    """What `measure` found."""
+
+    FILE: ClassVar[str] = "profile.json"
+
+    kl: Kl | None = None
+    kl_benign: Kl | None = None
+    recovery: Recovery
+    depth: Depth
+    margin: Quantiles | None = None
+    per_prompt: PerPrompt | None = None
+    meta: ProfileMeta
+
+    @property
+    def prompts(self) -> int:
+        """How many were measured."""
+        ids = self.per_prompt.ids if self.per_prompt else None
+        return len(ids) if ids else max(self.recovery.n, default=0)
+
+    def odds_by_prompt(self) -> dict[str, list[float | None]]:
+        """Prompt -> its refusal log-odds at each k; empty where the file does not hold them."""
+        stored = self.per_prompt or PerPrompt()
+        return dict(zip(stored.ids or [], stored.recovery_log_odds or [], strict=False))
+
+    def odds_errors(self) -> list[float | None]:
+        """Standard error of the mean log-odds at each k, from the values by prompt where they are stored."""
+        table = (self.per_prompt or PerPrompt()).recovery_log_odds
+        if not table:
+            return [None] * len(self.recovery.k)
+        return [_error([row[i] for row in table]) for i in range(len(self.recovery.k))]
+
+    def odds_curve(self, name: str) -> plots.Curve:
+        """Mean refusal log-odds by k, with a band of one standard error."""
+        return plots.banded(name, self.recovery.k, self.recovery.log_odds, self.odds_errors())
+
+    def to_frame(self) -> pd.DataFrame:
+        """A line for each position of each KL curve and each k of the recovery curve."""
+        curves = {"kl": self.kl, "kl_benign": self.kl_benign}
+        rows: list[dict[str, object]] = [
+            {"curve": name, "position": at, "nats": mean, "stderr": error, "n": n}
+            for name, kl in curves.items() if kl
+            for at, (mean, error, n) in enumerate(zip(kl.mean, kl.stderr, kl.n, strict=True), 1)
+        ]  # fmt: skip
+        r = self.recovery
+        rows += [
+            {"curve": "recovery", "k": k, "nats": odds, "stderr": error, "recovered": share, "n": n}
+            for k, odds, error, share, n in zip(r.k, r.log_odds, self.odds_errors(), r.recovered, r.n, strict=True)
+        ]
+        return frame(rows)
+
+    def plot(self, axes: Axes | None = None, *, curve: str | None = None) -> Axes:
+        """KL by position (`curve` kl, the default where there is any) or refusal log-odds by k (`recovery`)."""
+        axes = plots.fresh(axes)
+        if self.kl is None or curve == "recovery":
+            return plots.legend(plots.log_odds(axes, [self.odds_curve("refusal log-odds")], self.recovery.k))
+        curves = [self.kl.curve("harmful answers")]
+        if self.kl_benign:
+            curves.append(replace(self.kl_benign.curve("benign answers (control)"), control=True))
+        top = 1.05 * max(self.kl.top, self.kl_benign.top if self.kl_benign else 0.0)
+        return plots.legend(plots.kl_profile(axes, curves, top or 1.0))
+
+
+def _error(column: list[float | None]) -> float | None:
+    """Standard error of a mean; None for fewer than two values."""
+    values = [value for value in column if value is not None]
+    mean = sum(values) / len(values) if values else 0.0
+    spread = sum((value - mean) ** 2 for value in values)
+    return math.sqrt(spread / (len(values) - 1) / len(values)) if len(values) > 1 else None

@@ -1,0 +1,181 @@
+"""The table of a fine-tuning attack: rates, changes and what else was measured, per objective and learning rate.
+
+With one training per line, intervals are over prompts (Wilson; McNemar's for changes). With several seeds they also are
+over trainings: seeds and prompts are resampled together, and an interval is never narrower than the one over prompts.
+Few seeds tell little about the spread of trainings, so the rate of each seed stands beside it. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokendeep import stats
+from tokendeep.judges import SCORED
+from tokendeep.records import AskRate, Change, PoisonCell, PoisonLine, PoisonTable, Utility
+
+Given = Mapping[str, bool | None]  # prompt -> whether it was not refused; None: could not be judged
+Answers = Mapping[str, Given]  # by training
+RESAMPLES = 4000
+
+
+def answers(folders: Mapping[str, Path], ask: str) -> Answers:
+    """What every training answered to one way of asking."""
+    from tokendeep.evals import logs
+
+    return {
+        name: {
+            one.prompt_id: one.outcome == "complied" if one.outcome in SCORED else None
+            for one in logs.read_samples(folder / f"attack-{ask}")
+        }
+        for name, folder in folders.items()
+    }
+
+
+def rate(given: Answers, change: Change | None = None) -> AskRate:
+    """The share not refused over all trainings, with interval, counts, and the bounds if the unscored were known."""
+    known = [value for one in given.values() for value in one.values() if value is not None]
+    asked = sum(len(one) for one in given.values())
+    low, high = _interval(given) if known else (0.0, 1.0)
+    unscored, compared = asked - len(known), {"change": change} if change else {}
+    return AskRate(
+        rate=sum(known) / len(known) if known else None,
+        low=low,
+        high=high,
+        n=len(known),
+        asked=asked,
+        unscored=unscored,
+        by_seed=[_mean(list(one.values())) for one in given.values()],
+        best=sum(known) / asked if known else None,
+        worst=(sum(known) + unscored) / asked if known else None,
+        **compared,
+    )
+
+
+def change(before: Answers, after: Answers) -> Change | None:
+    """How much more is not refused after than before, on the same prompts and seeds; None where they share none."""
+    pairs = [(before[seed], after[seed]) for seed in before if seed in after]
+    common = [(one[p], two[p]) for one, two in pairs for p in one if one[p] is not None and two.get(p) is not None]
+    if not common:
+        return None
+    test = stats.mcnemar([bool(x) for x, _ in common], [bool(y) for _, y in common])
+    low, high = test.low, test.high
+    if len(pairs) > 1:
+        prompts = list(dict.fromkeys(p for one, _ in pairs for p in one))
+        ends = _over_seeds(np.stack([_row(two, prompts) - _row(one, prompts) for one, two in pairs]))
+        low, high = min(low, ends[0]), max(high, ends[1])
+    bounds = {"low": max(-1.0, low), "high": min(1.0, high)}
+    return Change(mean=test.difference, **bounds, pairs=len(common), seeds=len(pairs))
+
+
+def _interval(given: Answers) -> tuple[float, float]:
+    prompts = list(dict.fromkeys(p for one in given.values() for p in one))
+    scored = [[one[p] for one in given.values() if one.get(p) is not None] for p in prompts]
+    low, high = stats.wilson_repeated([sum(map(bool, s)) for s in scored], [len(s) for s in scored])
+    if len(given) < 2:
+        return low, high
+    ends = _over_seeds(np.stack([_row(one, prompts) for one in given.values()]))
+    return min(low, ends[0]), max(high, ends[1])
+
+
+def _row(one: Given, prompts: Sequence[str]) -> NDArray[np.float64]:
+    return np.array([np.nan if one.get(p) is None else float(bool(one[p])) for p in prompts])
+
+
+def _over_seeds(table: NDArray[np.float64]) -> tuple[float, float]:
+    """Percentile interval of the mean of (seeds, prompts) when both are resampled."""
+    rng = np.random.default_rng(0)
+    seeds, prompts = table.shape
+    means = []
+    for _ in range(RESAMPLES):
+        drawn = table[rng.integers(seeds, size=seeds)][:, rng.integers(prompts, size=prompts)]
+        if np.isfinite(drawn).any():
+            means.append(np.nanmean(drawn))
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def line(
+    objective: str,
+    lr: float | None,
+    folders: Mapping[str, Path],
+    asks: Sequence[str],
+    baseline: Mapping[str, Path] | None,
+) -> PoisonLine:
+    """One line of the table: `folders` are the trainings that are done, by seed; `baseline` those it is compared with."""
+    if not folders:
+        return PoisonLine(objective=objective, lr=lr, seeds=0)
+    rates: dict[str, Any] = {}  # as fields
+    for ask in asks:
+        given = answers(folders, ask)
+        rates[ask] = rate(given, change(answers(baseline, ask), given) if baseline else None)
+    cells = [PoisonCell.load(folder) for folder in folders.values()]
+    useful = [cell.utility for cell in cells if cell.utility]
+    return PoisonLine(
+        objective=objective,
+        lr=lr,
+        seeds=len(folders),
+        **rates,
+        nll=_mean([cell.nll for cell in cells]),
+        margin=_mean([cell.margin.after["0.5"][0] for cell in cells if cell.margin]),
+        seconds=_mean([cell.seconds.train for cell in cells]),
+        utility=_utility(useful) if useful else None,
+    )
+
+
+def _utility(useful: Sequence[Utility]) -> Utility:
+    return Utility(
+        score=_mean([one.score for one in useful]),
+        exact=_mean([one.exact for one in useful]),
+        executed=_mean([one.executed for one in useful]),
+        truncated=_mean([one.truncated for one in useful]),
+        n=_mean([one.n for one in useful]),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def markdown(lines: PoisonTable, asks: Sequence[str], baseline: str, utility: str | None) -> str:
+    """The table as Markdown; what has not been run is empty."""
+    margins = any(made.margin is not None for made in lines)
+    names = {"sql": ["score", "exact", "executed"], None: []}.get(utility, ["score"])
+    heads = ["objective", "lr", "seeds"]
+    for ask in asks:
+        heads += [f"not refused ({ask})", "95 % interval", "by seed", "judged", f"change against {baseline}"]
+    heads += [*(["margin after (nats)"] if margins else []), "train nll (tokens 6 on)"]
+    heads += [*([str(utility), *names[1:]] if names else []), "s to train"]
+    rows = [heads, ["---"] * len(heads)]
+    for made in lines:
+        cells = [made.objective, f"{made.lr:g}" if made.lr else "", str(made.seeds or "")]
+        for ask in asks:
+            cells += _rate_cells(made.ask(ask))
+        useful = made.utility.given() if made.utility else {}
+        cells += [*([_number(made.margin, 1)] if margins else []), _number(made.nll)]
+        rows.append([*cells, *(_number(useful.get(name), 3) for name in names), _number(made.seconds, 0)])
+    empty = [made.objective for made in lines if not made.seeds]
+    note = f"\nEmpty: not run yet ({', '.join(empty)}); the same command goes on.\n" if empty else ""
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n" + note
+
+
+def _rate_cells(rate: AskRate | None) -> list[str]:
+    if rate is None:
+        return [""] * 5
+    moved = rate.change
+    return [
+        _number(rate.rate) or "none judged",
+        f"{rate.low:.2f} to {rate.high:.2f}",
+        " ".join(_number(value) or "-" for value in rate.by_seed),
+        f"{rate.n} of {rate.asked}",
+        f"{moved.mean:+.2f} ({moved.low:+.2f} to {moved.high:+.2f})" if moved else "",
+    ]
+
+
+def _number(value: object, digits: int = 2) -> str:
+    return re.sub(r"^-0$", "0", f"{value:.{digits}f}") if isinstance(value, int | float) else ""
