@@ -19,9 +19,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from killed import forget_runs
 from tokendeep import cli, runs
 from tokendeep.errors import InputError
-from tokendeep.runs import folder as run_folder
 from tokendeep.verbs import options as config
 
 SOURCE = Path(cli.__file__).parents[1]
@@ -62,9 +62,7 @@ def one_parser():
 @pytest.fixture(autouse=True)
 def forget_open_runs():
     yield
-    run_folder._OPEN.clear()
-    for folder in list(run_folder._LOCKS):
-        run_folder._unlock(folder)
+    forget_runs()
 
 
 def settings(*words: str):

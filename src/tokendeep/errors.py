@@ -1,11 +1,25 @@
-"""The one error that users see, and the checks of settings that raise it.
+"""The one error that users see, the checks of settings that raise it, and sentences for what a machine runs out of.
 
-Knows nothing of files, models or verbs; everything else may import it.
+Knows nothing of models or verbs; everything else may import it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import difflib
+import errno
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_PLACE = {
+    errno.EISDIR: "is a folder",
+    errno.ENAMETOOLONG: "is too long a name",
+    errno.ENOTDIR: "lies below a file",
+    errno.EEXIST: "lies below a file",
+}
 
 
 class InputError(ValueError):
@@ -27,3 +41,70 @@ def check_known(config: object, known: Mapping[str, Sequence[str]]) -> None:
     for name, values in known.items():
         if getattr(config, name) not in values:
             raise InputError(f"--{name} is {getattr(config, name)!r}, but must be one of {', '.join(values)}.")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a misspelt one most likely means; None where none is near."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: the nearest known one, else all of them."""
+    near = nearest(word, known)
+    return f"did you mean {near}" if near else f"the known ones are {', '.join(known)}"
+
+
+# --- what a machine runs out of ------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def guarded(path: str | Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission inside the block into an InputError that names `path`.
+
+    Also where a library writes, which wraps the system's error in its own.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (explained := explain(error, path)) is None:
+            raise
+        raise explained from error
+
+
+def explain(error: BaseException, path: str | Path) -> InputError | None:
+    """The InputError for an error of writing to `path` that the user can mend; None for any other error."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in NO_ROOM or _tells_of_full_disk(error, Path(path)):
+        return InputError(
+            f"The disk of {path} is full; free some space and call again, what is finished is kept and continued."
+        )
+    if number in DENIED:
+        return InputError(f"{path} may not be written by this user; change its permissions or give another --out.")
+    if number in NO_PLACE:
+        return InputError(f"{path} {NO_PLACE[number]}, so nothing can be written there; give another --out.")
+    return None
+
+
+def memory_full(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine itself, has no memory left (PyTorch: a class for the first only)."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
+    )
+
+
+def _tells_of_full_disk(error: BaseException | None, path: Path) -> bool:
+    """Whether a library's own error stands for a full disk: it quotes the system, or torch.save broke off on one."""
+    while error is not None:
+        if "No space left on device" in str(error):
+            return True
+        if "inline_container" in str(error) and _free_bytes(path) < 2**24:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _free_bytes(path: Path) -> int:
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free

@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from conftest import CONTROL, KINDS, TEMPLATES, build_tokenizer, chatml
-from tokendeep import chat
+from tokendeep import chat, runs
 from tokendeep.attacks import prefill as attacks
 from tokendeep.errors import InputError
 from tokendeep.types import Message, Pair, Prompt
@@ -106,7 +106,7 @@ def test_a_user_s_own_texts_go_by_number_and_hash() -> None:
     assert [prompt.meta["params"]["prefix"] for prompt in prompts] == ["I cannot", f"prefix #2 (sha {digest})"]
     assert [prompt.prefix_text for prompt in prompts] == ["I cannot", "Zanzibar"]
     assert "Zanzibar" not in prompts[1].id
-    assert [attacks.system_name(text) for text in ("none", "default", "Zanzibar", f"sha {digest}")] == [
+    assert [runs.system_name(text) for text in ("none", "default", "Zanzibar", f"sha {digest}")] == [
         "none", "default", f"sha {digest}", f"sha {digest}",
     ]  # fmt: skip
 
@@ -132,7 +132,7 @@ def test_the_tokens_can_stand_behind_a_refusal_that_has_begun(tiny_tokenizer: Pr
     assert [p.prefix_ids for p in prompts] == [tuple(before), (*before, *answer[:3])]
     assert prompts[0].prefix_text == lead
     assert prompts[1].prefix_text == tiny_tokenizer.decode([*before, *answer[:3]])
-    assert prompts[1].meta["params"] == {"k": 3, "lead": attacks.fingerprint(lead)}
+    assert prompts[1].meta["params"] == {"k": 3, "lead": runs.fingerprint(lead)}
     assert skipped == {0: 0, 3: 0}
 
 

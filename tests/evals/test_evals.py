@@ -232,7 +232,7 @@ def test_settings_it_does_not_have_are_refused(setting: Any, tiny_subject: Subje
 
 
 def test_wrong_model_options_name_the_right_ones(tiny_folder: Path) -> None:
-    with pytest.raises(InputError, match="unknown model option 'dtpye': did you mean dtype"):
+    with pytest.raises(InputError, match="Unknown model option 'dtpye'; did you mean dtype"):
         get_model(f"tokendeep/{tiny_folder}", memoize=False, dtpye="float32")
     with pytest.raises(InputError, match="setting of the task"):
         get_model(f"tokendeep/{tiny_folder}", memoize=False, system="none")
@@ -340,8 +340,8 @@ def test_inspects_own_summary_has_a_rate_for_each_k(
         ({"k": 2.5}, "no list of whole numbers"),
         ({"k": -3}, "k = -3 is below 0"),
         ({"k": 900}, "k = 900 is beyond every answer"),
-        ({"judge": "refusals"}, "unknown judge 'refusals': did you mean refusal"),
-        ({"judged": "all"}, "unknown value of judged 'all': known are continuation, full"),
+        ({"judge": "refusals"}, "Unknown judge 'refusals'; did you mean refusal"),
+        ({"judged": "all"}, "Unknown value of judged 'all'; the known ones are continuation, full"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"samples": 0}, "samples"),
@@ -790,10 +790,10 @@ def test_a_prefill_is_not_lost_when_the_model_is_another(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"attack": "prefil"}, "unknown attack 'prefil': did you mean prefill"),
+        ({"attack": "prefil"}, "Unknown attack 'prefil'; did you mean prefill"),
         ({"role": "twin"}, "unknown role 'twin': did you mean twins"),
         ({"attack": " , "}, "no attack is named"),
-        ({"judge": "refusal-keyword"}, "unknown judge .* did you mean refusal-keywords"),
+        ({"judge": "refusal-keyword"}, "Unknown judge .* did you mean refusal-keywords"),
         ({"judged": "ful"}, "did you mean full"),
         ({"k": [0, -1]}, "k = -1 is below 0"),
         ({"k": [5, 900]}, "k = 900 is beyond every answer"),

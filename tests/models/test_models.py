@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conftest import CONTROL
-from tokendeep import chat, models
+from tokendeep import chat, models, runs
 from tokendeep.errors import InputError
 from tokendeep.models import loading, locate, packaged
 from tokendeep.models.options import ModelOptions
@@ -591,7 +591,7 @@ def demo_model(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     cache = tmp_path / "cache"
     monkeypatch.setenv("TOKENDEEP_CACHE", str(cache))
     monkeypatch.setattr(packaged, "smollm2_gguf", lambda: tiny_gguf)
-    monkeypatch.setattr(packaged, "SHA256", locate._sha256(tiny_gguf))
+    monkeypatch.setattr(packaged, "SHA256", runs.sha256_file(tiny_gguf))
     return cache / packaged.FOLDER
 
 

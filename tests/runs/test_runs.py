@@ -16,9 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from killed import forget_runs
+from tokendeep import errors, runs
 from tokendeep.errors import InputError
 from tokendeep.models import packaged
-from tokendeep.runs import folder as runs
+from tokendeep.runs import files, identity, lock
+from tokendeep.runs import manifest as manifests
 
 CONFIG = {"model": "me/model", "data": "pairs.jsonl", "out": "somewhere", "overwrite": False, "k": [0, 5], "seed": 3}
 
@@ -38,10 +41,7 @@ def pairs(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def forget_open_runs():
     yield
-    runs._OPEN.clear()
-    runs._MADE.clear()
-    for folder in list(runs._LOCKS):
-        runs._unlock(folder)
+    forget_runs()
 
 
 def start(out: Path, pairs: Path, overwrite: bool = False, **changes) -> runs.Run:
@@ -76,7 +76,7 @@ def refused(*parts: str):
 def names(folder: Path) -> set[str]:
     """Every file below `folder`, but for the locks of runs that are open."""
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return {name for name in files if Path(name).name != runs.LOCK}
+    return {name for name in files if Path(name).name != lock.LOCK}
 
 
 # ------------------------------------------------------------------------------------- same and other runs
@@ -174,7 +174,7 @@ def test_a_local_model_is_known_by_its_content(out, pairs, tmp_path):
 
 
 def test_identity_of_large_weights_sees_changes_all_over_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "SAMPLE", 2**10)
+    monkeypatch.setattr(identity, "SAMPLE", 2**10)
     path = tmp_path / "model.safetensors"
     size = 100 * 2**10
     with path.open("wb") as file:
@@ -302,31 +302,31 @@ def test_a_folder_another_process_writes_is_refused_until_that_ends(out, other_p
     assert other.stdout.readline() == "open\n"
     before = names(out)
     for overwrite in (False, True):
-        with refused("another process is writing", str(out), "another --out"):
+        with refused("nother process is writing", str(out), "another --out"):
             runs.open_run(out, "measure", {}, {}, overwrite=overwrite)
     assert names(out) == before
     other.kill()
     other.wait()
-    assert (out / runs.LOCK).exists()
+    assert (out / lock.LOCK).exists()
     assert runs.open_run(out, "measure", {}, {}).resumed
 
 
 def test_a_run_in_progress_locks_its_folder_and_a_finished_one_does_not(out, other_process):
     run = runs.open_run(out, "measure", {}, {})
-    assert "another process is writing" in other_process().communicate()[1]
+    assert "nother process is writing" in other_process().communicate()[1]
     run.finish()
-    assert not (out / runs.LOCK).exists()
+    assert not (out / lock.LOCK).exists()
     assert manifest(out)["files"] == []
     other = other_process("assert runs.open_run(sys.argv[1], 'measure', {}, {}).finished")
     assert (other.communicate()[1], other.returncode) == ("", 0)
-    assert not (out / runs.LOCK).exists()
+    assert not (out / lock.LOCK).exists()
 
 
 def test_a_folder_that_was_refused_is_not_locked(out, pairs):
     start(out, pairs).finish()
     with refused("differs in"):
         start(out, pairs, seed=4)
-    assert not (out / runs.LOCK).exists()
+    assert not (out / lock.LOCK).exists()
 
 
 def test_one_process_may_open_a_run_again_at_any_time(out, pairs, monkeypatch):
@@ -335,13 +335,13 @@ def test_one_process_may_open_a_run_again_at_any_time(out, pairs, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "_save", interrupt)
+    monkeypatch.setattr(manifests, "save", interrupt)
     with pytest.raises(KeyboardInterrupt):
         start(out, pairs)
     monkeypatch.undo()
     with refused("differs in"):
         start(out, pairs, seed=4)
-    assert (out / runs.LOCK).exists()  # of the run that is still open
+    assert (out / lock.LOCK).exists()  # of the run that is still open
     start(out, pairs).finish()
     start(out, pairs, overwrite=True).finish()
 
@@ -358,13 +358,13 @@ def test_a_disk_without_locks_is_used_without(out, pairs, monkeypatch, number):
     def fail(self):
         raise OSError(number, "no locks here")
 
-    monkeypatch.setattr(runs.FileLock, "acquire", fail)
+    monkeypatch.setattr(lock.FileLock, "acquire", fail)
     start(out, pairs).finish()
     assert start(out, pairs).finished
 
 
 def test_a_full_disk_at_the_lock(out, pairs, monkeypatch):
-    monkeypatch.setattr(runs.FileLock, "acquire", full)
+    monkeypatch.setattr(lock.FileLock, "acquire", full)
     with refused("disk", "full"):
         start(out, pairs)
 
@@ -404,7 +404,7 @@ def test_a_folder_of_the_users_own_is_used_but_never_written_over(out, pairs):
         with refused("profile.json", "not written by this run", "another --out"):
             write(out / "profile.json", "{}")
     with refused("notes.txt"):
-        run.claim("*.txt")
+        run.claim("notes.txt")
     runs.write_json(out / "asr.json", [])
     start(out, pairs, overwrite=True, seed=5)
     assert names(out) == {"profile.json", "notes.txt", "manifest.json"}
@@ -465,6 +465,80 @@ def test_what_was_put_among_results_after_the_end_stops_overwriting(out, pairs, 
     assert start(out, pairs).finished
 
 
+def replaced(out: Path) -> list[Path]:
+    """The folders of runs that were moved aside for the one in `out`."""
+    return sorted(out.parent.glob(f".{out.name}.replaced-*"))
+
+
+def test_an_overwritten_run_lies_beside_its_folder_until_the_new_one_has_finished(out, pairs, caplog):
+    run = start(out, pairs)
+    fill(out, run)
+    run.finish()
+    before = {name: (out / name).read_bytes() for name in names(out)}
+    new = start(out, pairs, overwrite=True, seed=4)
+    (aside,) = replaced(out)
+    assert str(aside) in caplog.text
+    assert stat.S_IMODE(aside.stat().st_mode) == 0o700
+    moved = {name: (aside / name).read_bytes() for name in names(aside)}
+    assert moved == {name: text for name, text in before.items() if name not in ("rows/mine.txt", "notes.txt")}
+    runs.write_json(out / "profile.json", {"new": True})
+    again = start(out, pairs, seed=4)  # the new one was killed and goes on
+    assert again.resumed
+    assert replaced(out) == [aside]
+    new.finish()
+    assert replaced(out) == []
+    assert names(out) == {"manifest.json", "profile.json", "rows/mine.txt", "notes.txt"}
+
+
+def test_runs_overwritten_one_after_another_all_lie_there_until_one_has_finished(out, pairs):
+    start(out, pairs).finish()
+    start(out, pairs, overwrite=True, seed=4)
+    runs.write_json(out / "profile.json", {})
+    last = start(out, pairs, overwrite=True, seed=5)
+    assert sorted(manifest(aside)["seed"] for aside in replaced(out)) == [3, 4]
+    last.finish()
+    assert replaced(out) == []
+
+
+def test_a_move_that_was_cut_off_is_gone_on_with(out, pairs, monkeypatch):
+    run = start(out, pairs)
+    fill(out, run)
+    run.finish()
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        start(out, pairs, overwrite=True, seed=4)
+    monkeypatch.undo()
+    assert start(out, pairs).finished  # nothing was lost
+    new = start(out, pairs, overwrite=True, seed=4)
+    assert names(out) == {"manifest.json", "rows/mine.txt", "notes.txt"}
+    new.finish()
+    assert replaced(out) == []
+
+
+def test_what_somebody_put_among_an_overwritten_run_is_left_there(out, pairs, caplog):
+    run = start(out, pairs)
+    fill(out, run)
+    run.finish()
+    new = start(out, pairs, overwrite=True, seed=4)
+    (aside,) = replaced(out)
+    (aside / "plots" / "mine.txt").write_text("mine")
+    new.finish()
+    assert names(aside) == {"plots/mine.txt"}
+    assert f"{aside} holds files that no run wrote" in caplog.text
+
+
+def test_a_folder_beside_the_output_that_is_not_ours_is_left_alone(out, pairs):
+    mine = out.parent / f".{out.name}.replaced-mine"
+    mine.mkdir(parents=True)
+    (mine / "notes.txt").write_text("mine")
+    start(out, pairs).finish()
+    assert names(mine) == {"notes.txt"}
+
+
 def test_overwrite_starts_the_same_run_anew(out, pairs):
     run = start(out, pairs)
     runs.write_json(out / "profile.json", {})
@@ -492,7 +566,7 @@ def test_overwrite_follows_no_link_and_leaves_the_folder(out, pairs, tmp_path):
         "linked/gold.txt",
         "manifest.json",
     ]
-    runs._save(out, run.manifest)
+    manifests.save(out, run.manifest)
     (out / "mine").mkdir()
     (out / "mine" / "notes.txt").write_text("mine")
     start(out, pairs, overwrite=True, seed=4)
@@ -547,7 +621,7 @@ def test_a_private_folder_of_the_users_own_keeps_its_readme_and_permissions(tmp_
     (folder / "README.txt").unlink()
     runs.private_dir(folder)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
-    assert (folder / "README.txt").read_text() == runs.PRIVATE_NOTE
+    assert (folder / "README.txt").read_text() == files.PRIVATE_NOTE
     runs.private_dir(folder)  # ours by now
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
@@ -580,7 +654,7 @@ def test_full_disk_keeps_what_was_finished(out, pairs, monkeypatch, call):
     run = start(out, pairs)
     runs.write_json(out / "profile.json", {"done": True})
     before = {name: (out / name).read_bytes() for name in names(out)}
-    monkeypatch.setattr(runs.os, call, full)
+    monkeypatch.setattr(os, call, full)
     for path in ("profile.json", "asr.json"):
         with refused(str(out), "disk", "full", "free some space"):
             runs.write_json(out / path, {"done": False})
@@ -611,7 +685,7 @@ def test_full_disk_half_way_through_a_file(out, pairs, monkeypatch):
             self.file.flush()
             full()
 
-    monkeypatch.setattr(runs.os, "fdopen", Small)
+    monkeypatch.setattr(os, "fdopen", Small)
     with refused("disk", "full"):
         runs.write_text(out / "profile.json", "x" * 1000)
     monkeypatch.undo()
@@ -626,7 +700,7 @@ def test_no_permission(out, pairs, monkeypatch, number):
     def deny(*args, **kwargs):
         raise OSError(number, "denied")
 
-    monkeypatch.setattr(runs.os, "open", deny)
+    monkeypatch.setattr(os, "open", deny)
     with refused(str(out), "may not be written", "permissions"):
         runs.write_json(out / "asr.json", [])
     with refused("alone.json", "may not be written", "permissions"):
@@ -654,26 +728,26 @@ def test_no_permission_for_real(out, pairs):
 
 
 def test_other_errors_are_not_explained_away(tmp_path):
-    with pytest.raises(OSError, match="broken"), runs.guarded(tmp_path):
+    with pytest.raises(OSError, match="broken"), errors.guarded(tmp_path):
         raise OSError(errno.EIO, "broken")
-    with pytest.raises(KeyError), runs.guarded(tmp_path):
+    with pytest.raises(KeyError), errors.guarded(tmp_path):
         raise KeyError("x")
 
 
 def test_a_librarys_own_error_for_a_full_disk(tmp_path):
-    with refused(str(tmp_path), "full"), runs.guarded(tmp_path):
+    with refused(str(tmp_path), "full"), errors.guarded(tmp_path):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
 
 def test_torch_breaking_off_on_a_full_disk(tmp_path, monkeypatch):
     error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
-    assert runs.explain(error, tmp_path / "a" / "b") is None
-    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 2**30, 4096))
-    assert "full" in str(runs.explain(error, tmp_path / "a" / "b"))
-    assert runs.explain(RuntimeError("other"), tmp_path) is None
+    assert errors.explain(error, tmp_path / "a" / "b") is None
+    monkeypatch.setattr(errors.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 2**30, 4096))
+    assert "full" in str(errors.explain(error, tmp_path / "a" / "b"))
+    assert errors.explain(RuntimeError("other"), tmp_path) is None
     chained = RuntimeError("could not save")
     chained.__cause__ = OSError(errno.ENOSPC, "No space left on device")
-    assert "full" in str(runs.explain(chained, tmp_path))
+    assert "full" in str(errors.explain(chained, tmp_path))
 
 
 def test_interrupted_write_leaves_the_old_file(out, pairs, monkeypatch):
@@ -683,7 +757,7 @@ def test_interrupted_write_leaves_the_old_file(out, pairs, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.os, "fsync", interrupt)
+    monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         runs.write_json(out / "profile.json", {"done": False})
     monkeypatch.undo()
@@ -710,7 +784,7 @@ def test_killed_while_writing(out, pairs):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(set(json.loads((out / "big.json").read_text()))) == 1
-    (out / f".big.json.00000000{runs.PARTIAL}").write_text("half")
+    (out / f".big.json.00000000{files.PARTIAL}").write_text("half")
     run = runs.open_run(out, "measure", {}, {})
     assert run.resumed
     run.finish()

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from killed import forget_runs
 from tokendeep import chat, data, stats
 from tokendeep.attacks import poison
 from tokendeep.errors import InputError
 from tokendeep.report import poison_table
-from tokendeep.runs import folder
 from tokendeep.types import Chat, Prompt
 from tokendeep.verbs import poison as poisoning
 from tokendeep.verbs import report
@@ -181,7 +181,7 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_folder: Path, monke
     monkeypatch.setattr(
         poisoning.finetune, "run", lambda chosen: trained.append(Path(chosen.out).parent.name) or run(chosen)
     )
-    folder._OPEN.clear()
+    forget_runs()
     poisoning.run(settings)
     assert trained == ["sft-lr0.001-seed1", "constrained-lr0.001-seed1"]
     lines = json.loads((out / "table.json").read_text())

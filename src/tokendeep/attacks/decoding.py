@@ -7,10 +7,10 @@ own generation settings. Knows nothing of generation or judges.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from tokendeep import runs
 from tokendeep.attacks.prompts import attacked
 from tokendeep.errors import InputError
 from tokendeep.types import Decoding, Prompt
@@ -39,7 +39,7 @@ class Setting:
 
 def seed_of(setting: str, seed: int) -> int:
     """The seed of one setting's draws: no two settings share them, so each is a trial of its own."""
-    return int.from_bytes(hashlib.sha256(f"{setting}|{seed}".encode()).digest()[:4], "big")
+    return runs.seed(f"{setting}|{seed}")
 
 
 def paper_grid() -> list[Setting]:

@@ -6,12 +6,10 @@ generation or judges.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from tokendeep import chat
+from tokendeep import chat, runs
 from tokendeep.attacks.prompts import attacked
 from tokendeep.errors import InputError
 from tokendeep.types import Pair, Prompt
@@ -90,7 +88,7 @@ def prefill(
             ids = answer[:k]
             params = {
                 "k": k,
-                **({"lead": fingerprint(lead)} if lead else {}),
+                **({"lead": runs.fingerprint(lead)} if lead else {}),
                 **({"thinking": True} if thinking else {}),
             }
             if lead and tokenizer is not None:
@@ -152,20 +150,9 @@ def check_prefixes(prefixes: Sequence[str] | None) -> tuple[str, ...]:
 def prefix_names(openings: Sequence[str]) -> list[str]:
     """What results call the prefixes: those of the paper by their text, a user's own by number and hash."""
     return [
-        opening if opening in REFUSAL_PREFIXES else f"prefix #{number} ({fingerprint(opening)})"
+        opening if opening in REFUSAL_PREFIXES else f"prefix #{number} ({runs.fingerprint(opening)})"
         for number, opening in enumerate(openings, 1)
     ]
-
-
-def system_name(system: str) -> str:
-    """What results call the setting `system`: none and default as they are, a text by its hash."""
-    known = system in ("none", "default") or re.fullmatch("sha [0-9a-f]{8}", system)
-    return system if known else fingerprint(system)
-
-
-def fingerprint(text: str) -> str:
-    """A text by the first signs of its SHA-256, for files that are shown to others."""
-    return f"sha {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int]) -> str:

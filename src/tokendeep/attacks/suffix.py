@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokendeep.attacks.prefill import fingerprint
+from tokendeep import runs
 from tokendeep.attacks.prompts import attacked, request, with_request
 from tokendeep.errors import InputError
 from tokendeep.types import Prompt
@@ -119,9 +119,9 @@ def suffix(prompts: Sequence[Prompt], suffixes: Sequence[Suffix]) -> list[Prompt
 
 def key(prompt: Prompt) -> str:
     """A request by the hash of its words, by which a suffix of its own finds it in any file."""
-    return fingerprint(request(prompt))
+    return runs.fingerprint(request(prompt))
 
 
 def _with(prompt: Prompt, one: Suffix) -> Prompt:
-    name = f"its own, {one.name}" if one.only else f"{one.name} ({fingerprint(one.text)})"
+    name = f"its own, {one.name}" if one.only else f"{one.name} ({runs.fingerprint(one.text)})"
     return attacked(with_request(prompt, request(prompt) + one.text), "suffix", {"suffix": name}, tag=name)

@@ -23,7 +23,6 @@ Knows nothing of models and files of data.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from tokendeep import runs
 from tokendeep.errors import InputError
 from tokendeep.types import IGNORE, Encoded, Message
 
@@ -258,7 +258,7 @@ def read_template(name_or_file: str) -> str:
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of the chat template's text. Raises InputError where there is none."""
-    return hashlib.sha256(_template(tokenizer).encode()).hexdigest()
+    return runs.sha256_text(_template(tokenizer))
 
 
 def check(tokenizer: PreTrainedTokenizerBase) -> TemplateFacts:

@@ -9,7 +9,6 @@ names in `FIELDS`; no column is ever guessed or silently left out of a local fil
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from tokendeep import errors
 from tokendeep.errors import InputError
 from tokendeep.types import Chat, Message, Pair, Prompt, Triple
 
@@ -373,8 +373,8 @@ def nearest(name: str) -> str | None:
     name = name.strip().lower()
     if name in SAYS_THE_SAME:
         return SAYS_THE_SAME[name]
-    close = difflib.get_close_matches(name, [*FIELDS, *SAYS_THE_SAME], n=1, cutoff=0.6)
-    return SAYS_THE_SAME.get(close[0], close[0]) if close else None
+    near = errors.nearest(name, [*FIELDS, *SAYS_THE_SAME])
+    return SAYS_THE_SAME.get(near, near) if near else None
 
 
 def _show(name: str) -> str:
@@ -514,8 +514,8 @@ def _open(path: Path) -> BinaryIO:
         return path.open("rb")
     except FileNotFoundError:
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, names, n=1)
-        advice = f"did you mean {path.parent / close[0]}" if close else "check the path"
+        near = errors.nearest(path.name, names)
+        advice = f"did you mean {path.parent / near}" if near else "check the path"
         raise InputError(f"There is no file {path}; {advice}.") from None
     except PermissionError:
         raise InputError(f"{path} may not be read by this user; change its permissions or give another file.") from None

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import atexit
 import bisect
-import hashlib
 import logging
 import math
 import queue
@@ -36,7 +35,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 
 from tokendeep import chat, runs
 from tokendeep.compute.lm_head import causal_lm
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, memory_full
 from tokendeep.models.loading import context_length
 from tokendeep.types import Decoding, Subject
 
@@ -225,8 +224,8 @@ class _Row:
     def __post_init__(self) -> None:
         decoding = self.request.decoding
         if decoding.temperature > 0:  # keyed by content: neither the batch nor the order changes the draws
-            key = hashlib.sha256(f"{decoding.seed}|{self.request.ids}".encode()).digest()
-            self.generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+            key = runs.seed(f"{decoding.seed}|{self.request.ids}", 8) >> 1
+            self.generator = torch.Generator().manual_seed(key)
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -329,7 +328,7 @@ class _Batcher:
             elif self.plain:
                 self._run_plain()
         except RuntimeError as error:
-            if not runs.memory_full(error):
+            if not memory_full(error):
                 raise
             way = "lower --batch_size" if self.batch_size > 1 else "give shorter prompts or ask for shorter answers"
             raise InputError(
@@ -720,7 +719,7 @@ def _probe(lm: Any) -> str | None:
         ids = [torch.tensor([row], device=slots.device) for row in rows]
         plain = torch.cat([lm(input_ids=row, use_cache=False).logits[:, -1] for row in ids]).float()
     except Exception as error:
-        if runs.memory_full(error):
+        if memory_full(error):
             raise
         return f"its forward pass does not take a cache of slots ({type(error).__name__})"
     if not plain.isfinite().all():

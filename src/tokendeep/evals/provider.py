@@ -7,7 +7,6 @@ of attacks or judges. Importing it loads no torch: tokenizer and weights come wi
 from __future__ import annotations
 
 import asyncio
-import difflib
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -33,7 +32,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from rich.markup import escape
 
 from tokendeep import chat, models
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, did_you_mean
 from tokendeep.models.options import ModelOptions
 from tokendeep.types import Decoding, Message, Subject
 
@@ -280,8 +279,7 @@ def _model_options(options: dict[str, Any]) -> ModelOptions:
         if name == "system":
             raise InputError("the system prompt is a setting of the task, not of the model: give -T system=TEXT")
         if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, 1) or [", ".join(OPTIONS)]
-            raise InputError(f"unknown model option '{name}': did you mean {near[0]}?")
+            raise InputError(f"Unknown model option '{name}'; {did_you_mean(name, OPTIONS)}.")
     return ModelOptions(**options)
 
 

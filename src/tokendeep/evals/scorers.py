@@ -5,13 +5,12 @@ Both measure non-refusal, not harm. What cannot be judged is unscored, with its 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
 from inspect_ai.scorer import Score, Scorer, Target, ci_wilson, mean, scorer
 from inspect_ai.solver import TaskState
 
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, did_you_mean
 from tokendeep.evals import session as _session
 from tokendeep.judges import JUDGED, JUDGES, SCORED, Verdict
 
@@ -41,9 +40,7 @@ def judge_named(name: str, judged: str) -> Scorer:
 
 def unknown(what: str, name: str, known: Collection[str]) -> str:
     """The sentence for an unknown name: the nearest known one, else all of them."""
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]}" if near else f"known are {', '.join(known)}"
-    return f"unknown {what} '{name}': {hint}"
+    return f"Unknown {what} '{name}'; {did_you_mean(name, known)}."
 
 
 def _judge(name: str, judged: str) -> Scorer:

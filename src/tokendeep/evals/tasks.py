@@ -289,7 +289,7 @@ def build(
             "attack": attack,
             "judge": settings.judge,
             "judged": settings.judged,
-            "system": attacks.system_name(settings.system),
+            "system": runs.system_name(settings.system),
             "data": runs.hash_input("data", data.identity(source)),
             "skipped": {str(k): count for k, count in (skipped or {}).items()},
         },

@@ -6,7 +6,6 @@ Knows hub ids, folders, adapters, GGUF files and the alias of the demo model. Im
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import re
@@ -15,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokendeep import chat, runs
-from tokendeep.errors import InputError
+from tokendeep import chat
+from tokendeep.errors import InputError, memory_full
 from tokendeep.models import packaged
 from tokendeep.models.options import ModelOptions
+from tokendeep.runs.identity import adapter_name, weights_name
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 TOKENIZERS = (  # at least one of these files is in a folder that has a tokenizer
@@ -28,7 +28,6 @@ TOKENIZERS = (  # at least one of these files is in a folder that has a tokenize
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 HUB_ID = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
-SAMPLED = 1 << 16  # bytes read at each of 64 places of a weight file for its fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ class Place:
         if self.commit is not None:
             return self.commit
         folder = Path(self.source)
-        return _fingerprint([folder / self.file] if self.file else weight_files(folder))
+        return weights_name([folder / self.file] if self.file else weight_files(folder))
 
 
 def _local(spec: str) -> Path | None:
@@ -201,7 +200,7 @@ def explained(spec: str) -> Iterator[None]:
     ) as error:  # fmt: skip
         if isinstance(error, InputError):
             raise
-        if runs.memory_full(error):
+        if memory_full(error):
             raise InputError(f"{spec} does not fit into the memory: use bfloat16, or --device-map auto") from error
         if "trust_remote_code" in str(error):
             raise InputError(f"{spec} comes with its own code: pass --trust-remote-code if you trust it") from error
@@ -328,31 +327,7 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") and p.is_file())
 
 
-def _fingerprint(files: list[Path]) -> str:
-    """A hash of the files' sizes and of 64 evenly spaced pieces of each: quick, and training changes every piece."""
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            for i in range(64):
-                file.seek(i * max(0, size - SAMPLED) // 63)
-                digest.update(file.read(SAMPLED))
-    return f"weights:{digest.hexdigest()[:16]}"
-
-
 def adapter_hash(folder: Path) -> str:
-    """A hash of an adapter's weights and settings, the same after it or its base was moved."""
-    config = _read_json(folder / "adapter_config.json")
-    config.pop("base_model_name_or_path", None)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name in ("adapter_model.safetensors", "adapter_model.bin"):
-        if (folder / name).is_file():
-            digest.update(_sha256(folder / name).encode())
-            break
-    return f"adapter:{digest.hexdigest()[:16]}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """What results call an adapter, the same after it or its base was moved."""
+    weights = (folder / name for name in ("adapter_model.safetensors", "adapter_model.bin"))
+    return adapter_name(_read_json(folder / "adapter_config.json"), next((p for p in weights if p.is_file()), None))

@@ -6,7 +6,6 @@ Knows the cache folder and how to turn a GGUF into an ordinary model. Importing 
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib.util
 import json
 import logging
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokendeep.errors import InputError
-from tokendeep.runs.identity import PACKAGED, SMOLLM2
+from tokendeep.runs.identity import PACKAGED, SMOLLM2, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -109,8 +108,7 @@ def _convert_once(source: Path, folder: Path) -> None:
 
 def _convert(source: Path, folder: Path) -> None:
     """De-quantise the demo model's GGUF into float32 safetensors with tokenizer and chat template."""
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_file(source)
     if digest != SHA256:
         raise InputError(f"{source} is not the demo model this version knows: run `{INSTALL}`")
     import torch

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokendeep import runs
 from tokendeep.judges import OUTCOMES
 from tokendeep.report.gather import Series
 from tokendeep.report.words import ROLE_NAMES, condition_name, outcome_name
@@ -50,7 +50,7 @@ def _group(one: Series, show_text: bool) -> Group:
     if one.samples is None:
         return Group(title, None, ())
     named = [(condition_name(condition), s) for condition, group in one.samples.items() for s in group]
-    named.sort(key=lambda pair: _hash(f"{pair[1].id} {pair[1].seed}"))
+    named.sort(key=lambda pair: runs.sha256_text(f"{pair[1].id} {pair[1].seed}"))
     chosen = [pair for outcome in OUTCOMES for pair in [p for p in named if p[1].outcome == outcome][:EACH]]
     return Group(title, len(named), [_transcript(sample, attack, show_text) for attack, sample in chosen])
 
@@ -65,7 +65,7 @@ def _transcript(sample: Sample, attack: str, show_text: bool) -> Transcript:
         prompt_id=sample.prompt_id[:40],
         category=sample.category or "-",
         length=len(sample.completion),
-        digest=_hash(sample.completion)[:12],
+        digest=runs.sha256_text(sample.completion)[:12],
         instruction=shown[0],
         prefix=shown[1],
         completion=shown[2],
@@ -76,7 +76,3 @@ def _cut(text: str) -> str:
     if len(text) <= LONGEST:
         return text
     return f"{text[:LONGEST]}\n[cut here: {LONGEST:,} of {len(text):,} characters]"
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,32 +1,41 @@
-"""Folders that hold a run: opening, going on, finishing, and every file written."""
+"""Folders that hold a run: opening, going on, finishing, every file written and every hash."""
 
-from tokendeep.runs.folder import (
-    Run,
-    explain,
-    guarded,
-    hash_input,
+from tokendeep.runs.files import (
     is_main_process,
-    memory_full,
-    model_identity,
-    open_run,
     private_dir,
-    sha256_file,
+    user_path,
+    whole,
     write_json,
     write_jsonl,
     write_text,
 )
+from tokendeep.runs.folder import Run, open_run
+from tokendeep.runs.identity import (
+    fingerprint,
+    hash_input,
+    model_identity,
+    seed,
+    sha256,
+    sha256_file,
+    sha256_text,
+    system_name,
+)
 
 __all__ = [
     "Run",
-    "explain",
-    "guarded",
+    "fingerprint",
     "hash_input",
     "is_main_process",
-    "memory_full",
     "model_identity",
     "open_run",
     "private_dir",
+    "seed",
+    "sha256",
     "sha256_file",
+    "sha256_text",
+    "system_name",
+    "user_path",
+    "whole",
     "write_json",
     "write_jsonl",
     "write_text",

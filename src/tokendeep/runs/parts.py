@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tokendeep import runs
+from tokendeep.errors import guarded
+from tokendeep.runs.folder import Run
 
 FOLDER = "parts"
 
@@ -38,20 +39,20 @@ class Parts:
             InputError: the disk is full or the folder may not be written.
         """
         self.done |= {row: list(numbers) for row, numbers in values.items()}
-        with runs.guarded(self.path), self.path.open("a", encoding="utf-8") as file:
+        with guarded(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({row: self.done[row] for row in values}) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
 
-def folder(state: runs.Run) -> Path:
+def folder(state: Run) -> Path:
     """The folder of a run's parts, made where it is missing."""
     path = state.claim(FOLDER)
-    with runs.guarded(path):
+    with guarded(path):
         path.mkdir(exist_ok=True)
     return path
 
 
-def remove(state: runs.Run) -> None:
+def remove(state: Run) -> None:
     """Drop the parts of a run whose results are written."""
     shutil.rmtree(state.out / FOLDER, ignore_errors=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokendeep import chat, judges, runs
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, memory_full
 from tokendeep.types import Chat, Decoding, Prompt, Subject, Triple
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _completed(subject: Subject, requests: Sequence[Request], batch_size: int) -
             try:
                 generation.generate(subject, [requests[i] for i in left], batch_size=batch_size, on_done=keep)
             except InputError as error:
-                if batch_size == 1 or error.__cause__ is None or not runs.memory_full(error.__cause__):
+                if batch_size == 1 or error.__cause__ is None or not memory_full(error.__cause__):
                     raise
                 batch_size //= 2
     return [done[i] for i in range(len(requests))]

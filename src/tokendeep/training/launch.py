@@ -23,7 +23,7 @@ from transformers import Trainer, TrainerCallback
 
 from tokendeep import runs
 from tokendeep.compute import lm_head
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, memory_full
 from tokendeep.types import Subject
 from tokendeep.verbs.options import DeepenConfig, FinetuneConfig
 
@@ -150,7 +150,7 @@ def memory(micro_batch: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not runs.memory_full(error):
+        if not memory_full(error):
             raise
         way = (
             f"lower --micro_batch (now {micro_batch}) and run it again"

@@ -7,7 +7,6 @@ have been trained. Knows nothing of losses.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from tokendeep import runs
 
 SAMPLED = 256  # values of every weight that its fingerprint looks at
 
@@ -30,13 +31,15 @@ class Store:
 
 def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
     """A hash of weights: name, shape, type and `SAMPLED` values of each, spread evenly; quick for any size."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(named, key=lambda item: item[0]):
-        flat = tensor.detach().reshape(-1)
-        step = max(1, flat.numel() // SAMPLED)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(flat[::step][:SAMPLED].cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+
+    def pieces() -> Iterable[bytes]:
+        for name, tensor in sorted(named, key=lambda item: item[0]):
+            flat = tensor.detach().reshape(-1)
+            step = max(1, flat.numel() // SAMPLED)
+            yield f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
+            yield flat[::step][:SAMPLED].cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+    return runs.sha256(pieces())
 
 
 def frozen_weights(model: nn.Module, *, without_adapter: bool) -> list[tuple[str, Tensor]]:
@@ -46,15 +49,12 @@ def frozen_weights(model: nn.Module, *, without_adapter: bool) -> list[tuple[str
 
 def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
     """A hash of the ids, labels and packed lengths of rows, in order."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr((row["input_ids"], row["labels"], row.get("seq_lengths"))).encode())
-    return digest.hexdigest()
+    return runs.sha256(repr((row["input_ids"], row["labels"], row.get("seq_lengths"))).encode() for row in rows)
 
 
 def key(*parts: object) -> str:
     """One short name for model, rows and settings together."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    return runs.sha256_text(repr(parts))[:16]
 
 
 def path(folder: Path, name: str) -> Path:
@@ -74,13 +74,12 @@ def save(folder: Path, store: Store) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     whole = path(folder, store.key)
-    part = whole.with_suffix(".part")
     tensors = {"logps": torch.cat(store.logps), "lengths": torch.tensor([len(x) for x in store.logps])}
     if store.states is not None:
         tensors["states"] = torch.cat(store.states)
         tensors["anchored"] = torch.tensor([len(x) for x in store.states])
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"key": store.key})
-    part.replace(whole)
+    with runs.whole(whole) as part:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"key": store.key})
     return whole
 
 

@@ -24,7 +24,7 @@ from tokendeep.attacks import decoding as sampling
 from tokendeep.attacks import prefill as attacks
 from tokendeep.attacks import suffix as endings
 from tokendeep.attacks import walks
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, explain, guarded
 from tokendeep.evals import logs, rates, tasks
 from tokendeep.evals.provider import CONTINUING, NAME, OPTIONS, TokendeepAPI, live_model
 from tokendeep.evals.scorers import JUDGED, JUDGES, unknown
@@ -180,8 +180,8 @@ def _facts(model: Model, config: AttackConfig) -> dict[str, Any]:
 def _recorded(config: AttackConfig) -> dict[str, Any]:
     """The settings as the manifest keeps them: prefixes and system prompts of the user by their hash."""
     names = None if config.prefixes is None else attacks.prefix_names(config.prefixes)
-    lead = attacks.fingerprint(config.lead) if config.lead else ""
-    return {**asdict(config), "prefixes": names, "lead": lead, "system": attacks.system_name(config.system)}
+    lead = runs.fingerprint(config.lead) if config.lead else ""
+    return {**asdict(config), "prefixes": names, "lead": lead, "system": runs.system_name(config.system)}
 
 
 def _inputs(config: AttackConfig) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def _evaluate(todo: list[Task], session: Session, config: AttackConfig, out: Pat
         if ours:
             session.on_failure = ours.fail
         try:
-            with runs.guarded(out):
+            with guarded(out):
                 _, written = eval_set(
                     todo,
                     log_dir=str(out),
@@ -278,7 +278,7 @@ def _raise_failure(session: Session, logs: Sequence[EvalLog], out: Path) -> None
         raise KeyboardInterrupt
     for log in logs:
         if log.error is not None:
-            if full := runs.explain(RuntimeError(log.error.message), out):
+            if full := explain(RuntimeError(log.error.message), out):
                 raise full
             why = f"the reason is in {log.location}" if served else log.error.message  # a server can quote the prompt
             raise InputError(f"the run stopped and can go on with the same command: {why}")

@@ -7,7 +7,6 @@ user's machine, and kept in the cache so that a second run only measures and att
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
@@ -267,7 +266,7 @@ def _key(recipe: Recipe, seed: int) -> str:
     versions = {name: metadata.version(name) for name in ("tokendeep", "torch", "transformers", "trl")}
     texts = [demo_text(name) for name in ("harmful.jsonl", "benign.jsonl", "refusals.txt")]
     trained = {name: value for name, value in asdict(recipe).items() if name not in MEASURING}
-    return hashlib.sha256(json.dumps([trained, seed, versions, texts]).encode()).hexdigest()[:10]
+    return runs.sha256_text(json.dumps([trained, seed, versions, texts]))[:10]
 
 
 def _refused(row: Rate) -> float:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from tokendeep import chat, data, models, runs
 from tokendeep.attacks import suffix
-from tokendeep.attacks.prefill import fingerprint, system_name
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.types import Prompt, Subject
 from tokendeep.verbs.options import GcgConfig
@@ -64,8 +63,8 @@ def run(config: GcgConfig, subject: Subject | None = None) -> Path:
 
 def _recorded(config: GcgConfig) -> dict[str, Any]:
     """The settings as the manifest keeps them: texts of the user by their hash."""
-    opening = config.opening if config.opening == GcgConfig().opening else fingerprint(config.opening)
-    return {**asdict(config), "opening": opening, "system": system_name(config.system)}
+    opening = config.opening if config.opening == GcgConfig().opening else runs.fingerprint(config.opening)
+    return {**asdict(config), "opening": opening, "system": runs.system_name(config.system)}
 
 
 def check(config: GcgConfig) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from tokendeep import __version__, runs
-from tokendeep.attacks.prefill import system_name
 from tokendeep.errors import InputError
 from tokendeep.report import csvs, findings, gather, transcripts
 from tokendeep.verbs.options import ReportConfig
@@ -90,7 +89,7 @@ def _shared(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """A manifest as it may be shown to others: a user's system prompts by their hash."""
     config = manifest.get("config")
     texts = {name: text for name in SYSTEMS if isinstance(config, dict) and isinstance(text := config.get(name), str)}
-    hashed = {name: system_name(text) for name, text in texts.items()}
+    hashed = {name: runs.system_name(text) for name, text in texts.items()}
     return {**manifest, "config": {**config, **hashed}} if isinstance(config, dict) else dict(manifest)
 
 

@@ -12,7 +12,6 @@ step, and only rows that predict a target token go through the output head. Know
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor
 from tokendeep import chat, runs
 from tokendeep.attacks.gcg.behaviours import Behaviour, Row, combine
 from tokendeep.compute import lm_head, scoring
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, memory_full
 from tokendeep.models.loading import context_length
 from tokendeep.types import Subject
 
@@ -156,7 +155,7 @@ class Search:
         try:
             return self._step(state)
         except RuntimeError as error:
-            if not runs.memory_full(error):
+            if not memory_full(error):
                 raise
             raise InputError(
                 "the memory of the device does not hold the gradient of one request: shorten requests or targets, or load "
@@ -166,8 +165,7 @@ class Search:
     def _step(self, state: State) -> State:
         active = self.behaviours[: state.active]
         gradient = self.gradient(state.suffix, active)
-        key = hashlib.sha256(f"{self.settings.seed}|{state.step}".encode()).digest()  # a generator reads 32 bits of it
-        draw = torch.Generator().manual_seed(int.from_bytes(key[:4], "big"))
+        draw = torch.Generator().manual_seed(runs.seed(f"{self.settings.seed}|{state.step}"))  # it reads 32 bits
         swaps = self.draw(gradient, state.suffix, active[0], draw)
         losses = self.losses(state.suffix, swaps, active)
         suffix, loss = self._best(state.suffix, swaps, losses)
@@ -257,7 +255,7 @@ class Search:
             try:
                 found[part] = self._score(subject, known, row, place, suffix, torch.tensor(tokens, device=device))
             except RuntimeError as error:
-                if not runs.memory_full(error):
+                if not memory_full(error):
                     raise
                 self._halve()
                 continue

@@ -1,0 +1,122 @@
+"""The manifest of a run: what was run, on what, by which versions, and what makes two runs the same.
+
+Knows nothing of the folder's other files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tokendeep.errors import InputError
+from tokendeep.runs.files import json_text, user_path, write_unclaimed
+from tokendeep.runs.identity import hash_input, known_identity
+
+MANIFEST = "manifest.json"
+# Settings that do not change what a run computes; a run that ran out of memory goes on with a smaller batch.
+NOT_COMPARED = ("out", "overwrite", "debug", "batch_size", "micro_batch", "device", "device_map", "label")
+OWN = frozenset(
+    ["tokendeep", "verb", "status", "config", "inputs", "models", "seed", "versions", "started", "resumed", "finished",
+     "files"]
+)  # fmt: skip
+NEEDED = {"tokendeep", "verb", "status", "config", "inputs", "models", "files"}
+MODELS = ("model", "base", "rank_base", "others")  # settings whose local folders are part of a run's identity
+TEXTS = ("chat_template", "openings")  # settings whose local files are
+PACKAGES = ("tokendeep", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "inspect-ai", "gguf",
+            "safetensors", "tokenizers", "numpy", "scipy")  # fmt: skip
+
+
+def new(
+    verb: str, config: Mapping[str, Any], inputs: Mapping[str, str | Path], names: tuple[str, ...]
+) -> dict[str, Any]:
+    """The manifest of a run that begins now; `names` are what it will write."""
+    settings = json.loads(json_text({name: _plain(value) for name, value in config.items()}))
+    texts = {name: path for name in TEXTS if (path := config.get(name)) and os.path.isfile(user_path(path))}
+    return {
+        "tokendeep": _version("tokendeep"),
+        "verb": verb,
+        "status": "running",
+        "config": settings,
+        "inputs": {name: hash_input(name, value) for name, value in {**texts, **inputs}.items()},
+        "models": {name: identity for name in MODELS if (identity := known_identity(config.get(name)))},
+        "seed": settings.get("seed"),
+        "versions": versions(),
+        "started": now(),
+        "finished": None,
+        "files": list(names),
+    }
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The manifest in a folder; None where there is none.
+
+    Raises:
+        InputError: it may not be read, or is none of ours.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        raise InputError(
+            f"{path} may not be read by this user; change its permissions or give another --out."
+        ) from None
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or not manifest.keys() >= NEEDED or not isinstance(manifest["files"], list):
+        raise InputError(f"{path} was not written by tokendeep or is damaged; move it away or give another --out.")
+    return manifest
+
+
+def save(folder: Path, manifest: Mapping[str, Any]) -> None:
+    write_unclaimed(folder / MANIFEST, json_text(manifest))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What makes two runs different, in words; "" for the same run. Texts are named, not shown."""
+    if old["verb"] != new["verb"]:
+        return f"its verb (this is {new['verb']})"
+    hashed = {**new["inputs"], **new["models"], **old["inputs"], **old["models"]}
+    parts = [f"the content of {name}" for name in sorted(hashed) if _content(old, name) != _content(new, name)]
+    for name in sorted({*old["config"], *new["config"]} - {*NOT_COMPARED, *hashed}):
+        before, after = old["config"].get(name), new["config"].get(name)
+        if before != after:
+            is_text = isinstance(before, str) or isinstance(after, str)
+            parts.append(name if is_text else f"{name} ({before} there, {after} now)")
+    return ", ".join(parts)
+
+
+def _content(manifest: Mapping[str, Any], name: str) -> Any:
+    """What identifies input or model `name`: its hash, or the setting where it is no local path."""
+    for hashes in (manifest["inputs"], manifest["models"]):
+        if name in hashes:
+            return hashes[name]
+    return manifest["config"].get(name)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that results can depend on."""
+    installed = {name: version for name in PACKAGES if (version := _version(name))}
+    return {"python": platform.python_version(), "platform": platform.platform(), **installed}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
