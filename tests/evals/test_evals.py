@@ -791,7 +791,7 @@ def test_a_prefill_is_not_lost_when_the_model_is_another(
     ("settings", "message"),
     [
         ({"attack": "prefil"}, "Unknown attack 'prefil'; did you mean prefill"),
-        ({"role": "twin"}, "unknown role 'twin': did you mean twins"),
+        ({"role": "twin"}, "Unknown role 'twin'; did you mean twins"),
         ({"attack": " , "}, "no attack is named"),
         ({"judge": "refusal-keyword"}, "Unknown judge .* did you mean refusal-keywords"),
         ({"judged": "ful"}, "did you mean full"),

@@ -20,7 +20,7 @@ from killed import forget_runs
 from tokendeep import errors, runs
 from tokendeep.errors import InputError
 from tokendeep.models import packaged
-from tokendeep.runs import files, identity, lock
+from tokendeep.runs import files, identity, lock, written
 from tokendeep.runs import manifest as manifests
 
 CONFIG = {"model": "me/model", "data": "pairs.jsonl", "out": "somewhere", "overwrite": False, "k": [0, 5], "seed": 3}
@@ -465,19 +465,27 @@ def test_what_was_put_among_results_after_the_end_stops_overwriting(out, pairs, 
     assert start(out, pairs).finished
 
 
+@pytest.fixture
+def told(monkeypatch) -> list[str]:
+    """What runs say on the terminal."""
+    lines: list[str] = []
+    monkeypatch.setattr(written.log, "warning", lambda text, *values: lines.append(text % values))
+    return lines
+
+
 def replaced(out: Path) -> list[Path]:
     """The folders of runs that were moved aside for the one in `out`."""
     return sorted(out.parent.glob(f".{out.name}.replaced-*"))
 
 
-def test_an_overwritten_run_lies_beside_its_folder_until_the_new_one_has_finished(out, pairs, caplog):
+def test_an_overwritten_run_lies_beside_its_folder_until_the_new_one_has_finished(out, pairs, told):
     run = start(out, pairs)
     fill(out, run)
     run.finish()
     before = {name: (out / name).read_bytes() for name in names(out)}
     new = start(out, pairs, overwrite=True, seed=4)
     (aside,) = replaced(out)
-    assert str(aside) in caplog.text
+    assert str(aside) in told[-1]
     assert stat.S_IMODE(aside.stat().st_mode) == 0o700
     moved = {name: (aside / name).read_bytes() for name in names(aside)}
     assert moved == {name: text for name, text in before.items() if name not in ("rows/mine.txt", "notes.txt")}
@@ -519,7 +527,7 @@ def test_a_move_that_was_cut_off_is_gone_on_with(out, pairs, monkeypatch):
     assert replaced(out) == []
 
 
-def test_what_somebody_put_among_an_overwritten_run_is_left_there(out, pairs, caplog):
+def test_what_somebody_put_among_an_overwritten_run_is_left_there(out, pairs, told):
     run = start(out, pairs)
     fill(out, run)
     run.finish()
@@ -528,7 +536,7 @@ def test_what_somebody_put_among_an_overwritten_run_is_left_there(out, pairs, ca
     (aside / "plots" / "mine.txt").write_text("mine")
     new.finish()
     assert names(aside) == {"plots/mine.txt"}
-    assert f"{aside} holds files that no run wrote" in caplog.text
+    assert f"{aside} holds files that no run wrote" in told[-1]
 
 
 def test_a_folder_beside_the_output_that_is_not_ours_is_left_alone(out, pairs):
