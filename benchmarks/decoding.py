@@ -19,7 +19,8 @@ import torch
 from generation import _timed, demo_sweep, last_demo, sweep_requests
 from tokendeep import models
 from tokendeep.attacks.decoding import Setting, paper_grid
-from tokendeep.engines.local import Engine, Request
+from tokendeep.engines.base import Request
+from tokendeep.engines.local import LocalEngine
 from tokendeep.types import Decoding
 
 
@@ -60,7 +61,7 @@ def main() -> None:
     torch.manual_seed(0)
     shared = Decoding(max_new_tokens=args.new_tokens)
     batches = [prompts[i : i + args.batch_size] for i in range(0, len(prompts), args.batch_size)]
-    with Engine(subject, args.batch_size) as engine:
+    with LocalEngine(subject, args.batch_size) as engine:
         by_hand(lm, prompts[:1], grid[0], 2, ends)  # warm both up
         engine.submit(Request(prompts[0], Decoding(max_new_tokens=2))).result()
         before = (engine.stats.prefilled, engine.stats.reused)

@@ -27,7 +27,8 @@ import torch
 from transformers import StoppingCriteria
 
 from tokendeep import chat, data, models
-from tokendeep.engines.local import Engine, Request
+from tokendeep.engines.base import Request
+from tokendeep.engines.local import LocalEngine
 from tokendeep.types import Decoding, Subject
 
 KS = (0, 5, 10, 20, 40)
@@ -79,7 +80,7 @@ def compare(subject: Subject, sweep: dict[int, list[Request]], batch_size: int) 
     eos = lm.generation_config.eos_token_id
     ends = {*(eos if isinstance(eos, list) else [eos]), subject.tokenizer.eos_token_id} - {None}
     batches = [group[i : i + batch_size] for group in sweep.values() for i in range(0, len(group), batch_size)]
-    with Engine(subject, batch_size) as engine:
+    with LocalEngine(subject, batch_size) as engine:
         _by_hand(lm, batches[0][:1], ends)  # warm both up
         engine.submit(replace(requests[0], decoding=Decoding(max_new_tokens=2))).result()
         hand, answers = _timed(lambda: [_by_hand(lm, batch, ends) for batch in batches])

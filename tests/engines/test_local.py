@@ -25,8 +25,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from tokendeep.engines import local as generation
-from tokendeep.engines.local import Completion, Engine, Request, generate
+from tokendeep.engines import architecture, batching, rows, sampling
+from tokendeep.engines.base import Completion, Request
+from tokendeep.engines.batching import Batcher
+from tokendeep.engines.linears import narrow_linears
+from tokendeep.engines.local import LocalEngine, generate
+from tokendeep.engines.rows import Row
 from tokendeep.errors import InputError
 from tokendeep.types import Decoding, Subject
 
@@ -134,7 +138,7 @@ def test_greedy_equals_generate(name: str) -> None:
     make, kind = ARCHITECTURES[name]
     subject = make()
     requests = sweep(prompts=2 if kind == "generate" else 3, ks=(0, 5, 20))
-    with Engine(subject, batch_size=3) as engine:
+    with LocalEngine(subject, batch_size=3) as engine:
         done = [future.result(30) for future in [engine.submit(request) for request in requests]]
     assert engine.kind == kind
     assert (engine.why is None) == (kind == "continuous")
@@ -147,7 +151,7 @@ def test_a_row_longer_than_the_window_takes_generate() -> None:
     subject = build(Gemma2Config, head_dim=8, sliding_window=24)
     short = Request(tuple(draw(1, 10)), Decoding(max_new_tokens=14))
     long = Request(tuple(draw(2, 10)), Decoding(max_new_tokens=15))
-    with Engine(subject, batch_size=2) as engine:
+    with LocalEngine(subject, batch_size=2) as engine:
         futures = [engine.submit(short), engine.submit(long)]
         assert all(
             same_up_to_ties(subject.model, request, future.result(30))
@@ -188,7 +192,7 @@ def test_an_adapter_stays_active(llama: Subject) -> None:
 
 
 def test_half_precision_is_continuous(llama: Subject) -> None:
-    with Engine(replace(llama, model=llama.model.bfloat16()), batch_size=2) as engine:
+    with LocalEngine(replace(llama, model=llama.model.bfloat16()), batch_size=2) as engine:
         assert engine.kind == "continuous"
         assert len(engine.submit(sweep()[0]).result(30).ids) == 3
 
@@ -231,7 +235,7 @@ def test_the_common_template_is_computed_once(llama: Subject) -> None:
 
 def test_a_later_request_reuses_a_slot_that_is_free(llama: Subject) -> None:
     short = Request(tuple(draw(1, 30)), Decoding(max_new_tokens=4))
-    with Engine(llama, batch_size=1) as engine:
+    with LocalEngine(llama, batch_size=1) as engine:
         first = engine.submit(short).result(30)
         assert engine.stats.prefilled == 29
         long = Request((*short.ids, *first.ids), Decoding(max_new_tokens=4))  # its answer is in the slot as well
@@ -269,11 +273,11 @@ def test_padding_stays_inside_the_context() -> None:
     first = Request(tuple(base), Decoding(max_new_tokens=2))
     late = Request((*base[:200], *draw(2, 41)), Decoding(max_new_tokens=2))
     fresh = Request(tuple(draw(3, 58)), Decoding(max_new_tokens=2))
-    batcher = generation._Batcher(subject, 2)
+    batcher = Batcher(subject, 2)
     results: dict[int, Any] = {}
-    for index, rows in enumerate([[first], [late, fresh]]):
-        for i, request in enumerate(rows):
-            batcher.add(generation._Row(index + i, request, results.__setitem__))
+    for index, batch in enumerate([[first], [late, fresh]]):
+        for i, request in enumerate(batch):
+            batcher.add(Row(index + i, request, results.__setitem__))
         while batcher.busy:
             batcher.step()
     assert batcher.stats.prefilled == 219 + 40 + 57
@@ -283,16 +287,16 @@ def test_padding_stays_inside_the_context() -> None:
 def test_long_prompts_are_computed_in_pieces(llama: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = sweep()
     expected = generate(llama, requests)
-    monkeypatch.setattr(generation, "CHUNK", 7)
+    monkeypatch.setattr(batching, "CHUNK", 7)
     assert generate(llama, requests, batch_size=5) == expected
 
 
 def drive(subject: Subject, requests: list[Request], batch_size: int) -> tuple[Any, list[Completion]]:
     """Run all requests through a batcher in this thread, to look at what it did."""
     results: dict[int, Any] = {}
-    batcher = generation._Batcher(subject, batch_size)
+    batcher = Batcher(subject, batch_size)
     for i, request in enumerate(requests):
-        batcher.add(generation._Row(i, request, results.__setitem__))
+        batcher.add(Row(i, request, results.__setitem__))
     while batcher.busy:
         batcher.step()
     return batcher, [results[i] for i in range(len(requests))]
@@ -312,7 +316,7 @@ def test_requests_may_come_from_many_threads(llama: Subject) -> None:
     requests = sweep()
     expected = generate(llama, requests)
     futures: dict[int, Future[Completion]] = {}
-    with Engine(llama, batch_size=4) as engine:
+    with LocalEngine(llama, batch_size=4) as engine:
 
         def send(start: int) -> None:
             for i in range(start, len(requests), 4):
@@ -329,7 +333,7 @@ def test_requests_may_come_from_many_threads(llama: Subject) -> None:
 @pytest.mark.parametrize("kind", ["continuous", "generate"])
 def test_an_error_in_the_worker_reaches_every_future(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = build(LlamaConfig) if kind == "continuous" else build(BloomConfig, n_head=4, n_layer=2)
-    with Engine(subject, batch_size=2) as engine:
+    with LocalEngine(subject, batch_size=2) as engine:
         assert engine.kind == kind
         with monkeypatch.context() as patch:
             patch.setattr(subject.model, "forward", broken)
@@ -347,7 +351,7 @@ def broken(*args: Any, **kwargs: Any) -> Any:
 @pytest.mark.parametrize("config", [LlamaConfig, BloomConfig])
 def test_closing_ends_what_is_unfinished(config: type) -> None:
     subject = subject_without_end(build(config, n_layer=2, n_head=4) if config is BloomConfig else build(config))
-    engine = Engine(subject, batch_size=1)
+    engine = LocalEngine(subject, batch_size=1)
     passes = []
     subject.model.register_forward_hook(lambda *_: passes.append(1))
     futures = [engine.submit(Request(tuple(draw(i, 4)), Decoding(max_new_tokens=250))) for i in range(3)]
@@ -363,7 +367,7 @@ def test_closing_ends_what_is_unfinished(config: type) -> None:
 
 def test_a_cancelled_request_is_dropped(llama: Subject) -> None:
     first = Request(tuple(draw(1, 4)), Decoding(max_new_tokens=200))
-    with Engine(subject_without_end(llama), batch_size=1) as engine:
+    with LocalEngine(subject_without_end(llama), batch_size=1) as engine:
         running = engine.submit(first)
         waiting = engine.submit(sweep()[0])
         assert waiting.cancel()
@@ -423,7 +427,7 @@ def test_generation_config_does_not_leak(name: str) -> None:
 def test_draws_depend_on_seed_and_ids_alone() -> None:
     def first(index: int, ids: tuple[int, ...], seed: int) -> float:
         request = Request(ids, Decoding(temperature=1.0, seed=seed))
-        return float(torch.rand((), generator=generation._Row(index, request, print).generator))
+        return float(torch.rand((), generator=Row(index, request, print).generator))
 
     assert first(0, (5, 6), 1) == first(9, (5, 6), 1)
     assert len({first(0, (5, 6), 1), first(0, (5, 7), 1), first(0, (5, 6), 2)}) == 3
@@ -451,7 +455,7 @@ def test_draws_follow_the_distribution(top_p: float, top_k: int) -> None:
     expected = cut.double().softmax(-1)[0]
     count = 10_000
     draws = (torch.arange(count, dtype=torch.float64) + 0.5) / count  # an even grid: frequencies are exact to 1 / count
-    tokens = torch.tensor(generation._sample(logits.expand(count, -1), top_p, top_k, draws))
+    tokens = torch.tensor(sampling.sample(logits.expand(count, -1), top_p, top_k, draws))
     frequency = torch.bincount(tokens, minlength=700) / count
     assert float((frequency - expected).abs().max()) < 2 / count
 
@@ -466,11 +470,11 @@ def test_a_broken_row_is_named_and_harms_no_other(llama: Subject) -> None:
     with torch.no_grad():
         vectors.weight[bad] = float("nan")
     poisoned = Request((94, bad, *draw(8, 30)), Decoding(max_new_tokens=6))
-    with pytest.raises(InputError, match=r"request 2: .* NaN or infinite"):
+    with pytest.raises(InputError, match=r"Request 2: .* NaN or infinite"):
         generate(llama, [*good[:2], poisoned, *good[2:]], batch_size=8)
-    with Engine(llama, batch_size=2) as engine:  # the short rows come into the poisoned slot, beside the long one
+    with LocalEngine(llama, batch_size=2) as engine:  # the short rows come into the poisoned slot, beside the long one
         futures = [engine.submit(request) for request in [poisoned, *good]]
-        with pytest.raises(InputError, match="request 0: "):
+        with pytest.raises(InputError, match="Request 0: "):
             futures[0].result(30)
         assert [future.result(30) for future in futures[1:]] == expected
 
@@ -478,11 +482,11 @@ def test_a_broken_row_is_named_and_harms_no_other(llama: Subject) -> None:
 @pytest.mark.parametrize(
     ("ids", "settings", "message"),
     [
-        ((), {}, "request 1 has no token ids"),
-        ((5, 97), {}, "request 1 has token ids outside the model's vocabulary of 97"),
+        ((), {}, "Request 1 has no token ids"),
+        ((5, 97), {}, "Request 1 has token ids outside the model's vocabulary of 97"),
         ((5, -1), {}, "outside"),
         ((5,) * 250, {"max_new_tokens": 7}, "250 prompt tokens .* max_new_tokens 7, .* of 256: .* to 6"),
-        ((5,), {"max_new_tokens": 0}, "request 1 has max_new_tokens 0"),
+        ((5,), {"max_new_tokens": 0}, "Request 1 has max_new_tokens 0"),
         ((5,), {"temperature": -1.0}, "temperature -1.0"),
         ((5,), {"temperature": float("nan")}, "temperature nan"),
         ((5,), {"top_p": 0.0}, "top_p 0.0"),
@@ -493,7 +497,7 @@ def test_impossible_requests_are_refused_at_once(llama: Subject, ids: tuple, set
     request = Request(ids, Decoding(**{"max_new_tokens": 4, **settings}))
     with pytest.raises(InputError, match=message):
         generate(llama, [sweep()[0], request])
-    with Engine(llama) as engine:
+    with LocalEngine(llama) as engine:
         engine.submit(sweep()[0])
         with pytest.raises(InputError, match=message):
             engine.submit(request)
@@ -515,7 +519,7 @@ def test_no_requests_and_impossible_batches(llama: Subject) -> None:
 def test_narrow_products_equal_linear(rows: int, bias: bool) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(24, 40, bias=bias)
-    forwards = generation._narrow_linears(nn.Sequential(layer))
+    forwards = narrow_linears(nn.Sequential(layer))
     x = torch.randn(rows, 1, 24)
     expected = layer(x)
     for forward in forwards.values():
@@ -549,7 +553,7 @@ def conversing(tokenizer: Any, make_model: Callable[..., Any]) -> Subject:
 
 
 def ends(subject: Subject) -> list[str]:
-    return sorted(subject.tokenizer.decode([end]) for end in generation._Batcher(subject, 1).ends)
+    return sorted(subject.tokenizer.decode([end]) for end in Batcher(subject, 1).ends)
 
 
 def test_the_end_of_a_turn_ends_an_answer(tiny_tokenizer: Any, make_model: Callable[..., Any]) -> None:
@@ -587,11 +591,11 @@ def test_too_little_memory_names_the_setting(error: Exception, llama: Subject, m
 
     whole, requests = generate(llama, sweep(), batch_size=8), sweep()
     with monkeypatch.context() as patch:
-        patch.setattr(generation._Batcher, "_prefill", full)
+        patch.setattr(Batcher, "_prefill", full)
         with pytest.raises(InputError, match=r"hold 8 row\(s\) .* lower --batch_size"):
             generate(llama, requests, batch_size=8)
         with (
-            Engine(llama, batch_size=1) as engine,
+            LocalEngine(llama, batch_size=1) as engine,
             pytest.raises(InputError, match=r"hold 1 row\(s\) .* shorter"),
         ):
             engine.submit(requests[0]).result(timeout=30)
@@ -603,9 +607,9 @@ def test_the_time_of_a_batch_is_divided_among_its_rows(
     llama: Subject, plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr(generation.time, "perf_counter", lambda: float(next(ticks)))  # whatever is timed takes 1 s
+    monkeypatch.setattr(rows.time, "perf_counter", lambda: float(next(ticks)))  # whatever is timed takes 1 s
     if plain:
-        monkeypatch.setattr(generation, "_probe", lambda lm: "as if its architecture allowed no other way")
+        monkeypatch.setattr(architecture, "probe", lambda lm: "as if its architecture allowed no other way")
     lengths = [3, 3, 9, 9]
     requests = [Request(tuple(range(3, 10 + i)), Decoding(max_new_tokens=n)) for i, n in enumerate(lengths)]
     done = generate(llama, requests, batch_size=4)

@@ -94,7 +94,7 @@ class Answers:
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: PreTrainedTokenizerFast) -> Answers:
     engine = Answers(tiny_tokenizer)
-    monkeypatch.setattr(generation, "Engine", engine)
+    monkeypatch.setattr(generation, "LocalEngine", engine)
     return engine
 
 
@@ -853,11 +853,10 @@ def test_a_user_s_own_prefixes_and_system_prompt_are_in_private_files_only(
 
 SLOW_RUN = """
 import os, signal, sys, threading, time, types
-from collections import namedtuple
 from concurrent.futures import Future
+from tokendeep.engines.base import Completion
 
-stub = types.ModuleType("tokendeep.generation")  # no torch: the engine is a stub that takes its time
-stub.Request, stub.Completion = namedtuple("Request", "ids decoding"), namedtuple("Completion", "ids text truncated seconds")
+stub = types.ModuleType("tokendeep.engines.local")  # no torch: the engine is a stub that takes its time
 
 class Engine:
     def __init__(self, subject, batch_size):
@@ -869,12 +868,12 @@ class Engine:
     def work(self, request, future):
         with self.turn:
             time.sleep(0.03)
-            future.set_result(stub.Completion((65,), "A", False, 0.0))
+            future.set_result(Completion((65,), "A", False, 0.0))
     def close(self):
         pass
 
-stub.Engine = Engine
-sys.modules["tokendeep.generation"] = stub
+stub.LocalEngine = Engine
+sys.modules["tokendeep.engines.local"] = stub
 from dataclasses import replace
 from tokendeep import cli, judges, models, types as values
 from tokendeep.evals import provider

@@ -1,1 +1,1 @@
-"""What continues token ids."""
+"""What continues token ids, in process or elsewhere. `base` says what every engine takes and gives."""

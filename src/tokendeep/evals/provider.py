@@ -39,7 +39,7 @@ from tokendeep.types import Decoding, Message, Subject
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tokendeep.engines.local import Completion, Engine, Request
+    from tokendeep.engines.base import Completion, Engine, Request
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -169,7 +169,7 @@ class TokendeepAPI(ModelAPI):
 
     def _load(self) -> None:
         """Load the weights once for all tasks; a failure is kept, and every waiting request gets it."""
-        from tokendeep.engines.local import Engine
+        from tokendeep.engines.local import LocalEngine
 
         with self._lock:
             if self._failure is not None:
@@ -180,7 +180,7 @@ class TokendeepAPI(ModelAPI):
                 if self.subject is None:
                     self.subject = models.load(self.model_name, base=self.adapter_base, options=self.options)
                     self._tokenizer = self.subject.tokenizer
-                self._engine = Engine(self.subject, self.batch_size)
+                self._engine = LocalEngine(self.subject, self.batch_size)
             except Exception as error:
                 self._failure = error
                 raise
@@ -200,7 +200,7 @@ class TokendeepAPI(ModelAPI):
 
     def _submit(self, ids: tuple[int, ...], decoding: Decoding) -> Future[Completion]:
         """Queue a request; the same request (k = 0 of prefill and the plain one, say) is decoded once."""
-        from tokendeep.engines.local import Request
+        from tokendeep.engines.base import Request
 
         if self._engine is None:
             raise self._failure or RuntimeError("the provider was closed while requests were waiting")

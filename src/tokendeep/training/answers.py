@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokendeep import chat, judges, runs
+from tokendeep.engines.base import Completion, Request
 from tokendeep.errors import InputError, memory_full
 from tokendeep.types import Chat, Decoding, Prompt, Subject, Triple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from tokendeep.engines.local import Completion, Request
 
 
 def write_answers(
@@ -27,13 +26,11 @@ def write_answers(
     batch_size: int = 96,
 ) -> list[tuple[str, bool]]:
     """What the model answers to each conversation (behind `opening`), and whether it was cut off."""
-    from tokendeep.engines import local as generation
-
     openings, requests = [], []
     for turns in messages:
         ids = chat.response_ids(subject.tokenizer, turns, opening, end=False) if opening else []
         openings.append(ids)
-        requests.append(generation.Request((*chat.prompt_ids(subject.tokenizer, turns), *ids), decoding))
+        requests.append(Request((*chat.prompt_ids(subject.tokenizer, turns), *ids), decoding))
     done = _completed(subject, requests, batch_size)
     return [
         (opening + _behind(subject.tokenizer, ids, completion.ids), completion.truncated)

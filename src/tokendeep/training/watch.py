@@ -28,6 +28,7 @@ from tokendeep import chat, judges, runs
 from tokendeep.compute import gradients, lm_head
 from tokendeep.depth import figures, openings, recovery
 from tokendeep.engines import local as generation
+from tokendeep.engines.base import Request
 from tokendeep.errors import InputError
 from tokendeep.training import launch
 from tokendeep.types import IGNORE, Decoding, Encoded, Pair, Prompt, Subject
@@ -257,7 +258,7 @@ class TokenDynamicsCallback(TrainerCallback):
             chat.prompt_ids(self.tokenizer, chat.with_system(p.messages, self.system))
             for p in self.pairs[: self.sampled]
         ]
-        requests = [generation.Request(tuple(ids), DECODING) for ids in prompts]
+        requests = [Request(tuple(ids), DECODING) for ids in prompts]
         answers = generation.generate(self._subject(model), requests, batch_size=self.batch_size)
         rows = [
             Encoded([*ids, *answer.ids], [IGNORE] * len(ids) + list(answer.ids))
@@ -295,7 +296,7 @@ class NotRefused:
     ) -> None:  # fmt: skip
         decoding = Decoding(max_new_tokens=max_new_tokens)
         asked = [chat.prompt_ids(tokenizer, chat.with_system(p.messages, system)) for p in prompts]
-        self.requests = [generation.Request(tuple(ids), decoding) for ids in asked]
+        self.requests = [Request(tuple(ids), decoding) for ids in asked]
         self.tokenizer, self.batch_size = tokenizer, batch_size
 
     def __call__(self, model: Any) -> dict[str, Any]:

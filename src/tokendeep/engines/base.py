@@ -1,0 +1,79 @@
+"""What an engine takes and gives, whichever it is. Importing this loads no torch."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tokendeep.errors import InputError
+from tokendeep.types import Decoding
+
+
+@dataclass(frozen=True)
+class Request:
+    """Continue exactly these token ids (prompt and prefilled answer tokens, no padding)."""
+
+    ids: tuple[int, ...]
+    decoding: Decoding
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model wrote: `ids` without the end token; `truncated` when the length limit cut it.
+
+    `seconds` is the request's share of the time of the batches it was in: over all requests it sums to the model's time.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    truncated: bool
+    seconds: float = field(default=0.0, compare=False)
+
+
+class Engine(Protocol):
+    """Continues token ids for requests from any thread, many at a time."""
+
+    def submit(self, request: Request) -> Future[Completion]:
+        """Queue one request; its future gets the completion, or the error that ended it.
+
+        Raises:
+            InputError: the request cannot be run (see `check`); said at once.
+            RuntimeError: the engine is closed.
+        """
+
+    def close(self) -> None:
+        """Stop; unfinished requests get a RuntimeError. Calling it again does nothing."""
+
+
+def check(index: int, request: Request, *, vocabulary: int, context: int) -> None:
+    """Raise InputError, naming the request by `index`, when it cannot be run.
+
+    Args:
+        vocabulary: token ids that the model knows.
+        context: tokens, prompt and answer together, that it can hold.
+    """
+    if problem := _problem(request, vocabulary, context):
+        raise InputError(f"Request {index} has {problem}.")
+
+
+def _problem(request: Request, vocabulary: int, context: int) -> str | None:
+    decoding, length = request.decoding, len(request.ids)
+    if not length:
+        return "no token ids: give at least one (usually the rendered prompt)"
+    if min(request.ids) < 0 or max(request.ids) >= vocabulary:
+        return f"token ids outside the model's vocabulary of {vocabulary}: tokenise it with the model's own tokenizer"
+    if not (0 <= decoding.temperature < math.inf and 0 < decoding.top_p <= 1 and decoding.top_k >= 0):
+        return (
+            f"temperature {decoding.temperature}, top_p {decoding.top_p} and top_k {decoding.top_k}: they must be at "
+            "least 0, above 0 and at most 1, and at least 0"
+        )
+    if decoding.max_new_tokens < 1:
+        return f"max_new_tokens {decoding.max_new_tokens}: it must be at least 1"
+    if length + decoding.max_new_tokens > context:
+        return (
+            f"{length} prompt tokens and max_new_tokens {decoding.max_new_tokens}, together more than the model's "
+            f"context of {context}: shorten the prompt or lower max_new_tokens to {max(0, context - length)}"
+        )
+    return None
