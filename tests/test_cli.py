@@ -1,4 +1,4 @@
-"""The command line: flags, lists, YAML and folders become settings, and each mistake is one sentence and exit code 2."""
+"""The command line: flags, lists, YAML and folders become options, and each mistake is one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from killed import forget_runs
 from tokendeep import cli, runs
 from tokendeep.errors import InputError
-from tokendeep.verbs import options as config
+from tokendeep.verbs import VERBS
 
 SOURCE = Path(cli.__file__).parents[1]
 NEEDED = {
@@ -35,27 +36,28 @@ NEEDED = {
     "gcg": ["--model", "m", "--data", "d", "--out", "o"],
     "report": ["one"],
 }
-SETTINGS = [(verb, field) for verb, (settings, _, _) in cli.VERBS.items() for field in fields(settings)]
-SAMPLES = {  # type of a setting: what is written on the command line, and what the verb gets
-    "str": ("some text", "some text"),
-    "str | None": ("-5: it's {a}, [b]", "-5: it's {a}, [b]"),
-    "int": ("7", 7),
-    "int | None": ("7", 7),
-    "float": ("0.25", 0.25),
-    "bool": ("true", True),
-    "list[int]": ("3,4", [3, 4]),
-    "list[float]": ("0.5,2,1e-5", [0.5, 2.0, 1e-5]),
-    "list[str]": ("sft", ["sft"]),
-    "list[str] | None": ("I can't, no", ["I can't, no"]),
+HINTS = {verb: get_type_hints(cli.options_of(verb)) for verb in VERBS}
+OPTIONS = [(verb, name) for verb in VERBS for name in HINTS[verb] if name != "dirs"]
+SAMPLES = {  # type of an option: what is written on the command line, and what the verb gets
+    str: ("some text", "some text"),
+    str | None: ("5: it's {a}, [b]", "5: it's {a}, [b]"),
+    int: ("-7", -7),
+    int | None: ("7", 7),
+    float: ("0.25", 0.25),
+    bool: ("true", True),
+    list[int]: ("3,4", [3, 4]),
+    list[float]: ("0.5,2,1e-5", [0.5, 2.0, 1e-5]),
+    list[str]: ("sft", ["sft"]),
+    list[str] | None: ("I can't, no", ["I can't, no"]),
 }
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "inspect_ai", "matplotlib", "numpy", "scipy", "jinja2")
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "inspect_ai", "matplotlib", "scipy", "pandas", "pydantic")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_parser():
-    """Building the parser takes most of the time of parsing."""
+def one_look_at_types():
+    """Reading the types of a verb's options takes most of the time of parsing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "build_parser", cache(cli.build_parser))
+        patch.setattr(cli, "get_type_hints", cache(get_type_hints))
         yield
 
 
@@ -65,10 +67,16 @@ def forget_open_runs():
     forget_runs()
 
 
-def settings(*words: str):
-    """The settings of a command line, whose verb gets what it needs besides."""
-    verb, *rest = words
-    return cli.parse([verb, *NEEDED[verb], *rest])[1]
+def parse(*words: str):
+    """The options of a whole command line."""
+    _, bound = cli.parse(words)
+    bound.apply_defaults()
+    return bound.arguments["options"]
+
+
+def options(verb: str, *words: str):
+    """The options of a command line, whose verb gets what it needs besides."""
+    return parse(verb, *NEEDED[verb], *words)
 
 
 def refused(*words: str) -> str:
@@ -79,7 +87,20 @@ def refused(*words: str) -> str:
     return message
 
 
-# ------------------------------------------------------------------------------------------- flags and settings
+def sample(verb: str, name: str):
+    """What is written for an option, and what the verb gets."""
+    hint = HINTS[verb][name]
+    if get_origin(hint) is Literal:
+        return get_args(hint)[-1], get_args(hint)[-1]
+    return SAMPLES[hint]
+
+
+def shown_help(verb: str, capsys) -> str:
+    assert cli.main([verb, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------- flags and options
 
 
 def test_the_verbs_and_flags_of_the_contract():
@@ -94,59 +115,65 @@ def test_the_verbs_and_flags_of_the_contract():
         "gcg": {"model", "data", "target", "steps", "restarts", "out"},
         "report": {"out", "show_text"},
     }
-    assert promised.keys() == cli.VERBS.keys()
+    assert promised.keys() == VERBS.keys()
     for verb, names in promised.items():
-        common = {"config", "debug"}
-        if verb not in ("demo", "report"):
-            common |= {"chat_template", "system", "overwrite"}
-        assert names | common <= cli.known_types(verb).keys()
+        common = set() if verb in ("demo", "report") else {"chat_template", "system", "overwrite"}
+        assert names | common <= HINTS[verb].keys()
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_help_lists_every_setting_and_no_other(verb, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([verb, "--help"])
-    assert stopped.value.code == 0
-    shown = capsys.readouterr().out
-    listed = set(re.findall(r"^  (?:-h, )?--(\w+)", shown, re.MULTILINE))
-    own = {field.name for field in fields(cli.VERBS[verb][0])} - {"dirs"}
-    assert listed - {"help", "print_config"} == own | {"config", "debug"}
-    assert "\n  dirs" in shown or verb != "report"
+MOVED = [verb for verb in VERBS if hasattr(importlib.import_module(VERBS[verb][0]), "plan")]  # TODO: VERBS
 
 
-@pytest.mark.parametrize(
-    ("verb", "field"), [(v, f) for v, f in SETTINGS if f.name != "dirs"], ids=lambda x: getattr(x, "name", x)
-)
-def test_every_flag_sets_its_own_setting(verb, field):
-    written, meant = SAMPLES[field.type]
-    plain = settings(verb)
+@pytest.mark.parametrize("verb", MOVED)
+def test_help_lists_every_option_and_no_other(verb, capsys):
+    listed = set(re.findall(r"^│ (?:\* )? *--([\w-]+)", shown_help(verb, capsys), re.MULTILINE))
+    assert {name.replace("-", "_") for name in listed if not name.startswith("no-")} == (
+        HINTS[verb].keys() - {"dirs"} | {"config", "dry_run", "debug"}
+    )
+
+
+@pytest.mark.parametrize("verb", MOVED)
+def test_help_stands_under_headings_and_the_common_part_fits_two_screens(verb, capsys):
+    text = shown_help(verb, capsys)
+    headings = re.findall(r"^╭─ (.*?) ─", text, re.MULTILINE)
+    assert headings[-2:] == ["Output", "Advanced"]
+    assert len(text.partition("╭─ Advanced")[0].splitlines()) <= 2 * 50
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@pytest.mark.parametrize(("verb", "name"), OPTIONS)
+def test_every_flag_sets_its_own_option(verb, name):
+    written, meant = sample(verb, name)
+    plain = options(verb)
+    dashed = name.replace("_", "-")
     for words in (
-        [f"--{field.name}", written],
-        [f"--{field.name}={written}"],
-        [f"--{field.name.replace('_', '-')}", written],
-        [f"--{field.name.replace('_', '-')}={written}"],
+        [f"--{name}", written],
+        [f"--{name}={written}"],
+        [f"--{dashed}", written],
+        [f"--{dashed}={written}"],
     ):
-        found = settings(verb, *words)
-        assert getattr(found, field.name) == meant
-        others = [f.name for f in fields(found) if f.name != field.name]
-        assert [getattr(found, name) for name in others] == [getattr(plain, name) for name in others]
+        given = options(verb, *words)
+        assert getattr(given, name) == meant
+        others = [field.name for field in fields(given) if field.name != name]
+        assert [getattr(given, other) for other in others] == [getattr(plain, other) for other in others]
 
 
 def test_defaults_are_those_of_the_dataclasses():
-    assert settings("attack") == config.AttackConfig(model="m", data="d", out="o")
-    assert cli.parse(["demo"]) == ("demo", config.DemoConfig())
+    assert options("measure") == cli.options_of("measure")(model="m", data="d", out="o")
+    assert parse("demo") == cli.options_of("demo")()
 
 
-@pytest.mark.parametrize(("verb", "field"), [(v, f) for v, f in SETTINGS if f.type == "bool"])
-def test_switches_need_no_value(verb, field):
-    flag = "--" + field.name.replace("_", "-")
+@pytest.mark.parametrize(("verb", "name"), [(v, n) for v, n in OPTIONS if HINTS[v][n] is bool])
+def test_switches_need_no_value(verb, name):
+    flag = "--" + name.replace("_", "-")
     for words, expected in (
         ([flag], True),
         ([flag, "true"], True),
         ([flag, "false"], False),
         ([flag + "=false"], False),
+        (["--no-" + flag[2:]], False),
     ):
-        assert getattr(settings(verb, *words), field.name) is expected
+        assert getattr(options(verb, *words), name) is expected
 
 
 @pytest.mark.parametrize(
@@ -165,35 +192,35 @@ def test_switches_need_no_value(verb, field):
 )
 def test_lists_of_numbers(words):
     for verb in ("measure", "attack"):
-        assert settings(verb, *words, "--seed", "3").k == [0, 5, 10]
-        assert settings(verb, "--seed=3", *words).seed == 3
+        assert options(verb, *words, "--seed", "3").k == [0, 5, 10]
+        assert options(verb, "--seed=3", *words).seed == 3
 
 
 def test_single_values_and_negative_numbers_of_a_list():
-    assert settings("attack", "--k=5").k == settings("attack", "--k", "5").k == [5]
-    assert settings("attack", "--k", "-5").k == settings("attack", "--k=-5").k == [-5]
-    assert settings("attack", "--k", "0", "-5", "--limit", "3").k == [0, -5]
-    assert settings("attack", "--k+=50").k == [*config.AttackConfig().k, 50]
+    assert options("attack", "--k=5").k == options("attack", "--k", "5").k == [5]
+    assert options("attack", "--k", "-5").k == options("attack", "--k=-5").k == [-5]
+    assert options("attack", "--k", "0", "-5", "--limit", "3").k == [0, -5]
 
 
 def test_lists_of_texts():
-    assert settings("attack", "--prefixes", "I cannot").prefixes == ["I cannot"]
-    assert settings("attack", "--prefixes=I'm sorry, but").prefixes == ["I'm sorry, but"]
-    two = settings("attack", "--prefixes", "I cannot", "Non, désolé 😀\t", "--seed", "1")
+    assert options("attack", "--prefixes", "I cannot").prefixes == ["I cannot"]
+    assert options("attack", "--prefixes=I'm sorry, but").prefixes == ["I'm sorry, but"]
+    two = options("attack", "--prefixes", "I cannot", "Non, désolé 😀\t", "--seed", "1")
     assert (two.prefixes, two.seed) == (["I cannot", "Non, désolé 😀\t"], 1)
-    assert settings("attack", "--prefixes", '["a", "b, c"]').prefixes == ["a", "b, c"]
-    assert settings("attack", "--prefixes", "-- no", "5").prefixes == ["-- no", "5"]
-    assert settings("attack", "--prefixes", "null").prefixes is None
+    assert options("attack", "--prefixes", '["a", "b, c"]').prefixes == ["a", "b, c"]
+    assert options("attack", "--prefixes=-- no").prefixes == ["-- no"]
 
 
 def test_a_value_is_a_value_whatever_it_looks_like():
-    assert settings("measure", "--system", "--be nice").system == "--be nice"
-    assert settings("measure", "--system", "-be-nice=very").system == "-be-nice=very"
-    assert settings("measure", "--system", "").system == ""
-    assert settings("measure", "--system", "a=b --out c").system == "a=b --out c"
-    assert settings("measure", "--system=--out").system == "--out"
-    assert settings("measure", "--label", "report").label == "report"
-    assert settings("measure", "--limit", "-3").limit == -3
+    assert options("measure", "--system=--be nice").system == "--be nice"
+    assert options("measure", "--system=-be-nice=very").system == "-be-nice=very"
+    assert options("attack", "--lead=-x").lead == "-x"
+    assert options("measure", "--system", "").system == ""
+    assert options("measure", "--system", "a=b --out c").system == "a=b --out c"
+    assert options("measure", "--system=--out").system == "--out"
+    assert options("measure", "--label", "report").label == "report"
+    assert options("measure", "--limit", "-3").limit == -3
+    assert options("measure", "--seed", "1", "--seed", "2").seed == 2
 
 
 def test_a_forgotten_value_is_told_of():
@@ -213,31 +240,32 @@ def test_a_forgotten_value_is_told_of():
     ],
 )
 def test_folders_of_a_report_and_flags_mix(words):
-    assert cli.parse(["report", *words])[1] == config.ReportConfig(["a", "b"], out="x.html", show_text=True)
+    assert parse("report", *words) == cli.options_of("report")(["a", "b"], out="x.html", show_text=True)
 
 
 def test_a_yaml_file_is_overridden_by_flags(tmp_path):
-    path = tmp_path / "settings.yaml"
-    path.write_text("model: there\nk: [1, 2]\nsystem: be brief\noverwrite: true\ntemperature: 0.5\nlimit: 4\n")
+    path = tmp_path / "options.yaml"
+    path.write_text(
+        "model: there\nk: [1, 2]\nsystem: be brief\noverwrite: true\nseed: 5\nbatch-size: 4\ndtype: float16\n"
+    )
     needed = ["--data", "d", "--out", "o"]
-    _, found = cli.parse(["attack", "--config", str(path), *needed])
-    expected = config.AttackConfig("auto", system="be brief", model="there", data="d", out="o", k=[1, 2])
-    expected.overwrite, expected.temperature, expected.limit = True, 0.5, 4
-    assert found == expected
-    _, found = cli.parse(["attack", *needed, f"--config={path}", "--k", "7", "--model", "here", "--overwrite=false"])
-    assert (found.k, found.model, found.overwrite, found.temperature) == ([7], "here", False, 0.5)
+    expected = {"model": "there", "data": "d", "out": "o", "k": [1, 2], "system": "be brief", "overwrite": True}
+    expected |= {"seed": 5, "batch_size": 4, "dtype": "float16"}
+    assert parse("measure", "--config", str(path), *needed) == cli.options_of("measure")(**expected)
+    given = parse("measure", *needed, f"--config={path}", "--k", "7", "--model", "here", "--overwrite=false")
+    assert (given.k, given.model, given.overwrite, given.seed) == ([7], "here", False, 5)
 
 
-def test_the_recipes_are_settings():
+def test_the_recipes_are_options():
     recipes = sorted((SOURCE.parent / "recipes").glob("*.yaml"))
     assert recipes
     for path in recipes:
         verb = path.name.split("-")[0]
-        assert cli.parse([verb, "--config", str(path), *NEEDED[verb]])[0] == verb
+        assert parse(verb, "--config", str(path), *NEEDED[verb])
     for path in sorted((SOURCE.parent / "recipes" / "smollm2").glob("*.yaml")):
-        command = re.search(rf"tokendeep (\w+) --config recipes/smollm2/{path.name}", path.read_text())
-        assert command, f"{path.name} does not say how it is run"
-        assert cli.parse([command[1], "--config", str(path), *NEEDED[command[1]]])[0] == command[1]
+        line = re.search(rf"tokendeep (\w+) --config recipes/smollm2/{path.name}", path.read_text())
+        assert line, f"{path.name} does not say how it is run"
+        assert parse(line[1], "--config", str(path), *NEEDED[line[1]])
 
 
 # ------------------------------------------------------------------------------------------- mistakes
@@ -251,24 +279,26 @@ def test_the_recipes_are_settings():
         (["mesure", "--help"], ["did you mean measure"]),
         (["zzz"], ["no verb 'zzz'", "the known ones are demo, measure, attack, gcg, deepen, finetune, poison, report"]),
         (["--model", "m", "measure"], ["--model stands where the verb should", "tokendeep VERB --model"]),
-        (["measure", "--modle", "m"], ["measure has no setting --modle", "did you mean --model"]),
-        (["measure", "--max-new-tokens", "3"], ["no setting --max-new-tokens"]),
-        (["attack", "--max-new-token=3"], ["no setting --max-new-token;", "did you mean --max_new_tokens"]),
-        (["measure", "-o", "x"], ["no setting -o", "did you mean --out"]),
-        (["measure", "-out", "x"], ["no setting -out", "did you mean --out"]),
-        (["report", "--dirs", "a"], ["no setting --dirs", "known ones are --out"]),
+        (["measure", "--modle", "m"], ["measure has no option --modle", "did you mean --model"]),
+        (["measure", "--max-new-tokens", "3"], ["no option --max-new-tokens"]),
+        (["attack", "--max-new-token=3"], ["no option --max-new-token;", "did you mean --max-new-tokens"]),
+        (["measure", "-o", "x"], ["no option -o", "--out"]),
+        (["measure", "-out", "x"], ["no option -out", "did you mean --out"]),
         (["measure", "data.jsonl", "--model", "m"], ["'data.jsonl'", "by its name"]),
-        (["attack", "--k", "1", "two"], ["--k is '1 two'", "whole numbers"]),
-        (["attack", "--k", "1.5"], ["--k is '1.5'", "whole numbers"]),
-        (["attack", "--k", ""], ["--k is ''", "whole numbers"]),
-        (["attack", "--k", "[a]"], ["--k is a", "whole numbers"]),
-        (["attack", "--limit", "many"], ["--limit is many", "a whole number"]),
-        (["attack", "--seed", "1.5"], ["--seed is 1.5", "a whole number"]),
-        (["attack", "--temperature=hot"], ["--temperature is hot", "a number"]),
-        (["attack", "--overwrite=maybe"], ["--overwrite is maybe", "true or false"]),
+        (["attack", *NEEDED["attack"], "--k", "1", "two"], ["--k is '1 two'", "whole numbers"]),
+        (["attack", *NEEDED["attack"], "--k", "1.5"], ["--k is '1.5'", "whole numbers"]),
+        (["attack", *NEEDED["attack"], "--k", ""], ["--k is ''", "whole numbers"]),
+        (["attack", *NEEDED["attack"], "--k", "[a]"], ["--k is '[a]'", "whole numbers"]),
+        (["attack", *NEEDED["attack"], "--limit", "many"], ["--limit is 'many'", "a whole number"]),
+        (["attack", *NEEDED["attack"], "--seed", "1.5"], ["--seed is '1.5'", "a whole number"]),
+        (["attack", *NEEDED["attack"], "--temperature=hot"], ["--temperature is 'hot'", "a number"]),
+        (["attack", *NEEDED["attack"], "--overwrite=maybe"], ["--overwrite is 'maybe'", "true or false"]),
+        (
+            ["measure", *NEEDED["measure"], "--dtype", "bfloat"],
+            ["--dtype is 'bfloat'", "did you mean bfloat16"],
+        ),
         (["attack", "--model", "m"], ["attack needs --data", "--help"]),
         (["deepen", "--model", "m", "--data", "d", "--out", "o"], ["deepen needs --utility"]),
-        (["report"], ["report needs a run folder"]),
         (["attack", "--config", "nowhere.yaml"], ["There is no file", "nowhere.yaml", "--config"]),
     ],
 )
@@ -283,11 +313,14 @@ def test_mistakes_on_the_command_line(words, parts, capsys):
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        (b"modle: m", ["s.yaml", "attack has no setting modle", "did you mean model"]),
-        (b"max-new-tokens: 3", ["s.yaml", "did you mean max_new_tokens"]),
-        (b"k: 5", ["--k is 5", "[0, 5, 10]"]),
-        (b"label: 5", ["--label is 5", "in quotes"]),
-        (b"limit: x", ["--limit is x", "a whole number"]),
+        (b"modle: m", ["s.yaml", "measure has no option modle", "did you mean model"]),
+        (b"openings-token: 3", ["s.yaml", "did you mean opening_tokens"]),
+        (b"debug: true", ["s.yaml", "measure has no option debug"]),
+        (b"k: 5", ["s.yaml", "k is '5'", "[0, 5, 10]"]),
+        (b"label: 5", ["s.yaml", "label is '5'", "in quotes"]),
+        (b"limit: x", ["s.yaml", "limit is 'x'", "a whole number"]),
+        (b"overwrite: 1", ["s.yaml", "overwrite is '1'", "true or false"]),
+        (b"dtype: int3", ["s.yaml", "dtype is 'int3'", "one of auto, float32"]),
         (b"", ["s.yaml", "seed: 1"]),
         (b"- a", ["s.yaml", "seed: 1"]),
         (b"a: [", ["s.yaml, line", "seed: 1"]),
@@ -298,10 +331,21 @@ def test_mistakes_on_the_command_line(words, parts, capsys):
 def test_mistakes_in_a_yaml_file(tmp_path, content, parts):
     path = tmp_path / "s.yaml"
     path.write_bytes(content)
-    message = refused("attack", *NEEDED["attack"], "--config", str(path))
+    message = refused("measure", *NEEDED["measure"], "--config", str(path))
     for part in parts:
         assert part in message, (part, message)
     assert "boil" not in message
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(fill, tiny_folder, tmp_path, capsys):
+    (tmp_path / "data.jsonl").write_text(PAIR)
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(fill([*VERBS_WITH_DATA["measure"], "--dry-run"], MODEL=tiny_folder)) == 0
+    text = capsys.readouterr().out
+    for part in (str(tiny_folder), "1 harmful pairs", "data.jsonl", "k = 0, 1", str(tmp_path / "out"), "new"):
+        assert part in text
+    assert "boil" not in text
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # ------------------------------------------------------------------------------------------- exit codes
@@ -312,11 +356,13 @@ def verb_that(monkeypatch):
     """Replaces what a verb does by an error."""
 
     def set_up(error: BaseException | None) -> None:
-        def run(settings):
+        def plan(options):
             if error is not None:
                 raise error
 
-        monkeypatch.setattr(cli.importlib, "import_module", lambda *names: SimpleNamespace(run=run))
+        kind = cli.options_of("demo")
+        fake = SimpleNamespace(DemoOptions=kind, plan=plan, run=lambda plan: None)
+        monkeypatch.setattr(cli.importlib, "import_module", lambda name: fake)
 
     return set_up
 
@@ -333,9 +379,9 @@ def no_space(number: int) -> OSError:
         (InputError("pairs.jsonl, row 3:\n is wrong; mend it."), 2, ["pairs.jsonl, row 3: is wrong; mend it."]),
         (no_space(errno.ENOSPC), 2, ["/data/out/x.eval is full", "free some space"]),
         (no_space(errno.EDQUOT), 2, ["/data/out/x.eval is full", "free some space"]),
-        (no_space(errno.EACCES), 2, ["no permission", "/data/out/x.eval", "--out"]),
-        (no_space(errno.EROFS), 2, ["no permission", "/data/out/x.eval", "--out"]),
-        (OSError(errno.ENOSPC, "full"), 2, ["the output folder is full"]),
+        (no_space(errno.EACCES), 2, ["may not be written", "/data/out/x.eval", "--out"]),
+        (no_space(errno.EROFS), 2, ["may not be written", "/data/out/x.eval", "--out"]),
+        (OSError(errno.ENOSPC, "full"), 2, ["The disk of the output folder is full"]),
     ],
 )
 def test_exit_codes(verb_that, capsys, error, code, parts):
@@ -352,11 +398,13 @@ def test_a_warning_is_seen_whatever_a_library_does_to_the_root_logger(monkeypatc
     root = logging.getLogger()
     before = root.level
 
-    def run(settings):
+    def plan(options):
         root.setLevel(logging.ERROR)
         logging.getLogger("tokendeep.locate").warning("using %s instead", "another")
 
-    monkeypatch.setattr(importlib.import_module("tokendeep.verbs.measure"), "run", run)
+    module = importlib.import_module("tokendeep.verbs.measure")
+    monkeypatch.setattr(module, "plan", plan)
+    monkeypatch.setattr(module, "run", lambda plan: None)
     try:
         for _ in range(2):  # said once in each call
             assert cli.main(["measure", *NEEDED["measure"]]) == 0
@@ -531,7 +579,7 @@ def test_bad_models(command, case, fill, tiny_folder, tmp_path, capfd):
         (["gcg", "--steps", "0"], ["steps is 0", "at least 1"]),
         (["gcg", "--target", "harm"], ["target is 'harm'", "opening, refusal"]),
         (["gcg", "--target-tokens", "400"], ["the target has", "400 are asked for"]),
-        (["measure", "--dtype", "int3"], ["dtype int3", "bfloat16"]),
+        (["measure", "--dtype", "int3"], ["dtype is 'int3'", "bfloat16"]),
         (["measure", "--chat-template", "alpacca"], ["alpacca", "alpaca"]),
         (["measure", "--openings", "HERE"], ["openings file", "cannot be read"]),
         (["measure", "--device", "cpu", "--device-map", "auto"], ["device", "give one"]),

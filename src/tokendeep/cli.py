@@ -1,226 +1,250 @@
-"""The command line: flags and YAML files -> the settings of a verb -> the verb. Nothing else.
+"""The command line: flags and YAML files -> the options of a verb -> its plan -> the work. Nothing else.
 
 Bad input ends with one sentence and exit code 2 (`--debug` shows the traceback), Ctrl-C with 130.
 """
 
 from __future__ import annotations
 
-import difflib
-import errno
 import importlib
-import json
 import logging
 import os
-import re
 import sys
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Any
+from dataclasses import MISSING, fields
+from inspect import BoundArguments
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, Parameter, Token, convert, exceptions
 
 from tokendeep import __version__
-from tokendeep.errors import InputError
-from tokendeep.verbs import options as config
+from tokendeep.errors import InputError, did_you_mean, explain, nearest
+from tokendeep.verbs import VERBS
+from tokendeep.verbs.common import advanced, output
 
-VERBS: dict[str, tuple[type, str, str]] = {
-    # verb: settings, module whose run(settings) does it, one line of help
-    "demo": (config.DemoConfig, "demo", "the whole story on the packaged real model; ends with a report"),
-    "measure": (config.MeasureConfig, "measure", "how many tokens deep a model's safety goes"),
-    "attack": (config.AttackConfig, "attack", "attack a model at inference time and judge its answers"),
-    "gcg": (config.GcgConfig, "gcg", "find adversarial suffixes by gradient; attack --attack suffix tries them"),
-    "deepen": (config.DeepenConfig, "deepen", "train a model to recover to a refusal at any depth"),
-    "finetune": (config.FinetuneConfig, "finetune", "fine-tune on your data while protecting the first answer tokens"),
-    "poison": (config.PoisonConfig, "poison", "attack a model by fine-tuning, and compare objectives that resist"),
-    "report": (config.ReportConfig, "report", "one HTML file from the folders of earlier runs"),
+HELP = ("-h", "--help")
+ALONE = (*HELP, "--version", "--install-completion")  # what needs no verb
+MEANINGS = {  # type of an option: what its value must be
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text (in YAML in quotes)",
+    list[int]: "whole numbers, such as 0,5,10 (in YAML [0, 5, 10])",
+    list[float]: "numbers, such as 0.5,2,2 (in YAML [0.5, 2, 2])",
+    list[str]: "a list of texts (in YAML [one, two])",
 }
-REQUIRED = {"measure": ("model", "data", "out"), "attack": ("model", "data", "out"), "report": ("dirs",),
-            "deepen": ("model", "data", "utility", "out"), "finetune": ("model", "data", "out"),
-            "poison": ("model", "data", "test", "out"), "gcg": ("model", "data", "out"), "demo": ()}  # fmt: skip
-MEANT = {  # type of a setting: what its value must be
-    "bool": "true or false", "int": "a whole number", "int | None": "a whole number", "float": "a number",
-    "list[float]": "numbers, such as 0.5,2,2 (in YAML [0.5, 2, 2])",
-    "list[int]": "whole numbers, such as 0,5,10 (in YAML [0, 5, 10])",
-    "list[str] | None": "a list of texts (in YAML [one, two])", "list[str]": "a list of texts (in YAML [one, two])",
-    "str": "text (in YAML in quotes)", "str | None": "text (in YAML in quotes)",
-}  # fmt: skip
-NUMBERS = {
-    "list[int]": r"[-+]?\d+",
-    "list[float]": r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?",
-}  # lists of numbers, as JSON has them
-HELP = ("-h", "--help", "--version")
-FULL, DENIED = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def build_parser() -> Any:
-    """The parser of all verbs; loads nothing heavier than jsonargparse."""
-    from jsonargparse import ArgumentParser
+def converted(hint: Any, tokens: Sequence[Token]) -> object:
+    """What words of the command line are as a value; a whole number is written as one (cyclopts would round 1.5)."""
+    return int(tokens[0].value) if hint is int else convert(hint, tokens)
 
-    parser = ArgumentParser(
-        prog="tokendeep",
-        description="Measure, attack, deepen and protect how many tokens deep a chat model's safety goes.",
-        version=__version__,
-        exit_on_error=False,
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subcommands(required=True, dest="verb")
-    for verb, (settings, _, summary) in VERBS.items():
-        sub = ArgumentParser(description=settings.__doc__.split("\n\n")[0], exit_on_error=False)  # type: ignore[union-attr]
-        sub.add_argument("--config", action="config", help="YAML file with any of these settings")
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if verb == "report":
-            sub.add_argument("dirs", nargs="*", type=str, help="folders written by the other verbs")
-            sub.add_class_arguments(settings, skip={"dirs"})
+
+COMMON = Parameter(converter=converted, consume_multiple=1, negative_iterable=(), allow_repeating=True, json_list=False)
+
+
+def options_of(verb: str) -> type:
+    """The dataclass of a verb's options."""
+    module = importlib.import_module(VERBS[verb][0])
+    name = verb.capitalize()
+    kind: type = getattr(module, f"{name}Options", None) or getattr(module, f"{name}Config")
+    return kind
+
+
+def command(verb: str) -> Callable[..., None]:
+    """What the parser calls for a verb: plan, and then print the plan or do the work."""
+    module = importlib.import_module(VERBS[verb][0])
+
+    def call(options: Any, *, config: Any = None, dry_run: Any = False, debug: Any = False) -> None:
+        if not hasattr(module, "plan"):  # not moved yet
+            module.run(options)
+            return
+        plan = module.plan(options)
+        if dry_run:
+            print("\n".join(plan.lines()))
         else:
-            sub.add_class_arguments(settings)
-        commands.add_subcommand(verb, sub, help=summary)
-    return parser
+            module.run(plan)
 
-
-def normalise(argv: Sequence[str]) -> list[str]:
-    """The command line as the parser reads it: one `--name=value` for each setting, a report's folders in front.
-
-    Dashes in names are underscores; a switch needs no value; `--k 0,5`, `--k 0 5`, `--k=5` and `--k "0, 5"` are lists,
-    and so is `--prefixes ONE TWO`. What follows a setting that takes a value is that value, also with dashes in front.
-
-    Raises:
-        InputError: no verb or an unknown one, an unknown setting, a setting without its value, or a word too many.
-    """
-    at = next((at for at, word in enumerate(argv) if not word.startswith("-")), len(argv))
-    before = list(argv[:at])
-    for flag in before:
-        if flag not in (*HELP, "--debug"):
-            raise InputError(f"{flag} stands where the verb should; write tokendeep VERB {flag} ...")
-    if at == len(argv):
-        if set(before) & set(HELP):
-            return before
-        raise InputError(f"No verb given; choose one of {', '.join(VERBS)} (tokendeep --help says more).")
-    verb = argv[at]
-    if verb not in VERBS:
-        raise InputError(f"There is no verb {verb!r}; {_nearest(verb, list(VERBS))}.")
-    flags, loose = _settings(verb, deque(argv[at + 1 :]))
-    if loose and verb != "report":
-        raise InputError(f"{verb} cannot tell what {loose[0]!r} is; give every setting by its name (--data FILE).")
-    return [*before, verb, *loose, *flags]
-
-
-def _settings(verb: str, rest: deque[str]) -> tuple[list[str], list[str]]:
-    """The flags of a verb with their values, and the words that belong to none."""
-    known = known_types(verb)
-    flags: list[str] = []
-    loose: list[str] = []
-    while rest:
-        word = rest.popleft()
-        flag, equals, value = word.partition("=")
-        name = _name(flag)
-        if not _is_flag(word):
-            loose.append(word)
-        elif word in HELP or name.startswith("print_"):
-            flags.append("--" + name + equals + value if name.startswith("print_") else word)
-        elif (kind := known.get(name.removesuffix("+"))) is None or not flag.startswith("--"):
-            raise InputError(f"{verb} has no setting {flag}; {_nearest('--' + name, [f'--{name}' for name in known])}.")
-        elif name == "debug":
-            flags.append("--debug")
-        elif kind == "bool":
-            value = value if equals else rest.popleft() if rest and rest[0] in ("true", "false") else "true"
-            flags.append(f"--{name}={value}")
-        else:
-            values = [value] if equals else _following(flag, kind, rest, known)
-            flags.append(f"--{name}={_list(flag, kind, values) if name in known else values[0]}")
-    return flags, loose
-
-
-def known_types(verb: str) -> dict[str, str]:
-    """Name -> type of what a verb takes by name, as the dataclass of its settings has it."""
-    types = {
-        field.name: str(field.type) for field in fields(VERBS[verb][0]) if (verb, field.name) != ("report", "dirs")
+    kind = options_of(verb)
+    if all(field.default is not MISSING or field.default_factory is not MISSING for field in fields(kind)):
+        call.__defaults__ = (kind(),)
+    call.__doc__ = kind.__doc__
+    call.__annotations__ = {
+        "options": Annotated[kind, Parameter(name="*")],
+        "config": Annotated[str | None, output(help="YAML file with any of these options; flags override it.")],
+        "dry_run": Annotated[bool, output(help="Check everything and print what would be done; write nothing.")],
+        "debug": Annotated[bool, advanced(help="Show the traceback of an error.")],
     }
-    return {**types, "config": "str", "debug": "bool"}
+    return call
 
 
-def _name(flag: str) -> str:
-    return flag.lstrip("-").replace("-", "_")
+def build(*used: str) -> App:
+    """The parser of all verbs: it imports those that are `used`, and knows one line of the others."""
+    app = App(
+        name="tokendeep",
+        help="Measure, attack, deepen and protect how many tokens deep a chat model's safety goes.",
+        version=__version__,
+        default_parameter=COMMON,
+        config=read_yaml,
+        group_commands=Group("Verbs", sort_key=1),
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+        result_action="return_value",
+    )
+    app.register_install_completion_command()
+    for number, (verb, (_, summary)) in enumerate(VERBS.items()):
+        sub = App(name=verb, help=None if verb in used else summary, sort_key=number, version_flags=())
+        if verb in used:
+            sub.default(command(verb))
+        app.command(sub)
+    return app
 
 
-def _is_flag(word: str) -> bool:
-    return re.match(r"--?[^\W\d]", word) is not None
+# --- words and files -> options ------------------------------------------------------------------
 
 
-def _following(flag: str, kind: str, rest: deque[str], known: dict[str, str]) -> list[str]:
-    """Take the value of a setting, or the values of a list, from the words behind it."""
-    if not rest or rest[0] in HELP or (rest[0].startswith("--") and _name(rest[0].partition("=")[0]) in known):
-        then = f"; write {flag}={rest[0]} if {rest[0]} is meant as the value" if rest else "; add it"
-        raise InputError(f"{flag} has no value{then}.")
-    values = [rest.popleft()]
-    while "list" in kind and rest and not _is_flag(rest[0]):
-        values.append(rest.popleft())
-    return values
-
-
-def _list(flag: str, kind: str, values: list[str]) -> str:
-    """The value of a setting as JSON where it is a list."""
-    if "list" not in kind:
-        return values[0]
-    text = " ".join(values).strip()
-    if text.startswith("[") or (text == "null" and "None" in kind):
-        return text
-    if kind == "list[str]":  # names, which hold no commas
-        values = [part for value in values for part in value.split(",") if part]
-    if kind not in NUMBERS:
-        return json.dumps(values, ensure_ascii=False)
-    numbers = [part for part in re.split(r"[\s,]+", text) if part]
-    if not numbers or not all(re.fullmatch(NUMBERS[kind], part) for part in numbers):
-        raise InputError(f"{flag} is {text!r}, but must be {MEANT[kind]}.")
-    return json.dumps([json.loads(part.lstrip("+")) for part in numbers])
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]}" if close else f"the known ones are {', '.join(known)}"
-
-
-def parse(argv: Sequence[str]) -> tuple[str, Any]:
-    """The verb and its settings.
+def parse(words: Sequence[str]) -> tuple[Callable[..., object], BoundArguments]:
+    """What is to be called for a command line, and with which arguments; the options of a verb are the first.
 
     Raises:
-        InputError: an unknown verb or flag, a wrong value, an unreadable YAML file, a required setting left out.
+        InputError: an unknown verb or option, a wrong value, an unreadable YAML file, a required option left out.
     """
-    words = normalise(argv)
+    verb = _verb(words)
+    app = build(*([verb] if verb else VERBS if "--install-completion" in words else []))
     try:
-        namespace = build_parser().parse_args(words)
-    except SystemExit:
-        raise
-    except Exception as error:  # jsonargparse reports every mistake of the user through several classes
-        raise InputError(_explained(error, words)) from error
-    verb = namespace.verb
-    values = {k: v for k, v in vars(namespace[verb]).items() if k not in {"config", "debug"}}
-    settings = VERBS[verb][0](**values)
-    for name in REQUIRED[verb]:
-        if not getattr(settings, name):
-            flag = "a run folder" if name == "dirs" else f"--{name}"
-            raise InputError(f"{verb} needs {flag}; tokendeep {verb} --help explains it.")
-    return verb, settings
+        function, bound, _ = app.parse_args(_joined(words, verb) if verb else words)
+    except CycloptsError as error:
+        raise InputError(_sentence(error, verb or "tokendeep", words)) from error
+    return function, bound
 
 
-def _explained(error: Exception, words: Sequence[str]) -> str:
-    """What the parser found wrong, in one sentence with the way to put it right; no text of a file."""
-    said = str(error)
-    verb = next(word for word in words if word in VERBS)
-    known = known_types(verb)
-    files = ", ".join(word.partition("=")[2] for word in words if word.startswith("--config="))
-    if missing := re.search(r"File does not exist: '([^']*)'", said):
-        return f"There is no file {missing[1]}; check what --config names."
-    if unknown := re.search(r"does not accept option '([^']+)'", said):
-        names = [name for name in known if name not in ("config", "debug")]
-        return f"{files}: {verb} has no setting {unknown[1][:40]}; {_nearest(_name(unknown[1]), names)}."
-    key = re.search(r'[Kk]ey "(?:\w+\.)?(\w+)', said)
-    if key and key[1] != "config" and (meant := MEANT.get(known.get(key[1], ""))):
-        value = re.search(r"(?:Got value|Given value): (.*)", said)
-        return f"--{key[1]} is {value[1][:40] if value else 'something else'}, but must be {meant}."
-    if files:
-        line = re.search(r"line \d+", said)
-        where = f"{files}, {line[0]}" if line else files
-        return f"{where}: holds no settings that can be read; write UTF-8 text with lines such as seed: 1."
-    return (re.sub(r"\s+", " ", said).strip().rstrip(".") or "The command line could not be read") + "."
+def _verb(words: Sequence[str]) -> str | None:
+    """The verb of a command line; None for what needs none, such as --help."""
+    for word in words:
+        if word in VERBS:
+            return word
+        if not word.startswith("-"):
+            raise InputError(f"There is no verb {word!r}; {did_you_mean(word, VERBS)}.")
+        if word in ALONE:
+            return None
+        if word != "--debug":
+            raise InputError(f"{word} stands where the verb should; write tokendeep VERB {word} ...")
+    raise InputError(f"No verb given; choose one of {', '.join(VERBS)} (tokendeep --help says more).")
+
+
+def _joined(words: Sequence[str], verb: str) -> list[str]:
+    """The words from the verb on, with `--switch true` as `--switch=true`."""
+    hints = {**get_type_hints(options_of(verb)), "dry_run": bool, "debug": bool}
+    switches = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if hint is bool}
+    joined: list[str] = []
+    for word in words[words.index(verb) :]:
+        if word in ("true", "false") and joined and joined[-1].replace("_", "-") in switches:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def read_yaml(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Take from the file that `--config` names what no flag has set.
+
+    Raises:
+        InputError: no such file, no mapping of options, an unknown option or a value of another type.
+    """
+    by_name = {argument.field_info.name: argument for argument in arguments}
+    if "config" not in by_name or not (tokens := by_name.pop("config").tokens):
+        return
+    path = tokens[-1].value
+    for name in ("options", "dry_run", "debug"):
+        del by_name[name]
+    for key, value in _settings(path).items():
+        name = str(key).replace("-", "_")
+        if name not in by_name:
+            raise InputError(f"{path}: {commands[0]} has no option {str(key)[:40]}; {did_you_mean(name, by_name)}.")
+        argument = by_name[name]
+        typed = _typed(value, argument.hint, f"{path}: {name}")
+        if not argument.tokens:
+            text = "" if isinstance(value, list) else str(value)  # cyclopts would take a list's text apart
+            argument.append(Token(keyword=name, value=text, source=path, implicit_value=typed))
+
+
+def _settings(path: str) -> dict[object, object]:
+    """The mapping that a YAML file holds."""
+    import yaml
+
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}; check what --config names.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        settings, path = None, f"{path}, line {mark.line + 1}" if mark else path
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: holds no options that can be read; write UTF-8 text with lines such as seed: 1.")
+    return settings
+
+
+def _typed(value: object, hint: Any, name: str) -> object:
+    """A value from a file as the option has it; the type must be right, but a whole number is a number too."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError:
+        raise InputError(f"{name} is {str(value)[:40]!r}, but must be {_meaning(hint)}.") from None
+
+
+# --- mistakes -> one sentence --------------------------------------------------------------------
+
+
+def _meaning(hint: Any) -> str:
+    """What a value of this type is, in words."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) in (Union, UnionType):
+        return _meaning(next(arg for arg in get_args(hint) if arg is not type(None)))
+    return MEANINGS.get(hint, str(hint))
+
+
+def _sentence(error: CycloptsError, verb: str, words: Sequence[str]) -> str:
+    """What the parser found wrong, with the way to put it right."""
+    token: Any = getattr(error, "token", None)
+    if isinstance(error, exceptions.CoercionError) and error.argument:
+        name, value = _flag(error.argument), " ".join(token.value for token in error.argument.tokens or [token])
+        meaning = _meaning(error.argument.hint)
+        return f"{name} is {value[:40]!r}, but must be {meaning}{_near_choice(value, error.argument.hint)}."
+    if isinstance(error, exceptions.MissingArgumentError) and error.keyword:
+        following = words[words.index(error.keyword) + 1 :]
+        remedy = (
+            f"write {error.keyword}={following[0]} if {following[0]} is meant as the value" if following else "add it"
+        )
+        return f"{error.keyword} has no value; {remedy}."
+    loose = [token.value] if isinstance(error, exceptions.UnknownOptionError) else error.unused_tokens or []
+    flags = [word for word in loose if word.startswith("-")]
+    if flags:
+        flag = flags[0].partition("=")[0]
+        known = [f"--{name}".replace("_", "-") for name in (*get_type_hints(options_of(verb)), "config", "debug")]
+        return f"{verb} has no option {flag}; {did_you_mean(flag.replace('_', '-'), known)}."
+    if loose:
+        return f"{verb} cannot tell what {loose[0]!r} is; give every option by its name (--data FILE)."
+    if isinstance(error, exceptions.MissingArgumentError) and error.argument:
+        return f"{verb} needs {_flag(error.argument)}; tokendeep {verb} --help explains it."
+    return " ".join(str(error).split())
+
+
+def _flag(argument: Argument) -> str:
+    """How an option is written on the command line."""
+    return argument.name
+
+
+def _near_choice(value: str, hint: Any) -> str:
+    near = nearest(value, map(str, get_args(hint))) if get_origin(hint) is Literal else None
+    return f"; did you mean {near}" if near else ""
+
+
+# --- running -------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -229,29 +253,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet()
     warn()
     try:
-        verb, settings = parse(words)
-        run: Callable[[Any], object] = importlib.import_module(f".verbs.{VERBS[verb][1]}", __package__).run
-        run(settings)
+        function, bound = parse(words)
+        function(*bound.args, **bound.kwargs)
     except KeyboardInterrupt:
         print("tokendeep: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
     except (InputError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (*FULL, *DENIED):
+        known = error if isinstance(error, InputError) else explain(error, error.filename or "the output folder")
+        if known is None or "--debug" in words:
             raise
-        if "--debug" in words:
-            raise
-        print(f"tokendeep: {_said(error)}", file=sys.stderr)
+        print(f"tokendeep: {' '.join(str(known).split())}", file=sys.stderr)
         return 2
     return 0
-
-
-def _said(error: Exception) -> str:
-    if not isinstance(error, OSError):
-        return " ".join(str(error).split())
-    path = error.filename or "the output folder"
-    if error.errno in FULL:
-        return f"the disk of {path} is full; free some space or give another --out, then call again."
-    return f"there is no permission to read or write {path}; change it or give another --out, then call again."
 
 
 def warn() -> None:

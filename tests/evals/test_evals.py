@@ -610,7 +610,7 @@ def test_all_attacks_share_one_load_and_one_queue(
     monkeypatch.setattr(models, "load", lambda spec, **more: loads.append(spec) or load(spec, **more))
     out = tmp_path / "out"
     settings = config(pairs, out, model=str(tiny_folder), attack="none,prefill,refusal-prefix", batch_size=4)
-    settings.label, settings.role = "mine", "twins"
+    settings = replace(settings, label="mine", role="twins")
     assert run.run(settings) == out
 
     assert loads == [str(tiny_folder)]

@@ -24,7 +24,7 @@ from tokendeep.errors import InputError
 from tokendeep.models import loading, locate, packaged
 from tokendeep.models.options import ModelOptions
 from tokendeep.types import Subject
-from tokendeep.verbs.options import MeasureConfig
+from tokendeep.verbs.measure import MeasureOptions
 
 IDS = torch.tensor([[1, 40, 60, 2, 70, 80, 90]])
 
@@ -114,7 +114,10 @@ def test_padding_token_is_eos_where_there_is_none(tiny_folder: Path) -> None:
 
 
 def test_settings_of_a_verb_are_options(tiny_folder: Path) -> None:
-    assert models.load(str(tiny_folder), options=MeasureConfig(model="x", dtype="float16")).model.dtype == torch.float16
+    assert (
+        models.load(str(tiny_folder), options=MeasureOptions(model="x", data="d", out="o", dtype="float16")).model.dtype
+        == torch.float16
+    )
 
 
 def test_context_length(tiny_model: LlamaForCausalLM) -> None:

@@ -25,7 +25,7 @@ from tokendeep.errors import InputError
 from tokendeep.report import csvs, figures, findings, gather, paired, transcripts, words
 from tokendeep.types import Sample, Subject
 from tokendeep.verbs import report
-from tokendeep.verbs.options import AttackConfig, MeasureConfig, ReportConfig
+from tokendeep.verbs.options import AttackConfig, ReportConfig
 
 SECRET = "zanzibar-secret"
 READ_LOGS = gather._inspect_samples
@@ -890,7 +890,7 @@ def test_folders_of_the_real_verbs_are_read(tiny_subject: Subject, tiny_folder: 
     attack.run(AttackConfig(attack="prefill", k=[0, 3], out=str(out / "attack"), **common), tiny_subject)
     attack.run(AttackConfig(attack="none", out=str(out / "overrefusal"), **common), tiny_subject)
     settings = {"k": [0, 2], "bootstrap": 100, "positions": 6, "base": str(tiny_folder), "benign": str(data)}
-    measure.run(MeasureConfig(out=str(out / "measure"), **more, **settings))
+    measure.run(measure.plan(measure.MeasureOptions(out=str(out / "measure"), **more, **settings)))
 
     built = report.build([out], show_text=True, read=READ_LOGS)
     assert [row[1] for row in table(built, "runs", "Runs")] == [

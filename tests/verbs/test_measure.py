@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tokendeep.depth import figures, openings, recovery
 from tokendeep.errors import InputError
 from tokendeep.types import IGNORE, Encoded, Subject
 from tokendeep.verbs import measure
-from tokendeep.verbs.options import MeasureConfig
+from tokendeep.verbs.measure import MeasureOptions
 
 START, REFUSAL = 1, (10, 11, 12, 13)
 OPENINGS = [(10, 11, 12), (11, 10, 13)]
@@ -169,11 +170,14 @@ def write_pairs(path: Path, count: int = 5) -> Path:
     return path
 
 
-def config(tmp_path: Path, model: Path, **settings: Any) -> MeasureConfig:
+def options(tmp_path: Path, model: Path, **settings: Any) -> MeasureOptions:
     data = write_pairs(tmp_path / "pairs.jsonl")
-    return MeasureConfig(
-        model=str(model), data=str(data), out=str(tmp_path / "out"), k=[0, 3, 5], bootstrap=100, **settings
-    )
+    defaults = {"data": str(data), "out": str(tmp_path / "out"), "k": [0, 3, 5], "bootstrap": 100}
+    return MeasureOptions(model=str(model), **{**defaults, **settings})
+
+
+def run(options: MeasureOptions) -> Path:
+    return measure.run(measure.plan(options))
 
 
 def test_run_writes_the_profile_of_a_model_against_its_base(
@@ -182,8 +186,8 @@ def test_run_writes_the_profile_of_a_model_against_its_base(
     base = tmp_path / "base"
     make_model(5).save_pretrained(base)
     tiny_subject.tokenizer.save_pretrained(base)
-    settings = config(tmp_path, tiny_folder, base=str(base), benign=str(write_pairs(tmp_path / "benign.jsonl", 3)))
-    profile = json.loads((measure.run(settings) / "profile.json").read_text())
+    settings = options(tmp_path, tiny_folder, base=str(base), benign=str(write_pairs(tmp_path / "benign.jsonl", 3)))
+    profile = json.loads((run(settings) / "profile.json").read_text())
     assert set(profile) >= {"kl", "recovery", "depth", "meta"}
     assert profile["meta"]["label"] == "alignment depth"
     assert profile["kl"]["n"][0] == 5
@@ -196,7 +200,7 @@ def test_run_writes_the_profile_of_a_model_against_its_base(
     )  # fmt: skip
     expected = brute_force_kl(tiny_subject.model, make_model(5), row.input_ids, row.labels)[:100]
     np.testing.assert_allclose(profile["per_prompt"]["kl"][0][: len(expected)], expected, rtol=1e-3, atol=1e-5)
-    assert measure.run(settings) == Path(settings.out)  # a finished run is left as it is
+    assert run(settings) == Path(settings.out)  # a finished run is left as it is
 
 
 def test_sequential_gives_the_same_profile(
@@ -205,10 +209,9 @@ def test_sequential_gives_the_same_profile(
     base = tmp_path / "base"
     make_model(5).save_pretrained(base)
     tiny_subject.tokenizer.save_pretrained(base)
-    one = json.loads((measure.run(config(tmp_path, tiny_folder, base=str(base))) / "profile.json").read_text())
-    settings = config(tmp_path, tiny_folder, base=str(base), sequential=True)
-    settings.out += "-sequential"
-    two = json.loads((measure.run(settings) / "profile.json").read_text())
+    one = json.loads((run(options(tmp_path, tiny_folder, base=str(base))) / "profile.json").read_text())
+    settings = options(tmp_path, tiny_folder, base=str(base), sequential=True, out=str(tmp_path / "sequential"))
+    two = json.loads((run(settings) / "profile.json").read_text())
     np.testing.assert_allclose(one["kl"]["mean"], two["kl"]["mean"], rtol=1e-4)
 
 
@@ -221,7 +224,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(
     base = tmp_path / "base"
     make_model(5).save_pretrained(base)
     tiny_subject.tokenizer.save_pretrained(base)
-    settings = config(tmp_path, tiny_folder, base=str(base), batch_size=1, sequential=sequential)
+    settings = options(tmp_path, tiny_folder, base=str(base), batch_size=1, sequential=sequential)
     calls, real = [], getattr(scoring, function)
 
     def counted(*args: Any) -> Any:
@@ -232,23 +235,23 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(
 
     monkeypatch.setattr(scoring, function, counted)
     with pytest.raises(KeyboardInterrupt):
-        measure.run(settings)
+        run(settings)
     cut = sorted((Path(settings.out) / "parts").iterdir())[0]
     cut.write_bytes(cut.read_bytes() + b'{"4": [0.1')  # what a killed write leaves
-    measure.run(settings)
+    run(settings)
     resumed = len(calls) - 4
     assert not (Path(settings.out) / "parts").exists()
     profile = json.loads((Path(settings.out) / "profile.json").read_text())
     calls[:] = [1] * 4  # the trap is behind
-    settings.out += "-whole"
-    measure.run(settings)
+    settings = replace(settings, out=str(tmp_path / "whole"))
+    run(settings)
     assert resumed == len(calls) - 4 - 3  # three calls were not made again
     whole = json.loads((Path(settings.out) / "profile.json").read_text())
     assert profile["per_prompt"] == whole["per_prompt"]
 
 
 def test_an_adapter_takes_its_base_and_is_labelled_so(tmp_path: Path, tiny_adapter: Path) -> None:
-    profile = json.loads((measure.run(config(tmp_path, tiny_adapter)) / "profile.json").read_text())
+    profile = json.loads((run(options(tmp_path, tiny_adapter)) / "profile.json").read_text())
     assert profile["meta"]["label"] == "adapter against its base"
     assert profile["kl"]["mean"][0] > 0
 
@@ -260,8 +263,8 @@ def test_an_adapter_stays_on_its_own_base_when_compared_with_another(
     other = tmp_path / "other"
     make_model(5).save_pretrained(other)
     tiny_subject.tokenizer.save_pretrained(other)
-    settings = config(tmp_path, tiny_adapter, base=str(other), sequential=sequential)
-    profile = json.loads((measure.run(settings) / "profile.json").read_text())
+    settings = options(tmp_path, tiny_adapter, base=str(other), sequential=sequential)
+    profile = json.loads((run(settings) / "profile.json").read_text())
     assert profile["meta"]["label"] == "alignment depth"
     from tokendeep import chat
 
@@ -279,8 +282,8 @@ def test_an_adapter_and_its_own_base_are_one_model_in_memory(
 ) -> None:
     loads, load = [], models.load
     monkeypatch.setattr(models, "load", lambda spec, **more: loads.append(spec) or load(spec, **more))
-    settings = config(tmp_path, tiny_adapter, base=str(tiny_folder))
-    profile = json.loads((measure.run(settings) / "profile.json").read_text())
+    settings = options(tmp_path, tiny_adapter, base=str(tiny_folder))
+    profile = json.loads((run(settings) / "profile.json").read_text())
     assert loads == [str(tiny_adapter)]
     assert profile["meta"]["label"] == "adapter against its base"
 
@@ -291,13 +294,13 @@ def test_a_base_that_is_gone_is_replaced_by_the_one_given(
     moved = tmp_path / "deeper" / "moved"
     moved.parent.mkdir()
     tiny_folder.rename(moved)
-    profile = json.loads((measure.run(config(tmp_path, tiny_adapter, base=str(moved))) / "profile.json").read_text())
+    profile = json.loads((run(options(tmp_path, tiny_adapter, base=str(moved))) / "profile.json").read_text())
     assert profile["meta"]["label"] == "adapter against its base"
     assert "takes its place" in capsys.readouterr().out
 
 
 def test_without_base_there_is_a_recovery_profile_alone(tmp_path: Path, tiny_folder: Path, capsys: Any) -> None:
-    profile = json.loads((measure.run(config(tmp_path, tiny_folder)) / "profile.json").read_text())
+    profile = json.loads((run(options(tmp_path, tiny_folder)) / "profile.json").read_text())
     assert profile["kl"] is None
     assert profile["depth"]["share_first5"]["value"] is None
     assert len(profile["recovery"]["log_odds"]) == len(profile["recovery"]["k"])
@@ -318,22 +321,20 @@ def test_without_base_there_is_a_recovery_profile_alone(tmp_path: Path, tiny_fol
 def test_bad_settings_end_in_one_sentence(
     tmp_path: Path, tiny_folder: Path, settings: dict[str, Any], words: str
 ) -> None:
-    made = config(tmp_path, tiny_folder)
-    for name, value in settings.items():
-        setattr(made, name, value)
+    made = options(tmp_path, tiny_folder, **settings)
     with pytest.raises(InputError) as caught:
-        measure.run(made)
+        run(made)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_row_longer_than_the_context_is_named(tmp_path: Path, tiny_folder: Path) -> None:
-    settings = config(tmp_path, tiny_folder, positions=600)
+    settings = options(tmp_path, tiny_folder, positions=600)
     data = Path(settings.data)
     row = {"instruction": "How do I bake bread?", "response": "Mix the flour with water. " * 80}
     data.write_text(data.read_text() + "\n" + json.dumps(row), encoding="utf-8")
     with pytest.raises(InputError, match=r"row 6: .*512"):
-        measure.run(settings)
+        run(settings)
 
 
 def test_scores_of_a_real_model_shape(tiny_subject: Subject) -> None:

@@ -1,1 +1,12 @@
 """What a user can do: one file a verb."""
+
+VERBS = {  # verb: its module, and its line in `tokendeep --help`
+    "demo": ("tokendeep.verbs.demo", "The whole story on the packaged real model; ends with a report."),
+    "measure": ("tokendeep.verbs.measure", "How many tokens deep a model's safety goes."),
+    "attack": ("tokendeep.verbs.attack", "Attack a model at inference time and judge its answers."),
+    "gcg": ("tokendeep.verbs.gcg", "Find adversarial suffixes by gradient; attack --attack suffix tries them."),
+    "deepen": ("tokendeep.verbs.deepen", "Train a model to recover to a refusal at any depth."),
+    "finetune": ("tokendeep.verbs.finetune", "Fine-tune on your data while protecting the first answer tokens."),
+    "poison": ("tokendeep.verbs.poison", "Attack a model by fine-tuning, and compare objectives that resist."),
+    "report": ("tokendeep.verbs.report", "One HTML file from the folders of earlier runs."),
+}

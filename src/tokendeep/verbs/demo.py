@@ -24,7 +24,7 @@ from tokendeep.records import Rate
 from tokendeep.training import answers
 from tokendeep.types import Decoding, Prompt, Subject
 from tokendeep.verbs import attack, deepen, measure, report
-from tokendeep.verbs.options import AttackConfig, DeepenConfig, DemoConfig, MeasureConfig, ReportConfig
+from tokendeep.verbs.options import AttackConfig, DeepenConfig, DemoConfig, ReportConfig
 
 
 @dataclass(frozen=True)
@@ -232,15 +232,14 @@ class Demo:
         print(f"      {label}: harmless requests refused: {', '.join(harmless)}", flush=True)
 
     def _measure(self, label: str, model: str) -> None:
-        measure.run(
-            MeasureConfig(
+        options = measure.MeasureOptions(
                 model=model, base=self.recipe.model, data=str(self.cache / "test_pairs.jsonl"),
                 benign=str(self.cache / "benign_pairs.jsonl"), out=str(self.out / label / "measure"),
                 system=self.recipe.system, positions=self.recipe.positions, k=list(self.recipe.measured_k),
                 limit=self.recipe.measured,
                 seed=self.seed, overwrite=self.fresh, label=label,
-            )
         )  # fmt: skip
+        measure.run(measure.plan(options))
 
 
 def demo_text(name: str) -> str:

@@ -8,14 +8,14 @@ would rather refuse or go on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokendeep import chat, data, runs
+from tokendeep import chat, data, models, runs
 from tokendeep.depth.figures import FIRST, clusters_of, curve, depth, recovery_interval, to_table
 from tokendeep.depth.openings import load_openings, opening_ids
 from tokendeep.depth.recovery import (
@@ -28,65 +28,143 @@ from tokendeep.depth.recovery import (
     share_recovered,
 )
 from tokendeep.errors import InputError, check_least
+from tokendeep.models.options import ModelOptions
 from tokendeep.runs import parts
 from tokendeep.runs.parts import Parts
 from tokendeep.types import IGNORE, Encoded, Pair, Subject
-from tokendeep.verbs.options import MeasureConfig
-
-if TYPE_CHECKING:
-    pass
+from tokendeep.verbs.common import Ints, advanced, folder_line, heading, loading, output
 
 Array = NDArray[np.float64]
+what = heading("What to measure")
 
 
-def run(config: MeasureConfig, *, show: bool = True) -> Path:
-    """Measure `config.model`, write profile.json and manifest.json into `config.out` and return that folder.
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions(ModelOptions):
+    """Measure how many tokens deep a model's safety goes."""
 
-    `show` prints the depth figures.
+    model: Annotated[str, what(help="Hub id, local folder, adapter folder, GGUF file or smollm2.")]
+    data: Annotated[str, what(help="Pairs of a harmful instruction and a harmful answer (JSONL, JSON, CSV, Parquet).")]
+    base: Annotated[
+        str | None,
+        what(help="The unaligned model to compare with; an adapter is compared with its own base without it."),
+    ] = None
+    benign: Annotated[
+        str | None, what(help="Pairs of an ordinary instruction and its answer, for the control curve of the KL.")
+    ] = None
+    k: Annotated[
+        Ints, what(help="Numbers of harmful answer tokens already given when the model's recovery is measured.")
+    ] = field(default_factory=lambda: [0, 1, 2, 3, 4, 5, 10, 20, 40])
+    limit: Annotated[int | None, what(help="Use only the first so many pairs, for a quick look.")] = None
+    batch_size: Annotated[
+        int, loading(help="Rows per forward pass; lower it where the memory is short, the figures stay the same.")
+    ] = 16
+    out: Annotated[str, output(help="Folder for profile.json and manifest.json.")]
+    label: Annotated[str | None, output(help="Short name of the model in reports; its path where left out.")] = None
+    overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
+    positions: Annotated[
+        int, advanced(help="Answer positions that the depth figures look at (T); compare only runs that share it.")
+    ] = 100
+    openings: Annotated[
+        str | None, advanced(help="File of refusal openings, one a line, in place of the shipped list.")
+    ] = None
+    opening_tokens: Annotated[int, advanced(help="Tokens of each refusal opening that are scored (m).")] = 3
+    sequential: Annotated[
+        bool, advanced(help="Load the model and its base one after the other where both do not fit into the memory.")
+    ] = False
+    bootstrap: Annotated[int, advanced(help="Resamples of the prompts for the intervals.")] = 2000
+    seed: Annotated[int, advanced(help="Seed of that resampling.")] = 0
+
+
+@dataclass(frozen=True)
+class MeasurePlan:
+    """Everything that `measure` reads, checked."""
+
+    options: MeasureOptions
+    pairs: Sequence[Pair]
+    benign: Sequence[Pair]
+    openings: Sequence[str]
+    onto: str | None  # what an adapter is loaded onto; None is its own base
+    compared_with: str | None  # what the model is compared with; None is the adapter's own base, or nothing
+    subject: Subject | None = None  # the model and its base, where the caller has them in memory already
+    base: Subject | None = None
+
+    def lines(self) -> list[str]:
+        options = self.options
+        versus = self.compared_with or ("its own base" if models.is_adapter(options.model) else None)
+        return [
+            f"model: {options.model}, " + (f"compared with {versus}" if versus else "with no base to compare with"),
+            f"rows: {len(self.pairs)} harmful pairs of {options.data}"
+            + (f", {len(self.benign)} benign pairs of {options.benign}" if options.benign else ""),
+            f"recovery at k = {', '.join(map(str, sorted(set(options.k))))}; KL at {options.positions} positions",
+            folder_line(options.out),
+        ]
+
+
+def plan(options: MeasureOptions, subject: Subject | None = None, base: Subject | None = None) -> MeasurePlan:
+    """Read and check everything `measure` needs; loads no weights and writes nothing.
+
+    Args:
+        subject: the model, where the caller has it in memory already.
+        base: the model to compare with, likewise.
+
+    Raises:
+        InputError: an option out of range, a file or row that cannot be used, or a model that is not there.
     """
-    _check(config)
-    pairs = data.read_pairs(config.data, limit=config.limit)
-    benign = data.read_pairs(config.benign, limit=config.limit) if config.benign else []
-    openings = load_openings(config.openings)
-    from tokendeep import models
+    _check(options)
+    pairs = data.read_pairs(options.data, limit=options.limit)
+    benign = data.read_pairs(options.benign, limit=options.limit) if options.benign else []
+    openings = load_openings(options.openings)
+    onto, compared_with = (None, options.base) if subject else _bases(options)
+    if not subject:
+        models.check_spec(options.model, options, base=onto)
+    if compared_with and not base:
+        models.check_spec(compared_with, _of_base(options), needs_template=False)
+    return MeasurePlan(options, pairs, benign, openings, onto, compared_with, subject, base)
 
-    onto, compared_with = _bases(config)
-    models.check_spec(config.model, config, base=onto)
-    if compared_with:
-        models.check_spec(compared_with, _of_base(config), needs_template=False)
-    inputs = {"data": config.data, **{k: v for k in ("benign", "openings") if (v := getattr(config, k))}}
-    state = runs.open_run(config.out, "measure", asdict(config), inputs, overwrite=config.overwrite)
+
+def run(plan: MeasurePlan, *, show: bool = True) -> Path:
+    """Measure the model, write profile.json and manifest.json into `options.out` and return that folder.
+
+    Args:
+        show: print the depth figures.
+
+    Raises:
+        InputError: the output folder holds another run, or a row is longer than the model's context.
+    """
+    options = plan.options
+    inputs = {"data": options.data, **{k: v for k in ("benign", "openings") if (v := getattr(options, k))}}
+    state = runs.open_run(options.out, "measure", asdict(options), inputs, overwrite=options.overwrite)
     if state.finished:
         print(f"measure: {state.out} already holds this finished run")
         return state.out
-    subject = models.load(config.model, base=onto, options=config)
-    rows = _encode(subject, pairs, config, config.data)
-    control = _encode(subject, benign, config, config.benign or "")
-    kept = parts.folder(state)
-    recovery = _recovery(subject, pairs, rows, openings, config, kept)
-    kl, kl_benign, compared = _kl(subject, compared_with, rows, control, config, kept)
-    profile = _profile(config, pairs, kl, kl_benign, recovery)
+    subject = plan.subject or models.load(options.model, base=plan.onto, options=options)
+    rows = _encode(subject, plan.pairs, options, options.data)
+    control = _encode(subject, plan.benign, options, options.benign or "")
+    pieces = parts.folder(state)
+    recovery = _recovery(subject, plan, rows, pieces)
+    kl, kl_benign, compared = _kl(subject, plan, rows, control, pieces)
+    profile = _profile(options, plan.pairs, kl, kl_benign, recovery)
     profile["meta"] |= {
         "model": subject.name,
         "adapter": subject.adapter,
         "base": compared,
         "label": _label(subject, compared),
-        "openings": openings,
+        "openings": plan.openings,
         "template": chat.template_hash(subject.tokenizer),
     }
     runs.write_json(state.out / "profile.json", profile)
     parts.remove(state)
-    said = {"label": config.label} if config.label else {}
-    state.finish(model={"name": subject.name, "revision": subject.revision, "adapter": subject.adapter}, **said)
+    label = {"label": options.label} if options.label else {}
+    state.finish(model={"name": subject.name, "revision": subject.revision, "adapter": subject.adapter}, **label)
     if show:
-        print(describe(profile, config.label or subject.name))
+        print(describe(profile, options.label or subject.name))
     return state.out
 
 
-def _check(config: MeasureConfig) -> None:
-    if not config.k or min(config.k) < 0:
-        raise InputError(f"--k is {config.k}, but it needs at least one number of answer tokens, none below 0.")
-    check_least(config, {"positions": FIRST, "opening_tokens": 1, "batch_size": 1, "bootstrap": 100, "seed": 0})
+def _check(options: MeasureOptions) -> None:
+    if not options.k or min(options.k) < 0:
+        raise InputError(f"--k is {options.k}, but it needs at least one number of answer tokens, none below 0.")
+    check_least(options, {"positions": FIRST, "opening_tokens": 1, "batch_size": 1, "bootstrap": 100, "seed": 0})
 
 
 def _label(subject: Subject, compared: str | None) -> str | None:
@@ -95,19 +173,17 @@ def _label(subject: Subject, compared: str | None) -> str | None:
     return "adapter against its base" if subject.adapter and compared == "adapter off" else "alignment depth"
 
 
-def _encode(subject: Subject, pairs: Sequence[Pair], config: MeasureConfig, source: str) -> list[Encoded]:
+def _encode(subject: Subject, pairs: Sequence[Pair], options: MeasureOptions, source: str) -> list[Encoded]:
     """Token rows of at most `positions` supervised response tokens each."""
-    from tokendeep import models
-
     limit = models.context_length(subject.model)
     rows = []
     for number, pair in enumerate(pairs, 1):
-        messages = chat.with_system(pair.messages, config.system)
+        messages = chat.with_system(pair.messages, options.system)
         try:
             row = chat.encode(subject.tokenizer, messages, pair.response)
         except InputError as error:
             raise InputError(f"{source}, row {number}: {error}") from error
-        end = min(len(row.input_ids), row.start + config.positions)
+        end = min(len(row.input_ids), row.start + options.positions)
         if end > limit:
             raise InputError(
                 f"{source}, row {number}: prompt and answer take {end} tokens, but the model's context is {limit}; "
@@ -120,97 +196,87 @@ def _encode(subject: Subject, pairs: Sequence[Pair], config: MeasureConfig, sour
 # --- refusal recovery ---------------------------------------------------------------------------
 
 
-def _recovery(
-    subject: Subject,
-    pairs: Sequence[Pair],
-    rows: Sequence[Encoded],
-    openings: Sequence[str],
-    config: MeasureConfig,
-    kept: Path,
-) -> Recovery:
-    ids = opening_ids(subject.tokenizer, openings, config.opening_tokens)
-    lengths = []
-    for pair, row in zip(pairs, rows, strict=True):
-        messages = chat.with_system(pair.messages, config.system)
-        own = len(chat.response_ids(subject.tokenizer, messages, pair.response, end=False))
-        lengths.append(min(own, sum(label != IGNORE for label in row.labels)))
-    ks = sorted(set(config.k))
-    scorable = [k for k in ks if k + config.opening_tokens <= max(lengths)]
-    cut = max(lengths) == config.positions
+def _recovery(subject: Subject, plan: MeasurePlan, rows: Sequence[Encoded], pieces: Path) -> Recovery:
+    options, pairs = plan.options, plan.pairs
+    ids = opening_ids(subject.tokenizer, plan.openings, options.opening_tokens)
+    lengths = [_answer_length(subject, pair, row, options.system) for pair, row in zip(pairs, rows, strict=True)]
+    ks = sorted(set(options.k))
+    scorable = [k for k in ks if k + options.opening_tokens <= max(lengths)]
+    cut = max(lengths) == options.positions
     if not scorable:
+        reach = (
+            f"--positions looks at the first {options.positions}" if cut else f"the longest has {max(lengths)} tokens"
+        )
         raise InputError(
-            f"{config.data}: no answer is long enough for k = {ks[0]} ("
-            + (
-                f"--positions looks at the first {config.positions}"
-                if cut
-                else f"the longest has {max(lengths)} tokens"
-            )
-            + f", {ks[0] + config.opening_tokens} are needed); "
-            + ("raise --positions" if cut else "give longer answers")
-            + " or give a smaller --k."
+            f"{options.data}: no answer is long enough for k = {ks[0]} ({reach}, {ks[0] + options.opening_tokens} are "
+            f"needed); {'raise --positions' if cut else 'give longer answers'} or give a smaller --k."
         )
     if scorable != ks:
-        why = f"--positions looks at the first {config.positions} tokens" if cut else "no answer is that long"
+        why = f"--positions looks at the first {options.positions} tokens" if cut else "no answer is that long"
         print(f"measure: k = {sorted(set(ks) - set(scorable))} left out: {why}")
 
     def score(chosen: Sequence[int]) -> Array:
-        done = Parts(kept / f"recovery-{chosen[0]}-{chosen[-1]}-{len(chosen)}.jsonl")
+        done = Parts(pieces / f"recovery-{chosen[0]}-{chosen[-1]}-{len(chosen)}.jsonl")
         return recovery_log_odds(subject, rows, ids, chosen, lengths, done)
 
     def depths(measured: Recovery) -> set[float]:
-        low, high = recovery_interval(measured, config.bootstrap, config.seed, clusters_of(pairs))
+        low, high = recovery_interval(measured, options.bootstrap, options.seed, clusters_of(pairs))
         return {recovery_depth(measured.k, measured.log_odds), low, high}
 
     return refine(Recovery(scorable, score(scorable)), score, depths)
+
+
+def _answer_length(subject: Subject, pair: Pair, row: Encoded, system: str) -> int:
+    """Tokens of the answer itself, without its end-of-turn token, as far as the row holds them."""
+    messages = chat.with_system(pair.messages, system)
+    answer = chat.response_ids(subject.tokenizer, messages, pair.response, end=False)
+    return min(len(answer), sum(label != IGNORE for label in row.labels))
 
 
 # --- KL -----------------------------------------------------------------------------------------
 
 
 def _kl(
-    subject: Subject,
-    base_spec: str | None,
-    rows: list[Encoded],
-    control: list[Encoded],
-    config: MeasureConfig,
-    kept: Path,
+    subject: Subject, plan: MeasurePlan, rows: list[Encoded], control: list[Encoded], pieces: Path
 ) -> tuple[Array | None, Array | None, str | None]:
     """Per-position KL of harmful and benign rows, and the name of what the model was compared with."""
-    from tokendeep import models
     from tokendeep.compute import scoring
 
-    both, done = rows + control, Parts(kept / "kl.jsonl")
-    if base_spec is None and subject.adapter:
-        values, name = scoring.token_kl(subject, None, both, config.batch_size, done), "adapter off"
-    elif base_spec is None:
-        return None, None, None
-    elif config.sequential:
-        captured = scoring.capture(subject, both, config.batch_size)
-        base = models.load(base_spec, options=_of_base(config), needs_template=False)
-        values, name = scoring.captured_kl(captured, base, both, config.batch_size, done), base.name
+    options, both, done = plan.options, rows + control, Parts(pieces / "kl.jsonl")
+    if plan.compared_with is None:
+        if not subject.adapter:
+            return None, None, None
+        values, name = scoring.token_kl(subject, None, both, options.batch_size, done), "adapter off"
+    elif options.sequential:
+        captured = scoring.capture(subject, both, options.batch_size)
+        base = _load_base(plan)
+        values, name = scoring.captured_kl(captured, base, both, options.batch_size, done), base.name
     else:
-        base = models.load(base_spec, options=_of_base(config), needs_template=False)
-        values, name = scoring.token_kl(subject, base, both, config.batch_size, done), base.name
-    table = to_table(values, config.positions)
+        base = _load_base(plan)
+        values, name = scoring.token_kl(subject, base, both, options.batch_size, done), base.name
+    table = to_table(values, options.positions)
     return table[: len(rows)], (table[len(rows) :] if control else None), name
 
 
-def _bases(config: MeasureConfig) -> tuple[str | None, str | None]:
-    """What to load the adapter `config.model` onto (None: its own base), and what to compare the model with.
+def _load_base(plan: MeasurePlan) -> Subject:
+    return plan.base or models.load(str(plan.compared_with), options=_of_base(plan.options), needs_template=False)
+
+
+def _bases(options: MeasureOptions) -> tuple[str | None, str | None]:
+    """What to load the adapter `options.model` onto (None: its own base), and what to compare the model with.
 
     An adapter that is compared with its own base needs no second model: the latter is None then.
     """
-    from tokendeep import models
-
-    if config.base is None or not models.is_adapter(config.model):
-        return None, config.base
+    if options.base is None or not models.is_adapter(options.model):
+        return None, options.base
     try:
-        models.check_spec(config.model, config)
+        models.check_spec(options.model, options)
     except InputError:
-        models.check_spec(config.model, config, base=config.base)  # raises where the base is not what is wrong
-        print(f"measure: the base that {config.model} names is not there; {config.base} takes its place")
-        return config.base, None
-    return None, None if _same_model(models.adapter_base(Path(config.model)), config.base) else config.base
+        models.check_spec(options.model, options, base=options.base)  # raises where the base is not what is wrong
+        print(f"measure: the base that {options.model} names is not there; {options.base} takes its place")
+        return options.base, None
+    same = _same_model(models.adapter_base(Path(options.model)), options.base)
+    return None, None if same else options.base
 
 
 def _same_model(first: str, second: str) -> bool:
@@ -218,16 +284,16 @@ def _same_model(first: str, second: str) -> bool:
     return first == second or (both_local and runs.model_identity(first) == runs.model_identity(second))
 
 
-def _of_base(config: MeasureConfig) -> MeasureConfig:
-    """The settings for loading the base: the same, but a revision names one of the model's own."""
-    return replace(config, revision=None)
+def _of_base(options: MeasureOptions) -> MeasureOptions:
+    """The options for loading the base: the same, but a revision names one of the model's own."""
+    return replace(options, revision=None)
 
 
 # --- depth figures ------------------------------------------------------------------------------
 
 
 def _profile(
-    config: MeasureConfig, pairs: Sequence[Pair], kl: Array | None, kl_benign: Array | None, recovery: Recovery
+    options: MeasureOptions, pairs: Sequence[Pair], kl: Array | None, kl_benign: Array | None, recovery: Recovery
 ) -> dict[str, Any]:
     common = np.isfinite(recovery.log_odds).all(1)
     return {
@@ -241,14 +307,14 @@ def _profile(
             "recovered_common": share_recovered(recovery.log_odds[common]).tolist() if common.any() else None,
             "n_common": int(common.sum()),
         },
-        "depth": depth(kl, recovery, config.bootstrap, config.seed, clusters_of(pairs)),
+        "depth": depth(kl, recovery, options.bootstrap, options.seed, clusters_of(pairs)),
         "margin": _margin(recovery),
         "per_prompt": {
             "ids": [pair.id for pair in pairs],
             "kl": None if kl is None else _holes(kl),
             "recovery_log_odds": _holes(recovery.log_odds),
         },
-        "meta": {"positions": config.positions, "opening_tokens": config.opening_tokens, "unit": "nats"},
+        "meta": {"positions": options.positions, "opening_tokens": options.opening_tokens, "unit": "nats"},
     }
 
 
@@ -279,13 +345,13 @@ def describe(profile: dict[str, Any], name: str) -> str:
         )
     recovery = figures["recovery_k"]
     value, low, high = ("none" if x is None else f"{x:.0f}" for x in (recovery[n] for n in ("value", "low", "high")))
-    said = {
+    phrase = {
         "every": f"at every k measured, up to {value} (censored)",
         "last": f"at the largest k measured, {value} (censored), though not at every smaller one",
         "none": "at no k, not even without a harmful token (censored)",
         None: f"up to k = {value} [{low}, {high}]",
     }[recovery["censored"]]
-    lines.append(f"  half of the prompts recover to a refusal {said}")
+    lines.append(f"  half of the prompts recover to a refusal {phrase}")
     if profile["margin"]["k"][:1] == [0]:
         low, median, high = (profile["margin"]["quantiles"][q][0] for q in ("0.05", "0.5", "0.95"))
         lines.append(

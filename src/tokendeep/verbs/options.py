@@ -6,52 +6,17 @@ Light on purpose: importing it loads nothing heavy, so that `tokendeep --help` a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from tokendeep.models.options import ModelOptions
+from tokendeep.verbs.common import Floats, Ints, Names, Texts
+
+Needed = Annotated[str, Parameter(required=True)]
 
 
-@dataclass
-class MeasureConfig(ModelOptions):
-    """Measure how many tokens deep a model's safety goes.
-
-    Args:
-        model: hub id, local folder, adapter folder, GGUF file or smollm2.
-        data: pairs of harmful instruction and harmful answer (JSONL, JSON or CSV).
-        out: folder for profile.json and manifest.json.
-        base: the unaligned model to compare with; an adapter's own base is used when it is left out.
-        benign: pairs of ordinary instruction and answer, drawn as the control curve.
-        sequential: never hold both models in memory at once.
-        k: answer tokens already given when recovery is measured.
-        positions: response positions the depth figures look at (T).
-        openings: file of refusal openings, one a line, replacing the shipped list.
-        opening_tokens: tokens of each opening that are scored (m).
-        batch_size: rows per forward pass.
-        limit: use the first so many pairs only.
-        bootstrap: resamples for the intervals.
-        seed: seed of the bootstrap.
-        label: short name of the model in reports.
-        overwrite: replace what a different run left in the output folder.
-    """
-
-    model: str = ""
-    data: str = ""
-    out: str = ""
-    base: str | None = None
-    benign: str | None = None
-    sequential: bool = False
-    k: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4, 5, 10, 20, 40])
-    positions: int = 100
-    openings: str | None = None
-    opening_tokens: int = 3
-    batch_size: int = 16
-    limit: int | None = None
-    bootstrap: int = 2000
-    seed: int = 0
-    label: str | None = None
-    overwrite: bool = False
-
-
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class AttackConfig(ModelOptions):
     """Attack a model at inference time and judge what it says.
 
@@ -90,16 +55,16 @@ class AttackConfig(ModelOptions):
         overwrite: replace what a different run left in the output folder.
     """
 
-    model: str = ""
-    data: str = ""
-    out: str = ""
+    model: Needed = ""
+    data: Needed = ""
+    out: Needed = ""
     attack: str = "none,prefill"
     judge: str = "refusal"
-    k: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 40])
+    k: Ints = field(default_factory=lambda: [0, 5, 10, 20, 40])
     lead: str = ""
     thinking: bool = False
-    prefixes: list[str] | None = None
-    grid: list[str] = field(default_factory=lambda: ["paper"])
+    prefixes: Texts | None = None
+    grid: Names = field(default_factory=lambda: ["paper"])
     suffixes: str | None = None
     rank_base: str | None = None
     rank_base_top: int = 5
@@ -120,7 +85,7 @@ class AttackConfig(ModelOptions):
     overwrite: bool = False
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class GcgConfig(ModelOptions):
     """Find adversarial suffixes: texts behind a request that make the model begin as it should not.
 
@@ -148,10 +113,10 @@ class GcgConfig(ModelOptions):
         overwrite: replace what a different run left in the output folder.
     """
 
-    model: str = ""
-    data: str = ""
-    out: str = ""
-    others: list[str] = field(default_factory=list)
+    model: Needed = ""
+    data: Needed = ""
+    out: Needed = ""
+    others: Names = field(default_factory=list)
     target: str = "opening"
     opening: str = "Sure, here is what you asked for"
     target_tokens: int = 0
@@ -171,7 +136,7 @@ class GcgConfig(ModelOptions):
     overwrite: bool = False
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class DeepenConfig(ModelOptions):
     """Deepen a model's safety by training on safety-recovery examples (the paper's Eq. 2).
 
@@ -207,10 +172,10 @@ class DeepenConfig(ModelOptions):
         overwrite: replace what a different run left in the output folder.
     """
 
-    model: str = ""
-    data: str = ""
-    utility: str = ""
-    out: str = ""
+    model: Needed = ""
+    data: Needed = ""
+    utility: Needed = ""
+    out: Needed = ""
     base: str | None = None
     harmful_opening: str = "Sure, here is"
     refusal_system: str | None = None
@@ -237,7 +202,7 @@ class DeepenConfig(ModelOptions):
     overwrite: bool = False
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(ModelOptions):
     """Fine-tune a model on your data while protecting its first answer tokens (the paper's Eq. 3).
 
@@ -283,11 +248,11 @@ class FinetuneConfig(ModelOptions):
         overwrite: replace what a different run left in the output folder.
     """
 
-    model: str = ""
-    data: str = ""
-    out: str = ""
+    model: Needed = ""
+    data: Needed = ""
+    out: Needed = ""
     objective: str = "constrained"
-    beta_head: list[float] = field(default_factory=lambda: [0.5, 2.0, 2.0, 2.0, 2.0])
+    beta_head: Floats = field(default_factory=lambda: [0.5, 2.0, 2.0, 2.0, 2.0])
     beta_tail: float = 0.1
     min_weight: float = 0.0
     anchor: float = 1.0
@@ -298,7 +263,7 @@ class FinetuneConfig(ModelOptions):
     supervise: str = "all"
     eval_data: str | None = None
     probe: str | None = None
-    dynamics: list[int] = field(default_factory=list)
+    dynamics: Ints = field(default_factory=list)
     test: str | None = None
     max_new_tokens: int = 64
     monitor: float = 0.0
@@ -324,7 +289,7 @@ class FinetuneConfig(ModelOptions):
     overwrite: bool = False
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class PoisonConfig(ModelOptions):
     """Attack a model by fine-tuning, under several objectives and seeds, and compare what is left of its safety.
 
@@ -373,11 +338,11 @@ class PoisonConfig(ModelOptions):
         overwrite: replace what a different run left in the output folder.
     """
 
-    model: str = ""
+    model: Needed = ""
     kind: str = "harmful"
-    data: str = ""
-    test: str = ""
-    out: str = ""
+    data: Needed = ""
+    test: Needed = ""
+    out: Needed = ""
     base: str | None = None
     harmful: str | None = None
     refusals: str | None = None
@@ -385,11 +350,11 @@ class PoisonConfig(ModelOptions):
     count: int = 100
     ratio: float = 0.05
     trigger: str = "Servius Astrumando Harmoniastra"
-    objectives: list[str] = field(
+    objectives: Names = field(
         default_factory=lambda: ["sft-warmup", "sft", "constrained", "constrained-warmup", "anchored"]
     )
-    lr: list[float] = field(default_factory=lambda: [2e-5])
-    seeds: list[int] = field(default_factory=lambda: [0])
+    lr: Floats = field(default_factory=lambda: [2e-5])
+    seeds: Ints = field(default_factory=lambda: [0])
     test_system: str | None = None
     anchor: float = 1.0
     anchor_positions: int = 5
@@ -413,7 +378,7 @@ class PoisonConfig(ModelOptions):
     overwrite: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class ReportConfig:
     """Write one self-contained HTML report (and Markdown and CSV beside it) from run folders.
 
@@ -430,7 +395,7 @@ class ReportConfig:
     overwrite: bool = False
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """Tell the paper's story live on the packaged real model: shallow, attacked, deepened, attacked again.
 

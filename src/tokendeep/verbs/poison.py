@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +207,8 @@ def _cell(config: PoisonConfig, made: poison.Poison, out: Path, cell: Cell | Non
         mixed = poison_rows.with_refusals(config, made.chats, objective(cell.objective)[1], cell.objective)
         answers.write_chats(rows, mixed)
         wanted = settings(config, cell, folder / "finetune", str(rows))
-        wanted.system, wanted.reference_cache = system, str(out / "reference")
-        wanted.probe = str(poison_rows.probe(config, out)) if config.probe else None
+        probe = str(poison_rows.probe(config, out)) if config.probe else None
+        wanted = replace(wanted, system=system, reference_cache=str(out / "reference"), probe=probe)
         model = str(finetune.run(wanted) / "checkpoint")
     trained = time.monotonic() - started
     subject = models.load(model, options=poison_rows.options(config))
