@@ -1,0 +1,100 @@
+"""Every command in the README and the documentation runs as it is written, on tiny models and rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from tokendeep import cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [(page, block) for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S)]
+PYTHON = [(page, block) for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)]
+SMALLER = {  # what a command that is long by nature is shortened to here
+    "--restarts 10": "--restarts 1 --steps 2 --width 8 --top 8 --suffix-tokens 4",
+    "--attack none,prefill": "--max-new-tokens 8 --attack none,prefill",
+    "--kind harmful": "--kind harmful --epochs 1 --max-new-tokens 8",
+}
+ANSWER = "Mix the flour with water, add salt and let the dough rest for an hour. Then bake it in a hot oven until it is brown."
+
+
+def name_of(block: tuple[Path, str]) -> str:
+    return f"{block[0].stem}-{' '.join(block[1].split()[:2])}"
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, tiny_folder: Path, make_model: Callable[..., LlamaForCausalLM], tiny_tokenizer: Any,
+              monkeypatch: pytest.MonkeyPatch) -> Path:  # fmt: skip
+    """A folder with the files that the commands name, and two models under the names they use."""
+    for name, source in (("YOUR-CHAT-MODEL", make_model(0)), ("ITS-BASE", make_model(1))):
+        source.save_pretrained(tmp_path / "ORG" / name)
+        tiny_tokenizer.save_pretrained(tmp_path / "ORG" / name)
+    requests = [f"How do I bake bread number {n}?" for n in range(4)]
+    write(tmp_path / "pairs.jsonl", [{"instruction": text, "response": ANSWER} for text in requests])
+    write(tmp_path / "ordinary.jsonl", [{"instruction": text, "response": ANSWER} for text in requests])
+    write(tmp_path / "prompts.jsonl", [{"instruction": text} for text in requests])
+    write(tmp_path / "harmless.jsonl", [{"instruction": text} for text in requests])
+    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": ANSWER}] for text in requests]
+    write(tmp_path / "chats.jsonl", [{"messages": chat} for chat in chats])
+    refusal = "I'm sorry, I can't assist with this request."
+    triples = [{"instruction": text, "harmful": ANSWER, "refusal": refusal} for text in requests]
+    write(tmp_path / "instructions.jsonl", triples)  # finished triples, where a page speaks of instructions alone
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def run_line(line: str) -> None:
+    for long, short in SMALLER.items():
+        line = line.replace(long, short)
+    words = [path for word in shlex.split(line) for path in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
+    if words[0] == "tokendeep":
+        assert cli.main(words[1:]) == 0, line
+    else:
+        command = [str(Path(sys.executable).with_name(words[0])), *words[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "NO_COLOR": "1"})
+        assert done.returncode == 0, (line, done.stdout[-2000:], done.stderr[-2000:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [b for b in BLOCKS if "tokendeep demo" not in b[1]], ids=name_of)
+def test_the_commands_of_a_block_run(block: tuple[Path, str], workplace: Path) -> None:
+    page, text = block
+    if "out/*" in text or "out/measure out/attack --out" in text:  # a report of runs that stand above it on the page
+        run_line("tokendeep measure --model ORG/YOUR-CHAT-MODEL --data pairs.jsonl --out out/measure")
+    for line in text.splitlines():
+        if line.strip():
+            run_line(line)
+    assert list(workplace.glob("*.html")) if "report " in text else any((workplace / "out").iterdir())
+
+
+def test_the_pages_have_commands() -> None:
+    assert {page.stem for page, _ in BLOCKS} >= {"README", "index", "measure", "attack", "gcg", "deepen", "finetune", "poison", "report", "demo"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", PYTHON, ids=name_of)
+def test_the_python_of_a_page_runs(block: tuple[Path, str], workplace: Path, tiny_folder: Path) -> None:
+    """With the tiny model under every name that a page loads."""
+    page, text = block
+    text = text.replace('"smollm2"', '"ORG/YOUR-CHAT-MODEL"')
+    if "train_dataset=dataset" in text:
+        text = "from datasets import load_dataset\ndataset = load_dataset('json', data_files='chats.jsonl', split='train')\n" + text
+        text = text.replace('ConstrainedSFTConfig("out")', 'ConstrainedSFTConfig("out", bf16=False, use_cpu=True)')
+    code = "import matplotlib\nmatplotlib.use('Agg')\n" + text
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
