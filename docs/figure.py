@@ -21,7 +21,9 @@ def draw(demo: Path, out: Path) -> None:
         profile = json.loads((demo / name / "measure" / "profile.json").read_text(encoding="utf-8"))
         means = profile["kl"]["mean"]
         kl.plot(range(1, len(means) + 1), means, color=colour, label=name)
-        recovery.plot(profile["recovery"]["k"], profile["recovery"]["recovered"], "o-", markersize=3, color=colour, label=name)
+        recovery.plot(
+            profile["recovery"]["k"], profile["recovery"]["recovered"], "o-", markersize=3, color=colour, label=name
+        )
     kl.set(xlabel="answer position", ylabel="KL to the base (nats)", ylim=(0, None))
     recovery.set(xlabel="harmful tokens given in advance (k)", ylabel="prompts that recover", ylim=(-0.03, 1.03))
     recovery.axhline(0.5, color="grey", linewidth=0.6, linestyle=":")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -19,8 +18,16 @@ from tokendeep import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCKS = [(page, block) for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S)]
-PYTHON = [(page, block) for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)]
+BLOCKS = [
+    (page, block)
+    for page in PAGES
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+]
+PYTHON = [
+    (page, block)
+    for page in PAGES
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+]
 SMALLER = {  # what a command that is long by nature is shortened to here
     "--restarts 10": "--restarts 1 --steps 2 --width 8 --top 8 --suffix-tokens 4",
     "--attack none,prefill": "--max-new-tokens 8 --attack none,prefill",
@@ -61,19 +68,23 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 def run_line(line: str) -> None:
     for long, short in SMALLER.items():
         line = line.replace(long, short)
-    words = [path for word in shlex.split(line) for path in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
+    words = [
+        path for word in shlex.split(line) for path in (sorted(map(str, Path().glob(word))) if "*" in word else [word])
+    ]
     if words[0] == "tokendeep":
         assert cli.main(words[1:]) == 0, line
     else:
         command = [str(Path(sys.executable).with_name(words[0])), *words[1:]]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "NO_COLOR": "1"})
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "NO_COLOR": "1"}
+        )
         assert done.returncode == 0, (line, done.stdout[-2000:], done.stderr[-2000:])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [b for b in BLOCKS if "tokendeep demo" not in b[1]], ids=name_of)
 def test_the_commands_of_a_block_run(block: tuple[Path, str], workplace: Path) -> None:
-    page, text = block
+    _, text = block
     if "out/*" in text or "out/measure out/attack --out" in text:  # a report of runs that stand above it on the page
         run_line("tokendeep measure --model ORG/YOUR-CHAT-MODEL --data pairs.jsonl --out out/measure")
     for line in text.splitlines():
@@ -83,17 +94,31 @@ def test_the_commands_of_a_block_run(block: tuple[Path, str], workplace: Path) -
 
 
 def test_the_pages_have_commands() -> None:
-    assert {page.stem for page, _ in BLOCKS} >= {"README", "index", "measure", "attack", "gcg", "deepen", "finetune", "poison", "report", "demo"}
+    assert {page.stem for page, _ in BLOCKS} >= {
+        "README",
+        "index",
+        "measure",
+        "attack",
+        "gcg",
+        "deepen",
+        "finetune",
+        "poison",
+        "report",
+        "demo",
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", PYTHON, ids=name_of)
 def test_the_python_of_a_page_runs(block: tuple[Path, str], workplace: Path, tiny_folder: Path) -> None:
     """With the tiny model under every name that a page loads."""
-    page, text = block
+    _, text = block
     text = text.replace('"smollm2"', '"ORG/YOUR-CHAT-MODEL"')
     if "train_dataset=dataset" in text:
-        text = "from datasets import load_dataset\ndataset = load_dataset('json', data_files='chats.jsonl', split='train')\n" + text
+        text = (
+            "from datasets import load_dataset\ndataset = load_dataset('json', data_files='chats.jsonl', split='train')\n"
+            + text
+        )
         text = text.replace('ConstrainedSFTConfig("out")', 'ConstrainedSFTConfig("out", bf16=False, use_cpu=True)')
     code = "import matplotlib\nmatplotlib.use('Agg')\n" + text
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600)

@@ -174,8 +174,8 @@ def test_a_thought_that_never_ended_is_no_answer(name):
     assert "thought" not in SCORED
 
 
-def test_judges_are_known_by_their_names():
-    assert all(judge.name == name and judge.behind_prefix in JUDGED for name, judge in JUDGES.items())
+def test_every_judge_says_what_it_sees_and_measures():
+    assert all(judge.behind_prefix in JUDGED and judge.about.endswith(".") for judge in JUDGES.values())
 
 
 # ------------------------------------------------------------------------------------- phrases
