@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from tokendeep import data
-from tokendeep.data import rows
+from tokendeep.data import fields, files
 from tokendeep.errors import InputError
 
 SECRET = "boil an egg without water"  # row text, which no error message may show
@@ -206,7 +206,7 @@ GOOD = '{"instruction": "A?", "response": "B."}\n'
         ('{"instruction": "A?", "response": "\\ud800"}', ["'response'", "surrogate"]),
         ('{"instruction": "A?", "respones": "B."}', ["unknown column 'respones'", "did you mean 'response'"]),
         ('{"instruction": "A?", "answer": "B."}', ["unknown column 'answer'", "did you mean 'response'"]),
-        ('{"conversations": [], "id": "x"}', ["unknown column 'conversations'", "did you mean 'messages'"]),
+        ('{"conversations": [], "id": "x"}', ["'conversations' must be a list of messages, not an empty list"]),
         ('{"instruction": "A?", "response": "B.", "xyzzy": 1}', ["unknown column 'xyzzy'", "known are messages"]),
         ('{"instruction": "A?", "prompt": "A?", "response": "B."}', ["both 'instruction' and 'prompt'", "keep one"]),
         ('{"instruction": "A?", "response": "B.", "completion": "B."}', ["both 'response' and 'completion'"]),
@@ -271,7 +271,7 @@ def test_a_row_of_ten_megabytes_is_refused_unread(tmp_path, monkeypatch):
         ("p.txt", "A?\n" + long, 2),
     ]:
         refused(data.read_prompts, write(tmp_path, name, content), f"{name}, row {row}", "1,000,000 bytes", "shorten")
-    fits = "x" * (rows.MAX_ROW - len('{"instruction": ""}\n'))
+    fits = "x" * (files.MAX_ROW - len('{"instruction": ""}\n'))
     assert len(data.read_prompts(write(tmp_path, "p.jsonl", json.dumps({"instruction": fits}) + "\n"))) == 1
     refused(data.read_prompts, write(tmp_path, "p.jsonl", json.dumps({"instruction": fits + "x"}) + "\n"), "row 1")
 
@@ -504,3 +504,110 @@ def test_identity(tmp_path, hub):
     assert isinstance(one, str)
     assert len(one) == 64
     assert data.identity("hf:me/set") != one
+
+
+# --------------------------------------------------------------------------------------------- in memory
+
+
+def test_rows_in_memory_are_read_as_files_are(tmp_path):
+    rows = [
+        {"instruction": "A?", "response": "B.", "category": "c"},
+        {"messages": [USER, ANSWER], "meta": {"level": 1}},
+    ]
+    assert data.read_pairs(rows) == data.read_pairs(write(tmp_path, "p.jsonl", rows))
+    assert data.read_prompts(tuple(rows), limit=1)[0].messages == ({"role": "user", "content": "A?"},)
+    assert data.kind(rows) == "pairs"
+    assert data.has_field(rows, "category")
+    refused(data.read_pairs, [rows[0], {"instruction": "A?"}], "Row 2: no field 'response'")
+    refused(data.read_pairs, [{**rows[0], "answr": "B."}], "Row 1: unknown column 'answr'")
+    refused(data.read_pairs, [SECRET], "Row 1: is str, not a dict")
+    refused(data.read_pairs, [], "list of rows is empty")
+
+
+def test_a_dataset_in_memory():
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list([{"prompt": "A?", "completion": "B."}, {"prompt": "C?", "completion": "D."}])
+    assert [chat.messages[1]["content"] for chat in data.read_chats(table)] == ["B.", "D."]
+
+
+def test_typed_values_pass_through_and_serve_as_rows():
+    pairs = data.read_pairs([{"id": "a", "instruction": "A?", "response": "B.", "meta": {"level": 1}}])
+    assert data.read_pairs(pairs)[0] is pairs[0]
+    assert data.read_pairs(pairs * 3, limit=2) == pairs * 2
+    assert [prompt.id for prompt in data.read_prompts(pairs)] == ["a"]
+    chats = data.read_chats([{"messages": [USER, ANSWER], "meta": {"truncated": True}}])
+    assert data.kind(chats) == "chats"
+    assert data.read_pairs(chats)[0].response == ANSWER["content"]
+    refused(data.read_triples, pairs, "Row 1: no field 'harmful'")
+
+
+def test_the_identity_of_rows_in_memory_is_their_content():
+    rows = [{"instruction": "A?", "response": "B."}]
+    assert data.identity(rows) == data.identity([dict(rows[0])])
+    assert data.identity(rows) != data.identity([{**rows[0], "response": "C."}])
+
+
+@pytest.mark.parametrize("name", ["prompts", "pairs", "triples", "chats"])
+def test_what_is_written_is_read_again(tmp_path, name):
+    row = {"id": "a", "messages": [SYSTEM, USER]}
+    answers = {"prompts": {}, "pairs": {"response": "B."}, "triples": {"harmful": "H", "refusal": "R"}}
+    rows = [{**row, **answers[name]} if name in answers else {"id": "a", "messages": [SYSTEM, USER, ANSWER]}]
+    read = getattr(data, f"read_{name}")
+    path = data.write_rows(tmp_path / "rows.jsonl", read(rows))
+    assert read(path) == read(rows)
+    assert path.stat().st_mode & 0o077 == 0
+
+
+# ---------------------------------------------------------------------------------------- conversations
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [SYSTEM, USER, ANSWER]},
+        {"conversations": [
+            {"from": "system", "value": SYSTEM["content"]},
+            {"from": "human", "value": USER["content"]},
+            {"from": "gpt", "value": ANSWER["content"]},
+        ]},
+        {"prompt": [SYSTEM, USER], "completion": [ANSWER]},
+        {"prompt": [SYSTEM, USER], "completion": ANSWER["content"]},
+        {"messages": [SYSTEM, USER], "completion": [ANSWER]},
+    ],
+)  # fmt: skip
+def test_every_way_to_write_a_conversation_is_the_same_chat(row):
+    assert data.read_chats([row])[0].messages == (SYSTEM, USER, ANSWER)
+    assert data.kind([row]) == "chats"
+    assert data.conversation({**row, "score": 0.5}, "Row 7") == (SYSTEM, USER, ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({"conversations": [{"from": "tool", "value": "A?"}]}, ["message 1", "'from' is none of"]),
+        ({"conversations": [{"from": "human", "value": "A?", "weight": 1}]}, ["unknown field 'weight'"]),
+        ({"conversations": [{"role": "user", "content": "A?"}]}, ["message 1", "no field 'from'"]),
+        ({"messages": [USER], "conversations": [USER]}, ["both 'messages' and 'conversations'"]),
+        ({"prompt": [USER, ANSWER], "completion": [ANSWER]}, ["already end with an answer"]),
+        ({"prompt": [SYSTEM], "completion": [ANSWER]}, ["no user message"]),
+        ({"messages": [USER, ANSWER], "tools": [{}]}, ["unknown column 'tools'"]),
+    ],
+)
+def test_a_conversation_that_cannot_be_read(row, parts):
+    refused(data.read_chats, [row], "Row 1", *parts)
+
+
+def test_what_would_change_the_prompt_is_never_left_out(hub):
+    refused(
+        lambda row: data.conversation(row, "Row 3"), {"messages": [USER, ANSWER], "tools": [{}]}, "Row 3: its tools"
+    )
+    hub([{"messages": [USER, ANSWER], "tools": [{}]}])
+    refused(data.read_chats, "hf:me/set", "row 1", "its tools")
+
+
+def test_columns_of_a_hub_set_that_are_not_used_are_named_once(hub, monkeypatch):
+    told = []
+    monkeypatch.setattr(fields.log, "warning", lambda text, *values: told.append(text % values))
+    hub([{"messages": [USER, ANSWER], "score": 1}] * 2)
+    data.read_chats("hf:me/set")
+    assert told == ["hf:me/set has columns that are not used: 'score'"]

@@ -1,0 +1,84 @@
+"""Data sets on the Hugging Face hub as records; a file of a repository is fetched and read as a local one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokendeep.data.columns import Origin, Row
+from tokendeep.data.files import SUFFIXES, hex_phi_rows, local_rows
+from tokendeep.data.known import HEX_PHI, KNOWN, Known
+from tokendeep.errors import InputError
+
+HUB_SOURCE = re.compile(
+    r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<config>[^:]*))?(?::(?P<split>.+))?"
+)
+SPLITS = ("train", "test", "validation")
+
+
+def hub_rows(spec: str) -> Iterator[Row]:
+    match = HUB_SOURCE.fullmatch(spec)
+    if match is None:
+        raise InputError(f"{spec} is no hub data set; write hf:owner/name[@revision][:config][:split].")
+    repo, revision = match["repo"], match["revision"]
+    config, split = match["config"] or None, match["split"]
+    if split is None and config in SPLITS:
+        config, split = None, config
+    if config and Path(config).suffix in SUFFIXES:
+        return local_rows(_fetch(spec, repo, revision, file=config))
+    known = next((known for known in KNOWN if known.repo == repo), None)
+    if known is HEX_PHI:  # header-less CSV files, which `datasets` would read with their first prompt as the header
+        rows = list(hex_phi_rows(_fetch(spec, repo, revision, pattern="category_*.csv")))
+        _check_count(spec, known, "", len(rows), revision)
+        return iter(rows)
+    config = config or (known.config if known else None)
+    split = split or (known.split if known else "train")
+    table = _load_dataset(spec, repo, config, split, revision)
+    if known:
+        _check_count(spec, known, f"{config or ''}/{split}", len(table), revision)
+    origin = Origin(spec, known, hub=True)
+    return (Row(n, f"{spec}, row {n}", dict(values), origin) for n, values in enumerate(table, 1))
+
+
+def _load_dataset(spec: str, repo: str, config: str | None, split: str, revision: str | None) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(repo, config, split=split, revision=revision)
+    except Exception as error:  # network, login, name, split and file format all fail here, each in its own way
+        raise _hub_error(spec, error) from error
+
+
+def _fetch(spec: str, repo: str, revision: str | None, *, file: str = "", pattern: str = "") -> Path:
+    """Download one file, or the files of a pattern, of a data set repository; returns the file or the folder."""
+    import huggingface_hub
+
+    try:
+        if file:
+            return Path(huggingface_hub.hf_hub_download(repo, file, repo_type="dataset", revision=revision))
+        return Path(
+            huggingface_hub.snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=[pattern])
+        )
+    except Exception as error:  # as above
+        raise _hub_error(spec, error) from error
+
+
+def _hub_error(spec: str, error: Exception) -> InputError:
+    lines = str(error).strip().splitlines()
+    reason = f"{type(error).__name__}: {lines[0][:200].rstrip('. ')}" if lines else type(error).__name__
+    return InputError(
+        f"{spec} could not be loaded ({reason}); check its name, the network and, for a gated set, your login, "
+        "or download it and give the file."
+    )
+
+
+def _check_count(spec: str, known: Known, part: str, count: int, revision: str | None) -> None:
+    """A public set that has changed its size is not the set that published numbers are about."""
+    expected = (known.counts or {}).get(part)
+    if revision is None and expected and count not in expected:
+        raise InputError(
+            f"{spec} has {count} rows and {known.name} should have {' or '.join(map(str, expected))}; "
+            "name the revision you mean (hf:owner/name@revision)."
+        )
