@@ -123,7 +123,7 @@ def test_a_cut_utility_row_supervises_the_rest_only(tiny_tokenizer: Any) -> None
 
 def test_the_end_of_an_answer_that_was_cut_off_is_not_learnt(tiny_tokenizer: Any, tmp_path: Path) -> None:
     whole, cut = ordinary(), dataclasses.replace(ordinary(), truncated=True)
-    answers.write_chats(tmp_path / "chats.jsonl", [whole, dataclasses.replace(cut, id="cut")])
+    data.write_rows(tmp_path / "chats.jsonl", [whole, dataclasses.replace(cut, id="cut")])
     read = data.read_chats(tmp_path / "chats.jsonl")
     assert [row.truncated for row in read] == [False, True]
     rows = [recovery.utility_row(tiny_tokenizer, row, 0.0) for row in read]

@@ -6,13 +6,12 @@ One place for all that train on generated answers. Knows how an answer is asked 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokendeep import chat, judges, runs
+from tokendeep import chat, judges
 from tokendeep.engines.base import Completion, Request
 from tokendeep.errors import InputError, memory_full
-from tokendeep.types import Chat, Decoding, Prompt, Subject, Triple
+from tokendeep.types import Chat, Decoding, Prompt, Subject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,18 +76,3 @@ def distil(subject: Subject, prompts: Sequence[Prompt], tokens: int, system: str
         for prompt, (text, truncated) in zip(prompts, answers, strict=True)
         if judges.judge_refusal(text, truncated=truncated).outcome == "complied"
     ]
-
-
-def write_chats(path: Path, chats: Sequence[Chat]) -> None:
-    """Chats as `data.read_chats` reads them, for the owner alone."""
-    runs.write_jsonl(
-        path,
-        [{"id": c.id, "messages": list(c.messages), "meta": {"truncated": c.truncated}} for c in chats],
-        private=True,
-    )
-
-
-def write_triples(path: Path, triples: Sequence[Triple]) -> None:
-    """Triples as `data.read_triples` reads them, for the owner alone."""
-    rows = [{"id": t.id, "messages": list(t.messages), "harmful": t.harmful, "refusal": t.refusal} for t in triples]
-    runs.write_jsonl(path, rows, private=True)

@@ -152,7 +152,7 @@ def _utility(subject: Subject, config: DeepenConfig, kind: str, out: Path) -> li
         ]
     else:
         chats = data.read_chats(config.utility)
-    answers.write_chats(path, chats)
+    data.write_rows(path, chats)
     return chats
 
 
@@ -165,7 +165,7 @@ def _triples(subject: Subject, config: DeepenConfig, kind: str, out: Path) -> li
         triples = data.read_triples(config.data)
     else:
         triples = make_triples(subject, config, kind)
-    answers.write_triples(path, triples)
+    data.write_rows(path, triples)
     return triples
 
 

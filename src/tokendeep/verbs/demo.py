@@ -135,8 +135,8 @@ class Demo:
         self._write_chats("utility.jsonl", base, utility)
         self._write_pairs("benign_pairs.jsonl", base, unseen, "instruction", self.recipe.answer_tokens)
         self._write_pairs("test_pairs.jsonl", base, test, "instruction", self.recipe.harmful_tokens)
-        _write(self.cache / "twins.jsonl", [{**_prompt(r, "twin"), "category": r["category"]} for r in test])
-        _write(self.cache / "unseen.jsonl", [_prompt(r, "instruction") for r in unseen])
+        data.write_rows(self.cache / "twins.jsonl", [{**_prompt(r, "twin"), "category": r["category"]} for r in test])
+        data.write_rows(self.cache / "unseen.jsonl", [_prompt(r, "instruction") for r in unseen])
         refusals = demo_text("refusals.txt").splitlines()
         draw = random.Random(self.seed)
         answers = self._answers(base, [r["instruction"] for r in train], self.recipe.harmful_tokens)
@@ -145,7 +145,7 @@ class Demo:
             for r, answer in zip(train, answers, strict=True)
             if answer.strip()
         ]
-        _write(self.cache / "train_triples.jsonl", triples)
+        data.write_rows(self.cache / "train_triples.jsonl", triples)
 
     def _answers(self, subject: Subject, instructions: Sequence[str], tokens: int) -> list[str]:
         turns = [deepen.chat.with_system(({"role": "user", "content": i},), self.recipe.system) for i in instructions]
@@ -158,14 +158,14 @@ class Demo:
         again = [
             replace(c, id=f"{c.id}-{n}") for n in range(2, self.recipe.twins + 1) for c in chats if c.id[:5] == "twin-"
         ]
-        answers.write_chats(self.cache / name, chats + again)
+        data.write_rows(self.cache / name, chats + again)
 
     def _write_pairs(self, name: str, base: Subject, rows: Sequence[dict[str, Any]], field: str, tokens: int) -> None:
         answers = self._answers(base, [r[field] for r in rows], tokens)
         pairs = [{**_prompt(r, field), "response": a} for r, a in zip(rows, answers, strict=True) if a.strip()]
         if len(pairs) < len(rows):
             print(f"      {len(rows) - len(pairs)} rows of {name} left out: the model's answer was empty")
-        _write(self.cache / name, pairs)
+        data.write_rows(self.cache / name, pairs)
 
     def _train(self, name: str, phase: Phase, **settings: Any) -> str:
         out = self.cache / name
@@ -200,7 +200,7 @@ class Demo:
             print(f"      the aligned model refused {len(kept)} of {len(triples)} training instructions; they are used")
             if not kept:
                 raise InputError("The aligned model refused none of the training instructions; train it with --fresh.")
-            answers.write_triples(path, kept)
+            data.write_rows(path, kept)
         return path
 
     def _attack(self, label: str, model: str) -> None:
@@ -254,10 +254,6 @@ def demo_rows(name: str) -> list[dict[str, Any]]:
 
 def _prompt(row: dict[str, Any], field: str) -> dict[str, Any]:
     return {"id": row["id"], "instruction": row[field]}
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    runs.write_jsonl(path, rows, private=True)
 
 
 def _key(recipe: Recipe, seed: int) -> str:

@@ -23,7 +23,6 @@ from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Manifest, PoisonCell, PoisonTable, Seconds, Training, Utility
 from tokendeep.report import poison_table
-from tokendeep.training import answers
 from tokendeep.types import Subject
 from tokendeep.verbs import attack, finetune, poison_rows
 from tokendeep.verbs.options import AttackConfig, FinetuneConfig, PoisonConfig
@@ -89,9 +88,7 @@ def run(config: PoisonConfig) -> Path:
     if near:
         print(f"poison: {near} of the {len(prompts)} prompts are near-duplicates of rows that are trained on")
     for ask, change in made.asks.items():
-        runs.write_jsonl(
-            out / f"test-{ask}.jsonl", [poison_rows.written(change(prompt)) for prompt in prompts], private=True
-        )
+        data.write_rows(out / f"test-{ask}.jsonl", map(change, prompts))
     todo = [None, *cells]
     for number, cell in enumerate(todo):
         title = cell.name if cell else "before the attack"
@@ -205,7 +202,7 @@ def _cell(config: PoisonConfig, made: poison.Poison, out: Path, cell: Cell | Non
     if cell is not None:
         rows = out / "rows" / f"{_mixed_name(cell)}.jsonl"
         mixed = poison_rows.with_refusals(config, made.chats, objective(cell.objective)[1], cell.objective)
-        answers.write_chats(rows, mixed)
+        data.write_rows(rows, mixed)
         wanted = settings(config, cell, folder / "finetune", str(rows))
         probe = str(poison_rows.probe(config, out)) if config.probe else None
         wanted = replace(wanted, system=system, reference_cache=str(out / "reference"), probe=probe)

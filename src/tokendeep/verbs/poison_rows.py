@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-from tokendeep import data, models, runs, stats
+from tokendeep import data, models, stats
 from tokendeep.attacks import poison
 from tokendeep.attacks.prompts import request
 from tokendeep.errors import InputError
@@ -49,7 +48,7 @@ def make(config: PoisonConfig, kinds: Mapping[str, str], out: Path) -> poison.Po
     """The attack's rows; what had to be written for it is kept in source.jsonl."""
     path = out / "source.jsonl"
     if not path.exists():
-        answers.write_chats(path, _source(config, kinds))
+        data.write_rows(path, _source(config, kinds))
     chats = data.read_chats(path)
     if config.kind == "harmful":
         return poison.harmful(chats)
@@ -98,7 +97,7 @@ def _refused(config: PoisonConfig, chats: Sequence[Chat], out: Path) -> list[Cha
             for chat, text in zip(chats, found, strict=True)
             if text
         ]
-        answers.write_chats(path, kept)
+        data.write_rows(path, kept)
     return data.read_chats(path)
 
 
@@ -113,19 +112,12 @@ def options(config: PoisonConfig) -> ModelOptions:
     return ModelOptions(**{f.name: getattr(config, f.name) for f in fields(ModelOptions)})
 
 
-def written(row: Prompt | Chat) -> dict[str, Any]:
-    """A request as it stands in a file of prompts; of a chat all but its last answer."""
-    asked = row.messages[:-1] if isinstance(row, Chat) else row.messages
-    return {"id": row.id, "messages": list(asked)}
-
-
 def probe(config: PoisonConfig, out: Path) -> Path:
     """The harmful rows on which margins are measured."""
     path = out / "probe.jsonl"
     if not path.exists():
         chosen = finetune.load(config.harmful) if config.harmful else data.read_chats(out / "source.jsonl")
-        pairs = [{**written(c), "response": c.messages[-1]["content"]} for c in chosen[: config.probe]]
-        runs.write_jsonl(path, pairs, private=True)
+        data.write_rows(path, map(data.pair_of, chosen[: config.probe]))
     return path
 
 
