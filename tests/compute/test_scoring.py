@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as tf
 
 from planted import brute_force_kl
 from tokendeep import models
@@ -149,55 +148,6 @@ def test_nan_stops_with_the_row_named(pair: tuple[Subject, Subject]) -> None:
 def test_a_row_without_supervised_tokens_is_refused(pair: tuple[Subject, Subject]) -> None:
     with pytest.raises(InputError, match="Row 2"):
         scoring.token_logps(pair[0], [rows(1)[0], Encoded([5, 6, 7], [IGNORE] * 3)])
-
-
-SMALL = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-BRANCHES = [
-    (21, (5, 6, 7)),
-    (21, (5, 6, 8)),
-    (21, (9, 9, 9)),
-    (24, (5, 6, 7)),
-    (24, (40, 41)),
-    (22, (5,)),
-    (27, (1, 2, 3)),
-]
-
-
-@pytest.mark.parametrize(
-    ("config", "fits"),
-    [
-        (None, True),
-        (tf.Qwen3Config(**SMALL,
-                        num_key_value_heads=2, head_dim=8), True),
-        (tf.Gemma2Config(**SMALL,
-                         num_key_value_heads=2, head_dim=8, sliding_window=4096), True),
-        (tf.MistralConfig(**SMALL,
-                          num_key_value_heads=2, sliding_window=8), False),
-        (tf.GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4), False),
-    ],
-)  # fmt: skip
-def test_branches_of_a_tree_equal_rows_of_their_own(tiny_subject: Subject, config: Any, fits: bool) -> None:
-    torch.manual_seed(0)
-    model = tiny_subject.model if config is None else tf.AutoModelForCausalLM.from_config(config).eval()
-    for parameter in model.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.05)
-    subject = Subject(model, tiny_subject.tokenizer, "tree")
-    ids = rows(1)[0].input_ids[:27]
-    assert scoring.tree_fits(model, 60) == fits
-    ours = scoring.branch_logps(subject, ids, BRANCHES)
-    plain = torch.stack(
-        [
-            scoring.token_logps(subject, [Encoded(ids[:at] + list(t), [IGNORE] * at + list(t))])[0].sum()
-            for at, t in BRANCHES
-        ]
-    )
-    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_reference_of_a_model_without_adapter_is_an_error(pair: tuple[Subject, Subject]) -> None:

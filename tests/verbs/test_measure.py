@@ -15,7 +15,7 @@ import torch
 from conftest import build_tokenizer
 from planted import Planted, PlantedConfig, brute_force_kl
 from tokendeep import models
-from tokendeep.compute import scoring
+from tokendeep.compute import scoring, trees
 from tokendeep.depth import figures, openings, recovery
 from tokendeep.errors import InputError
 from tokendeep.types import IGNORE, Encoded, Subject
@@ -42,7 +42,7 @@ def harmful_rows(count: int = 6, answer: int = LONG) -> list[Encoded]:
 @pytest.mark.parametrize("depth", [1, 3, 5, 10, 20])
 @pytest.mark.parametrize("tree", [True, False])
 def test_planted_depth_is_found(depth: int, tree: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "tree_fits", lambda model, length: tree)
+    monkeypatch.setattr(trees, "fits", lambda model, length: tree)
     monkeypatch.setattr(models, "check_same_vocabulary", lambda p, q: None)  # these models have no tokenizer
     rows, subject = harmful_rows(3), planted(depth)
 
@@ -216,7 +216,7 @@ def test_sequential_gives_the_same_profile(
 
 
 @pytest.mark.parametrize("sequential", [False, True])
-@pytest.mark.parametrize("function", ["branch_logps", "_kl"])
+@pytest.mark.parametrize("function", ["branch_logps", "kl"])
 def test_a_run_that_was_cut_off_goes_on_where_it_was(
     tmp_path: Path, tiny_folder: Path, make_model: Any, tiny_subject: Subject, function: str, sequential: bool,
     monkeypatch: pytest.MonkeyPatch,
@@ -225,7 +225,8 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(
     make_model(5).save_pretrained(base)
     tiny_subject.tokenizer.save_pretrained(base)
     settings = options(tmp_path, tiny_folder, base=str(base), batch_size=1, sequential=sequential)
-    calls, real = [], getattr(scoring, function)
+    home = trees if function == "branch_logps" else scoring
+    calls, real = [], getattr(home, function)
 
     def counted(*args: Any) -> Any:
         calls.append(1)
@@ -233,7 +234,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(scoring, function, counted)
+    monkeypatch.setattr(home, function, counted)
     with pytest.raises(KeyboardInterrupt):
         run(settings)
     cut = sorted((Path(settings.out) / "parts").iterdir())[0]

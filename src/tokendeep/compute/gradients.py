@@ -5,7 +5,7 @@ token matters to it). One forward and one backward pass over these rows, with al
 the activations; the weights' own gradients are never formed. A linear layer's gradient for one row is G^T A, with A (S,
 in) its inputs and G (S, out) the gradients of its outputs, and its squared norm is the sum of (A A^T) * (G G^T), two
 (S, S) matrices (Goodfellow 2015; "ghost norm", Li et al. 2022). An embedding is the same with A A^T replaced by "is the
-same token". Where head and embedding share their weights the cross term is added. Any other module with weights (norms)
+same token". Where lm_head and embedding share their weights the cross term is added. Any other module with weights (norms)
 is small, and its gradient is formed row by row. Tested against one backward pass per token.
 
 Weights whose gradient none of these counts (a position table, an adapter on the embedding, experts) are refused, never
@@ -54,25 +54,23 @@ def token_gradient_norms(
             norms[batch] = _norms(lm, [cut[i][1] for i in batch]).sqrt().float().cpu()
     finally:
         model.train(training)
-    found: list[list[float]] = [[] for _ in rows]
+    by_row: list[list[float]] = [[] for _ in rows]
     for (number, _), norm in zip(cut, norms.tolist(), strict=True):
-        found[number].append(norm)
-    return [torch.tensor(values) for values in found]
+        by_row[number].append(norm)
+    return [torch.tensor(values) for values in by_row]
 
 
 def plain_gradient_norms(model: nn.Module, rows: Sequence[Encoded], positions: int) -> list[Tensor]:
     """The same by one backward pass per token: what the method above is checked against."""
     weights = [p for p in model.parameters() if p.requires_grad]
-    found = []
-    for row in rows:
-        norms = []
-        for at in _places(row, positions):
-            ids = torch.tensor([row.input_ids[: at + 1]], device=weights[0].device)
-            loss = F.cross_entropy(model(input_ids=ids).logits[0, -2].float(), ids[0, -1])
-            grads = torch.autograd.grad(loss, weights, allow_unused=True)
-            norms.append(torch.stack([g.double().square().sum() for g in grads if g is not None]).sum().sqrt().item())
-        found.append(torch.tensor(norms))
-    return found
+
+    def norm(tokens: list[int]) -> float:
+        ids = torch.tensor([tokens], device=weights[0].device)
+        loss = F.cross_entropy(model(input_ids=ids).logits[0, -2].float(), ids[0, -1])
+        grads = torch.autograd.grad(loss, weights, allow_unused=True)
+        return torch.stack([g.double().square().sum() for g in grads if g is not None]).sum().sqrt().item()
+
+    return [torch.tensor([norm(row.input_ids[: at + 1]) for at in _places(row, positions)]) for row in rows]
 
 
 def _places(row: Encoded, positions: int) -> list[int]:
@@ -83,13 +81,13 @@ def _norms(lm: Any, rows: Sequence[Sequence[int]]) -> Tensor:
     """Squared gradient norms (B,) of the last token of every row."""
     device = lm.get_input_embeddings().weight.device
     width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    ends = torch.tensor([len(row) for row in rows], device=device)
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)  # (B, S)
+    ends, numbers = torch.tensor([len(row) for row in rows], device=device), torch.arange(len(rows), device=device)
     with _Recorder(lm, ids).attached() as recorder, torch.enable_grad():
         states = lm_head.hidden_states(lm, ids)  # (B, S, H)
-        last = states[torch.arange(len(rows), device=device), ends - 2]  # (B, H): they predict the last tokens
+        last = states[numbers, ends - 2]  # (B, H): they predict the last tokens
         logps = lm_head.project(lm, last).log_softmax(-1)
-        loss = -logps[torch.arange(len(rows), device=device), ids[torch.arange(len(rows), device=device), ends - 1]]
+        loss = -logps[numbers, ids[numbers, ends - 1]]
         torch.autograd.grad(loss.sum(), recorder.start)
     return recorder.total()
 
@@ -127,7 +125,7 @@ class _Recorder:
             raise InputError("No weight is trained, so there is no gradient to measure.")
         self.tied = self.output is not None and self.output.weight is self.embedding.weight
         self.seen: set[int] = set()
-        self.head_parts: tuple[Tensor, Tensor] | None = None
+        self.lm_head_parts: tuple[Tensor, Tensor] | None = None
         self.embedding_grad: Tensor | None = None
         self.counted: set[int] = set()  # weights whose gradient is in the squares
         self.scale = float(getattr(self.embedding, "scalar_embed_scale", 1.0))  # Gemma's embedding multiplies its rows
@@ -138,9 +136,9 @@ class _Recorder:
         flags = [(p, p.requires_grad) for p in self.lm.parameters()]
         hooks = []
         for module in self.lm.modules():
-            own = [p for p in module.parameters(recurse=False) if id(p) in self.trained]
-            if own or module is self.embedding:
-                hooks.append(module.register_forward_hook(self._hook(module, bool(own))))
+            counted = any(id(p) in self.trained for p in module.parameters(recurse=False))
+            if counted or module is self.embedding:
+                hooks.append(module.register_forward_hook(self._hook(module, counted)))
         for p, _ in flags:
             p.requires_grad_(False)
         try:
@@ -159,48 +157,58 @@ class _Recorder:
                 output = output.detach().requires_grad_()
                 self.start = output
             if counted:
-                if id(module) in self.seen:
-                    raise InputError(
-                        f"A {type(module).__name__} runs twice in one pass, so its gradient per token cannot be told apart."
-                    )
-                self.seen.add(id(module))
-                value = output[0] if isinstance(output, tuple) else output
-                if value.requires_grad:
-                    inputs = args[0].detach()
-                    value.register_hook(lambda gradient: self._add(module, inputs, gradient.detach()))
+                self._watch(module, args[0], output[0] if isinstance(output, tuple) else output)
             return output
 
         return hook
 
+    def _watch(self, module: nn.Module, inputs: Tensor, output: Tensor) -> None:
+        """Have the gradient of a module's output added once the backward pass comes by."""
+        if id(module) in self.seen:
+            raise InputError(
+                f"A {type(module).__name__} runs twice in one pass, so its gradient per token cannot be told apart."
+            )
+        self.seen.add(id(module))
+        if output.requires_grad:
+            given = inputs.detach()
+            output.register_hook(lambda gradient: self._add(module, given, gradient.detach()))
+
     def _add(self, module: nn.Module, inputs: Tensor, gradient: Tensor) -> None:
-        as_positions = gradient.shape[0] == 1 and len(self.ids) > 1  # the head sees rows as positions: (1, B, H)
-        if (as_positions and gradient.shape[1] != len(self.ids)) or (
-            not as_positions and len(gradient) != len(self.ids)
-        ):
+        """Count one module's weights, from its inputs and the gradients of its outputs."""
+        as_positions = gradient.shape[0] == 1 and len(self.ids) > 1  # the lm_head sees rows as positions: (1, B, H)
+        if gradient.shape[1 if as_positions else 0] != len(self.ids):
             return  # shared by all rows, such as a table of positions
         if as_positions and not isinstance(module, nn.Linear):
             return
         self.counted |= {id(p) for p in module.parameters(recurse=False)}
         if module is self.embedding:
-            gradient = gradient * self.scale
-            if module.padding_idx is not None:  # PyTorch gives that row no gradient
-                gradient = gradient * (self.ids != module.padding_idx)[..., None]
-            same = self.ids[:, :, None] == self.ids[:, None, :]  # (B, S, S)
-            self.squares += (same * (gradient @ gradient.mT)).sum((1, 2)).double()
-            self.embedding_grad = gradient
-        elif module is self.output or (as_positions and isinstance(module, nn.Linear)):
-            states, grads = inputs[0], gradient[0]  # (B, H), (B, V)
-            self.squares += states.double().square().sum(-1) * grads.double().square().sum(-1)
-            self.head_parts = (states, grads)
-            if getattr(module, "bias", None) is not None and id(module.bias) in self.trained:
-                self.squares += grads.double().square().sum(-1)
+            self._add_embedding(module, gradient * self.scale)
+        elif module is self.output or as_positions:
+            self._add_lm_head(module, inputs[0], gradient[0])
         elif isinstance(module, nn.Linear):
-            if id(module.weight) in self.trained:
-                self.squares += ((inputs @ inputs.mT) * (gradient @ gradient.mT)).sum((1, 2)).double()
-            if module.bias is not None and id(module.bias) in self.trained:
-                self.squares += gradient.sum(1).double().square().sum(-1)
+            self._add_linear(module, inputs, gradient)
         else:
             self._add_small(module, inputs, gradient)
+
+    def _add_embedding(self, module: Any, gradient: Tensor) -> None:
+        if module.padding_idx is not None:  # PyTorch gives that row no gradient
+            gradient = gradient * (self.ids != module.padding_idx)[..., None]
+        same = self.ids[:, :, None] == self.ids[:, None, :]  # (B, S, S)
+        self.squares += (same * (gradient @ gradient.mT)).sum((1, 2)).double()
+        self.embedding_grad = gradient
+
+    def _add_lm_head(self, module: nn.Module, states: Tensor, grads: Tensor) -> None:
+        """`states` (B, H) and `grads` (B, V): one position a row."""
+        self.squares += states.double().square().sum(-1) * grads.double().square().sum(-1)
+        self.lm_head_parts = (states, grads)
+        if getattr(module, "bias", None) is not None and id(module.bias) in self.trained:
+            self.squares += grads.double().square().sum(-1)
+
+    def _add_linear(self, module: nn.Linear, inputs: Tensor, gradient: Tensor) -> None:
+        if id(module.weight) in self.trained:
+            self.squares += ((inputs @ inputs.mT) * (gradient @ gradient.mT)).sum((1, 2)).double()
+        if module.bias is not None and id(module.bias) in self.trained:
+            self.squares += gradient.sum(1).double().square().sum(-1)
 
     def _add_small(self, module: nn.Module, inputs: Tensor, gradient: Tensor) -> None:
         """A module of another kind: its weights' gradients, formed for one row at a time."""
@@ -215,17 +223,19 @@ class _Recorder:
         self.replaying = False
 
     def total(self) -> Tensor:
-        """Squared norms (B,), with twice the product of both gradients where head and embedding are one.
+        """Squared norms (B,), with twice the product of both gradients where lm_head and embedding are one.
 
         Raises:
             InputError: some trained weights were not counted.
         """
         if left := self.trained - self.counted:
             name = next(name for name, p in self.lm.named_parameters() if id(p) in left)
-            raise InputError(f"the gradient of {name} is not counted by the quick way; take plain_gradient_norms")
-        if self.tied and self.head_parts is not None and self.embedding_grad is not None:
-            states, grads = self.head_parts
-            at_tokens = grads.gather(1, self.ids)  # (B, S): the head's gradient in the row of each token of the input
+            raise InputError(f"The gradient of {name} is not counted by the quick way; take plain_gradient_norms.")
+        if self.tied and self.lm_head_parts is not None and self.embedding_grad is not None:
+            states, grads = self.lm_head_parts
+            at_tokens = grads.gather(
+                1, self.ids
+            )  # (B, S): the lm_head's gradient in the row of each token of the input
             along = torch.einsum("bsh,bh->bs", self.embedding_grad, states)
             self.squares += 2 * (at_tokens * along).sum(-1).double()
         return self.squares

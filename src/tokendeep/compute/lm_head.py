@@ -1,11 +1,11 @@
-"""The output head applied to chosen positions only: shared by scoring, training and the reference.
+"""The language-model head applied to chosen positions only: shared by scoring, training and the reference.
 
-A causal language model is a decoder (tokens -> hidden states) and a head (hidden state -> vocabulary).
-The head is a large part of the work and almost all of the memory, and only the positions that
-predict answer tokens need it. This file runs the two parts apart, for any Hugging Face causal model.
+A causal language model is a decoder (tokens -> hidden states) and a language-model head (hidden state -> vocabulary), here
+called lm_head. It is a large part of the work and almost all of the memory, and only the positions that predict answer
+tokens need it. This file runs the two parts apart, for any Hugging Face causal model.
 
-What an architecture does after the head (bias, soft-capping, scaling) is honoured by calling the
-model's own forward with its decoder replaced, for that one call, by the hidden states at hand.
+What an architecture does after the lm_head (bias, soft-capping, scaling) is honoured by calling the model's own forward
+with its decoder replaced, for that one call, by the hidden states at hand.
 """
 
 from __future__ import annotations
@@ -70,23 +70,23 @@ def _decoder_returns(lm: Any, hidden: Tensor) -> Iterator[None]:
         calls.append(1)
         return _Handed(last_hidden_state=hidden)
 
-    found = (lm.base_model, lm.get_decoder())  # the second is None where a captured model has lost it
-    decoders = {id(module): module for module in found if module is not None}.values()
-    own = [module.__dict__.get("forward") for module in decoders]
+    places = (lm.base_model, lm.get_decoder())  # the second is None where a captured model has lost it
+    decoders = {id(module): module for module in places if module is not None}.values()
+    forwards = [module.__dict__.get("forward") for module in decoders]
     for module in decoders:
         module.forward = forward
     try:
         yield
     finally:
-        for module, before in zip(decoders, own, strict=True):
+        for module, before in zip(decoders, forwards, strict=True):
             if before is None:
                 del module.forward
             else:
                 module.forward = before
     if not calls:
         raise InputError(
-            f"{type(lm).__name__} keeps its decoder where tokendeep does not find it, so its head cannot run alone; "
-            "use an architecture of transformers' own."
+            f"{type(lm).__name__} keeps its decoder where tokendeep does not find it, so its language-model head cannot "
+            "run alone; use an architecture of transformers' own."
         )
 
 
@@ -127,7 +127,7 @@ def label_logps(
 ) -> Tensor:
     """Log-probabilities (N,), in nats, of `targets` (N,) given `hidden` (N, H); differentiable.
 
-    The head runs in chunks. When gradients flow and there are several chunks, each is recomputed in
+    The lm_head runs in chunks. When gradients flow and there are several chunks, each is recomputed in
     the backward pass, so that one chunk of logits is alive at any time.
 
     Args:
@@ -161,23 +161,25 @@ def _in_chunks(model: nn.Module, chunk: Callable[..., Tensor], *tensors: Tensor)
     return torch.cat([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces])
 
 
-def kl_to(model: nn.Module, hidden: Tensor, ref_hidden: Tensor, ref_head: Any = None, forward: Any = None) -> Tensor:
-    """D_KL(reference || model) (N,) in nats over the full vocabulary, float32; differentiable in `hidden` and the head.
+def kl_to(model: nn.Module, hidden: Tensor, ref_hidden: Tensor, ref_lm_head: Any = None, forward: Any = None) -> Tensor:
+    """D_KL(reference || model) (N,) in nats over the full vocabulary, float32; differentiable in `hidden` and the lm_head.
 
     Args:
         hidden, ref_hidden: (N, H) final states of the model and of the reference at the same positions.
-        ref_head: what `frozen_head` gave before training; None where the model's head is not trained and serves both.
+        ref_lm_head: what `frozen_lm_head` gave before training; None where the model's own is not trained and serves both.
     """
 
     def chunk(states: Tensor, ref_states: Tensor) -> Tensor:
         with torch.no_grad():
-            ref = project(ref_head or model, ref_states, None if ref_head is not None else forward).log_softmax(-1)
+            ref = project(ref_lm_head or model, ref_states, None if ref_lm_head is not None else forward).log_softmax(
+                -1
+            )
         return F.kl_div(project(model, states, forward).log_softmax(-1), ref, log_target=True, reduction="none").sum(-1)
 
     if not len(hidden):
         return hidden.sum(-1).float()
-    if ref_head is not None and not torch.is_autocast_enabled(hidden.device.type):
-        _match(ref_head.get_output_embeddings(), hidden.dtype)
+    if ref_lm_head is not None and not torch.is_autocast_enabled(hidden.device.type):
+        _match(ref_lm_head.get_output_embeddings(), hidden.dtype)
     return _in_chunks(model, chunk, hidden, ref_hidden.to(hidden))
 
 
@@ -187,8 +189,8 @@ def _match(projection: Any, dtype: torch.dtype) -> None:
         projection.to(dtype)
 
 
-def frozen_head(lm: Any) -> Any:
-    """A causal model that shares everything with `lm` but its output head, of which it keeps a frozen copy."""
+def frozen_lm_head(lm: Any) -> Any:
+    """A causal model that shares everything with `lm` but its language-model head, of which it keeps a frozen copy."""
     shell = copy.copy(lm)
     shell.__dict__.pop("forward", None)  # of `add_supervised_forward`, bound to `lm`
     shell._modules = dict(lm._modules)
@@ -196,8 +198,8 @@ def frozen_head(lm: Any) -> Any:
     name = next((name for name, module in shell._modules.items() if module is theirs), None)
     if name is None:
         raise InputError(
-            f"{type(lm).__name__} keeps its output head where tokendeep does not find it, so it cannot be copied; train "
-            "an adapter, which leaves the head alone."
+            f"{type(lm).__name__} keeps its language-model head where tokendeep does not find it, so it cannot be copied; "
+            "train an adapter, which leaves it alone."
         )
     shell._modules[name] = copy.deepcopy(theirs).requires_grad_(False)
     return shell
@@ -205,12 +207,12 @@ def frozen_head(lm: Any) -> Any:
 
 class Anchor(NamedTuple):
     """Where the model is held to the reference's whole distribution: `at` (N,) bool over the supervised tokens of a
-    batch, the reference's final `states` (M, H) there, and its `head` (None: the model's own, which is not trained).
+    batch, the reference's final `states` (M, H) there, and its `lm_head` (None: the model's own, which is not trained).
     """
 
     at: Tensor
     states: Tensor
-    head: Any = None
+    lm_head: Any = None
 
 
 class Supervised(NamedTuple):
@@ -246,17 +248,17 @@ def add_supervised_forward(lm: Any) -> None:
         anchor = kwargs.pop("anchor", None)
         inputs = {name: value for name, value in kwargs.items() if name not in PADDED_ONLY}
         states, targets = select(hidden_states(lm, kwargs["input_ids"], **inputs), kwargs["labels"])
-        found: dict[str, list[Tensor]] = {
+        pieces: dict[str, list[Tensor]] = {
             "entropy": [states.new_zeros(0).float()],
             "is_top1": [targets.new_zeros(0).bool()],
         }
-        logps = label_logps(lm, states, targets, original, found if statistics else None)
+        logps = label_logps(lm, states, targets, original, pieces if statistics else None)
         return Supervised(
             logps,
-            torch.cat(found["entropy"]) if statistics else None,
-            torch.cat(found["is_top1"]) if statistics else None,
+            torch.cat(pieces["entropy"]) if statistics else None,
+            torch.cat(pieces["is_top1"]) if statistics else None,
             states if keep else None,
-            kl_to(lm, states[anchor.at], anchor.states, anchor.head, original) if anchor is not None else None,
+            kl_to(lm, states[anchor.at], anchor.states, anchor.lm_head, original) if anchor is not None else None,
         )
 
     lm.forward = forward

@@ -1,7 +1,7 @@
 """The only scoring forward passes: log-probabilities and KL divergence at response positions.
 
 Rows are sorted by length, what all rows of a batch begin with (template and system prompt) is run
-once, and the head is applied to response positions only, in chunks: full (batch, length,
+once, and the language-model head is applied to response positions only, in chunks: full (batch, length,
 vocabulary) logits never exist. Results come back in the order of the rows.
 """
 
@@ -181,13 +181,13 @@ def token_kl(
         for ours, theirs in zip(*(x.split(lm_head.chunk_rows(p.model)) for x in (p_states, q_states)), strict=True):
             p_logits = lm_head.project(p.model, ours)
             with other():
-                pieces.append(_kl(p_logits, lm_head.project(second, theirs)))
+                pieces.append(kl(p_logits, lm_head.project(second, theirs)))
         return _split(torch.cat(pieces), chosen)
 
     return _run(rows, batch_size, "KL divergence", score, parts)
 
 
-def _kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """D_KL(p || q) (N,) of two sets of logits (N, V), never below 0 by more than rounding.
 
     A few rows at a time, which stay in the processor's cache from one pass over them to the next.
@@ -203,7 +203,7 @@ def _kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Captured:
-    """What is left of a model whose decoder has been dropped: its head and the states it would be given."""
+    """What is left of a model whose decoder has been dropped: its language-model head and the states it would be given."""
 
     shell: Any
     states: list[Tensor]  # per row (R, H), on the CPU
@@ -211,7 +211,7 @@ class Captured:
 
 
 def capture(subject: Subject, rows: Sequence[Encoded], batch_size: int = 16) -> Captured:
-    """Run a model over `rows`, keep its final states at response positions and its head, and drop the rest.
+    """Run a model over `rows`, keep its final states at response positions and its language-model head, and drop the rest.
 
     The subject's model must not be used afterwards: its decoder is emptied to free the memory.
     """
@@ -243,95 +243,7 @@ def captured_kl(
         p_states = torch.cat([p.states[i] for i in batch]).to(q_states.device)
         pairs = zip(*(x.split(lm_head.chunk_rows(q.model)) for x in (p_states, q_states)), strict=True)
         return _split(
-            torch.cat([_kl(lm_head.project(p.shell, a), lm_head.project(q.model, b)) for a, b in pairs]), chosen
+            torch.cat([kl(lm_head.project(p.shell, a), lm_head.project(q.model, b)) for a, b in pairs]), chosen
         )
 
     return _run(rows, batch_size, "KL divergence", score, parts)
-
-
-def branch_logps(subject: Subject, ids: Sequence[int], branches: Sequence[tuple[int, tuple[int, ...]]]) -> Tensor:
-    """Log-probability in nats of many short continuations that leave one row of tokens at different places.
-
-    All of them run in one forward pass: the branches stand behind the row as a tree, each token
-    attending to the part of the row before its branch and to its own ancestors only.
-
-    Args:
-        ids: the row, L tokens.
-        branches: (at, tokens): `tokens` is scored as what follows `ids[:at]`, 1 <= at <= L.
-
-    Returns:
-        float32 (len(branches),): for each branch the sum over its tokens.
-    """
-    model = subject.model
-    if not tree_fits(model, max(len(ids), *(at + len(tokens) for at, tokens in branches))):
-        return _branch_logps_by_rows(subject, ids, branches)
-    tree = Tree(list(ids))
-    wanted = [
-        [(tree.node(at, tokens[:depth]), tokens[depth]) for depth in range(len(tokens))] for at, tokens in branches
-    ]
-    parents = sorted({node for branch in wanted for node, _ in branch})
-    place = {node: i for i, node in enumerate(parents)}
-    device = lm_head.causal_lm(model).get_input_embeddings().weight.device
-    with torch.inference_mode():
-        states = lm_head.hidden_states(
-            model,
-            torch.tensor([tree.tokens], device=device),
-            attention_mask=tree.mask(lm_head.causal_lm(model).dtype).to(device),
-            position_ids=torch.tensor([tree.positions], device=device),
-        )[0, parents]
-        logps = torch.cat([lm_head.project(model, x).log_softmax(-1) for x in states.split(lm_head.chunk_rows(model))])
-        values = [sum(logps[place[node], token] for node, token in branch) for branch in wanted]
-    return torch.stack(values).float().cpu()  # type: ignore[arg-type]
-
-
-class Tree:
-    """A row of tokens and the branches that leave it, laid out as one sequence with its own attention mask."""
-
-    def __init__(self, ids: list[int]) -> None:
-        self.length = len(ids)
-        self.tokens = list(ids)
-        self.positions = list(range(len(ids)))
-        self.paths: list[tuple[int, list[int]]] = []  # per branch token: tokens of the row it sees, its ancestors
-        self.nodes: dict[tuple[int, tuple[int, ...]], int] = {}
-
-    def node(self, at: int, path: tuple[int, ...]) -> int:
-        """Index of the token that ends `path` behind `ids[:at]`; of `ids[at - 1]` for an empty path."""
-        if not path:
-            return at - 1
-        if (at, path) not in self.nodes:
-            parent = self.node(at, path[:-1])
-            ancestors = self.paths[parent - self.length][1] if parent >= self.length else []
-            index = len(self.tokens)
-            self.tokens.append(path[-1])
-            self.positions.append(at + len(path) - 1)
-            self.paths.append((at, [*ancestors, index]))
-            self.nodes[at, path] = index
-        return self.nodes[at, path]
-
-    def mask(self, dtype: torch.dtype) -> Tensor:
-        """Additive attention mask (1, 1, T, T): 0 where a token may look, the dtype's lowest value elsewhere."""
-        size = len(self.tokens)
-        seen = torch.zeros(size, size, dtype=torch.bool)
-        seen[: self.length, : self.length] = torch.ones(self.length, self.length, dtype=torch.bool).tril()
-        for index, (at, ancestors) in enumerate(self.paths, self.length):
-            seen[index, :at] = True
-            seen[index, ancestors] = True
-        return torch.zeros(size, size, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[None, None]
-
-
-def tree_fits(model: Any, length: int) -> bool:
-    """Whether the model takes its own positions and mask: rotary positions, attention in every layer.
-
-    `length` is that of the longest path, which a sliding window must hold.
-    """
-    lm = lm_head.causal_lm(model)
-    config = lm.config.get_text_config()
-    rotary = getattr(config, "rope_parameters", None) is not None
-    return rotary and plain_cache(model, length) and config._attn_implementation in {"sdpa", "eager"}
-
-
-def _branch_logps_by_rows(
-    subject: Subject, ids: Sequence[int], branches: Sequence[tuple[int, tuple[int, ...]]]
-) -> Tensor:
-    rows = [Encoded([*ids[:at], *tokens], [IGNORE] * at + list(tokens)) for at, tokens in branches]
-    return torch.stack([logps.sum() for logps in token_logps(subject, rows)])

@@ -54,7 +54,7 @@ def recovery_log_odds(
     import torch
     from tqdm import tqdm
 
-    from tokendeep.compute import scoring
+    from tokendeep.compute import scoring, trees
 
     m = len(openings[0])
     values = np.full((len(rows), len(ks)), np.nan)
@@ -71,7 +71,7 @@ def recovery_log_odds(
         if not branches:
             continue
         end = start + max(ks[j] for j in usable)
-        logps = scoring.branch_logps(subject, row.input_ids[:end], branches).double().view(len(usable), -1)
+        logps = trees.branch_logps(subject, row.input_ids[:end], branches).double().view(len(usable), -1)
         scoring.check_finite(logps, f"row {index + 1}")
         values[index, usable] = (torch.logsumexp(logps[:, 1:], -1) - logps[:, 0]).numpy()
         if kept is not None:

@@ -139,7 +139,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         lm = lm_head.causal_lm(self.model)
         if not self.anchor_weight or not any(p.requires_grad for p in lm.get_output_embeddings().parameters()):
             return None
-        return lm_head.frozen_head(lm)
+        return lm_head.frozen_lm_head(lm)
 
     # --- the reference --------------------------------------------------------------------------------
 

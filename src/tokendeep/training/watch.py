@@ -182,10 +182,10 @@ class TokenDynamicsCallback(TrainerCallback):
             if not kept.exists():
                 raise InputError(f"{kept} of the start of this training is missing; train again from the start.")
             tensors = load_file(kept)
-            self.start_states, self.start_head = list(tensors.pop("states").split(lengths)), lm_head.frozen_head(lm)
+            self.start_states, self.start_head = list(tensors.pop("states").split(lengths)), lm_head.frozen_lm_head(lm)
             self.start_head.get_output_embeddings().load_state_dict(tensors)
             return
-        self.start_states, self.start_head = self._states(model, self.rows), lm_head.frozen_head(lm)
+        self.start_states, self.start_head = self._states(model, self.rows), lm_head.frozen_lm_head(lm)
         if not runs.is_main_process():
             return
         runs.private_dir(self.out)

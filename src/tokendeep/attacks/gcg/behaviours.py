@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokendeep import chat
-from tokendeep.compute import scoring
+from tokendeep.compute import trees
 from tokendeep.errors import InputError
 from tokendeep.types import Message, Subject
 
@@ -84,7 +84,7 @@ class Row:
 
     def __init__(self, b: Behaviour, suffix: Sequence[int]) -> None:
         self.b, self.n = b, len(suffix)
-        self.tree = scoring.Tree([*b.before, *suffix, *b.after])
+        self.tree = trees.Tree([*b.before, *suffix, *b.after])
         end = self.tree.length
         self.paths = [
             [(self.tree.node(end, target[:depth]), target[depth]) for depth in range(len(target))]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tokendeep import chat, runs
 from tokendeep.attacks.gcg.behaviours import Behaviour, Row, combine
-from tokendeep.compute import lm_head, scoring
+from tokendeep.compute import lm_head, scoring, trees
 from tokendeep.errors import InputError, memory_full
 from tokendeep.models.loading import context_length
 from tokendeep.types import Subject
@@ -115,7 +115,7 @@ class Search:
         self.allowed = _allowed(subjects[0], settings.ascii_only)
         self.anchor = chat.continuation_ids(tokenizer, "x")
         longest = max(len(Row(b, range(100)).tree.tokens) for b in behaviours)
-        if any(b.unwanted for b in behaviours) and not all(scoring.tree_fits(s.model, longest) for s in subjects):
+        if any(b.unwanted for b in behaviours) and not all(trees.fits(s.model, longest) for s in subjects):
             raise InputError(
                 "this architecture takes no tree of answers, so its refusal log-odds have no gradient here: drive it to an "
                 "opening instead"
@@ -394,7 +394,7 @@ def _loss(subject: Subject, b: Behaviour, suffix: Sequence[int]) -> Tensor:
     """The loss of one behaviour on one model, without any cache."""
     prompt = [*b.before, *suffix, *b.after]
     branches = [(len(prompt), target) for target in (b.wanted, *b.unwanted)]
-    return combine(b, scoring.branch_logps(subject, prompt, branches).double())
+    return combine(b, trees.branch_logps(subject, prompt, branches).double())
 
 
 def _asks(subject: Subject) -> tuple[str, str]:
