@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conftest import KINDS, TEMPLATES, build_tokenizer
 from tokendeep import chat
-from tokendeep.chat import tokens
+from tokendeep.chat import templates
 from tokendeep.errors import InputError
 from tokendeep.types import IGNORE
 
@@ -100,7 +100,7 @@ def test_bos_stands_once_where_the_family_has_one(kind: str, family: str) -> Non
 @everything
 def test_prompt_spells_what_the_template_writes(kind: str, family: str) -> None:
     tokenizer = tokenizer_of(kind, family)
-    asked = tokenizer.apply_chat_template(USER, tokenize=False, add_generation_prompt=True, **tokens.ARGUMENTS)
+    asked = tokenizer.apply_chat_template(USER, tokenize=False, add_generation_prompt=True, **templates.ARGUMENTS)
     ids = tokenizer(asked, add_special_tokens=False).input_ids
     assert chat.prompt_ids(tokenizer, USER)[: len(ids)] == ids
 
@@ -113,7 +113,7 @@ def test_equals_tokenising_the_conversation_in_one_call(kind: str, family: str) 
     """Where nothing merges at a seam, splicing ids is what everybody's training code does."""
     tokenizer = tokenizer_of(kind, family)
     answered = [*TURNS, {"role": "assistant", "content": ANSWER}]
-    text = tokenizer.apply_chat_template(answered, tokenize=False, **tokens.ARGUMENTS)
+    text = tokenizer.apply_chat_template(answered, tokenize=False, **templates.ARGUMENTS)
     whole = tokenizer(text, add_special_tokens=False).input_ids
     row = chat.encode(tokenizer, TURNS, ANSWER).input_ids
     assert whole[: len(row)] == row

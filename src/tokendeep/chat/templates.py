@@ -1,0 +1,187 @@
+"""Chat templates: those that are shipped, a user's own, and the text that one makes of a conversation.
+
+- Reasoning models are asked not to think.
+- A system message with empty content means: no system prompt, not even the template's default one.
+- A system message for a template without system role is an error: merging it elsewhere would be another prompt.
+- Templates that print the date get a fixed one, so that today's ids are tomorrow's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokendeep import runs
+from tokendeep.chat.ids import adds_bos, memory
+from tokendeep.errors import InputError
+from tokendeep.types import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SLOT = "tokendeep-slot"  # stands for an answer or a system prompt while the template is examined
+TODAY = date(2024, 7, 26)  # the default of the Llama 3 templates
+ARGUMENTS: dict[str, Any] = {
+    "enable_thinking": False,  # Qwen3, GLM, SmolLM3
+    "thinking": False,  # Granite, DeepSeek
+    "date_string": TODAY.strftime("%d %b %Y"),
+    "strftime_now": TODAY.strftime,
+}
+
+
+def with_system(messages: Sequence[Message], system: str) -> list[Message]:
+    """The messages with another system prompt.
+
+    Args:
+        system: `default` changes nothing, `none` asks for none at all (an empty system message stands for that), any
+            other text replaces the system prompt.
+    """
+    if system == "default":
+        return list(messages)
+    rest = [message for message in messages if message["role"] != "system"]
+    return [{"role": "system", "content": "" if system == "none" else system}, *rest]
+
+
+def template_names() -> list[str]:
+    """Names of the chat templates that come with tokendeep."""
+    return sorted(p.name.removesuffix(".jinja") for p in _shipped().iterdir() if p.name.endswith(".jinja"))
+
+
+def use_template(tokenizer: PreTrainedTokenizerBase, name_or_file: str) -> None:
+    """Give the tokenizer a shipped chat template or that of a Jinja file.
+
+    A shipped template that writes no BOS gets it where the tokenizer adds one to plain text, so that the tokenizer,
+    once saved, does the same everywhere.
+
+    Raises:
+        InputError: neither a known name nor a readable file, or a template that is no valid Jinja.
+    """
+    text = read_template(name_or_file)
+    if name_or_file in template_names() and "bos_token" not in text and adds_bos(tokenizer):
+        text = "{{- bos_token }}" + text
+    tokenizer.chat_template = text
+
+
+def read_template(name_or_file: str) -> str:
+    """The text of a shipped chat template or of a Jinja file. Raises InputError as `use_template`."""
+    import jinja2
+
+    if name_or_file in template_names():
+        return (_shipped() / f"{name_or_file}.jinja").read_text(encoding="utf-8")
+    try:
+        text = Path(name_or_file).read_text(encoding="utf-8")
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+    except FileNotFoundError:
+        known = ", ".join(template_names())
+        raise InputError(f"no chat template {name_or_file}: name a Jinja file or one of {known}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the chat template {name_or_file} cannot be read: {error}") from error
+    except jinja2.TemplateSyntaxError as error:
+        if "Encountered unknown tag" not in str(error):  # such as {% generation %}, which transformers knows
+            raise InputError(
+                f"the chat template {name_or_file}, line {error.lineno}, is no valid Jinja: {error.message}"
+            ) from error
+    if not text.strip():
+        raise InputError(f"the chat template {name_or_file} is empty: write one or name one that is shipped")
+    return text
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of the chat template's text. Raises InputError where there is none."""
+    return runs.sha256_text(template(tokenizer))
+
+
+def template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of the chat template that is used."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            "the tokenizer has no chat template: give one with --chat-template "
+            f"({', '.join(template_names())}, or a Jinja file)"
+        )
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:  # several named ones and none called default
+        raise InputError(
+            "the tokenizer has several chat templates and no default one: give one with --chat-template"
+        ) from error
+
+
+def _shipped() -> Any:
+    return resources.files("tokendeep") / "assets" / "templates"
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation: bool) -> str:
+    """The text for these messages, where an empty system message means that there is no system prompt at all."""
+    if not messages or messages[0]["role"] != "system":
+        return _apply(tokenizer, messages, generation)
+    kind, _ = system_of(tokenizer)
+    if messages[0]["content"].strip():
+        if kind in ("refused", "ignored"):
+            raise InputError(
+                "the chat template has no system role: use --system none, or put these words into the user's message"
+            )
+        return _apply(tokenizer, messages, generation)
+    if kind != "default":
+        return _apply(tokenizer, messages[1:], generation)
+    slot: Message = {"role": "system", "content": SLOT}
+    block = _apply(tokenizer, [slot], False)
+    text = _apply(tokenizer, [slot, *messages[1:]], generation)
+    if SLOT not in block or not text.startswith(block):
+        raise InputError("the chat template inserts a system prompt that cannot be taken out: give --system a text")
+    rest, bos = text[len(block) :], tokenizer.bos_token
+    return bos + rest if bos and block.startswith(bos) and not rest.startswith(bos) else rest
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation: bool) -> str:
+    """The template's own text for these messages."""
+    import jinja2
+
+    turns = [{"role": message["role"], "content": message["content"]} for message in messages]
+    text = template(tokenizer)
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                turns, chat_template=text, tokenize=False, add_generation_prompt=generation, **ARGUMENTS
+            )
+        )
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"the chat template cannot render this conversation ({error}): check its roles") from error
+
+
+def system_of(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str | None]:
+    """What the template does with a system message (see TemplateFacts.system), and its default system prompt."""
+    known = memory(tokenizer)
+    key = ("system", template(tokenizer))
+    facts = known.get(key)
+    if facts is None:
+        facts = known[key] = _examine_system(tokenizer)
+    return facts
+
+
+def _examine_system(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str | None]:
+    user: Message = {"role": "user", "content": "Hello there"}
+    slot: Message = {"role": "system", "content": SLOT}
+    plain = _apply(tokenizer, [user], True)
+    try:
+        text = _apply(tokenizer, [slot, user], True)
+    except InputError:
+        return "refused", None
+    if SLOT not in text:
+        return "ignored", None
+    before, after = text.split(SLOT, 1)
+    same_frame = plain.startswith(before) and plain.endswith(after) and len(plain) >= len(before) + len(after)
+    default = plain[len(before) : len(plain) - len(after)]
+    if not same_frame or not (default or _stands_alone(tokenizer, slot)):
+        return "role", None
+    return "default", default
+
+
+def _stands_alone(tokenizer: PreTrainedTokenizerBase, slot: Message) -> bool:
+    """True when the template has a turn of its own for the system prompt, rather than a place in the user's."""
+    try:
+        return SLOT in _apply(tokenizer, [slot], False)
+    except InputError:
+        return False
