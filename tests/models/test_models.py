@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from conftest import CONTROL
 from tokendeep import chat, models, runs
 from tokendeep.errors import InputError
-from tokendeep.models import loading, locate, packaged
+from tokendeep.models import devices, folders, packaged
 from tokendeep.models.options import ModelOptions
 from tokendeep.types import Subject
 from tokendeep.verbs.measure import MeasureOptions
@@ -102,7 +102,7 @@ def test_every_process_has_a_gpu_of_its_own(
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
-    assert loading._device_map(ModelOptions(device=device)) == {"": torch.device(expected)}
+    assert devices.device_map(ModelOptions(device=device)) == {"": torch.device(expected)}
 
 
 def test_padding_token_is_eos_where_there_is_none(tiny_folder: Path) -> None:
@@ -272,13 +272,13 @@ def test_adapter_with_its_own_tokenizer(tiny_adapter: Path, tiny_tokenizer: PreT
 
 
 def test_adapter_hash_changes_with_weights_and_settings(tiny_adapter: Path) -> None:
-    first = locate.adapter_hash(tiny_adapter)
+    first = folders.adapter_hash(tiny_adapter)
     config = json.loads((tiny_adapter / "adapter_config.json").read_text())
     (tiny_adapter / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 99}))
-    second = locate.adapter_hash(tiny_adapter)
+    second = folders.adapter_hash(tiny_adapter)
     weights = load_file(tiny_adapter / "adapter_model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, tiny_adapter / "adapter_model.safetensors")
-    assert len({first, second, locate.adapter_hash(tiny_adapter)}) == 3
+    assert len({first, second, folders.adapter_hash(tiny_adapter)}) == 3
 
 
 def _missing_base(adapter: Path) -> str:
@@ -631,17 +631,25 @@ def test_demo_model_is_unpacked_once(demo_model: Path, tiny_subject: Subject, mo
     assert models.load("smollm2").revision == subject.revision
 
 
+def test_settings_by_name_stand_beside_options(tiny_folder: Path) -> None:
+    options = ModelOptions(dtype="float32", device="cpu")
+    assert models.load(str(tiny_folder), dtype="float16", device="cpu").model.dtype == torch.float16
+    assert models.load(str(tiny_folder), options=options, chat_template="chatml").model.dtype == torch.float32
+    with pytest.raises(InputError, match=r"no setting chat_templat .* did you mean chat_template\."):
+        models.load(str(tiny_folder), chat_templat="chatml")
+
+
 def test_killed_conversion_leaves_nothing_broken(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = demo_model.parent / f".{demo_model.name}.tmp-killed"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             models.smollm2_folder()
     assert not demo_model.exists()
     models.load("smollm2")
-    assert not list(demo_model.parent.glob("*.tmp-*")) + list(demo_model.parent.glob(".*.tmp-*"))
+    assert [path for path in demo_model.parent.iterdir() if path.is_dir()] == [demo_model]
 
 
 def test_damaged_conversion_is_made_again(demo_model: Path, tiny_subject: Subject) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tokendeep import runs
-from tokendeep.models import locate
+from tokendeep.models import folders, locate
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_large_file_of_weights(tmp_path: Path) -> None:
 
 def test_what_results_call_weights_and_adapters(folder: Path) -> None:
     assert locate.Place("x", str(folder)).revision() == "weights:c28c0b2fc45d259a"
-    assert locate.adapter_hash(folder) == "adapter:938f89d6f0bb3d7c"
+    assert folders.adapter_hash(folder) == "adapter:938f89d6f0bb3d7c"
 
 
 def test_texts_and_seeds() -> None:

@@ -23,7 +23,7 @@ from tokendeep.engines.rows import Row, timed
 from tokendeep.engines.sampling import pick
 from tokendeep.engines.slots import Slots
 from tokendeep.errors import InputError, memory_full
-from tokendeep.models.loading import context_length
+from tokendeep.models import context_length
 from tokendeep.types import Subject
 
 CHUNK = 512  # prompt tokens computed per forward pass; bounds the memory of a prefill

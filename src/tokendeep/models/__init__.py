@@ -1,25 +1,12 @@
 """Where models lie, and how they are loaded."""
 
-from tokendeep.models.loading import (
-    check_same_vocabulary,
-    context_length,
-    load,
-    load_tokenizer,
-    reference,
-    same_trainable,
-)
-from tokendeep.models.locate import (
-    adapter_base,
-    check_spec,
-    is_adapter,
-)
-from tokendeep.models.options import (
-    ModelOptions,
-)
-from tokendeep.models.packaged import (
-    cache_dir,
-    smollm2_folder,
-)
+from tokendeep.models.adapters import reference, same_trainable
+from tokendeep.models.checks import check_spec
+from tokendeep.models.compare import check_same_vocabulary, context_length
+from tokendeep.models.loading import load, load_tokenizer
+from tokendeep.models.locate import adapter_base, is_adapter
+from tokendeep.models.options import ModelOptions
+from tokendeep.models.packaged import cache_dir, smollm2_folder
 
 __all__ = [
     "ModelOptions",

@@ -1,55 +1,33 @@
-"""Loads a model with its tokenizer, and lends out the same model without its adapter.
+"""Loads a model with its tokenizer; local models are read without asking the network.
 
-Where a model lies is `locate`'s business; local models are read without asking the network. Knows nothing of data,
-conversations or scoring. Importing it loads no torch.
+Where a model lies is `locate`'s business. Knows nothing of data, conversations or scoring. Importing it loads no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokendeep import chat
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, did_you_mean
 from tokendeep.models import packaged
-from tokendeep.models.locate import (
-    DTYPES,
-    Place,
-    adapter_base,
-    adapter_hash,
-    base_of,
-    check_spec,
-    explained,
-    is_adapter,
-    locate,
-    weight_files,
-)
+from tokendeep.models.checks import check_spec
+from tokendeep.models.compare import rows_of
+from tokendeep.models.devices import device_map, dtype_of
+from tokendeep.models.folders import adapter_hash, weight_files
+from tokendeep.models.locate import Place, base_of, explained, locate
 from tokendeep.models.options import ModelOptions
-from tokendeep.models.packaged import cache_dir, smollm2_folder
 from tokendeep.types import Subject
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = [
-    "adapter_base",
-    "cache_dir",
-    "check_same_vocabulary",
-    "check_spec",
-    "context_length",
-    "is_adapter",
-    "load",
-    "load_tokenizer",
-    "reference",
-    "smollm2_folder",
-]
 QUIET_BYTES = 4_000_000_000  # progress bars are for loads that take longer than this
 
 
@@ -61,8 +39,9 @@ def load(
     dtype: str | torch.dtype | None = None,
     needs_template: bool = True,
     trainable: bool = False,
+    **settings: Any,
 ) -> Subject:
-    """Load a model and its tokenizer, ready for inference.
+    """Load a model and its tokenizer, ready for inference: `load("smollm2", dtype="bfloat16")`.
 
     Args:
         spec: hub id (`owner/name` or `owner/name@revision`), folder of a full model or of a PEFT adapter, GGUF file, or
@@ -72,27 +51,27 @@ def load(
         dtype: overrides that of the options.
         needs_template: False also takes a tokenizer without chat template, for a model that is only compared with.
         trainable: leave an adapter's weights open to training, in float32; those of a full model always are.
+        settings: fields of ModelOptions by name, such as `device="cpu"`; they override those of `options`.
 
     Returns:
         The Subject. `revision` is the hub's commit, or a fingerprint of local weights; `adapter` a hash of the
         adapter's weights and settings. The tokenizer has a padding token: EOS where it came without one.
 
     Raises:
-        InputError: in this order: a bad option; nothing there; a part is missing (see `check_spec`); the device or the
-            memory is not there; weights that are incomplete, NaN or infinite; a tokenizer that does not fit.
+        InputError: in this order: an unknown setting; a bad option; nothing there; a part is missing (see `check_spec`);
+            the device or the memory is not there; weights that are incomplete, NaN or infinite; a tokenizer that does not
+            fit.
     """
-    options = options or ModelOptions()
+    options = _changed(options or ModelOptions(), settings)
     check_spec(spec, options, base=base, needs_template=needs_template)
     place = locate(spec, options)
-    kind, device_map = _dtype(options, dtype), _device_map(options)
-    if place.adapter is None:
-        if base is not None:
-            raise InputError(f"{spec} is no adapter, so it takes no base: leave the base out")
-        whole = place
-        model = _load_weights(place, options, kind, device_map)
-    else:
-        whole, whole_options = base_of(place, base, options)
-        model = _load_adapter(place, _load_weights(whole, whole_options, kind, device_map), device_map, trainable)
+    if base is not None and place.adapter is None:
+        raise InputError(f"{spec} is no adapter, so it takes no base: leave the base out")
+    whole, whole_options = base_of(place, base, options) if place.adapter else (place, options)
+    devices = device_map(options)
+    model = _load_weights(whole, whole_options, dtype_of(options, dtype), devices)
+    if place.adapter:
+        model = _load_adapter(place, model, devices, trainable)
     tokenizer = _load_tokenizer(place if place.has_tokenizer else whole, options, needs_template)
     _check_weights(spec, model, tokenizer)
     adapter = adapter_hash(place.adapter) if place.adapter else None
@@ -111,136 +90,34 @@ def load_tokenizer(
     return _load_tokenizer(place, options, True)
 
 
-@contextlib.contextmanager
-def reference(model: Any) -> Iterator[Any]:
-    """The same model with its adapter off, at no second copy in memory.
-
-    Raises:
-        InputError: the model has no adapter.
-    """
-    from peft import PeftModel
-
-    if not isinstance(model, PeftModel):
-        raise InputError("the model has no adapter that could be taken off: give the model to compare with")
-    with same_trainable(model) as flags, model.disable_adapter():
-        restore(flags)  # FSDP looks at its first forward, which may be this one, for what is trained
-        yield model
+def _changed(options: ModelOptions, settings: dict[str, Any]) -> ModelOptions:
+    """The options with some of them changed. Raises InputError for a name that is none of them."""
+    known = [field.name for field in fields(ModelOptions)]
+    for name in settings:
+        if name not in known:
+            raise InputError(f"There is no setting {name} for loading a model; {did_you_mean(name, known)}.")
+    return replace(options, **settings)
 
 
-@contextlib.contextmanager
-def same_trainable(model: Any) -> Iterator[list[tuple[nn.Parameter, bool]]]:
-    """Afterwards the weights that were trainable are so again: PEFT changes that when adapters are switched.
-
-    Gives every weight with whether it is trained, for `restore`.
-    """
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield flags
-    finally:
-        restore(flags)
+def _load_gguf(place: Place, dtype: torch.dtype, devices: Any) -> PreTrainedModel:
+    if not isinstance(devices, dict):
+        raise InputError(f"a GGUF file is loaded onto one device: give --device instead of device_map {devices}")
+    with explained(place.spec):
+        model: Any = packaged.load_gguf(Path(place.source, str(place.file)), dtype)
+        gguf: PreTrainedModel = model.to(devices[""])
+        return gguf
 
 
-def restore(flags: Iterable[tuple[nn.Parameter, bool]]) -> None:
-    """Let the weights be trained or not as `same_trainable` found them."""
-    for parameter, flag in flags:
-        parameter.requires_grad_(flag)
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """Most tokens, prompt and answer together, that `model` was built for; sys.maxsize where it names no limit."""
-    config = model.config.get_text_config()
-    for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
-        if isinstance(limit := getattr(config, name, None), int) and limit > 0:
-            return limit
-    return sys.maxsize
-
-
-def check_same_vocabulary(a: Subject, b: Subject, *, sizes: tuple[int | None, int | None] = (None, None)) -> None:
-    """Two models can be compared token by token only where every id means the same to both.
-
-    Args:
-        sizes: rows of the output heads, where the model of a Subject is not at hand.
-
-    Raises:
-        InputError: naming the first id that differs, or the two sizes.
-    """
-    ours, theirs = a.tokenizer.get_vocab(), b.tokenizer.get_vocab()
-    if ours != theirs:
-        differing = {*ours.items()} ^ {*theirs.items()}
-        token = min(id_ for _, id_ in differing)
-        raise InputError(
-            f"{a.name} ({len(ours)} tokens) and {b.name} ({len(theirs)} tokens) have different vocabularies, first at "
-            f"token {token}: compare models of one family"
-        )
-    rows, other = (size or _rows(s.model.get_output_embeddings()) for size, s in zip(sizes, (a, b), strict=True))
-    if rows != other:
-        raise InputError(
-            f"{a.name} and {b.name} have {rows} and {other} output rows: compare models of one size of vocabulary"
-        )
-
-
-def _rows(layer: Any) -> int:
-    return int(layer.weight.shape[0])
-
-
-# --- loading -------------------------------------------------------------------------------------
-
-
-def _dtype(options: ModelOptions, given: str | torch.dtype | None) -> torch.dtype:
-    import torch
-
-    name = given if given is not None else options.dtype
-    if isinstance(name, torch.dtype):
-        return name
-    if name not in DTYPES:
-        raise InputError(f"dtype {name} is unknown: use one of {', '.join(DTYPES)}")
-    if name == "auto":
-        on_gpu = torch.cuda.is_available() and options.device not in ("cpu",)
-        return torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32
-    kind: torch.dtype = getattr(torch, name)
-    return kind
-
-
-def _device_map(options: ModelOptions) -> Any:
-    """What from_pretrained takes: a device for the whole model, or accelerate's own map."""
-    import torch
-
-    if options.device_map:
-        return options.device_map
-    name = options.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{_own_gpu()}"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"there is no device {name} here: use cpu, cuda or auto") from error
-    return {"": device}
-
-
-def _own_gpu() -> int:
-    """The GPU of this process: the first, or with several processes on a machine (torchrun) one each."""
-    import torch
-
-    return int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
-
-
-def _load_weights(place: Place, options: ModelOptions, dtype: torch.dtype, device_map: Any) -> PreTrainedModel:
+def _load_weights(place: Place, options: ModelOptions, dtype: torch.dtype, devices: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     if place.file:
-        if not isinstance(device_map, dict):
-            raise InputError(f"a GGUF file is loaded onto one device: give --device instead of device_map {device_map}")
-        with explained(place.spec):
-            gguf = packaged.load_gguf(Path(place.source, place.file), dtype)
-            return gguf.to(device_map[""])
+        return _load_gguf(place, dtype, devices)
     with explained(place.spec), _quiet(place):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place.source,
             dtype=dtype,
-            device_map=device_map,
+            device_map=devices,
             trust_remote_code=options.trust_remote_code,
             use_safetensors=None if options.allow_pickle else True,
             output_loading_info=True,
@@ -256,14 +133,14 @@ def _load_weights(place: Place, options: ModelOptions, dtype: torch.dtype, devic
     return model
 
 
-def _load_adapter(place: Place, model: PreTrainedModel, device_map: Any, trainable: bool) -> PreTrainedModel:
+def _load_adapter(place: Place, model: PreTrainedModel, devices: Any, trainable: bool) -> PreTrainedModel:
     from peft import PeftModel
 
     assert place.adapter is not None
-    device: dict[str, Any] = {"torch_device": str(device_map[""])} if isinstance(device_map, dict) else {}
+    where: dict[str, Any] = {"torch_device": str(devices[""])} if isinstance(devices, dict) else {}
     with explained(place.spec), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        adapted = PeftModel.from_pretrained(model, str(place.adapter), is_trainable=trainable, **device)
+        adapted = PeftModel.from_pretrained(model, str(place.adapter), is_trainable=trainable, **where)
     for warning in said:
         if "missing adapter keys" in str(warning.message):
             raise InputError(
@@ -295,7 +172,7 @@ def _check_weights(spec: str, model: PreTrainedModel, tokenizer: PreTrainedToken
     """Weights must be numbers, and there must be one row of them for every token."""
     import torch
 
-    rows = _rows(model.get_input_embeddings())
+    rows = rows_of(model.get_input_embeddings())
     if len(tokenizer) > rows:
         raise InputError(
             f"the tokenizer of {spec} knows {len(tokenizer)} tokens but the model only {rows}: use its own one"

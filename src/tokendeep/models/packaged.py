@@ -11,11 +11,11 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokendeep.errors import InputError
+from tokendeep.runs.files import remove, sync, whole
 from tokendeep.runs.identity import PACKAGED, SMOLLM2, sha256_file
 
 if TYPE_CHECKING:
@@ -92,18 +92,13 @@ def _convert_once(source: Path, folder: Path) -> None:
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if converted(folder):
             return
-        for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a killed run: the lock is ours
-            shutil.rmtree(leftover, ignore_errors=True)
-        if folder.exists():  # damaged after it was written
-            shutil.rmtree(folder)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
-        try:
+        for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a killed run: the lock, a file, is ours
+            if leftover.is_dir():
+                remove(leftover)
+        with whole(folder) as part:
             log.warning("unpacking the demo model into %s (once, half a minute)", folder)
-            _convert(source, temporary)
-            os.rename(temporary, folder)
-            _sync(folder.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            part.mkdir(mode=0o700)
+            _convert(source, part)
 
 
 def _convert(source: Path, folder: Path) -> None:
@@ -127,8 +122,8 @@ def _convert(source: Path, folder: Path) -> None:
     note = {"file": source.name, "sha256": digest, "files": sizes}
     (folder / "source.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
+        sync(path)
+    sync(folder)
 
 
 def load_gguf(path: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -143,12 +138,3 @@ def load_gguf(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     model.tie_weights()
     model.generation_config = loaded.generation_config
     return model
-
-
-def _sync(path: Path) -> None:
-    """Make sure `path` (file or folder) is on disk before it is renamed into place."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -23,7 +23,7 @@ from tokendeep import chat, runs
 from tokendeep.attacks.gcg.behaviours import Behaviour, Row, combine
 from tokendeep.compute import lm_head, scoring, trees
 from tokendeep.errors import InputError, memory_full
-from tokendeep.models.loading import context_length
+from tokendeep.models import context_length
 from tokendeep.types import Subject
 
 ENOUGH = 16  # candidates in a forward pass; fewer of one place are joined by those of the next

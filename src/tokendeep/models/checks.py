@@ -1,0 +1,72 @@
+"""Whether a model can be loaded, found out without loading weights, torch or anything from the network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from tokendeep import chat
+from tokendeep.errors import InputError
+from tokendeep.models import packaged
+from tokendeep.models.folders import (
+    check_adapter_weights,
+    check_config,
+    check_gguf,
+    check_tokenizer_files,
+    check_weight_files,
+    has_tokenizer,
+)
+from tokendeep.models.locate import adapter_base, is_adapter, local_path, plain
+from tokendeep.models.options import ModelOptions
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def check_spec(
+    spec: str, options: ModelOptions | None = None, *, base: str | None = None, needs_template: bool = True
+) -> None:
+    """Look whether a model can be loaded, without loading weights, torch or anything from the network.
+
+    Raises:
+        InputError: in this order: an unknown dtype, two devices or an unknown chat template; nothing at this path; a
+            broken adapter configuration; no weights; pickled weights; a missing shard; no tokenizer; no chat template
+            while none is given; an adapter whose base is missing (then its base is looked at in the same way).
+    """
+    options = options or ModelOptions()
+    check_options(options)
+    if spec == packaged.SMOLLM2:
+        if not packaged.converted(packaged.cache_dir() / packaged.FOLDER):
+            packaged.smollm2_gguf()
+        return
+    path = local_path(spec)
+    if path is None:
+        return
+    if path.is_file():
+        check_gguf(path)
+        return
+    if (path / "adapter_config.json").is_file():
+        _check_adapter(path, options, base, needs_template)
+        return
+    check_config(path)
+    check_weight_files(path, options)
+    check_tokenizer_files(path, options, needs_template)
+
+
+def check_options(options: ModelOptions) -> None:
+    if options.dtype not in DTYPES:
+        raise InputError(f"dtype {options.dtype} is unknown: use one of {', '.join(DTYPES)}")
+    if options.device_map and options.device != "auto":
+        raise InputError(f"device {options.device} and device_map {options.device_map} exclude each other: give one")
+    if options.chat_template:
+        chat.read_template(options.chat_template)
+
+
+def _check_adapter(folder: Path, options: ModelOptions, base: str | None, needs_template: bool) -> None:
+    check_adapter_weights(folder, options)
+    name = base or adapter_base(folder)
+    if is_adapter(name):
+        raise InputError(f"the base of {folder} is itself an adapter ({name}): merge that one into its base first")
+    own = has_tokenizer(folder)
+    if own:
+        check_tokenizer_files(folder, options, needs_template)
+    check_spec(name, replace(plain(options), revision=None), needs_template=needs_template and not own)

@@ -1,0 +1,49 @@
+"""What makes two models comparable token by token, and how long a text one takes."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tokendeep.errors import InputError
+from tokendeep.types import Subject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Most tokens, prompt and answer together, that `model` was built for; sys.maxsize where it names no limit."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
+        if isinstance(limit := getattr(config, name, None), int) and limit > 0:
+            return limit
+    return sys.maxsize
+
+
+def check_same_vocabulary(a: Subject, b: Subject, *, sizes: tuple[int | None, int | None] = (None, None)) -> None:
+    """Two models can be compared token by token only where every id means the same to both.
+
+    Args:
+        sizes: rows of the output heads, where the model of a Subject is not at hand.
+
+    Raises:
+        InputError: naming the first id that differs, or the two sizes.
+    """
+    ours, theirs = a.tokenizer.get_vocab(), b.tokenizer.get_vocab()
+    if ours != theirs:
+        differing = {*ours.items()} ^ {*theirs.items()}
+        token = min(id_ for _, id_ in differing)
+        raise InputError(
+            f"{a.name} ({len(ours)} tokens) and {b.name} ({len(theirs)} tokens) have different vocabularies, first at "
+            f"token {token}: compare models of one family"
+        )
+    rows, other = (size or rows_of(s.model.get_output_embeddings()) for size, s in zip(sizes, (a, b), strict=True))
+    if rows != other:
+        raise InputError(
+            f"{a.name} and {b.name} have {rows} and {other} output rows: compare models of one size of vocabulary"
+        )
+
+
+def rows_of(layer: Any) -> int:
+    return int(layer.weight.shape[0])
