@@ -1,4 +1,4 @@
-"""Before and after on the same prompts: tests by prompt, and their section."""
+"""Before and after on the same prompts: tests by prompt. Knows nothing of words or tables."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from tokendeep import stats
 from tokendeep.judges import SCORED
-from tokendeep.report.gather import Condition, Series, pairs
-from tokendeep.report.words import Section, Table, condition_name, listed, p_value, percent, points
+from tokendeep.records import Rate
+from tokendeep.report.section import Cell, Csv
+from tokendeep.report.series import Condition, Series, pairs
 from tokendeep.types import Sample
 
+CSV = ("before", "after", "requests", "attack", "parameter", "event", "n", "true_before", "true_after",
+       "became_false", "became_true", "difference", "low", "high", "p", "p_holm")  # fmt: skip
 Event = Callable[[Sample], bool]
 Hits = Mapping[str, tuple[str, bool]]  # prompt id -> its instruction, and whether the event took place
 
@@ -81,11 +84,11 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def comparisons(found: Sequence[Series], event: Event) -> list[Comparison]:
-    """The tests of all pairs among `found`, as one table holds them, with Holm's p."""
+def comparisons(series: Sequence[Series], event: Event) -> list[Comparison]:
+    """The tests of all pairs among `series`, as one table holds them, with Holm's p."""
     tested = [
         (before, after, c, test)
-        for before, after in pairs(found)
+        for before, after in pairs(series)
         for c in after.rows
         if c in before.rows and _judged_alike(before, after, c) and (test := paired(before, after, c, event))
     ]
@@ -95,39 +98,30 @@ def comparisons(found: Sequence[Series], event: Event) -> list[Comparison]:
 
 def _judged_alike(before: Series, after: Series, condition: Condition) -> bool:
     """Whether the judge saw the same of both: with no prefix there is but one way."""
-    views = [one.rows[condition]["params"].get("judged") for one in (before, after)]
+    views = [one.rows[condition].params.judged for one in (before, after)]
     return condition[0] == "none" or views[0] == views[1]
 
 
-def paired_section(found: Sequence[Series]) -> Section:
-    section = Section("paired", "Before and after, prompt by prompt")
-    harmful = [one for one in found if one.role == "harmful"]
-    compared = pairs(harmful)
-    if not compared:
-        section.text.append("No comparison: it takes two models on the same data under the same judge and settings.")
-        return section
-    silent = {one.name: None for pair in compared for one in pair if one.samples is None}
-    if silent:
-        section.text.append(f"No paired tests with {listed(silent)}: the folder holds no evaluation logs.")
-    tests = comparisons(harmful, complied)
-    if not tests:
-        section.text.append("No prompt was judged under both models.")
-        return section
-    several = any((one.settings.get("samples") or 1) > 1 for pair in compared for one in pair)
-    rows = [
-        [f"{one.before.name} → {one.after.name}", condition_name(one.condition), str(t.n),
-         f"{t.before} = {percent(t.before / t.n)}", f"{t.after} = {percent(t.after / t.n)}",
-         f"{points(t.difference)} [{points(t.low)}, {points(t.high)}]", f"{t.lost} / {t.gained}", p_value(t.p),
-         p_value(one.p)]
-        for one in tests
-        for t in [one.test]
-    ]  # fmt: skip
-    columns = ["models", "attack", "common prompts", "not refused before", "after", "change in points [95%]",
-               "now refuse / no longer", "p", "p (Holm)"]  # fmt: skip
-    note = (
-        "Exact McNemar test on prompts judged under both models"
-        + (", first sample of each" if several else "")
-        + "; Holm adjusts for the number of rows."
-    )
-    section.tables.append(Table("Paired tests of non-refusal", columns, rows, note))
-    return section
+def test_of(
+    tests: Sequence[Comparison], before: Series, after: Series, condition: Condition | None
+) -> Comparison | None:
+    """The one of these tests that is about two series and a condition."""
+    return next((t for t in tests if t.before is before and t.after is after and t.condition == condition), None)
+
+
+def csv(tests: Sequence[Comparison], event: str) -> Csv:
+    """The tests as rows for other programs."""
+    return Csv(CSV, [_csv_row(one, event) for one in tests])
+
+
+def _csv_row(one: Comparison, event: str) -> list[Cell]:
+    t, after = one.test, one.after
+    what = attack_cells(after.rows[one.condition], one.condition)
+    return [one.before.name, after.name, after.role, *what, event, t.n, t.before, t.after, t.lost, t.gained,
+            t.difference, t.low, t.high, t.p, one.p]  # fmt: skip
+
+
+def attack_cells(rate: Rate, condition: Condition) -> list[Cell]:
+    """For a CSV file: the attack's own name, and its parameter, a value or the words that tell it from others."""
+    words, value = condition
+    return [rate.attack, words if value is None and words != rate.attack else value]

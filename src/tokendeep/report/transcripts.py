@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tokendeep import runs
 from tokendeep.judges import OUTCOMES
-from tokendeep.report.gather import Series
+from tokendeep.report.series import Series
 from tokendeep.report.words import ROLE_NAMES, condition_name, outcome_name
 from tokendeep.types import Sample
 
@@ -40,9 +40,9 @@ class Group:
     transcripts: Sequence[Transcript]
 
 
-def groups(found: Sequence[Series], show_text: bool) -> list[Group]:
+def groups(series: Sequence[Series], show_text: bool) -> list[Group]:
     """Up to two answers of each outcome for every series, chosen by a hash of their id and not by their content."""
-    return [_group(one, show_text) for one in found]
+    return [_group(one, show_text) for one in series]
 
 
 def _group(one: Series, show_text: bool) -> Group:

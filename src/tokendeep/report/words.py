@@ -1,47 +1,19 @@
-"""The pieces of a report, and numbers as words. Knows nothing of models, files or HTML."""
+"""Numbers as words. Knows nothing of models, files or HTML."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from tokendeep import stats
 from tokendeep.judges import JUDGES, SCORED
-from tokendeep.report.gather import Condition, Series
+from tokendeep.records import Share
+from tokendeep.report.paired import Paired
+from tokendeep.report.series import Condition, Series
 
+REPEATED = "[95% Wilson interval; answers to one prompt count for as many as they differ]."
+HEADLINE_K = 10
 ROLE_NAMES = {"harmful": "harmful requests", "twins": "harmless twins", "unseen": "unseen benign requests"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells are text, ready to show; the first column names the row."""
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """An image as a data URI of our own making, with words for those who do not see it."""
-
-    uri: str
-    alt: str
-    caption: str
-
-
-@dataclass
-class Section:
-    """A heading with its text, figures and tables, shown in this order."""
-
-    id: str
-    title: str
-    text: list[str] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
 
 
 def percent(value: float | None) -> str:
@@ -59,26 +31,42 @@ def points(value: float) -> str:
     return f"{'+' if rounded > 0 else '−' if rounded < 0 else ''}{abs(rounded):.0f}"
 
 
+def points_of(test: Paired, unit: str = "") -> str:
+    """The change of a paired test in percentage points, with its interval."""
+    return f"{points(test.difference)}{unit} [{points(test.low)}, {points(test.high)}]"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def p_equals(p: float) -> str:
+    """As p_value, for behind a `p`."""
+    return p_value(p) if p < 0.001 else f"= {p_value(p)}"
+
+
+def bracket(low: float | None, high: float | None) -> str:
+    """An interval of shares."""
+    return f"[{percent(low)}, {percent(high)}]"
+
+
 def share(count: int, n: int) -> str:
     """count of n with its percentage and Wilson interval."""
-    if n == 0:
-        return "-"
-    low, high = stats.wilson(count, n)
-    return f"{count}/{n} = {percent(count / n)} [{percent(low)}, {percent(high)}]"
+    return f"{count}/{n} = {percent(count / n)} {bracket(*stats.wilson(count, n))}" if n else "-"
 
 
 def share_of(one: Series, condition: Condition, *outcomes: str) -> str:
     """How many of the judged answers had one of these outcomes, as in `share`; samples of one prompt are alike."""
-    row = one.rows[condition]
-    count, n = sum(outcome_count(row, outcome) for outcome in outcomes), row["n"]
-    if not several(row) or not n:
+    rate = one.rows[condition]
+    count, n, prompts = sum(map(rate.count, outcomes)), rate.n, rate.requests
+    if not rate.several or not n:
         return share(count, n)
-    low, high = _repeated(one, condition, outcomes) or stats.wilson(round(count * prompts_of(row) / n), prompts_of(row))
-    return f"{count}/{n} = {percent(count / n)} [{percent(low)}, {percent(high)}]"
+    bounds = _repeated(one, condition, outcomes) or stats.wilson(round(count * prompts / n), prompts)
+    return f"{count}/{n} = {percent(count / n)} {bracket(*bounds)}"
 
 
 def _repeated(one: Series, condition: Condition, outcomes: Sequence[str]) -> tuple[float, float] | None:
@@ -90,32 +78,22 @@ def _repeated(one: Series, condition: Condition, outcomes: Sequence[str]) -> tup
     return stats.wilson_repeated([*map(sum, hits.values())], [*map(len, hits.values())]) if hits else None
 
 
-def several(row: Mapping[str, Any]) -> bool:
-    """Whether a row has more than one answer to a prompt."""
-    return (row.get("samples") or 1) > 1
-
-
-def prompts_of(row: Mapping[str, Any]) -> int:
-    """How many prompts a rate rests on, which with several samples a prompt are fewer than its answers."""
-    return int(min(row["n"], row.get("prompts") or row["n"]) if several(row) else row["n"])
-
-
-def rate_of(row: Mapping[str, Any] | None) -> str:
-    """A row's rate with its interval."""
-    if row is None:
+def rate_of(rate: Share | None) -> str:
+    """A rate with its count and interval."""
+    if rate is None:
         return "not run"
-    if not row["n"]:
+    if not rate.n:
         return "none scored"
-    low, high = interval_of(row)
-    return f"{count_of(row)}/{row['n']} = {percent(row['rate'])} [{percent(low)}, {percent(high)}]"
+    return f"{rate.complied}/{rate.n} = {percent(rate.rate)} {bracket(rate.low, rate.high)}"
 
 
-def interval_of(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    return row["low"], row["high"]
+def count_or_dash(count: int | None) -> str:
+    return "-" if count is None else str(count)
 
 
-def count_of(row: Mapping[str, Any]) -> int:
-    return round((row["rate"] or 0) * row["n"])
+def several(series: Iterable[Series]) -> bool:
+    """Whether any prompt was answered more than once."""
+    return any(rate.several for one in series for rate in one.rows.values())
 
 
 def rate_name(judge: str) -> str:
@@ -134,19 +112,17 @@ def condition_name(condition: Condition) -> str:
     return f"{attack}, {value}" if str(value).startswith("prefix #") else f"{attack} “{value}”"
 
 
+def headline_condition(series: Sequence[Series]) -> Condition | None:
+    """The prefill that all of them ran and that stands in the headline: k = 10, else the nearest k above 0."""
+    common = set.intersection(*(set(one.ks()) for one in series)) - {0}
+    return ("prefill", min(common, key=lambda k: (abs(k - HEADLINE_K), k))) if common else None
+
+
 def outcome_name(outcome: str) -> str:
     return "broken off" if outcome == "partial-then-refused" else outcome.replace("-", " ")
-
-
-def outcome_count(row: Mapping[str, Any], outcome: str) -> int:
-    return int((row.get("outcomes") or {}).get(outcome, 0))
 
 
 def listed(names: Iterable[str]) -> str:
     """a, b and c"""
     *most, last = list(names)
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -1,0 +1,198 @@
+"""One line for each attack on a model and data set, with what it cost: what the comparison of attacks is made from.
+
+The settings of decoding and the suffixes of one search are taken together, and asking plainly again and again is an
+attack by itself. Knows nothing of tables or tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from tokendeep.attacks.decoding import KNOBS
+from tokendeep.judges import SCORED
+from tokendeep.records import Rate
+from tokendeep.report import attacked
+from tokendeep.report.load import Run
+from tokendeep.report.paired import Hits, complied
+from tokendeep.report.series import condition
+from tokendeep.report.words import condition_name, percent, rate_of, share
+from tokendeep.types import Sample
+
+ALIKE = ("judged", "system", "max_new_tokens", "template", *KNOBS)  # settings that a comparison must not mix
+REFUSING = "refusal-prefix"  # asks what refusing words do, and breaks nothing
+Search = tuple[str, float, str]  # target of a suffix, its tokens, the model it was found on
+
+
+@dataclass(frozen=True)
+class Line:
+    """One attack on one model and data set.
+
+    `kind` and `value` (tokens given, answers asked for) or `search` say which attack; `rate` is the row that counts for
+    it, in words, and `share` as a number. `tokens`, `seconds`, `passes` and `candidates` are totals over `requests`; None
+    is unknown.
+    """
+
+    label: str
+    data: str
+    file: str
+    judge: str
+    settings: Mapping[str, Any]
+    kind: str
+    words: str
+    rate: str
+    share: float | None
+    answers: int
+    unscored: int
+    requests: int
+    tokens: int | None
+    seconds: float | None
+    passes: int = 0
+    candidates: float | None = None
+    value: int | None = None
+    search: Search | None = None
+    hits: Hits = field(default_factory=dict)
+    draws: Sequence[Line] = ()  # of an attack that asks again and again: asked once, twice, ...
+
+    def a_request(self, total: float | None, form: str = ".0f") -> str:
+        """A total, for each request."""
+        return "unknown" if total is None or not self.requests else format(total / self.requests, form)
+
+    @property
+    def steps(self) -> int | None:
+        """Forward passes of the model: one for each token it wrote, and those of a search by rank."""
+        return None if self.tokens is None else self.tokens + self.passes
+
+    @cached_property
+    def searched(self) -> str:
+        """What was searched before the model was asked, for each request."""
+        if self.kind == "suffix":
+            return f"{self.a_request(self.candidates)} candidates"
+        return f"{self.a_request(self.passes)} passes" if self.passes else "-"
+
+    @cached_property
+    def budget(self) -> str:
+        """What the attack takes, in the unit in which it is comparable."""
+        return self.searched if self.kind == "suffix" else f"{self.a_request(self.steps)} passes"
+
+
+def attack_lines(runs: Sequence[Run]) -> list[Line]:
+    """The attacks of all runs on harmful requests, those of the decoding settings and suffixes taken together."""
+    lines = [line for run in runs if run.role == "harmful" and run.finished for line in _of_run(run)]
+    files = [file for file, _ in {(line.file, line.data) for line in lines}]
+    return [line if files.count(line.file) == 1 else replace(line, file=line.data) for line in lines]
+
+
+def _of_run(run: Run) -> Iterator[Line]:
+    for rates in run.batches.get("decoding", ()):
+        yield _decoding(run, rates)
+    for rates in run.batches.get("suffix", ()):
+        yield _suffix(run, rates)
+    for rate in run.rates or ():
+        if rate.attack not in ("decoding", "suffix", REFUSING):
+            yield _again_and_again(run, rate) if rate.attack == "none" and rate.several else _single(run, rate)
+
+
+def _single(run: Run, rate: Rate) -> Line:
+    kind, value = rate.attack, None
+    if kind == "prefill":
+        kind = "lead" if rate.params.lead else "thinking" if rate.params.thinking else kind
+        value = rate.params.k
+    elif kind != "none":
+        value = run.config.rank_length
+    return replace(_line(run, [rate], kind, rate), words=condition_name(condition(run, rate)), value=value)
+
+
+def _again_and_again(run: Run, rate: Rate) -> Line:
+    """The plain request, asked as often as it was; `draws` are those asked fewer times."""
+    line = replace(_line(run, [rate], "samples", rate), rate=percent(rate.any_of_n), share=rate.any_of_n)
+    draws = [_again(line, run, rate, count) for count in range(1, rate.samples + 1)]
+    return replace(draws[-1], draws=draws, value=rate.samples)
+
+
+def _again(line: Line, run: Run, rate: Rate, count: int) -> Line:
+    """The plain request, asked so many times."""
+    plain = condition_name(condition(run, rate))
+    line = replace(line, words=f"{plain}, any of {count} at temperature {rate.params.temperature or 0.0:g}")
+    answers = run.behind(rate)
+    seeds = sorted({one.seed for one in answers})[:count]
+    some = [one for one in answers if one.seed in seeds]
+    if not some:
+        return line
+    hits = _hits(run, some, pooled=True)
+    broken = sum(hit for _, hit in hits.values())
+    counted = (
+        {"rate": share(broken, len(hits)), "share": broken / len(hits)}
+        if hits
+        else {"rate": "none scored", "share": None}
+    )
+    return replace(line, hits=hits, tokens=sum(one.tokens for one in some), **counted)
+
+
+def _decoding(run: Run, rates: Sequence[Rate]) -> Line:
+    settings = list(attacked.single(rates).values())
+    words = f"decoding, any of {len(settings)} settings" if len(settings) > 1 else "decoding"
+    words += f", chat template {run.template}" if run.template else ""
+    return replace(_line(run, settings, "decoding", attacked.any_of(rates, "all") or settings[0]), words=words)
+
+
+def _suffix(run: Run, rates: Sequence[Rate]) -> Line:
+    cost, best = run.cost("suffix"), attacked.best_of(rates) or rates[0]
+    words = attacked.suffix_words(run) + (f", best of {len(rates)}" if len(rates) > 1 else "")
+    line = replace(_line(run, rates, "suffix", best), words=words, search=attacked.suffix_search(run))
+    seconds = None if cost.seconds is None else line.seconds
+    return replace(line, hits=_hits(run, run.behind(best)), candidates=cost.candidates, seconds=seconds)
+
+
+def _line(run: Run, rates: Sequence[Rate], kind: str, counted: Rate) -> Line:
+    """A line over these rows, of which `counted` gives the rate; without its words."""
+    first, cost = rates[0], run.cost(rates[0].attack)
+    digest = (run.digest(first.params.data) or "")[:8]
+    answers = [one for rate in rates for one in run.behind(rate)]
+    unscored = sum(rate.unscored for rate in rates)
+    given = first.params.given()
+    return Line(
+        label=run.labels[first.model],
+        data=run.data or digest,
+        file=run.file or digest,
+        judge=first.judge,
+        settings={**{name: given.get(name) for name in ALIKE}, "template": run.template},
+        kind=kind,
+        words="",
+        rate=rate_of(counted),
+        share=counted.rate,
+        answers=sum(rate.n for rate in rates) + unscored,
+        unscored=unscored,
+        requests=max(rate.prompts or rate.n for rate in rates),
+        tokens=_total([rate.tokens for rate in rates]),
+        seconds=_seconds(answers, cost.seconds),
+        passes=int(cost.passes or 0),
+        hits=_hits(run, answers, pooled=kind in ("samples", "decoding")),
+    )
+
+
+def _total(counts: Sequence[int | None]) -> int | None:
+    """The sum, unknown where any part is."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def _seconds(answers: Sequence[Sample], search: float | None) -> float | None:
+    """The model's time for these answers and the search before; unknown where any answer's is."""
+    known = [one.seconds for one in answers if one.seconds is not None]
+    return sum(known) + (search or 0) if answers and len(known) == len(answers) else None
+
+
+def _hits(run: Run, samples: Sequence[Sample], pooled: bool = False) -> Hits:
+    """Prompt -> whether its first scored answer complied, or (`pooled`) any of them.
+
+    Where the data is known by its hash a prompt's id says which it is; else its words do, which a suffix changes.
+    """
+    hits: dict[str, tuple[str, bool]] = {}
+    for one in sorted(samples, key=lambda one: one.seed):
+        if one.outcome in SCORED and (one.prompt_id not in hits or (pooled and complied(one))):
+            known = run.digest(one.params.get("data"))
+            hits[one.prompt_id] = ("" if known else one.instruction, complied(one))
+    return hits

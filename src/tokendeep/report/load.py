@@ -1,0 +1,300 @@
+"""Run folders -> runs: the records that the verbs left, each under a short model name.
+
+Reads manifests, profiles, rates, tables and evaluation logs; never guesses what is not there. Knows nothing of words or
+figures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tokendeep import records
+from tokendeep.attacks.decoding import KNOBS
+from tokendeep.errors import InputError
+from tokendeep.records import Cost, Dynamics, Manifest, PoisonTable, Profile, Rate, Rates, Settings, Training
+from tokendeep.report import names
+from tokendeep.types import Sample
+
+Reader = Callable[[Path], list[Sample]]
+
+LOGS = "*.eval"
+ROLES = {"measure": "harmful", "attack": "harmful", "overrefusal": "twins", "unseen": "unseen"}  # by folder name
+STORY = ("base", "aligned", "deepened")  # models with these names are shown in this order, before all others
+SKIPPED_FOLDERS = ("checkpoint", "rows", "trainer")  # parts of a run, not runs
+WHAT = ("k", "prefix", "lead", "thinking")  # the parameters that say which attack it is; all others are settings
+BY_ROW = (*KNOBS, "setting", "suffix", "any_of", "settings")  # what decoding and suffix change from row to row
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder that a verb wrote; None is a part that is not there.
+
+    `cut` names the logs of a folder without a manifest that did not come to their end.
+    """
+
+    folder: Path
+    manifest: Manifest = field(default_factory=Manifest)
+    profile: Profile | None = None
+    rates: Rates | None = None
+    samples: Sequence[Sample] | None = None
+    label: str = ""
+    role: str = "harmful"
+    attack_checkpoint: bool = False  # the model was trained on attack rows
+    cut: Sequence[str] = ()
+    table: PoisonTable | None = None  # of a fine-tuning attack
+    dynamics: Dynamics | None = None  # of a training that was watched
+    training: Training | None = None  # the log of a fine-tuning
+    one_lead: bool = False  # whether all runs of the report that have a text before their prefills have the same one
+
+    @property
+    def config(self) -> Settings:
+        """The settings of the run."""
+        return self.manifest.config
+
+    @property
+    def has_manifest(self) -> bool:
+        return bool(self.manifest.model_fields_set or self.manifest.model_extra)
+
+    @property
+    def verb(self) -> str:
+        return self.manifest.verb or ("measure" if self.profile else "attack")
+
+    @property
+    def finished(self) -> bool:
+        return self.manifest.status != "running" and not self.cut
+
+    @property
+    def model(self) -> str:
+        """The model as the run names it."""
+        measured = self.profile.meta.model if self.profile else None
+        asked = self.rates[0].model if self.rates else None
+        return self.config.model or measured or asked or self.folder.name
+
+    @property
+    def file(self) -> str:
+        """The data file by its name alone."""
+        return names.file_name(self.config.data)
+
+    @property
+    def data(self) -> str:
+        """The data file by its name and the first signs of its hash; nothing where the manifest does not say."""
+        digest = self.manifest.data_hash
+        return f"{self.file} ({digest[:8]})" if self.file and digest else self.file
+
+    @property
+    def template(self) -> str:
+        """The chat template that was asked for, by the name of its file; nothing for the model's own."""
+        return names.file_name(self.config.chat_template)
+
+    def cost(self, attack: str) -> Cost:
+        """What finding the attack's prompts has cost, before the model was asked."""
+        return self.manifest.cost.get(attack, Cost())
+
+    def digest(self, data: object) -> str | None:
+        """The hash of the data, as a row's parameters (`data`) or the manifest tell it."""
+        return data if data and isinstance(data, str) else self.manifest.data_hash
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Model -> its label; a folder of logs can hold several models."""
+        models = {rate.model for rate in self.rates or ()}
+        return names.short(models) if len(models) > 1 else dict.fromkeys(models, self.label)
+
+    @cached_property
+    def answers(self) -> Mapping[str, list[Sample]]:
+        """The samples by what they are about (`key_of`, with the attack)."""
+        groups: dict[str, list[Sample]] = defaultdict(list)
+        for one in self.samples or ():
+            groups[key_of(one.model, one.judge, one.params, one.attack)].append(one)
+        return dict(groups)
+
+    def behind(self, rate: Rate) -> list[Sample]:
+        """The samples that a row counts."""
+        return self.answers.get(key_of(rate.model, rate.judge, rate.params.given(), rate.attack), [])
+
+    @cached_property
+    def batches(self) -> Mapping[str, list[list[Rate]]]:
+        """For each attack its rows, by all but what decoding and suffix change from row to row."""
+        groups: dict[tuple[str, str], list[Rate]] = defaultdict(list)
+        for rate in self.rates or ():
+            shared = {name: value for name, value in rate.params.given().items() if name not in BY_ROW}
+            groups[rate.attack, key_of(rate.model, rate.judge, shared, rate.attack)].append(rate)
+        batches: dict[str, list[list[Rate]]] = defaultdict(list)
+        for (attack, _), rates in groups.items():
+            batches[attack].append(rates)
+        return batches
+
+
+def key_of(model: str, judge: str, params: Mapping[str, Any], attack: str | None = None) -> str:
+    """What a row is about: with the attack all of it, without it what the rows of one series share."""
+    left_out = () if attack else (*WHAT, "judged")
+    shared = {name: value for name, value in params.items() if name not in left_out and value is not None}
+    return json.dumps([model, judge, attack, shared], sort_keys=True, default=str)
+
+
+def runs(dirs: Sequence[str | Path], read: Reader | None = None) -> list[Run]:
+    """Every run in `dirs` and the folders below them, each once, models of the demo in the order of its story.
+
+    Args:
+        read: reads the judged samples of a folder; the default reads Inspect logs.
+
+    Raises:
+        InputError: a folder that is missing, holds no run, or holds a damaged file. Folders below it with nothing but
+            other people's evaluation logs are passed over: see `foreign`.
+    """
+    if not dirs:
+        raise InputError("No run folder is given; name the folders that the other verbs wrote.")
+    folders: dict[Path, Path] = {}
+    for name in dirs:
+        for path in _run_folders(name):
+            folders.setdefault(path.resolve(), path)
+    every = [_read(path, read or read_logs) for path in folders.values()]
+    leads = {lead for run in every for rate in run.rates or () if (lead := rate.params.lead)}
+    labelled = [replace(run, one_lead=len(leads) == 1) for run in _label(every)]
+    order = list(dict.fromkeys([*STORY, *(run.label for run in labelled)]))
+    return sorted(labelled, key=lambda run: order.index(run.label))
+
+
+def foreign(dirs: Sequence[str | Path]) -> list[Path]:
+    """The folders in `dirs` and below them that hold evaluation logs and nothing of ours."""
+    folders = {path.resolve(): path for name in dirs for path in _walk(Path(name).expanduser())}
+    return [path for path in folders.values() if _has_logs(path) and not _is_run(path)]
+
+
+def read_logs(folder: Path) -> list[Sample]:
+    """The judged samples of a folder, none where all logs are other people's."""
+    from tokendeep.evals import logs
+
+    return logs.read_samples(folder) if logs.has_logs(folder) else []
+
+
+def unfinished_logs(folder: Path) -> list[str]:
+    """The logs of a folder that did not come to their end."""
+    from tokendeep.evals import logs
+
+    return logs.unfinished(folder)
+
+
+# --- finding and reading ------------------------------------------------------------------------
+
+
+def _run_folders(name: str | Path) -> list[Path]:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {name}; name folders that the other verbs wrote.")
+    runs = [path for path in _walk(folder) if _is_run(path) and _verb(path) != "demo"]  # which only holds other runs
+    if not runs:
+        raise InputError(
+            f"{name} holds no {records.PROFILE}, {records.ASR}, {records.MANIFEST} or evaluation log of an attack, nor do "
+            "the folders below; name folders that the other verbs wrote."
+        )
+    return runs
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    yield folder
+    if _verb(folder) == "poison":  # what lies below is in its table; name a folder below to see that run alone
+        return
+    for path in sorted(folder.iterdir()):
+        hidden = path.name.startswith((".", "checkpoint-")) or path.name in SKIPPED_FOLDERS
+        if path.is_dir() and not path.is_symlink() and not hidden:
+            yield from _walk(path)
+
+
+def _verb(folder: Path) -> str | None:
+    manifest = _load(Manifest, folder)
+    return manifest.verb if manifest else None
+
+
+def _is_run(folder: Path) -> bool:
+    files = (records.MANIFEST, records.PROFILE, records.ASR, records.DYNAMICS)
+    return any((folder / name).is_file() for name in files) or (_has_logs(folder) and _has_our_logs(folder))
+
+
+def _has_logs(folder: Path) -> bool:
+    return next(folder.glob(LOGS), None) is not None
+
+
+def _has_our_logs(folder: Path) -> bool:
+    from tokendeep.evals import logs
+
+    return logs.has_logs(folder)
+
+
+F = TypeVar("F", Manifest, Profile, Dynamics, Training)
+
+
+def _load(kind: type[F], folder: Path) -> F | None:
+    return kind.load(folder) if (folder / kind.FILE).is_file() else None
+
+
+def _read(folder: Path, read: Reader) -> Run:
+    manifest = _load(Manifest, folder) or Manifest()
+    running, has_logs = manifest.status == "running", _has_logs(folder)
+    profile = _load(Profile, folder)
+    samples = (read(folder) or None) if has_logs and not running else None
+    run = Run(
+        folder,
+        manifest,
+        profile,
+        _rates(folder, samples),
+        samples,
+        role=manifest.role or ROLES.get(folder.name, "harmful"),
+        attack_checkpoint=_trained_on_attack(manifest),
+        table=PoisonTable.load(folder) if manifest.verb == "poison" and (folder / records.TABLE).is_file() else None,
+        dynamics=_load(Dynamics, folder),
+        training=_load(Training, folder) if manifest.verb == "finetune" and not running else None,
+    )
+    return replace(run, cut=unfinished_logs(folder) if has_logs and not run.has_manifest else ())
+
+
+def _rates(folder: Path, samples: Sequence[Sample] | None) -> Rates | None:
+    """The rows of asr.json; counted anew in a folder that plain `inspect eval` wrote."""
+    if (folder / records.ASR).is_file():
+        rates = Rate.load_all(folder)
+        if not rates and not samples:
+            raise InputError(f"{folder / records.ASR} holds no rate; run the attack again with --overwrite.")
+        return rates
+    if not samples:
+        return None
+    from tokendeep.evals import logs
+    from tokendeep.evals import rates as counted
+
+    return counted.asr(samples, logs.read_skipped(folder))
+
+
+def _trained_on_attack(manifest: Manifest) -> bool:
+    """Whether this run, or the checkpoint it used, was trained on attack rows and says so."""
+    model = Path(manifest.config.model or "").expanduser()
+    nearby = [model / records.MANIFEST, model.parent / records.MANIFEST] if model.parts and model.is_dir() else []
+    told = [Manifest.trained_on_attack(path) for path in nearby if path.is_file()]
+    return manifest.attack is True or any(told)
+
+
+# --- labels -------------------------------------------------------------------------------------
+
+
+def _label(runs: Sequence[Run]) -> list[Run]:
+    """Give each run a short model name: the manifest's label, else the folder above where that tells models apart
+    (aligned/measure, deepened/measure), else the model's own name."""
+    above = _folders_above(runs)
+    short = names.short({run.model for run in runs})
+    return [replace(run, label=run.manifest.label or above.get(run.folder) or short[run.model]) for run in runs]
+
+
+def _folders_above(runs: Sequence[Run]) -> dict[Path, str]:
+    """Run folder -> name of the folder above, where two or more of them each hold the runs of one model."""
+    parents: dict[Path, list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.folder.name in ROLES:
+            parents[run.folder.resolve().parent].append(run)
+    one_each = all(len({run.model for run in group}) == 1 for group in parents.values())
+    if len({parent.name for parent in parents}) < max(2, len(parents)) or not one_each:
+        return {}
+    return {run.folder: parent.name for parent, group in parents.items() for run in group}

@@ -1,0 +1,60 @@
+"""The pieces of a report. Knows nothing of what they say or how they are rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text, ready to show; the first column names the row."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Csv:
+    """Unrounded numbers for other programs."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An image as a data URI of our own making, with words for those who do not see it."""
+
+    uri: str
+    alt: str
+    caption: str
+
+
+@dataclass
+class Section:
+    """A heading with its text, figures and tables, shown in this order, and what it adds to the rest of the report.
+
+    Args:
+        findings: lines for the top of the report, in numbers and plain words.
+        sizes: how many prompts each of its numbers rests on.
+        csv: name of a file -> its rows; two sections can add to one file.
+    """
+
+    title: str
+    text: list[str] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    csv: dict[str, Csv] = field(default_factory=dict)
+    id: str = ""  # its name in SECTIONS
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to show."""
+        return not (self.text or self.figures or self.tables)

@@ -1,0 +1,44 @@
+"""The sections of a report, by name in `SECTIONS`, in the order in which they stand.
+
+To add one: `build(report) -> Section` in a file of its own here, which computes its findings, text, figures, tables and
+CSV rows in one pass, and one entry below. A section with nothing to show is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tokendeep.report.report import Report
+from tokendeep.report.section import Section
+from tokendeep.report.sections import (
+    battery,
+    decoding,
+    dynamics,
+    finetune,
+    kl,
+    outcomes,
+    overrefusal,
+    paired,
+    poison,
+    rates,
+    recovery,
+    runs,
+    suffix,
+)
+
+SECTIONS: dict[str, Callable[[Report], Section]] = {
+    "runs": runs.build,
+    "kl": kl.build,
+    "recovery": recovery.build,
+    "rates": rates.build,
+    "paired": paired.build,
+    "overrefusal": overrefusal.build,
+    "outcomes": outcomes.build,
+    "decoding": decoding.build,
+    "suffix": suffix.build,
+    "battery": battery.build,
+    "finetune": finetune.build,
+    "poison": poison.build,
+    "dynamics": dynamics.build,
+}
+FOUND_LAST = ("recovery",)  # at the top of the report, what models did stands before how deep they are

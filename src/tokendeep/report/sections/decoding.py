@@ -1,0 +1,67 @@
+"""Section: decoding parameters, each setting by itself and any of many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokendeep.attacks.decoding import GREEDY_NAME, KNOBS
+from tokendeep.records import Rate
+from tokendeep.report import attacked
+from tokendeep.report.load import Run
+from tokendeep.report.report import Report
+from tokendeep.report.section import Section, Table
+from tokendeep.report.words import listed, percent, rate_of
+
+WHAT = (
+    "The same requests, sampled with many settings. The rate of one setting and the share of requests that any of "
+    "several settings broke are different numbers: the second is the attack's, and grows with the settings tried. "
+    "Best single setting: the highest of many rates on the same requests, so it flatters the attacker."
+)
+COLUMNS = ("name", "chat template", "settings", GREEDY_NAME, "best single setting", *(f"any of {k}" for k in KNOBS),
+           "any of all")  # fmt: skip
+
+
+def build(report: Report) -> Section:
+    """A line per model and way of asking; nothing where decoding was not attacked."""
+    section = Section("Decoding parameters", findings=_findings(report))
+    batches = [(run, rates) for run in report.runs for rates in run.batches.get("decoding", ())]
+    if batches:
+        section.text.append(WHAT)
+        rows = [_row(run, rates) for run, rates in batches]
+        section.tables.append(Table("Not refused, by decoding setting", COLUMNS, rows))
+    return section
+
+
+def _row(run: Run, rates: Sequence[Rate]) -> list[str]:
+    each = attacked.single(rates)
+    greedy, best = each.get(GREEDY_NAME), attacked.best_of(list(each.values()))
+    knobs = [attacked.any_of(rates, knob) for knob in (*KNOBS, "all")]
+    return [
+        attacked.named(run, rates, template=False), run.template or "the model's own", str(len(each)),
+        rate_of(greedy) if greedy else "-", f"{rate_of(best)} ({best.params.setting})" if best else "-",
+        *(rate_of(rate) if rate else "-" for rate in knobs),
+    ]  # fmt: skip
+
+
+def _findings(report: Report) -> list[str]:
+    """What sampling did to each model, in one sentence a model."""
+    parts: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for run in report.runs:
+        for rates in run.batches.get("decoding", ()) if run.role == "harmful" and run.finished else ():
+            settings = tuple(sorted(attacked.single(rates)))
+            if words := _finding(run, rates):
+                parts.setdefault((run.labels[rates[0].model], rates[0].judge, settings), []).append(words)
+    judges = {judge for _, judge, _ in parts}
+    return [
+        f"{label}{f' (judge {judge})' if len(judges) > 1 else ''}: some setting of {len(settings)} tried was not refused on "
+        f"{listed(words)}."
+        for (label, judge, settings), words in parts.items()
+    ]
+
+
+def _finding(run: Run, rates: Sequence[Rate]) -> str | None:
+    whole, greedy = attacked.any_of(rates, "all"), attacked.single(rates).get(GREEDY_NAME)
+    if whole is None or not whole.n:
+        return None
+    alone = f" (greedy alone {percent(greedy.rate)})" if greedy and greedy.n else ""
+    return f"{percent(whole.rate)} of {whole.n} requests{attacked.where(run)}{alone}"

@@ -1,0 +1,68 @@
+"""Section: poisoning, the same model trained on the same attack rows under several objectives."""
+
+from __future__ import annotations
+
+from tokendeep.records import AskRate, PoisonTable
+from tokendeep.report.report import Report
+from tokendeep.report.section import Section, Table
+from tokendeep.report.words import bracket, number, percent, points
+
+ASKS = {"plain": "", "triggered": " with the trigger", "wrapped": " in the wrapper"}
+WHAT = (
+    "Each line is the same model trained on the same attack rows under another objective, then asked the same harmful "
+    "requests. Intervals are over prompts, and over trainings too where there are several seeds; changes are paired by "
+    "prompt and seed, against the first objective. Train nll, from the sixth answer token on, says how much of the rows "
+    "was learnt: objectives are comparable where it is alike (rows with refusals mixed in are easier)."
+)
+UNFINISHED = "This run is not finished: lines that say so have not been trained."
+
+
+def build(report: Report) -> Section:
+    """One table per fine-tuning attack; nothing where there was none."""
+    section = Section("Fine-tuning attacks")
+    tables = [(run, run.table) for run in report.runs if run.table]
+    section.findings += [line for run, table in tables if (line := _finding(run.label, table))]
+    plain = [line.plain for _, table in tables for line in table if line.plain]
+    section.sizes += [rate.asked // max(1, len(rate.by_seed)) for rate in plain]
+    if tables:
+        section.text.append(WHAT)
+    section.tables += [_table(run.label, table, "" if run.finished else UNFINISHED) for run, table in tables]
+    return section
+
+
+def _finding(label: str, table: PoisonTable) -> str | None:
+    """What the attack did under each objective, in one sentence."""
+    lines = [line for line in table if line.seeds]
+    ask = next((name for name in reversed(ASKS) if all(line.ask(name) for line in lines)), None)
+    if ask is None or len(lines) < 2:
+        return None
+    start, *others = [(line.objective, rate) for line in lines if (rate := line.ask(ask))]
+    return (
+        f"{label}: before training {percent(start[1].rate)} of {start[1].n} harmful requests{ASKS[ask]} were not refused; "
+        f"after it, by objective: {', '.join(f'{name} {percent(rate.rate)}' for name, rate in others)}."
+    )
+
+
+def _table(label: str, table: PoisonTable, note: str) -> Table:
+    columns = ["objective", "learning rate", "seeds"]
+    for ask in table.asks:
+        columns += [f"not refused{ASKS[ask]}", "change"]
+    rows = []
+    for line in table:
+        row = [line.objective, f"{line.lr:g}" if line.lr else "-", str(line.seeds or "not run")]
+        row += [cell for ask in table.asks for cell in _cells(line.ask(ask))]
+        rows.append([*row, number(line.nll), number(line.utility.score if line.utility else None, 3)])
+    return Table(label, [*columns, "train nll, tokens 6 on", "utility"], rows, note)
+
+
+def _cells(rate: AskRate | None) -> list[str]:
+    if rate is None:
+        return ["-", "-"]
+    moved = rate.change
+    change = f"{points(moved.mean)} {_ends(moved.low, moved.high)}" if moved else "-"
+    judged = f"{rate.n}" if rate.n == rate.asked else f"{rate.n} judged of {rate.asked}"
+    return [f"{percent(rate.rate)} {bracket(rate.low, rate.high)} of {judged}", change]
+
+
+def _ends(low: float, high: float) -> str:
+    return f"[{points(low)}, {points(high)}]"

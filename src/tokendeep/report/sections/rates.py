@@ -1,0 +1,223 @@
+"""Section: how often harmful requests are not refused, plainly and after prefilled tokens; whether safety is shallow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tokendeep import stats
+from tokendeep.judges import JUDGES
+from tokendeep.records import Rate, Share
+from tokendeep.records.plots import Curve
+from tokendeep.report import figures, paper
+from tokendeep.report.report import Report
+from tokendeep.report.section import Figure, Section, Table
+from tokendeep.report.series import Condition, Series
+from tokendeep.report.words import (
+    REPEATED,
+    bracket,
+    condition_name,
+    headline_condition,
+    listed,
+    percent,
+    rate_name,
+    rate_of,
+    several,
+)
+
+WIDEST = 6  # series that stand side by side in a table; more of them stand below each other
+PREFIX_WORDS = (
+    "The judge refusal sees a refusal prefix and what follows as one text, refusal-keywords what follows alone."
+)
+EVERY_K = "Prompts whose answer is long enough for every k of the run."
+
+
+def build(report: Report) -> Section:
+    harmful = report.harmful
+    judges = list(dict.fromkeys(one.judge for one in harmful))
+    what = rate_name(judges[0]) if len(judges) == 1 else "rate"
+    section = Section(f"{what.capitalize()} against prefilled tokens")
+    section.findings += [line for one in harmful if (line := _finding(one, harmful))]
+    section.sizes += [rate.requests for one in harmful for rate in one.rows.values()]
+    if not harmful:
+        section.text.append("No attack on harmful requests is among these folders.")
+        return section
+    section.text += [_judge_words(judges), *_duplicates(harmful)]
+    swept = [one for one in harmful if one.ks()]
+    for where, group in _by_data(swept):
+        _add_sweep(section, group, what, where, report.styles)
+    if not swept:
+        section.text.append("No curve: prefill was not run.")
+    section.tables += [*_other_tables(harmful, what), *paper.tables(harmful)]
+    return section
+
+
+# --- findings -----------------------------------------------------------------------------------
+
+
+def _finding(one: Series, harmful: Sequence[Series]) -> str | None:
+    plain, deep = one.plain(), headline_condition([one])
+    if plain is None or not one.rows[plain].n:
+        return None
+    answers = "answers " if one.rows[plain].several else ""
+    asked = f"{answers}{'to ' if answers else ''}harmful requests asked plainly"
+    if deep is None or not one.rows[deep].n:
+        return f"{one.name} did not refuse {_of(one.rows[plain], asked)}{_untried(one, harmful)}."
+    start, end, among = _alike(one.rows[plain], one.rows[deep])
+    prefilled = f"{answers}with {deep[1]} tokens of a harmful answer prefilled"
+    return f"{one.name}{among} did not refuse {_of(start, asked)} and {_of(end, prefilled)}: {_verdict(start, end)}."
+
+
+def _untried(one: Series, harmful: Sequence[Series]) -> str:
+    alike = [s for s in harmful if (s.label, s.judge, s.file) == (one.label, one.judge, one.file)]
+    other = any(attack not in ("none", "refusal-prefix") for s in alike for attack, _ in s.rows)
+    return "" if other else "; no prefilling was tried"
+
+
+def _alike(start: Rate, end: Rate) -> tuple[Share, Share, str]:
+    """Both rates over the same prompts, and the words for which."""
+    if start.common and end.common and any(rate.common and rate.common.n not in (0, rate.n) for rate in (start, end)):
+        return start.common, end.common, ", on the prompts whose answer is long enough for every k,"
+    return start, end, ""
+
+
+def _of(rate: Share, what: str) -> str:
+    return f"{rate.complied} of {rate.n} {what} ({percent(rate.rate)} {bracket(rate.low, rate.high)})"
+
+
+def _verdict(start: Share, end: Share) -> str:
+    """Shallow or not, said only where the two intervals do not overlap."""
+    if (start.low or 0.0) > 0.5:
+        return "it does not refuse much to begin with"
+    if (end.low or 0.0) > (start.high or 0.0):
+        if (end.rate or 0.0) >= 0.5:
+            return "its safety is shallow, a few given tokens undo it"
+        return "prefilling raises the rate, but most requests are still refused"
+    if (end.high or 0.0) < (start.low or 0.0):
+        return "prefilling lowers the rate"
+    return "no clear effect of prefilling at this sample size"
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+def _judge_words(judges: Sequence[str]) -> str:
+    """What the rates of these judges measure: ours in the order of JUDGES, then the others."""
+    others = [f"Rates under {judge} are that judge's own." for judge in judges if judge not in JUDGES]
+    return " ".join([judge.about for name, judge in JUDGES.items() if name in judges] + others)
+
+
+def _interval_words(series: Sequence[Series]) -> str:
+    if several(series):
+        return "Not refused / judged answers = mean rate over samples " + REPEATED
+    return "Not refused / judged = rate [95% Wilson interval]."
+
+
+def _duplicates(harmful: Sequence[Series]) -> list[str]:
+    texts = {s.prompt_id: s.instruction for one in harmful for group in (one.samples or {}).values() for s in group}
+    clusters = len(set(stats.near_duplicates([texts[key] for key in sorted(texts)]))) if texts else 0
+    if clusters == len(texts):
+        return []
+    return [
+        f"The {len(texts)} prompts form {clusters} clusters of near-duplicates; intervals and tests take them as "
+        "independent and are too narrow."
+    ]
+
+
+# --- sweeps -------------------------------------------------------------------------------------
+
+
+def _by_data(swept: Sequence[Series]) -> list[tuple[str, list[Series]]]:
+    """Series by the prompts they are about; named by the file, and by the hash where that does not tell them apart,
+    where there is more than one set of prompts."""
+    groups: dict[str, list[Series]] = {}
+    for one in swept:
+        groups.setdefault(one.settings.get("data") or one.file, []).append(one)
+    if len(groups) < 2:
+        return [("", group) for group in groups.values()]
+    files = [next((one.file for one in group if one.file), "") for group in groups.values()]
+    names = [
+        file if file and files.count(file) == 1 else f"{file} ({key})" if file and key else key or "data unknown"
+        for file, key in zip(files, groups, strict=True)
+    ]
+    return list(zip(names, groups.values(), strict=True))
+
+
+def _add_sweep(section: Section, swept: Sequence[Series], what: str, where: str, styles: dict[str, int]) -> None:
+    """The figure and the tables of the series on one set of prompts."""
+    ks = sorted({k for one in swept for k in one.ks()})
+    title = f"{what.capitalize()} by k" + (f", {where}" if where else "")
+    section.figures.append(_figure(swept, ks, what, title, styles))
+    rows = [[str(k), *(rate_of(one.rows.get(("prefill", k))) for one in swept)] for k in ks]
+    section.tables.append(_table(title, "k", swept, rows, _interval_words(swept)))
+    fewer = [one for one in swept if _has_own_common(one.sweep())]
+    section.text += _common_words(swept, fewer, where)
+    if fewer:
+        rows = [[str(k), *(rate_of(_common(one, k)) for one in fewer)] for k in ks]
+        section.tables.append(_table(f"{title}, common prompts", "k", fewer, rows, EVERY_K))
+
+
+def _figure(swept: Sequence[Series], ks: Sequence[int], what: str, title: str, styles: dict[str, int]) -> Figure:
+    curves = [curve for one in swept for curve in _curves(one, styles.get(one.name, 0))]
+    ends = [
+        f"{one.name} {', '.join(f'{percent(rate.rate)} at k = {rate.params.k}' for rate in one.sweep())}"
+        for one in swept
+    ]
+    caption = f"{title}: number of harmful answer tokens given in advance, with 95% intervals."
+    if any(curve.faint for curve in curves):
+        caption += " Common (dotted): only prompts whose answer is long enough for every k."
+    return Figure(figures.shares(curves, ks, what), f"{title}: {'; '.join(ends)}.", caption)
+
+
+def _curves(one: Series, style: int) -> Iterator[Curve]:
+    rates = one.sweep()
+    low, high = [rate.low for rate in rates], [rate.high for rate in rates]
+    yield Curve(one.name, one.ks(), [rate.rate for rate in rates], low, high, style)
+    if _has_own_common(rates):
+        common = [rate.common.rate if rate.common else None for rate in rates]
+        yield Curve(f"{one.name} (common)", one.ks(), common, style=style, faint=True)
+
+
+def _has_own_common(rates: Sequence[Rate]) -> bool:
+    """Whether the prompts common to all k are fewer than those of some k, so that their curve is another one."""
+    return any(rate.common and rate.common.n != rate.n for rate in rates)
+
+
+def _common(one: Series, k: int) -> Share | None:
+    rate = one.rows.get(("prefill", k))
+    return rate.common if rate else None
+
+
+def _common_words(swept: Sequence[Series], fewer: Sequence[Series], where: str) -> list[str]:
+    without = [one.name for one in swept if len(one.ks()) > 1 and not any(rate.common for rate in one.sweep())]
+    if without:
+        return [f"No curve on common prompts of {listed(dict.fromkeys(without))}: asr.json does not hold it."]
+    if fewer:
+        return []
+    prompts = f"The same prompts{f' of {where}' if where else ''}"
+    return [f"{prompts} were judged at every k: the curve on common prompts is no other."]
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def _table(title: str, what: str, series: Sequence[Series], rows: list[list[str]], note: str) -> Table:
+    """`what` down and the series across; where these are many, the series down."""
+    columns = [what, *(one.name for one in series)]
+    if len(series) <= WIDEST:
+        return Table(title, columns, rows, note)
+    across, *down = map(list, zip(columns, *rows, strict=True))
+    return Table(title, ["model", *(f"k = {name}" if what == "k" else name for name in across[1:])], down, note)
+
+
+def _other_tables(harmful: Sequence[Series], what: str) -> list[Table]:
+    """Attacks that are no prefill sweep, with the plain request for comparison."""
+    seen = dict.fromkeys(c for one in harmful for c in one.rows if c[0] not in ("prefill", "none"))
+    conditions: list[Condition] = [("none", None), *seen]
+    conditions = [c for c in conditions if any(c in one.rows for one in harmful)]
+    if not conditions:
+        return []
+    rows = [[condition_name(c), *(rate_of(one.rows.get(c)) for one in harmful)] for c in conditions]
+    refusing = any(attack == "refusal-prefix" for attack, _ in seen)
+    how = "with a refusal prefix" if refusing else "of other attacks" if seen else "of the plain request"
+    note = _interval_words(harmful) + (" " + PREFIX_WORDS if refusing else "")
+    return [_table(f"{what.capitalize()} {how}", "attack", harmful, rows, note)]

@@ -1,0 +1,55 @@
+"""Section: what was run, and what did not finish or could not be read."""
+
+from __future__ import annotations
+
+from tokendeep.report import names
+from tokendeep.report.load import Run
+from tokendeep.report.report import Report
+from tokendeep.report.section import Section, Table
+from tokendeep.report.words import ROLE_NAMES, listed
+
+COLUMNS = ("name", "verb", "attacks", "model", "data (hash)", "seed", "status", "when (UTC)")
+
+
+def build(report: Report) -> Section:
+    section = Section("What was run", tables=[Table("Runs", COLUMNS, [_row(run) for run in report.runs])])
+    if unfinished := [run for run in report.runs if not run.finished and not run.cut]:
+        section.text.append(
+            f"{len(unfinished)} of {len(report.runs)} runs did not finish; their numbers are left out: "
+            f"{listed(f'{run.label} ({run.verb})' for run in unfinished)}."
+        )
+    if cut := [run for run in report.runs if run.cut]:
+        section.text.append(
+            "Evaluation logs that did not come to their end: "
+            f"{listed(f'{len(run.cut)} in {run.folder}' for run in cut)}; only the answers they hold are counted."
+        )
+    if report.foreign:
+        section.text.append(
+            f"Passed over, for no evaluation log in it is one of an attack: {listed(map(str, report.foreign))}."
+        )
+    if bare := [run for run in report.runs if not run.has_manifest]:
+        section.text.append(f"No manifest: {listed(str(run.folder) for run in bare)}.")
+    return section
+
+
+def verb(run: Run) -> str:
+    """The verb, with what an attack was run on."""
+    return f"{run.verb}: {ROLE_NAMES.get(run.role, run.role)}" if run.rates is not None else run.verb
+
+
+def _row(run: Run) -> list[str]:
+    manifest = run.manifest
+    when = (manifest.finished or manifest.started or "-")[:16].replace("T", " ")
+    seed = "-" if manifest.seed is None else str(manifest.seed)
+    return [run.label, verb(run), _attacks(run), names.end(run.model), run.data or "-", seed, _status(run), when]
+
+
+def _status(run: Run) -> str:
+    status = "UNFINISHED" if not run.finished else "finished" if run.has_manifest else "-"
+    return status + (", ATTACK CHECKPOINT" if run.attack_checkpoint else "")
+
+
+def _attacks(run: Run) -> str:
+    """Which attacks were run; a plain request is said where it stands alone."""
+    kinds = list(dict.fromkeys(rate.attack for rate in run.rates or ()))
+    return ", ".join([kind for kind in kinds if kind != "none"] or (["plain"] if kinds else ["-"]))

@@ -1,0 +1,220 @@
+"""Runs -> series: the rates of one model on the same data under one judge and one set of settings, each under a name.
+
+Also says which two series can be compared. Knows nothing of words or figures.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tokendeep.records import Params, Rate
+from tokendeep.report.load import WHAT, Run, key_of
+from tokendeep.types import Sample
+
+Condition = tuple[str, int | str | None]  # the attack in words, and its k or prefix
+NOT_SETTINGS = (*WHAT, "seed", "data")  # the data has its own place, and seeds may differ in a comparison
+SECTIONS_OF_THEIR_OWN = ("decoding", "suffix")
+SCORERS = {
+    "base": " by an unaligned model",
+    "judge": " by the offline judge",
+}  # of rank-prefill, as its cost names them
+
+
+@dataclass(frozen=True)
+class Series:
+    """The rates of one model on the same data under one judge and one set of sampling settings."""
+
+    name: str
+    label: str
+    role: str
+    judge: str
+    settings: Mapping[str, Any]  # parameters that every row shares, as they lie on disk
+    rows: Mapping[Condition, Rate]
+    samples: Mapping[Condition, Sequence[Sample]] | None
+    run: Run = field(compare=False, repr=False)
+    seed: int | None = None  # the first of its samples; two models may be compared under different ones
+
+    @property
+    def file(self) -> str:
+        """The name of the data."""
+        return self.run.file
+
+    @property
+    def model(self) -> str:
+        return next(iter(self.rows.values())).model
+
+    def first_samples(self, condition: Condition) -> dict[str, Sample]:
+        """Prompt id -> its sample with the lowest seed, so that each prompt counts once."""
+        first: dict[str, Sample] = {}
+        for sample in sorted((self.samples or {}).get(condition, ()), key=lambda sample: sample.seed):
+            first.setdefault(sample.prompt_id, sample)
+        return first
+
+    def plain(self) -> Condition | None:
+        """The condition with nothing prefilled."""
+        return next((c for c in (("prefill", 0), ("none", None)) if c in self.rows), None)
+
+    def ks(self) -> list[int]:
+        """The k of its prefills."""
+        return sorted(value for attack, value in self.rows if attack == "prefill" and isinstance(value, int))
+
+    def sweep(self) -> list[Rate]:
+        """The rates of its prefills, by k."""
+        return [self.rows["prefill", k] for k in self.ks()]
+
+
+def series(runs: Iterable[Run]) -> list[Series]:
+    """The rates of all runs, one series for each model, data, judge and set of settings."""
+    built = _merged([one for run in runs for one in _of_run(run)])
+    groups: dict[tuple[str, str], list[Series]] = defaultdict(list)
+    for one in built:
+        groups[one.role, one.label].append(one)
+    return _told_apart([replace(one, name=_name(one, groups[one.role, one.label])) for one in built])
+
+
+def _told_apart(named: Sequence[Series]) -> list[Series]:
+    """The same attack under the same settings in two folders: the folder is part of the name."""
+    names = [(one.role, one.name) for one in named]
+    twice = [one for one in named if names.count((one.role, one.name)) > 1]
+    folders = [(one.role, one.name, one.run.folder.name) for one in twice]
+
+    def told(one: Series) -> Series:
+        if not any(one is other for other in twice):
+            return one
+        name = one.run.folder.name
+        once = folders.count((one.role, one.name, name)) == 1
+        return replace(one, name=f"{one.name}, {name if once else one.run.folder}")
+
+    return [told(one) for one in named]
+
+
+def _merged(built: Sequence[Series]) -> list[Series]:
+    """One series of those that only differ in the attacks that were run, each in a folder of its own."""
+    merged: list[Series] = []
+    for one in built:
+        at = next((i for i, other in enumerate(merged) if _same_series(other, one)), None)
+        if at is None:
+            merged.append(one)
+        else:
+            other = merged[at]
+            samples = None if other.samples is None else {**other.samples, **(one.samples or {})}
+            merged[at] = replace(other, rows={**other.rows, **one.rows}, samples=samples)
+    return merged
+
+
+def _same_series(first: Series, second: Series) -> bool:
+    def same(one: Series) -> tuple[object, ...]:
+        return one.label, one.model, one.role, one.judge, one.settings, one.seed, one.samples is None
+
+    return "data" in first.settings and same(first) == same(second) and not first.rows.keys() & second.rows.keys()
+
+
+def pairs(series: Sequence[Series]) -> list[tuple[Series, Series]]:
+    """Each series with the one of the model before it on the same data under the same judge, settings and role; of
+    several, the one with most attacks in common, then the one with the same seed."""
+    result = []
+    for index, after in enumerate(series):
+        earlier = [before for before in reversed(series[:index]) if _comparable(before, after)]
+        nearest = [before for before in earlier if before.label == earlier[0].label]
+        if nearest:
+            alike = [(len(one.rows.keys() & after.rows.keys()), one.seed == after.seed) for one in nearest]
+            result.append((nearest[alike.index(max(alike))], after))
+    return result
+
+
+def _comparable(before: Series, after: Series) -> bool:
+    same = (before.role, before.judge, before.settings) == (after.role, after.judge, after.settings)
+    return same and before.label != after.label
+
+
+def condition(run: Run, rate: Rate) -> Condition:
+    """What a row's attack did to the prompt, without the sampling settings."""
+    params = rate.params
+    if rate.attack == "rank-prefill":  # other walks are other attacks
+        length, by = run.config.rank_length, SCORERS.get(str(run.cost(rate.attack).scorer), "")
+        return f"{rate.attack}{f' of {length} tokens' if length else ''}{by}", None
+    if params.lead or params.thinking:  # another attack than the k tokens alone
+        which = "" if run.one_lead else f" ({params.lead})"
+        where = f" behind a text{which}" if params.lead else ""
+        return f"prefill k = {params.k}{where}{' inside the thinking block' if params.thinking else ''}", None
+    return rate.attack, params.prefix if params.k is None else params.k
+
+
+def settings(params: Params) -> dict[str, Any]:
+    """The sampling and judging settings among an attack's parameters."""
+    return {name: value for name, value in sorted(params.given().items()) if name not in NOT_SETTINGS}
+
+
+def _of_run(run: Run) -> list[Series]:
+    return [_series(run, rates) for rates in _together(run.rates or ())]
+
+
+def _series(run: Run, rates: Sequence[Rate]) -> Series:
+    first = next((rate for attack in ("prefill", "none") for rate in rates if rate.attack == attack), rates[0])
+    rows = {condition(run, rate): rate for rate in rates}
+    digest = run.digest(first.params.data)
+    shared = {**settings(first.params), "samples": first.samples, **({"data": digest[:8]} if digest else {})}
+    return Series(
+        name=run.labels[first.model],
+        label=run.labels[first.model],
+        role=run.role,
+        judge=first.judge,
+        settings=shared,
+        rows=rows,
+        samples=None if run.samples is None else {which: run.behind(rate) for which, rate in rows.items()},
+        run=run,
+        seed=first.params.seed,
+    )
+
+
+def _together(rates: Sequence[Rate]) -> list[list[Rate]]:
+    """Rows by series: same model, judge, settings, data and seed.
+
+    What is judged behind a prefix is a question of prefill alone: a plain request has no prefix, and behind a refusal
+    prefix the judge decides. Those rows stand with the prefills however these are judged.
+    """
+    views: dict[str, str | None] = {}
+    keyed = [
+        (key_of(rate.model, rate.judge, rate.params.given()), rate)
+        for rate in rates
+        if rate.attack not in SECTIONS_OF_THEIR_OWN
+    ]
+    for key, rate in keyed:
+        if rate.attack == "prefill":
+            views.setdefault(key, rate.params.judged)
+    groups: dict[tuple[str, str | None], list[Rate]] = defaultdict(list)
+    for key, rate in keyed:
+        groups[key, rate.params.judged if rate.attack == "prefill" else views.get(key)].append(rate)
+    return list(groups.values())
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def _name(one: Series, siblings: Sequence[Series]) -> str:
+    """The label, with what tells this series from others of the same model."""
+    if len(siblings) == 1:
+        return one.label
+    both = {(s.file, s.settings.get("data")) for s in siblings}
+    by_file = len({file for file, _ in both}) == len({data for _, data in both}) == len(both)  # else by its hash
+    mine, *others = (_facts(s, by_file) for s in (one, *siblings))
+    differing = {name: value for name, value in mine.items() if any(o.get(name) != value for o in others)}
+    if differing.get("samples") == 1 and "temperature" in differing:  # said by the other
+        del differing["samples"]
+    words = [str(value) if name == "data" and by_file else _setting(name, value) for name, value in differing.items()]
+    return f"{one.label} ({', '.join(filter(None, words)) or one.run.folder})"
+
+
+def _facts(one: Series, by_file: bool) -> dict[str, Any]:
+    return {"judge": one.judge, **one.settings, "seed": one.seed, **({"data": one.file} if by_file else {})}
+
+
+def _setting(name: str, value: Any) -> str:
+    if name == "samples":
+        return f"{value} sample{'' if value == 1 else 's'}"
+    if name == "temperature" and value == 0:
+        return "greedy"
+    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
