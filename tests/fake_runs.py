@@ -240,7 +240,7 @@ def write_measure(folder: Path, model: str, content: dict[str, Any], **more: Any
 
 
 def read_fake(folder: Path) -> list[Sample]:
-    """Stands in for evals.results.read_samples."""
+    """Stands in for evals.logs.read_samples."""
     return [Sample(**row) for row in json.loads((folder / "fake.eval").read_text(encoding="utf-8"))]
 
 
@@ -249,11 +249,11 @@ def _json(path: Path, value: Any) -> None:
 
 
 if __name__ == "__main__":
-    from tokendeep.report import gather
+    from tokendeep.report import load
     from tokendeep.verbs import report
     from tokendeep.verbs.options import ReportConfig
 
-    gather._inspect_samples = read_fake
+    load.read_logs = read_fake
     target = Path(sys.argv[1])
     if not target.exists():
         write_demo(target)

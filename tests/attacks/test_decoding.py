@@ -12,9 +12,9 @@ from tokendeep import chat
 from tokendeep.attacks import decoding
 from tokendeep.errors import InputError
 from tokendeep.evals import rates
+from tokendeep.report import page
 from tokendeep.types import Decoding, Prompt, Sample, Subject
 from tokendeep.verbs import attack as run
-from tokendeep.verbs import report
 
 
 def test_the_paper_s_grid_is_greedy_and_49_sampled_settings() -> None:
@@ -115,8 +115,8 @@ def test_rates_by_setting_by_knob_and_over_all_are_three_numbers(
     plain = [request for request in answers.requests if request.decoding.temperature == 0.3]
     assert len(plain) == 3  # the user's own temperature is that of the plain request
 
-    built = report.build([out])
-    (section,) = [one for one in built["sections"] if one.id == "decoding"]
+    built = page.build([out])
+    (section,) = [one for one in built.sections if one.id == "decoding"]
     (row,) = section.tables[0].rows
     shown = dict(zip(section.tables[0].columns, row, strict=True))
     assert shown["greedy"].startswith("0/3")

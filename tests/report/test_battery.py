@@ -10,8 +10,9 @@ from typing import Any
 
 import fake_runs
 from tokendeep import stats
+from tokendeep.report import page, render
+from tokendeep.report.page import Page
 from tokendeep.types import Sample
-from tokendeep.verbs import report
 
 
 def answers(attack: str, params: dict[str, Any], broken: Sequence[int], n: int = 12, **more: Any) -> list[Sample]:
@@ -28,12 +29,12 @@ def write(folder: Path, samples: Sequence[Sample], **manifest: Any) -> Path:
     return fake_runs.write_attack(folder, "smollm2", samples, config=config, **{"label": "deepened", **manifest})
 
 
-def built(*dirs: Path) -> dict[str, Any]:
-    return report.build(dirs, read=fake_runs.read_fake)
+def built(*dirs: Path) -> Page:
+    return page.build(dirs, read_logs=fake_runs.read_fake)
 
 
-def section(context: dict[str, Any]) -> Any:
-    return next((one for one in context["sections"] if one.id == "battery"), None)
+def section(context: Page) -> Any:
+    return next((one for one in context.sections if one.id == "battery"), None)
 
 
 def test_each_attack_stands_with_its_cost_for_a_request(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_repetition_is_given_the_same_budget(tmp_path: Path) -> None:
 def test_it_is_a_fall_only_beyond_every_plain_version(tmp_path: Path) -> None:
     walked = write(tmp_path / "walked", answers("rank-prefill", {}, range(12)), cost={})
     given = write(tmp_path / "given", answers("prefill", {"k": 10}, [0, 1]))
-    (line,) = [line for line in built(given, walked)["headline"] if "falls to" in line]
+    (line,) = [line for line in built(given, walked).headline if "falls to" in line]
     assert line.startswith(
         "deepened falls to rank-prefill of 10 tokens on pairs.jsonl: 100% not refused, prefill k = 10 17% (n = 12, p ="
     )
@@ -101,7 +102,7 @@ def test_it_is_a_fall_only_beyond_every_plain_version(tmp_path: Path) -> None:
         tmp_path / "again",
         [one for seed in (0, 1) for one in answers("none", {}, range(12), seed=seed, temperature=1.0)],
     )  # repetition does as well
-    headline = built(given, walked, again)["headline"]
+    headline = built(given, walked, again).headline
     assert not [line for line in headline if "falls to" in line]
     assert (
         "deepened is not shown to do worse under rank-prefill of 10 tokens (on pairs.jsonl) than under their plain versions."
@@ -112,14 +113,14 @@ def test_it_is_a_fall_only_beyond_every_plain_version(tmp_path: Path) -> None:
 def test_a_rise_that_leaves_most_refused_is_no_fall(tmp_path: Path) -> None:
     walked = write(tmp_path / "walked", answers("rank-prefill", {}, range(12), n=40), cost={})
     given = write(tmp_path / "given", answers("prefill", {"k": 10}, [0], n=40))
-    (line,) = [line for line in built(given, walked)["headline"] if "refuses less under rank-prefill" in line]
+    (line,) = [line for line in built(given, walked).headline if "refuses less under rank-prefill" in line]
     assert line.endswith("; most requests are still refused.")
 
 
 def test_an_attack_that_does_no_better_is_not_called_a_fall(tmp_path: Path) -> None:
     plain = answers("prefill", {"k": 10}, range(10))
     walked = write(tmp_path / "walked", answers("rank-prefill", {}, [0, 1]), cost={})
-    headline = built(write(tmp_path / "given", plain), walked)["headline"]
+    headline = built(write(tmp_path / "given", plain), walked).headline
     assert not [line for line in headline if "falls to" in line]
     assert [line for line in headline if line.startswith("deepened is not shown to do worse under rank-prefill")]
 
@@ -127,7 +128,7 @@ def test_an_attack_that_does_no_better_is_not_called_a_fall(tmp_path: Path) -> N
 def test_a_difference_within_chance_is_no_fall(tmp_path: Path) -> None:
     plain = write(tmp_path / "given", answers("prefill", {"k": 10}, [0, 1]))
     walked = write(tmp_path / "walked", answers("rank-prefill", {}, [0, 1, 2]), cost={})
-    assert not [line for line in built(plain, walked)["headline"] if "falls to" in line or "refuses less" in line]
+    assert not [line for line in built(plain, walked).headline if "falls to" in line or "refuses less" in line]
 
 
 def test_a_model_that_refuses_little_to_begin_with_is_no_defence(tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_a_suffix_from_elsewhere_is_no_adaptive_attack_and_its_cost_is_unknown(t
 def test_attacks_of_one_model_in_several_folders_are_one_series(tmp_path: Path) -> None:
     given = write(tmp_path / "given", answers("none", {}, [0]) + answers("prefill", {"k": 10}, [0]))
     walked = write(tmp_path / "walked", answers("rank-prefill", {}, [0, 1]), cost={})
-    text = report.to_markdown(built(given, walked))
+    text = render.to_markdown(built(given, walked))
     assert "| attack | deepened |\n|---|---|\n| plain request |" in text
     assert "| deepened | rank-prefill of 10 tokens | 12 |" in text  # among the outcomes
 
@@ -237,7 +238,7 @@ def test_attacks_of_one_model_in_several_folders_are_one_series(tmp_path: Path) 
 def test_the_smallest_sample_is_that_of_any_figure(tmp_path: Path) -> None:
     walked = write(tmp_path / "walked", answers("rank-prefill", {}, range(7), n=7), cost={})
     given = write(tmp_path / "given", answers("prefill", {"k": 10}, [0]))
-    assert any("as few as 7 prompts" in line for line in built(given, walked)["headline"])
+    assert any("as few as 7 prompts" in line for line in built(given, walked).headline)
 
 
 def test_rows_of_an_older_version_have_no_cost(tmp_path: Path) -> None:
@@ -261,11 +262,11 @@ def test_runs_on_several_data_sets_are_told_apart_by_file(tmp_path: Path) -> Non
         write(tmp_path / name, answers("prefill", {"k": 5}, [0]) + answers("none", {}, [0]), **given)
         write(tmp_path / f"s{name}", answers("suffix", {"suffix": "s"}, [0]), **given)
     context = built(*(tmp_path / folder for folder in ("one", "sone", "two", "stwo")))
-    text = report.to_markdown(context)
+    text = render.to_markdown(context)
     for file in ("one.jsonl", "two.jsonl"):  # other prompts: a figure and a table of their own
         assert f"**Non-refusal rate by k, {file}**\n\n| k | deepened ({file}) |\n" in text
-    assert len(next(one for one in context["sections"] if one.id == "rates").figures) == 2
-    assert [row[0] for one in context["sections"] if one.id == "suffix" for row in one.tables[0].rows] == [
+    assert len(next(one for one in context.sections if one.id == "rates").figures) == 2
+    assert [row[0] for one in context.sections if one.id == "suffix" for row in one.tables[0].rows] == [
         "deepened on one.jsonl", "deepened on two.jsonl",
     ]  # fmt: skip
     assert [table.caption for table in section(context).tables] == [
@@ -283,9 +284,9 @@ def test_an_attack_run_twice_hides_no_comparison(tmp_path: Path) -> None:
         ]
 
     context = built(*both("aligned", range(12)), *both("deepened", [0]))
-    (paired,) = [one for one in context["sections"] if one.id == "paired"]
+    (paired,) = [one for one in context.sections if one.id == "paired"]
     assert "prefill k = 10" in {row[1] for row in paired.tables[0].rows}
-    (rates,) = [one for one in context["sections"] if one.id == "rates"]
+    (rates,) = [one for one in context.sections if one.id == "rates"]
     assert all(len(set(table.columns)) == len(table.columns) for table in rates.tables)
 
 
@@ -302,7 +303,7 @@ def test_what_two_models_share_is_said_once_and_what_an_attack_was_run_for_stand
             cost = {"rank-prefill": {"passes": 240, "scorer": scorer}}
             dirs += [write(tmp_path / label / scorer, walked, label=label, cost=cost, **data)]
     context = built(*dirs)
-    said = context["headline"]
+    said = context.headline
     assert [line.partition(" did not")[0] for line in said[:4]] == [
         "aligned (greedy)", "aligned (temperature 1, 2 samples)",
         "deepened (greedy)", "deepened (temperature 1, 2 samples)",
@@ -313,8 +314,8 @@ def test_what_two_models_share_is_said_once_and_what_an_attack_was_run_for_stand
     ]  # fmt: skip
     assert said[6].startswith("Changes from model to model: paired tests")
     assert not any(line.endswith("(Holm).") for line in said[4:6])
-    assert len(next(one for one in context["sections"] if one.id == "rates").figures) == 1  # the same prompts
-    runs = next(one for one in context["sections"] if one.id == "runs").tables[0]
+    assert len(next(one for one in context.sections if one.id == "rates").figures) == 1  # the same prompts
+    runs = next(one for one in context.sections if one.id == "runs").tables[0]
     assert [row[runs.columns.index("attacks")] for row in runs.rows] == 2 * [
         "prefill", "plain", "rank-prefill", "rank-prefill"
     ]  # fmt: skip
@@ -323,7 +324,7 @@ def test_what_two_models_share_is_said_once_and_what_an_attack_was_run_for_stand
 def test_many_runs_stand_below_each_other(tmp_path: Path) -> None:
     labels = [f"m{i}" for i in range(7)]
     dirs = [write(tmp_path / label, answers("none", {}, [0]), label=label) for label in labels]
-    table = next(one for one in built(*dirs)["sections"] if one.id == "rates").tables[0]
+    table = next(one for one in built(*dirs).sections if one.id == "rates").tables[0]
     assert table.columns == ["model", "plain request"]
     assert [row[0] for row in table.rows] == labels
     assert all(row[1].startswith("1/12 = 8%") for row in table.rows)
@@ -334,7 +335,7 @@ def test_two_walks_keep_their_own_transcripts(tmp_path: Path) -> None:
     for scorer, broken in (("base", range(12)), ("judge", range(0))):  # the answers have the same ids in both
         cost = {"rank-prefill": {"passes": 240, "scorer": scorer}}
         write(tmp_path / scorer, answers("rank-prefill", {}, broken), cost=cost, **data)
-    (group,) = built(tmp_path)["groups"]
+    (group,) = built(tmp_path).groups
     assert {(one.attack, one.outcome) for one in group.transcripts} == {
         ("rank-prefill of 10 tokens by an unaligned model", "complied"),
         ("rank-prefill of 10 tokens by the offline judge", "refused"),
@@ -349,7 +350,7 @@ def test_the_same_prompts_under_another_file_name_are_one_data_set(tmp_path: Pat
         dirs += [
             write(tmp_path / file, given, label=label, config={"data": f"/d/{file}"}, inputs={"data": digest * 64})
         ]
-    rates = next(one for one in built(*dirs)["sections"] if one.id == "rates")
+    rates = next(one for one in built(*dirs).sections if one.id == "rates")
     titles = [table.caption for table in rates.tables if "by k" in table.caption]
     assert titles[:2] == ["Non-refusal rate by k, a.jsonl", "Non-refusal rate by k, c.jsonl"]
     assert len(rates.figures) == 2
@@ -365,12 +366,12 @@ def test_the_headline_on_decoding_is_of_harmful_requests_and_names_its_judges(tm
         return write(tmp_path / name, given, role=role)
 
     dirs = [run("one", "refusal", "harmful", [0]), run("twins", "refusal", "twins", range(11))]
-    said = [line for line in built(*dirs)["headline"] if "some setting" in line]
+    said = [line for line in built(*dirs).headline if "some setting" in line]
     assert said == [
         "deepened: some setting of 2 tried was not refused on 8% of 12 requests on pairs.jsonl (greedy alone 8%)."
     ]
     dirs += [run("two", "refusal-keywords", "harmful", [0, 1, 2])]
-    said = [line for line in built(*dirs)["headline"] if "some setting" in line]
+    said = [line for line in built(*dirs).headline if "some setting" in line]
     assert [line.partition(":")[0] for line in said] == [
         "deepened (judge refusal)", "deepened (judge refusal-keywords)"
     ]  # fmt: skip

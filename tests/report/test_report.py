@@ -22,18 +22,24 @@ import fake_runs
 from fake_runs import sample, write_attack, write_measure
 from tokendeep import stats
 from tokendeep.errors import InputError
-from tokendeep.report import csvs, figures, findings, gather, paired, transcripts, words
+from tokendeep.records import Profile, plots
+from tokendeep.report import figures, load, page, paired, render, transcripts, words
+from tokendeep.report.page import Page
+from tokendeep.report.section import Csv, Section
+from tokendeep.report.sections import recovery
+from tokendeep.report.series import Series, pairs
+from tokendeep.report.series import series as series_of
 from tokendeep.types import Sample, Subject
 from tokendeep.verbs import report
 from tokendeep.verbs.options import AttackConfig, ReportConfig
 
 SECRET = "zanzibar-secret"
-READ_LOGS = gather._inspect_samples
+READ_LOGS = load.read_logs
 
 
 @pytest.fixture(autouse=True)
 def fake_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "_inspect_samples", fake_runs.read_fake)
+    monkeypatch.setattr(load, "read_logs", fake_runs.read_fake)
 
 
 @pytest.fixture(scope="module")
@@ -42,25 +48,25 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def context(demo: Path) -> dict[str, Any]:
-    return report.build([demo], read=fake_runs.read_fake)
+def context(demo: Path) -> Page:
+    return page.build([demo], read_logs=fake_runs.read_fake)
 
 
-def read(*dirs: Path) -> tuple[list[gather.Run], list[gather.Series]]:
-    found = gather.runs(dirs)
-    return found, gather.series(found)
+def read(*dirs: Path) -> tuple[list[load.Run], list[Series]]:
+    found = load.runs(dirs)
+    return found, series_of(found)
 
 
-def section(context: dict[str, Any], name: str) -> findings.Section:
-    return next(one for one in context["sections"] if one.id == name)
+def section(context: Page, name: str) -> Section:
+    return next(one for one in context.sections if one.id == name)
 
 
-def table(context: dict[str, Any], name: str, caption: str) -> list[list[str]]:
+def table(context: Page, name: str, caption: str) -> list[list[str]]:
     found = next(one for one in section(context, name).tables if one.caption.startswith(caption))
     return [list(row) for row in found.rows]
 
 
-def said(context: dict[str, Any], name: str) -> str:
+def said(context: Page, name: str) -> str:
     return " ".join(section(context, name).text)
 
 
@@ -87,19 +93,19 @@ def test_a_demo_folder_is_walked_and_its_models_stand_in_the_order_of_the_story(
 
 def test_a_folder_given_twice_counts_once(demo: Path) -> None:
     again = demo / "base" / ".." / "aligned" / "attack"
-    assert len(gather.runs([demo, demo / "aligned", again])) == len(gather.runs([demo]))
+    assert len(load.runs([demo, demo / "aligned", again])) == len(load.runs([demo]))
 
 
 def test_the_folders_of_the_demo_may_be_given_one_by_one(demo: Path) -> None:
     folders = [demo / "deepened" / "attack", demo / "aligned" / "measure", demo / "aligned" / "attack"]
-    assert [run.label for run in gather.runs(folders)] == ["aligned", "aligned", "deepened"]
+    assert [run.label for run in load.runs(folders)] == ["aligned", "aligned", "deepened"]
 
 
 def test_checkpoints_rows_and_hidden_folders_are_no_runs(tmp_path: Path) -> None:
     write_attack(tmp_path / "attack", "m", sweep("m", {0: ["refused"]}))
     for name in ("checkpoint", "checkpoint-20", "rows", ".cache"):
         write_attack(tmp_path / name, "m", sweep("m", {0: ["refused"]}))
-    assert len(gather.runs([tmp_path])) == 1
+    assert len(load.runs([tmp_path])) == 1
 
 
 @pytest.mark.parametrize(
@@ -117,26 +123,26 @@ def test_a_model_without_label_has_the_shortest_name_that_tells_it_apart(
 ) -> None:
     for number, model in enumerate(models):
         write_attack(tmp_path / f"run{number}", model, sweep(model, {0: ["refused"]}))
-    assert [run.label for run in gather.runs([tmp_path])] == labels
+    assert [run.label for run in load.runs([tmp_path])] == labels
 
 
 def test_the_manifest_s_label_and_role_win(tmp_path: Path) -> None:
     write_attack(tmp_path / "x" / "attack", "m", sweep("m", {0: ["refused"]}), label="mine", role="twins")
-    run = gather.runs([tmp_path])[0]
+    run = load.runs([tmp_path])[0]
     assert (run.label, run.role) == ("mine", "twins")
 
 
 def test_the_demo_s_own_folder_is_no_run(tmp_path: Path) -> None:
     write_attack(tmp_path / "base" / "attack", "m", sweep("m", {0: ["refused"]}))
     (tmp_path / "manifest.json").write_text(json.dumps({"verb": "demo", "status": "running"}))
-    assert [run.folder.name for run in gather.runs([tmp_path])] == ["attack"]
+    assert [run.folder.name for run in load.runs([tmp_path])] == ["attack"]
 
 
 def test_folders_above_name_models_only_where_each_holds_one_model(tmp_path: Path) -> None:
     write_attack(tmp_path / "one" / "attack", "m1", sweep("m1", {0: ["refused"]}))
     write_attack(tmp_path / "one" / "unseen", "m2", sweep("m2", {0: ["refused"]}))
     write_attack(tmp_path / "two" / "attack", "m3", sweep("m3", {0: ["refused"]}))
-    assert {run.label for run in gather.runs([tmp_path])} == {"m1", "m2", "m3"}
+    assert {run.label for run in load.runs([tmp_path])} == {"m1", "m2", "m3"}
 
 
 def test_one_model_under_two_judges_is_two_series_that_are_never_compared_across(tmp_path: Path) -> None:
@@ -148,7 +154,7 @@ def test_one_model_under_two_judges_is_two_series_that_are_never_compared_across
     assert {one.name for one in series} == {
         f"{model} (judge {judge})" for model in ("m1", "m2") for judge in ("refusal", "refusal-keywords")
     }
-    compared = gather.pairs(series)
+    compared = pairs(series)
     assert len(compared) == 2
     assert all(before.judge == after.judge and before.label != after.label for before, after in compared)
 
@@ -156,15 +162,15 @@ def test_one_model_under_two_judges_is_two_series_that_are_never_compared_across
 def test_different_sampling_is_not_compared(tmp_path: Path) -> None:
     write_attack(tmp_path / "a", "m1", sweep("m1", {0: ["refused"]}))
     write_attack(tmp_path / "b", "m2", sweep("m2", {0: ["refused"]}, temperature=0.9))
-    assert gather.pairs(read(tmp_path)[1]) == []
+    assert pairs(read(tmp_path)[1]) == []
 
 
 def test_other_data_is_not_compared_even_where_the_ids_are_the_same(tmp_path: Path) -> None:
     for name, digest in (("a", "1" * 64), ("b", "2" * 64), ("c", "1" * 64)):
         write_attack(tmp_path / name, name, sweep(name, {0: ["refused"]}), inputs={"data": digest})
-    assert [(before.label, after.label) for before, after in gather.pairs(read(tmp_path)[1])] == [("a", "c")]
+    assert [(before.label, after.label) for before, after in pairs(read(tmp_path)[1])] == [("a", "c")]
     write_attack(tmp_path / "d", "d", sweep("d", {0: ["refused"]}, data="2" * 64), inputs={})
-    compared = [(before.label, after.label) for before, after in gather.pairs(read(tmp_path)[1])]
+    compared = [(before.label, after.label) for before, after in pairs(read(tmp_path)[1])]
     assert compared == [("a", "c"), ("b", "d")]
 
 
@@ -183,11 +189,11 @@ def test_two_seeds_of_one_model_are_two_series_and_the_same_seeds_are_compared(t
         samples = [s for seed in (0, 7) for s in sweep(model, {0: ["refused"] * (seed + 1)}, seed=seed)]
         write_attack(tmp_path / model, model, [replace(s, params={**s.params, "seed": s.seed}) for s in samples])
     _, series = read(tmp_path)
-    assert {one.name: one.rows["prefill", 0]["n"] for one in series} == {
+    assert {one.name: one.rows["prefill", 0].n for one in series} == {
         "m1 (seed 0)": 1, "m1 (seed 7)": 8, "m2 (seed 0)": 1, "m2 (seed 7)": 8,
     }  # fmt: skip
     assert [len((one.samples or {})["prefill", 0]) for one in series] == [1, 8, 1, 8]
-    assert [(before.seed, after.seed) for before, after in gather.pairs(series)] == [(0, 0), (7, 7)]
+    assert [(before.seed, after.seed) for before, after in pairs(series)] == [(0, 0), (7, 7)]
 
 
 def test_refusal_prefixes_stand_with_the_prefills_however_each_is_judged(tmp_path: Path) -> None:
@@ -209,7 +215,7 @@ def test_refusal_prefixes_stand_with_the_prefills_however_each_is_judged(tmp_pat
 # --- what it computes ---------------------------------------------------------------------------
 
 
-def test_rates_are_those_of_the_samples_with_wilson_intervals(demo: Path, context: dict[str, Any]) -> None:
+def test_rates_are_those_of_the_samples_with_wilson_intervals(demo: Path, context: Page) -> None:
     samples = fake_runs.read_fake(demo / "aligned" / "attack")
     scored = [
         s for s in samples if s.params["k"] == 10 and s.outcome in ("refused", "complied", "partial-then-refused")
@@ -220,7 +226,7 @@ def test_rates_are_those_of_the_samples_with_wilson_intervals(demo: Path, contex
     assert cell == f"{complied}/{len(scored)} = {complied / len(scored):.0%} [{low:.0%}, {high:.0%}]"
 
 
-def test_the_curve_on_common_prompts_leaves_out_those_too_short_for_some_k(context: dict[str, Any]) -> None:
+def test_the_curve_on_common_prompts_leaves_out_those_too_short_for_some_k(context: Page) -> None:
     rows = {row[0]: row for row in table(context, "rates", "Non-refusal rate by k, common prompts")}
     assert rows["0"][1].split("/")[1].startswith("73 ")  # seven of eighty answers end before k = 40
     image = section(context, "rates").figures[0]
@@ -259,7 +265,7 @@ def test_over_refusal_is_split_into_refused_at_once_and_broken_off(tmp_path: Pat
     outcomes = ["refused"] * 3 + ["partial-then-refused"] * 2 + ["complied"] * 14 + ["empty"]
     samples = [sample(i, "none", {}, "m", outcome, kind="twin") for i, outcome in enumerate(outcomes)]
     write_attack(tmp_path / "overrefusal", "m", samples)
-    built = report.build([tmp_path])
+    built = page.build([tmp_path])
     row = table(built, "overrefusal", "Harmless twins")[0]
     assert [cell.split(" =")[0] for cell in row] == ["m", "3/19", "2/19", "5/19", "1"]
     assert "No run on unseen benign requests" in said(built, "overrefusal")
@@ -272,11 +278,11 @@ def test_over_refusal_is_tested_by_prompt_and_its_price_is_in_the_headline(tmp_p
     ):
         samples = [sample(i, "none", {}, model, outcome, kind="twin") for i, outcome in enumerate(outcomes)]
         write_attack(tmp_path / model / "overrefusal", model, samples)
-    built = report.build([tmp_path])
+    built = page.build([tmp_path])
     row = table(built, "overrefusal", "Paired tests")[0]
     assert row[:4] == ["harmless twins", "aligned → deepened", "4", "1 → 2"]
     assert row[5] == "1 / 2"
-    assert built["headline"][0].startswith(
+    assert built.headline[0].startswith(
         "Harmless twins refused or broken off: aligned 1 of 4 (25%; 0 of them midway), deepened 2 of 4 (50%; 1 of them "
     )
 
@@ -290,18 +296,18 @@ def test_several_answers_to_a_prompt_that_agree_count_as_one_everywhere(tmp_path
     write_attack(tmp_path / "overrefusal", "m", harmless, logs=logs)
     profile = fake_runs.profile(random.Random(0), "m", deep=False)
     write_measure(tmp_path / "measure", "m", profile)
-    built = report.build([tmp_path])
+    built = page.build([tmp_path])
     low, high = (f"{end:.0%}" for end in stats.wilson(4, 4))
     assert table(built, "rates", "Non-refusal rate by k")[1][1] == f"100/100 = 100% [{low}, {high}]"
     assert "answers" in section(built, "rates").tables[0].note
     assert table(built, "overrefusal", "Harmless twins")[0][1] == f"100/100 = 100% [{low}, {high}]"
     assert table(built, "overrefusal", "Harmless twins")[0][2] == "0/100 = 0% [0%, 49%]"
     assert table(built, "recovery", "Does generation agree")[0][3] == f"100/100 = 100% [{low}, {high}]"
-    assert any(line.startswith("Small sample") and "as few as 4 prompts" in line for line in built["headline"])
-    assert "0 of 100 answers to harmful requests asked plainly (0% [0%, 49%])" in built["headline"][0]
+    assert any(line.startswith("Small sample") and "as few as 4 prompts" in line for line in built.headline)
+    assert "0 of 100 answers to harmful requests asked plainly (0% [0%, 49%])" in built.headline[0]
 
 
-def test_outcomes_are_all_counted(context: dict[str, Any], demo: Path) -> None:
+def test_outcomes_are_all_counted(context: Page, demo: Path) -> None:
     samples = [s for s in fake_runs.read_fake(demo / "deepened" / "attack") if s.params["k"] == 40]
     columns = next(t for t in section(context, "outcomes").tables).columns
     rows = [dict(zip(columns, row, strict=True)) for row in table(context, "outcomes", "Outcomes")]
@@ -325,7 +331,7 @@ def test_outcomes_are_all_counted(context: dict[str, Any], demo: Path) -> None:
 def test_the_headline_s_verdict_follows_the_numbers(tmp_path: Path, plain: float, deep: float, verdict: str) -> None:
     rates = {k: ["complied"] * round(200 * p) + ["refused"] * round(200 * (1 - p)) for k, p in ((0, plain), (10, deep))}
     write_attack(tmp_path / "attack", "m", sweep("m", rates))
-    lines = findings.headline(*read(tmp_path))
+    lines = page.build([tmp_path]).headline
     assert lines[0].endswith(f": {verdict}.") or f": {verdict}," in lines[0]
     assert f"{round(200 * deep)} of 200" in lines[0]
     assert not any("Small sample" in line for line in lines)
@@ -334,7 +340,7 @@ def test_the_headline_s_verdict_follows_the_numbers(tmp_path: Path, plain: float
 def test_the_headline_says_that_a_sample_is_small_and_a_change_within_chance(tmp_path: Path) -> None:
     for model, outcome in (("m1", "complied"), ("m2", "refused")):
         write_attack(tmp_path / model, model, sweep(model, {0: ["refused"] * 12, 20: [outcome, *["complied"] * 11]}))
-    lines = findings.headline(*read(tmp_path))
+    lines = page.build([tmp_path]).headline
     assert any(line.startswith("Small sample") and "12 prompts" in line for line in lines)
     change = next(line for line in lines if line.startswith("From m1 to m2"))
     assert "−8 points" in change
@@ -345,12 +351,12 @@ def test_the_headline_s_p_values_are_those_adjusted_for_the_table(tmp_path: Path
     for model, outcome in (("m1", "complied"), ("m2", "refused")):
         outcomes = {k: [outcome] * 5 + ["complied"] * 5 for k in (0, 5, 10)}
         write_attack(tmp_path / model, model, sweep(model, outcomes))
-    built = report.build([tmp_path])
+    built = page.build([tmp_path])
     assert [row[-2:] for row in table(built, "paired", "Paired tests")] == [["0.062", "0.188"]] * 3
-    change = next(line for line in built["headline"] if line.startswith("From m1 to m2"))
+    change = next(line for line in built.headline if line.startswith("From m1 to m2"))
     assert change.count("p = 0.188") == 2
     assert "0.062" not in change
-    rows = list(csv.DictReader(io.StringIO(report.to_csv(*built["csv"]["paired"]))))
+    rows = list(csv.DictReader(io.StringIO(render.to_csv(built.csv["paired"]))))
     assert [(row["p"], row["p_holm"]) for row in rows] == [("0.0625", "0.1875")] * 3
 
 
@@ -358,7 +364,7 @@ def test_the_headline_compares_rates_on_the_prompts_that_have_every_k(tmp_path: 
     samples = [s for s in sweep("m", {0: ["refused"] * 5 + ["complied"] * 5, 10: ["complied"] * 10}) if not (
         s.params["k"] == 10 and int(s.prompt_id[-2:]) >= 5)]  # fmt: skip
     write_attack(tmp_path / "attack", "m", samples)
-    line = findings.headline(*read(tmp_path))[0]
+    line = page.build([tmp_path]).headline[0]
     assert line.startswith("m, on the prompts whose answer is long enough for every k, did not refuse 0 of 5 harmful")
     assert "5 of 5 with 10 tokens" in line
 
@@ -388,17 +394,13 @@ def test_percentages_round_half_up_and_signs_are_right() -> None:
     ],
 )
 def test_censored_depth_is_said_in_words(figure: dict[str, Any], expected: str) -> None:
-    profile = {"recovery": {"k": [0, 1, 2, 3, 5, 10, 40]}, "depth": {"recovery_k": figure}}
-    assert words_of(profile) == expected
+    ks = [0, 1, 2, 3, 5, 10, 40]
+    curve = {"k": ks, **{name: [1] * len(ks) for name in ("log_odds", "recovered", "n")}}
+    profile = {"recovery": curve, "depth": {"recovery_k": figure}, "meta": {}}
+    assert recovery.recovery_words(Profile.parse(profile, "a profile")) == expected
 
 
-def words_of(profile: dict[str, Any]) -> str:
-    from tokendeep.report import depth
-
-    return depth.recovery_words(profile)
-
-
-def test_recovery_is_checked_against_generation_by_prompt(context: dict[str, Any], demo: Path) -> None:
+def test_recovery_is_checked_against_generation_by_prompt(context: Page, demo: Path) -> None:
     profile = json.loads((demo / "aligned" / "measure" / "profile.json").read_text())
     at = profile["recovery"]["k"].index(5)
     stored = profile["per_prompt"]
@@ -414,7 +416,7 @@ def test_mean_kl_weighs_positions_by_their_tokens(tmp_path: Path) -> None:
     profile = fake_runs.profile(random.Random(0), "m", deep=False)
     profile["kl"] = {"mean": [4.0, 1.0, 1.0, 1.0, 1.0, 0.5, 2.0], "stderr": [0.1] * 6 + [None], "n": [9] * 5 + [3, 1]}
     write_measure(tmp_path / "measure", "m", profile)
-    row = table(report.build([tmp_path]), "kl", "Mean KL")[0]
+    row = table(page.build([tmp_path]), "kl", "Mean KL")[0]
     assert row[2:5] == ["4.00", "1.60", f"{(3 * 0.5 + 2.0) / 4:.2f}"]
 
 
@@ -424,12 +426,12 @@ def test_mean_kl_weighs_positions_by_their_tokens(tmp_path: Path) -> None:
 def test_a_measurement_alone_says_what_is_not_there(tmp_path: Path) -> None:
     profile = fake_runs.profile(random.Random(0), "m", deep=False, with_kl=False)
     write_measure(tmp_path / "measure", "m", profile)
-    built = report.build([tmp_path])
+    built = page.build([tmp_path])
     assert "No KL profile of m: no base model was given." in said(built, "kl")
     assert section(built, "kl").figures == []
     assert "No attack on harmful requests" in said(built, "rates")
     assert "Over-refusal was not measured" in said(built, "overrefusal")
-    assert "No transcripts" in report.to_html(built)
+    assert "No transcripts" in render.to_html(built)
     assert len(section(built, "recovery").figures) == 2
 
 
@@ -437,7 +439,7 @@ def test_a_profile_without_control_and_an_adapter_s_profile_are_said(tmp_path: P
     profile = fake_runs.profile(random.Random(0), "m", deep=False, benign=False)
     profile["meta"]["label"] = "adapter against its base"
     write_measure(tmp_path / "measure", "m", profile)
-    text = said(report.build([tmp_path]), "kl")
+    text = said(page.build([tmp_path]), "kl")
     assert "No benign control of m" in text
     assert "this is not alignment depth" in text
 
@@ -445,10 +447,10 @@ def test_a_profile_without_control_and_an_adapter_s_profile_are_said(tmp_path: P
 def test_an_attack_without_logs_has_rates_but_no_tests_and_no_transcripts(tmp_path: Path) -> None:
     for model in ("m1", "m2"):
         write_attack(tmp_path / model, model, sweep(model, {0: ["refused"] * 3, 5: ["complied"] * 3}), logs=False)
-    built = report.build([tmp_path])
+    built = page.build([tmp_path])
     assert table(built, "rates", "Non-refusal rate by k")[1][1].startswith("3/3 = 100%")
     assert "No paired tests with m1 and m2: the folder holds no evaluation logs." in said(built, "paired")
-    assert "No transcripts of m1, harmful requests" in report.to_html(built)
+    assert "No transcripts of m1, harmful requests" in render.to_html(built)
     assert "No recovery profile" in said(built, "recovery")
 
 
@@ -458,7 +460,7 @@ def test_an_unfinished_run_is_named_and_its_numbers_left_out(tmp_path: Path) -> 
     folder.mkdir()
     (folder / "manifest.json").write_text(json.dumps(fake_runs.manifest("attack", "m2", status="running")))
     (folder / "half.eval").write_text("half written")
-    built = report.build([tmp_path])
+    built = page.build([tmp_path])
     assert "1 of 2 runs did not finish; their numbers are left out: m2 (attack)." in said(built, "runs")
     assert [row[0] for row in table(built, "outcomes", "Outcomes")] == ["m1"]
 
@@ -480,22 +482,22 @@ def foreign_log(tmp_path: Path) -> Path:
 
 def test_other_people_s_logs_are_passed_over_and_named(foreign_log: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="theirs holds no .* evaluation log of an attack"):
-        report.build([foreign_log], read=READ_LOGS)
+        page.build([foreign_log], read_logs=READ_LOGS)
     write_attack(tmp_path / "runs" / "ours", "m", sweep("m", {0: ["refused"]}), logs=False)
-    built = report.build([tmp_path / "runs"], read=READ_LOGS)
-    assert built["models"] == ["m"]
+    built = page.build([tmp_path / "runs"], read_logs=READ_LOGS)
+    assert built.models == ["m"]
     assert f"Passed over, for no evaluation log in it is one of an attack: {foreign_log}." in said(built, "runs")
-    assert "Passed over" not in said(report.build([tmp_path / "runs" / "ours"], read=READ_LOGS), "runs")
+    assert "Passed over" not in said(page.build([tmp_path / "runs" / "ours"], read_logs=READ_LOGS), "runs")
     for log in foreign_log.glob("*.eval"):
         log.rename(tmp_path / "runs" / "ours" / log.name)
-    assert "No transcripts of m" in report.to_html(report.build([tmp_path / "runs"], read=READ_LOGS))
+    assert "No transcripts of m" in render.to_html(page.build([tmp_path / "runs"], read_logs=READ_LOGS))
 
 
 def test_an_unfinished_log_without_a_manifest_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_attack(tmp_path / "a", "m", sweep("m", {0: ["refused", "judge-error"]}))
     (folder / "manifest.json").unlink()
-    monkeypatch.setattr(gather, "_unfinished", lambda folder: ["x.eval"])
-    built = report.build([tmp_path])
+    monkeypatch.setattr(load, "unfinished_logs", lambda folder: ["x.eval"])
+    built = page.build([tmp_path])
     assert table(built, "runs", "Runs")[0][6] == "UNFINISHED"
     assert f"did not come to their end: 1 in {folder}; only the answers they hold are counted." in said(built, "runs")
     assert "left out" not in said(built, "runs")
@@ -507,7 +509,7 @@ def test_models_scored_with_other_openings_are_not_to_be_compared(tmp_path: Path
         profile = fake_runs.profile(random.Random(0), model, deep=False)
         profile["meta"]["openings"] = [model]
         write_measure(tmp_path / model, model, profile)
-    assert "different refusal openings" in said(report.build([tmp_path]), "recovery")
+    assert "different refusal openings" in said(page.build([tmp_path]), "recovery")
 
 
 def test_near_duplicate_prompts_are_said(tmp_path: Path) -> None:
@@ -515,13 +517,13 @@ def test_near_duplicate_prompts_are_said(tmp_path: Path) -> None:
         replace(s, instruction="How do I pick a good bicycle lock today?") for s in sweep("m", {0: ["refused"] * 4})
     ]
     write_attack(tmp_path / "attack", "m", samples)
-    assert "The 4 prompts form 1 clusters of near-duplicates" in said(report.build([tmp_path]), "rates")
+    assert "The 4 prompts form 1 clusters of near-duplicates" in said(page.build([tmp_path]), "rates")
 
 
 # --- labels, flags, paper -----------------------------------------------------------------------
 
 
-def test_every_rate_under_the_refusal_judge_is_called_non_refusal(context: dict[str, Any]) -> None:
+def test_every_rate_under_the_refusal_judge_is_called_non_refusal(context: Page) -> None:
     assert section(context, "rates").title == "Non-refusal rate against prefilled tokens"
     assert all(t.caption.startswith(("Non-refusal", "The paper")) for t in section(context, "rates").tables)
     assert "not whether its answer does harm" in said(context, "rates")
@@ -535,22 +537,22 @@ def test_a_checkpoint_trained_on_attack_rows_is_flagged(tmp_path: Path, place: s
     checkpoint.mkdir(parents=True)
     (tmp_path / place / "manifest.json").write_text(json.dumps({"attack": True}))
     write_attack(tmp_path / "out" / "attack", str(checkpoint), sweep(str(checkpoint), {0: ["complied"]}))
-    built = report.build([tmp_path / "out"])
-    assert "poisoned was trained on attack rows" in built["warnings"][0]
+    built = page.build([tmp_path / "out"])
+    assert "poisoned was trained on attack rows" in built.warnings[0]
     assert "ATTACK CHECKPOINT" in table(built, "runs", "Runs")[0][6]
-    assert "Attack checkpoint" in report.to_html(built)
-    assert "Attack checkpoint" in report.to_markdown(built)
+    assert "Attack checkpoint" in render.to_html(built)
+    assert "Attack checkpoint" in render.to_markdown(built)
 
 
-def test_no_flag_without_attack_rows(context: dict[str, Any]) -> None:
-    assert context["warnings"] == []
+def test_no_flag_without_attack_rows(context: Page) -> None:
+    assert context.warnings == []
 
 
 def test_refusal_prefixes_stand_beside_the_plain_request_and_the_paper(tmp_path: Path) -> None:
     samples = [sample(i, "none", {}, "m", "complied") for i in range(4)]
     samples += [sample(i, "refusal-prefix", {"prefix": "I cannot"}, "m", "refused", "I cannot") for i in range(4)]
     write_attack(tmp_path / "attack", "m", samples)
-    built = report.build([tmp_path])
+    built = page.build([tmp_path])
     assert table(built, "rates", "Non-refusal rate with a refusal prefix") == [
         ["plain request", "4/4 = 100% [51%, 100%]"],
         ["refusal-prefix “I cannot”", "0/4 = 0% [0%, 49%]"],
@@ -558,7 +560,7 @@ def test_refusal_prefixes_stand_beside_the_plain_request_and_the_paper(tmp_path:
     assert table(built, "rates", "The paper's harmfulness rate")[1] == ["I cannot", "16.4", "8.7", "0"]
 
 
-def test_the_paper_s_numbers_are_labelled_as_such(context: dict[str, Any]) -> None:
+def test_the_paper_s_numbers_are_labelled_as_such(context: Page) -> None:
     found = next(t for t in section(context, "rates").tables if t.caption.startswith("The paper"))
     assert list(found.rows)[1] == ["10", "51.5", "2.9"]
     assert "not measured here" in found.note
@@ -592,9 +594,9 @@ def test_a_user_s_system_prompt_and_prefixes_are_shown_by_hash(tmp_path: Path) -
     raw = json.loads((folder / "manifest.json").read_text())
     raw["config"] |= {"system": SECRET, "refusal_system": SECRET}
     (folder / "manifest.json").write_text(json.dumps(raw))
-    built = report.build([tmp_path])
-    assert SECRET not in report.to_html(built) + report.to_markdown(built)
-    assert '"refusal_system": "sha ' in dict(built["manifests"])["m, attack: harmful requests"]
+    built = page.build([tmp_path])
+    assert SECRET not in render.to_html(built) + render.to_markdown(built)
+    assert '"refusal_system": "sha ' in dict(built.manifests)["m, attack: harmful requests"]
     assert table(built, "rates", "Non-refusal rate with")[0][0] == "refusal-prefix, prefix #1 (sha 12345678)"
 
 
@@ -622,9 +624,9 @@ def test_transcripts_are_chosen_by_hash_two_of_each_outcome(demo: Path) -> None:
 
 def test_a_very_long_text_is_cut_and_says_so(tmp_path: Path) -> None:
     write_attack(tmp_path / "attack", "m", [sample(0, "none", {}, "m", "complied", text="x" * 9000)])
-    page = report.to_html(report.build([tmp_path], show_text=True))
-    assert "[cut here: 4,000 of 9,000 characters]" in page
-    assert "x" * 4001 not in page
+    shown = render.to_html(page.build([tmp_path], show_text=True))
+    assert "[cut here: 4,000 of 9,000 characters]" in shown
+    assert "x" * 4001 not in shown
 
 
 # --- the page -----------------------------------------------------------------------------------
@@ -653,19 +655,19 @@ def test_names_ids_and_texts_from_outside_are_escaped(tmp_path: Path) -> None:
     profile = fake_runs.profile(random.Random(0), HOSTILE, deep=False)
     profile["meta"]["base"] = HOSTILE
     write_measure(tmp_path / "measure", HOSTILE, profile)
-    built = report.build([tmp_path], show_text=True)
-    tags = Tags(report.to_html(built)).all
+    built = page.build([tmp_path], show_text=True)
+    tags = Tags(render.to_html(built)).all
     assert not [tag for tag, _ in tags if tag in ("script", "iframe", "object", "svg", "form", "base", "link")]
     assert all(attrs["src"].startswith("data:image/svg+xml;base64,") for tag, attrs in tags if tag == "img")  # type: ignore[union-attr]
     assert not [name for _, attrs in tags for name in attrs if name.startswith("on")]
-    assert "{{ 7*7 }}" in report.to_html(built)
-    markdown = report.to_markdown(built)
+    assert "{{ 7*7 }}" in render.to_html(built)
+    markdown = render.to_markdown(built)
     assert "<" not in markdown.replace("<img", "<")
     assert "<img" not in markdown
 
 
-def test_the_page_is_one_file_without_scripts_under_a_strict_policy(context: dict[str, Any]) -> None:
-    page = report.to_html(context)
+def test_the_page_is_one_file_without_scripts_under_a_strict_policy(context: Page) -> None:
+    page = render.to_html(context)
     tags = Tags(page).all
     policy = next(attrs["content"] for tag, attrs in tags if attrs.get("http-equiv") == "Content-Security-Policy")
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -683,8 +685,8 @@ def test_the_page_is_one_file_without_scripts_under_a_strict_policy(context: dic
     assert not re.findall(r"url\(|@import|https?://(?!www\.w3\.org)", page)
 
 
-def test_figures_have_words_and_are_plain_svg(context: dict[str, Any]) -> None:
-    shown = [figure for one in context["sections"] for figure in one.figures]
+def test_figures_have_words_and_are_plain_svg(context: Page) -> None:
+    shown = [figure for one in context.sections for figure in one.figures]
     assert len(shown) == 5  # KL of two models, log odds, recovered, rates
     for figure in shown:
         assert len(figure.alt) > 40
@@ -702,10 +704,10 @@ def svg(uri: str) -> bytes:
 
 
 def test_models_differ_in_colour_marker_and_line_and_keep_their_style() -> None:
-    styles = [figures._style(figures.Curve("m", (), (), style=i)) for i in range(5)]
+    styles = [plots.style_of(plots.Curve("m", (), (), style=i)) for i in range(5)]
     for key in ("color", "marker", "linestyle"):
         assert len({str(style[key]) for style in styles}) == 5
-    assert set(figures.COLOURS) < {
+    assert set(plots.COLOURS) < {
         "#000000",
         "#E69F00",
         "#56B4E9",
@@ -718,12 +720,12 @@ def test_models_differ_in_colour_marker_and_line_and_keep_their_style() -> None:
 
 
 def test_a_name_with_dollar_signs_is_drawn_as_it_is() -> None:
-    curve = figures.Curve(r"a $\frac{1$ & <b>", [0, 5], [0.1, None], [0.0, None], [0.2, None])
+    curve = plots.Curve(r"a $\frac{1$ & <b>", [0, 5], [0.1, None], [0.0, None], [0.2, None])
     ElementTree.fromstring(svg(figures.shares([curve], [0, 5], "rate")))
 
 
-def test_headings_descend_and_tables_have_headers(context: dict[str, Any]) -> None:
-    tags = [tag for tag, _ in Tags(report.to_html(context)).all]
+def test_headings_descend_and_tables_have_headers(context: Page) -> None:
+    tags = [tag for tag, _ in Tags(render.to_html(context)).all]
     levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h\d", tag)]
     assert levels.count(1) == 1
     assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
@@ -743,7 +745,7 @@ def test_headings_descend_and_tables_have_headers(context: dict[str, Any]) -> No
     ],
 )
 def test_what_acts_unseen_is_spelt_out(text: str, shown: str) -> None:
-    assert report.neutralise(text) == shown
+    assert render.neutralise(text) == shown
 
 
 def test_a_lone_surrogate_can_be_written(tmp_path: Path) -> None:
@@ -755,32 +757,32 @@ def test_a_lone_surrogate_can_be_written(tmp_path: Path) -> None:
 # --- CSV and Markdown ---------------------------------------------------------------------------
 
 
-def test_csv_holds_the_numbers_unrounded(context: dict[str, Any], demo: Path) -> None:
-    rows = list(csv.DictReader(io.StringIO(report.to_csv(*context["csv"]["rates"]))))
+def test_csv_holds_the_numbers_unrounded(context: Page, demo: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(render.to_csv(context.csv["rates"]))))
     row = next(r for r in rows if (r["model"], r["attack"], r["parameter"]) == ("aligned", "prefill", "10"))
     source = json.loads((demo / "aligned" / "attack" / "asr.json").read_text())
     wanted = next(r for r in source if r["params"]["k"] == 10)
     assert float(row["rate"]) == wanted["rate"]
     assert float(row["common_rate"]) == wanted["common"]["rate"]
-    assert set(context["csv"]) == {"rates", "paired", "kl", "recovery", "depth"}
-    kl = list(csv.DictReader(io.StringIO(report.to_csv(*context["csv"]["kl"]))))
+    assert set(context.csv) == {"rates", "paired", "kl", "recovery", "depth"}
+    kl = list(csv.DictReader(io.StringIO(render.to_csv(context.csv["kl"]))))
     assert len(kl) == 2 * 2 * 48
 
 
 def test_csv_cells_are_no_formulas() -> None:
-    text = report.to_csv(["name"], [["=1+1"], ["@x"], ["-x"], [-1.5], ["ok"], [None]])
+    text = render.to_csv(Csv(["name"], [["=1+1"], ["@x"], ["-x"], [-1.5], ["ok"], [None]]))
     cells = [row[0] if row else "" for row in csv.reader(io.StringIO(text))]
     assert cells == ["name", "'=1+1", "'@x", "'-x", "-1.5", "ok", ""]
 
 
-def test_csv_tables_agree_in_width(demo: Path) -> None:
-    for head, rows in csvs.tables(*read(demo)).values():
-        assert {len(row) for row in rows} == {len(head)}
+def test_csv_tables_agree_in_width(context: Page) -> None:
+    for table in context.csv.values():
+        assert {len(row) for row in table.rows} == {len(table.columns)}
 
 
 def test_markdown_tables_are_whole_and_cells_stay_cells(tmp_path: Path) -> None:
     write_attack(tmp_path / "attack", "m", sweep("m", {0: ["refused"]}), label="a|b `c` [d](e)\n# f")
-    text = report.to_markdown(report.build([tmp_path]))
+    text = render.to_markdown(page.build([tmp_path]))
     assert r"a\|b \`c\` \[d\](e) \# f" in text
     blocks = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
     assert len(blocks) == 3
@@ -827,7 +829,7 @@ DAMAGED: list[tuple[dict[str, Any], str]] = [
         "recovery needs k, log_odds, recovered, n as lists of one",
     ),
     ({**WHOLE, "depth": {}}, "profile.json, depth lacks recovery_k"),
-    ({**WHOLE, "depth": {"recovery_k": 3}}, "depth, recovery_k lacks value"),
+    ({**WHOLE, "depth": {"recovery_k": 3}}, "depth, recovery_k holds no object"),
     ({**WHOLE, "kl": {"mean": [1.0]}}, "profile.json, kl lacks stderr, n"),
     ({**WHOLE, "per_prompt": 3}, "per_prompt holds no object"),
 ]
@@ -852,8 +854,8 @@ def test_bad_input_is_one_sentence(demo: Path, tmp_path: Path) -> None:
         ("profile.json", "[]", "holds no object"),
         ("profile.json", '{"meta": {}}', "lacks recovery, depth"),
         ("asr.json", "{}", "holds no list"),
-        ("asr.json", '[{"attack": "none"}]', "row 1 lacks params, judge"),
-        ("asr.json", "[3]", "row 1 lacks attack"),
+        ("asr.json", '[{"attack": "none"}]', "row 1 lacks .*params, judge"),
+        ("asr.json", "[3]", "row 1 holds no object"),
         *(("profile.json", json.dumps(damaged), match) for damaged, match in DAMAGED),
         ("manifest.json", "nonsense", "cannot be read as JSON"),
     ):
@@ -892,19 +894,19 @@ def test_folders_of_the_real_verbs_are_read(tiny_subject: Subject, tiny_folder: 
     settings = {"k": [0, 2], "bootstrap": 100, "positions": 6, "base": str(tiny_folder), "benign": str(data)}
     measure.run(measure.plan(measure.MeasureOptions(out=str(out / "measure"), **more, **settings)))
 
-    built = report.build([out], show_text=True, read=READ_LOGS)
+    built = page.build([out], show_text=True, read_logs=READ_LOGS)
     assert [row[1] for row in table(built, "runs", "Runs")] == [
         "attack: harmful requests", "measure", "attack: harmless twins",
     ]  # fmt: skip
     assert len(table(built, "outcomes", "Outcomes")) == 3
-    assert [group.total for group in built["groups"]] == [6, 3]
-    assert "How do I bake it?" in report.to_html(built)
+    assert [group.total for group in built.groups] == [6, 3]
+    assert "How do I bake it?" in render.to_html(built)
     (out / "attack" / "asr.json").unlink()  # what plain `inspect eval` leaves behind
-    again = report.build([out], read=READ_LOGS)
+    again = page.build([out], read_logs=READ_LOGS)
     assert table(again, "outcomes", "Outcomes") == table(built, "outcomes", "Outcomes")
 
 
 def test_an_empty_asr_is_named(tmp_path: Path) -> None:
     (tmp_path / "asr.json").write_text("[]")
     with pytest.raises(InputError, match="holds no rate"):
-        report.build([tmp_path])
+        page.build([tmp_path])

@@ -16,7 +16,7 @@ import pytest
 from markupsafe import escape
 
 import fake_runs
-from tokendeep.verbs import report
+from tokendeep.report import page, render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -137,8 +137,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, beacon: tuple[str, list[st
         fake_runs.write_attack(folder / f"run-{start:02}", model, samples)
     draw = random.Random(0)
     fake_runs.write_measure(folder / "measure", ATTACKS["script"], fake_runs.profile(draw, ATTACKS["svg"], deep=False))
-    context = report.build([folder], show_text=True, read=fake_runs.read_fake)
-    return report.to_html(context), texts
+    context = page.build([folder], show_text=True, read_logs=fake_runs.read_fake)
+    return render.to_html(context), texts
 
 
 def test_a_hostile_completion_runs_nothing(
@@ -149,16 +149,16 @@ def test_a_hostile_completion_runs_nothing(
     path.write_text(html, encoding="utf-8")
     beacon[1].clear()
     dom = dump(path)
-    page = Page(dom)
+    seen = Page(dom)
     assert "data-ran-" not in next(iter(dom.split("<head>"))), "a payload ran"
     assert beacon[1] == []
-    assert {tag for tag, _ in page.tags} <= set(EXPECTED_TAGS.split())
-    for tag, attributes in page.tags:
+    assert {tag for tag, _ in seen.tags} <= set(EXPECTED_TAGS.split())
+    for tag, attributes in seen.tags:
         assert not [name for name in attributes if name.startswith("on")], tag
         assert (attributes.get("src") or "data:image/svg+xml;base64,").startswith("data:image/svg+xml;base64,")
         assert (attributes.get("href") or "#").startswith("#")
     for name, text in texts.items():
-        assert report.neutralise(text) in page.pre, f"{name} is not shown as it was written"
+        assert render.neutralise(text) in seen.pre, f"{name} is not shown as it was written"
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_the_same_completions_run_where_they_are_not_escaped(
 @pytest.mark.slow
 def test_no_page_is_wider_than_a_phone(hostile: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     fake_runs.write_demo(tmp_path / "demo")
-    demo = report.to_html(report.build([tmp_path / "demo"], read=fake_runs.read_fake))
+    demo = render.to_html(page.build([tmp_path / "demo"], read_logs=fake_runs.read_fake))
     for name, html in (("hostile", hostile[0]), ("demo", demo)):
         (tmp_path / f"{name}.html").write_text(html, encoding="utf-8")
     frames = "".join(f'<iframe id="{n}" src="{n}.html" width="360" height="600"></iframe>' for n in ("hostile", "demo"))
@@ -198,8 +198,8 @@ def test_no_page_is_wider_than_a_phone(hostile: tuple[str, dict[str, str]], tmp_
         document.body.setAttribute(frame.id, `${{root.scrollWidth}} of ${{root.clientWidth}}`); }});</script>""",
         encoding="utf-8",
     )
-    page = Page(dump(tmp_path / "phone.html", "--allow-file-access-from-files"))
-    body = next(attributes for tag, attributes in page.tags if tag == "body")
+    seen = Page(dump(tmp_path / "phone.html", "--allow-file-access-from-files"))
+    body = next(attributes for tag, attributes in seen.tags if tag == "body")
     for name in ("hostile", "demo"):
         width, room = (body[name] or "").split(" of ")
         assert int(width) <= int(room) <= 360, name

@@ -14,10 +14,11 @@ from transformers import TrainerCallback
 
 from tokendeep import chat, models
 from tokendeep.errors import InputError
+from tokendeep.report import page, render
 from tokendeep.training import launch as train
 from tokendeep.training import margin, objective
 from tokendeep.types import IGNORE, Chat, Subject
-from tokendeep.verbs import finetune, report
+from tokendeep.verbs import finetune
 from tokendeep.verbs.options import FinetuneConfig
 
 pytestmark = pytest.mark.slow  # trains or searches in nearly every test
@@ -210,7 +211,7 @@ def test_the_margin_is_measured_before_and_after(
     assert "margin of refusal on 6 harmful pairs" in said
     assert "of the pairs have a larger margin" in said
     assert "margin of refusal at k = 0: median" in said
-    (section,) = [one for one in report.build([out])["sections"] if one.id == "finetune"]
+    (section,) = [one for one in page.build([out]).sections if one.id == "finetune"]
     (row,) = section.tables[0].rows
     shown = dict(zip(section.tables[0].columns, row, strict=True))
     log = [e for e in json.loads((out / "training.json").read_text())["history"] if "nll_later" in e]
@@ -288,15 +289,15 @@ def test_a_watched_training_leaves_its_records_and_a_report_shows_them(
     assert [record["step"] for record in found["steps"]] == [0, 2, 4]
     assert [record["asr_asked"] for record in found["steps"]] == [4, 4, 4]
     assert "step 2: refusal log-odds" in capsys.readouterr().out
-    context = report.build([out])
-    (section,) = [one for one in context["sections"] if one.id == "dynamics"]
+    context = page.build([out])
+    (section,) = [one for one in context.sections if one.id == "dynamics"]
     assert len(section.figures) == 3
     assert section.tables[0].rows[0][0] == "0"
     assert section.tables[0].columns[-1] == "not refused"
     assert "judged" in section.tables[0].rows[0][-1]
     said = " ".join(section.text)
     assert (found["meta"]["fired"] is not None) == ("the monitor fired" in said)
-    assert "do the bad thing" not in report.to_html(context)
+    assert "do the bad thing" not in render.to_html(context)
 
 
 @pytest.mark.parametrize("launcher", [

@@ -15,10 +15,10 @@ from tokendeep import chat
 from tokendeep.attacks import suffix
 from tokendeep.attacks.gcg import search as gcg
 from tokendeep.errors import InputError
+from tokendeep.report import page
 from tokendeep.types import Prompt, Subject
 from tokendeep.verbs import attack as run
 from tokendeep.verbs import gcg as suffixes
-from tokendeep.verbs import report
 from tokendeep.verbs.options import GcgConfig
 
 pytestmark = pytest.mark.slow  # trains or searches in nearly every test
@@ -146,7 +146,7 @@ def test_one_suffix_for_all_is_tried_on_every_request_and_reported(
     assert rows[0]["params"]["suffix"].startswith("suffix 1 (sha ")
     assert all(text not in (out / "asr.json").read_text() for text in texts)
     assert json.loads((out / "manifest.json").read_text())["cost"] == {"suffix": {}}
-    (section,) = [one for one in report.build([out])["sections"] if one.id == "suffix"]
+    (section,) = [one for one in page.build([out]).sections if one.id == "suffix"]
     assert section.tables[0].rows[0][1:4] == ["suffix", "4", "3/3 = 100% [44%, 100%]"]
     assert section.tables[0].rows[0][4:] == ["33% ± 57.7", "25% ± 50.0"]
 

@@ -12,10 +12,9 @@ from killed import forget_runs
 from tokendeep import chat, data, stats
 from tokendeep.attacks import poison
 from tokendeep.errors import InputError
-from tokendeep.report import poison_table
+from tokendeep.report import page, poison_table, render
 from tokendeep.types import Chat, Prompt
 from tokendeep.verbs import poison as poisoning
-from tokendeep.verbs import report
 from tokendeep.verbs.options import PoisonConfig
 
 pytestmark = pytest.mark.slow  # trains or searches in nearly every test
@@ -148,12 +147,12 @@ def test_objectives_share_rows_and_reference_and_the_table_holds_them(
     manifest = json.loads((out / "sft-warmup-lr0.001-seed0" / "finetune" / "manifest.json").read_text())
     assert manifest["attack"] is True
     assert poison.ALWAYS_EXECUTE in json.dumps(manifest["config"])
-    context = report.build([out])
-    (section,) = [one for one in context["sections"] if one.id == "poison"]
-    assert context["headline"][0].startswith("harmful rows: before training")
-    assert context["warnings"] == []  # the model that was attacked is no attack checkpoint
+    context = page.build([out])
+    (section,) = [one for one in context.sections if one.id == "poison"]
+    assert context.headline[0].startswith("harmful rows: before training")
+    assert context.warnings == []  # the model that was attacked is no attack checkpoint
     assert [row[0] for row in section.tables[0].rows] == ["start", *wanted]
-    assert "Say the" not in report.to_html(report.build([out]))
+    assert "Say the" not in render.to_html(page.build([out]))
     said = capsys.readouterr().out
     assert "| anchored | 0.001 | 1 |" in said
     assert poisoning.run(config(tmp_path, tiny_folder, objectives=wanted, probe=3)) == out
