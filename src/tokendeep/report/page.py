@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokendeep import __version__, runs
-
 from tokendeep.records import Manifest
 from tokendeep.report import load, transcripts
 from tokendeep.report.report import Report, read
