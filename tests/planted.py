@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from tokendeep.types import IGNORE, Encoded, Subject
+
 REFUSE, COMPLY = 0, 1
+START, REFUSAL = 1, (10, 11, 12, 13)
+OPENINGS = [(10, 11, 12), (11, 10, 13)]
+LONG = 60  # answer tokens
 
 
 class PlantedConfig(PretrainedConfig):
@@ -80,3 +85,17 @@ def brute_force_kl(p: Any, q: Any, input_ids: list[int], labels: list[int]) -> T
         log_p, log_q = (m(input_ids=ids).logits[0, :-1].double().log_softmax(-1) for m in (p, q))
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)
     return kl[torch.tensor(labels[1:]) != -100]
+
+
+def planted(depth: int) -> Subject:
+    """A model that refuses with REFUSAL for the first `depth` answer tokens; it has no tokenizer."""
+    return Subject(Planted(PlantedConfig(depth=depth, start_token=START, refusal=REFUSAL)), None, f"planted {depth}")  # type: ignore[arg-type]
+
+
+def harmful_rows(count: int = 6, answer: int = LONG) -> list[Encoded]:
+    """Rows whose answers never refuse."""
+    prompt = [5, 6, 7, START]
+    return [
+        Encoded(prompt + body, [IGNORE] * len(prompt) + body)
+        for body in ([20 + (i * 7 + j) % 40 for j in range(answer)] for i in range(count))
+    ]

@@ -6,63 +6,22 @@ Tables of KL and log-odds in, numbers out. Knows nothing of models, tokens or fi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokendeep import stats
+from tokendeep.depth.kl import half_position, share_first
 from tokendeep.depth.recovery import Recovery, recovery_depth, scored_by_half, share_recovered
 from tokendeep.types import Pair
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 Array = NDArray[np.float64]
-
-
-FIRST = 5  # response positions that `share_first5` calls the first
 
 
 def clusters_of(pairs: Sequence[Pair]) -> list[int]:
     """Cluster of each row: near-duplicate instructions are resampled together."""
     return stats.near_duplicates([str(pair.messages[-1]["content"]) for pair in pairs])
-
-
-def to_table(values: Sequence[Tensor], positions: int) -> Array:
-    """Rows of different length as one (rows, positions) table, NaN behind their end."""
-    table = np.full((len(values), positions), np.nan)
-    for row, value in zip(table, values, strict=True):
-        row[: len(value)] = value[:positions].double().numpy()
-    return table
-
-
-def curve(table: Array) -> dict[str, list[float]]:
-    """Mean, standard error and n per column of a table with NaN holes, up to the last column that has a value."""
-    n = np.isfinite(table).sum(0)
-    width = int((n > 0).sum())
-    table, n = table[:, :width], n[:width]
-    deviation = np.array([np.std(c[np.isfinite(c)], ddof=1) if np.isfinite(c).sum() > 1 else np.nan for c in table.T])
-    return {
-        "mean": np.nanmean(table, axis=0).tolist() if width else [],
-        "stderr": [None if np.isnan(x) else float(x) for x in deviation / np.sqrt(n)],
-        "n": n.tolist(),
-    }
-
-
-def share_first(kl: Array, first: int = FIRST) -> float:
-    """Share of the KL of all positions that falls on the first ones: a ratio of sums over prompts."""
-    total = np.nansum(kl)
-    return float(np.nansum(kl[:, :first]) / total) if total > 0 else np.nan
-
-
-def half_position(kl: Array) -> float:
-    """First position (1-based) by which half of the summed KL is reached."""
-    per_position = np.nansum(kl, axis=0)
-    total = per_position.sum()
-    if not total > 0:
-        return np.nan
-    return float(np.argmax(np.cumsum(per_position) >= total / 2 * (1 - 1e-9)) + 1)
 
 
 def recovery_interval(recovery: Recovery, resamples: int, seed: int, clusters: list[int] | None) -> tuple[float, float]:

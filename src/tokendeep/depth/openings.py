@@ -57,14 +57,12 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase, openings: Iterable[str], tok
         ]
 
     ordinary = {ids for text in ORDINARY for ids in variants(text)}
-    found = dict.fromkeys(ids for opening in openings for ids in variants(opening))
-    kept = [ids for ids in found if ids not in ordinary]
-    if not kept:
+    rows = dict.fromkeys(ids for opening in openings for ids in variants(opening))
+    telling = [ids for ids in rows if ids not in ordinary]
+    if not telling:
         raise InputError(
             f"No refusal opening can be told by {tokens} tokens of this tokenizer; change --opening_tokens or --openings."
         )
-    if len(kept) < len(found):
-        print(
-            f"measure: {len(found) - len(kept)} refusal openings left out: ordinary answers begin with the same tokens"
-        )
-    return kept
+    if shared := len(rows) - len(telling):
+        print(f"measure: {shared} refusal openings left out: ordinary answers begin with the same tokens")
+    return telling

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,3 +127,9 @@ def quantiles(log_odds: Array) -> dict[str, list[float | None]]:
     """Quantiles over prompts of each column (prompts, K), without prompts that have no value; None where none has."""
     columns = [column[np.isfinite(column)] for column in log_odds.T]
     return {str(q): [float(np.quantile(c, q)) if len(c) else None for c in columns] for q in QUANTILES}
+
+
+def margin(recovery: Recovery) -> dict[str, Any]:
+    """The refusal log-odds at the first positions, as quantiles over prompts: what fine-tuning has to overcome."""
+    first = [i for i, k in enumerate(recovery.k) if k <= MARGIN_K]
+    return {"k": [recovery.k[i] for i in first], "quantiles": quantiles(recovery.log_odds[:, first])}

@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 
 from tokendeep import chat, judges, runs
 from tokendeep.compute import gradients, lm_head
-from tokendeep.depth import figures, openings, recovery
+from tokendeep.depth import kl, openings, recovery
 from tokendeep.engines import local as generation
 from tokendeep.engines.base import Request
 from tokendeep.errors import InputError
@@ -337,5 +337,5 @@ def _kl(model: Any, ours: Tensor, other: Any, theirs: Tensor) -> Tensor:
 
 def _by_position(values: Sequence[Tensor]) -> dict[str, list[float]]:
     """Mean and number of rows at every position; rows may differ in length."""
-    table = figures.to_table(values, max(len(v) for v in values))
+    table = kl.to_table(values, max(len(v) for v in values))
     return {"mean": np.nanmean(table, 0).tolist(), "n": np.isfinite(table).sum(0).tolist()}

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokendeep import chat, data, models, runs
-from tokendeep.depth.figures import FIRST, clusters_of, curve, depth, recovery_interval, to_table
+from tokendeep.depth.figures import clusters_of, depth, recovery_interval
+from tokendeep.depth.kl import FIRST, curve, to_table
 from tokendeep.depth.openings import load_openings, opening_ids
 from tokendeep.depth.recovery import (
-    MARGIN_K,
     Recovery,
-    quantiles,
+    margin,
     recovery_depth,
     recovery_log_odds,
     refine,
@@ -308,7 +308,7 @@ def _profile(
             "n_common": int(common.sum()),
         },
         "depth": depth(kl, recovery, options.bootstrap, options.seed, clusters_of(pairs)),
-        "margin": _margin(recovery),
+        "margin": margin(recovery),
         "per_prompt": {
             "ids": [pair.id for pair in pairs],
             "kl": None if kl is None else _holes(kl),
@@ -316,12 +316,6 @@ def _profile(
         },
         "meta": {"positions": options.positions, "opening_tokens": options.opening_tokens, "unit": "nats"},
     }
-
-
-def _margin(recovery: Recovery) -> dict[str, Any]:
-    """The refusal log-odds at the first positions, as quantiles over prompts: what fine-tuning has to overcome."""
-    first = [i for i, k in enumerate(recovery.k) if k <= MARGIN_K]
-    return {"k": [recovery.k[i] for i in first], "quantiles": quantiles(recovery.log_odds[:, first])}
 
 
 def _holes(table: Array) -> list[list[float | None]]:
