@@ -76,9 +76,7 @@ def run_line(line: str) -> None:
         assert cli.main(words[1:]) == 0, line
     else:
         command = [str(Path(sys.executable).with_name(words[0])), *words[1:]]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "NO_COLOR": "1"}
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, (line, done.stdout[-2000:], done.stderr[-2000:])
 
 
