@@ -1,0 +1,164 @@
+"""Pages of the documentation that are made from the code: the options of every verb, the file formats, the notebook."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from tokendeep import cli, records
+from tokendeep.verbs import VERBS
+
+NOTEBOOK = Path(__file__).parent / "notebooks" / "first-look.ipynb"
+FORMATS = """# File formats
+
+Every file has `schema`, the version of its format (absent in the first). Older files are read; one of a newer version is
+refused with a sentence. A reader of yours should ignore keys that it does not know. In Python
+`tokendeep.records.Profile.load(folder)` and its siblings give typed values.
+"""
+COLOURS = re.compile("\x1b\\[[0-9;]*m")  # of a terminal
+FILES = {  # what each file is, for a reader of the formats page
+    "manifest.json": "Every verb writes one: what was run, with which options, data, models and versions.",
+    "profile.json": "`measure`: KL by answer position, refusal recovery, the depth figures, and the values of every prompt.",
+    "asr.json": "`attack`: one object for each attack, its parameters, judge and model.",
+    "training.json": "`deepen` and `finetune`: the log of every step.",
+    "dynamics.json": "`finetune --dynamics`: what happened per token at the recorded steps.",
+    "cell.json": "`poison`: one training.",
+    "table.json": "`poison`: a line for each objective and learning rate, over the seeds.",
+    "verdict": "What a judge of ours leaves with each answer in an Inspect log (`score.metadata`).",
+}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made."""
+    pages = {
+        "reference/options.md": options_page(),
+        "formats.md": formats_page(),
+        "notebooks/first-look.md": notebook_page(),
+    }
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+# --- options -------------------------------------------------------------------------------------
+
+
+def options_page() -> str:
+    """Every option of every verb, by its headings, from the same source as --help."""
+    parts = [
+        "# Options of every verb",
+        "",
+        "The same as `tokendeep VERB --help`. Each can stand in a YAML file (`--config`).",
+    ]
+    for verb, (_, summary) in VERBS.items():
+        parts += ["", f"## {verb}", "", summary, "", *_tables(cli.options_of(verb))]
+    return "\n".join(parts) + "\n"
+
+
+def _tables(kind: type) -> list[str]:
+    hints = get_type_hints(kind, include_extras=True)
+    groups: dict[str, list[str]] = {}
+    order: dict[str, Any] = {}
+    for field in fields(kind):
+        parameter = next(p for p in reversed(get_args(hints[field.name])[1:]) if getattr(p, "help", None))
+        (group,) = parameter.group if isinstance(parameter.group, tuple) else (parameter.group,)
+        order[group.name] = group.sort_key
+        name = f"`--{field.name.replace('_', '-')}`"
+        row = f"| {name} | {_type(hints[field.name])} | {_default(field)} | {_cell(parameter.help)} |"
+        groups.setdefault(group.name, []).append(row)
+    lines: list[str] = []
+    for name in sorted(groups, key=lambda one: str(order[one])):
+        lines += [f"**{name}**", "", "| option | value | default | |", "|---|---|---|---|", *groups[name], ""]
+    return lines
+
+
+def _type(hint: Any) -> str:
+    hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if get_origin(hint) is Literal:
+        return _cell(" or ".join(map(str, get_args(hint))))
+    if get_origin(hint) is list:
+        return f"list of {_type(get_args(hint)[0])}"
+    parts = [_type(part) for part in get_args(hint) if part is not type(None)]
+    names = {int: "whole number", float: "number", bool: "switch", str: "text"}
+    return " or ".join(parts) if parts else names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _default(field: Any) -> str:
+    if field.default is MISSING and field.default_factory is MISSING:
+        return "**required**"
+    value = field.default if field.default_factory is MISSING else field.default_factory()
+    if value in (None, "", False) or value == []:
+        return ""
+    return _cell(f"`{','.join(map(str, value)) if isinstance(value, list) else value}`")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+# --- file formats --------------------------------------------------------------------------------
+
+
+def formats_page() -> str:
+    """The JSON Schema of every file, with what it is."""
+    parts = [FORMATS]
+    for name, schema in records.schemas().items():
+        parts += [f"## {name}", "", FILES[name], "", *_keys(schema), "", f'??? note "JSON Schema of {name}"', ""]
+        parts += [f"    ```json\n{_indented(json.dumps(schema, indent=1))}\n    ```", ""]
+    return "\n".join(parts)
+
+
+def _keys(schema: Any) -> list[str]:
+    top = schema.get("items", schema)
+    rows = [
+        f"| `{key}` | {_cell(_shape(value))} | {_cell(value.get('description', ''))} |"
+        for key, value in top["properties"].items()
+    ]
+    return ["| key | value | |", "|---|---|---|", *rows]
+
+
+def _shape(value: Any) -> str:
+    if "$ref" in value:
+        return str(value["$ref"].rpartition("/")[2])
+    if "anyOf" in value:
+        return " or ".join(dict.fromkeys(_shape(one) for one in value["anyOf"]))
+    if value.get("type") == "array":
+        return f"list of {_shape(value.get('items', {}))}"
+    return str(value.get("type", "anything"))
+
+
+def _indented(text: str) -> str:
+    return "\n".join("    " + line for line in text.splitlines())
+
+
+# --- the notebook --------------------------------------------------------------------------------
+
+
+def notebook_page() -> str:
+    """The notebook with its stored output, as a page."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join(part for cell in cells for part in _cell_parts(cell)) + "\n"
+
+
+def _cell_parts(cell: Any) -> list[str]:
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return [source]
+    parts = [f"```python\n{source}\n```"]
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        if "image/png" in data:
+            image = "".join(data["image/png"]).replace("\n", "")
+            base64.b64decode(image)
+            parts.append(f"![output](data:image/png;base64,{image})")
+        elif "text/plain" in data or "text" in output:
+            text = "".join(output.get("text", data.get("text/plain", "")))
+            parts.append(f"```text\n{COLOURS.sub('', text).rstrip()}\n```")
+    return parts
