@@ -12,6 +12,7 @@ import pytest
 
 from tokendeep import data
 from tokendeep.errors import InputError
+from tokendeep.judges import sql
 from tokendeep.judges import tasks as utility
 from tokendeep.types import Pair, Subject
 
@@ -83,10 +84,10 @@ def test_queries_are_compared_as_text_and_by_what_they_give(wanted: str, given: 
 
 def test_a_query_that_never_ends_is_stopped() -> None:
     endless = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT COUNT(*) FROM c"
-    assert utility.run_query([SCHEMA], endless, "") is None
+    assert sql.run_query([SCHEMA], endless, "") is None
     large = "WITH RECURSIVE c(x) AS (SELECT zeroblob(100000000) UNION ALL SELECT x FROM c LIMIT 40) SELECT x FROM c"
-    assert utility.run_query([SCHEMA], large, "") is None
-    assert utility.run_query([SCHEMA], "SELECT '\ud800'", "") is None
+    assert sql.run_query([SCHEMA], large, "") is None
+    assert sql.run_query([SCHEMA], "SELECT '\ud800'", "") is None
 
 
 def test_a_right_query_that_does_not_run_tells_nothing_however_it_is_answered() -> None:
