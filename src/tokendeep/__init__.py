@@ -15,7 +15,7 @@ _HOME = {
     "InputError": "errors",
     **dict.fromkeys(["read_chats", "read_pairs", "read_prompts", "read_triples"], "data"),
     **dict.fromkeys(["token_kl", "token_logps"], "compute.scoring"),
-    **dict.fromkeys(["AttackConfig", "DeepenConfig", "FinetuneConfig", "ReportConfig"], "verbs.options"),
+    **dict.fromkeys(["DeepenConfig", "FinetuneConfig", "ReportConfig"], "verbs.options"),
     **dict.fromkeys(
         ["BetaSchedule", "constrained_nll", "constraint_weights", "response_positions"], "training.objective"
     ),

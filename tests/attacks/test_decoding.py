@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from test_evals import ROWS, Answers, answers, config, judge, pairs  # noqa: F401  (fixtures)
 
+from attacking import ROWS, Answers, answers, attack, config, judge, pairs  # noqa: F401  (fixtures)
 from tokendeep import chat
 from tokendeep.attacks import decoding
 from tokendeep.errors import InputError
 from tokendeep.evals import rates
 from tokendeep.report import page
 from tokendeep.types import Decoding, Prompt, Sample, Subject
-from tokendeep.verbs import attack as run
 
 
 def test_the_paper_s_grid_is_greedy_and_49_sampled_settings() -> None:
@@ -95,7 +94,7 @@ def test_rates_by_setting_by_knob_and_over_all_are_three_numbers(
 
     answers.reply = reply
     grid = ["greedy", "temperature=0.5", "temperature=1", "top_p=0.5", "top_k=5", "top_k=9"]
-    out = run.run(config(pairs, tmp_path / "out", attack="none,decoding", grid=grid, temperature=0.3), tiny_subject)
+    out = attack(config(pairs, tmp_path / "out", attack="none,decoding", grid=grid, temperature=0.3), tiny_subject)
     rows = [row for row in json.loads((out / "asr.json").read_text()) if row["attack"] == "decoding"]
     single = {row["params"]["setting"]: (row["rate"], row["n"]) for row in rows if "setting" in row["params"]}
     assert single == {

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_evals import ROWS, Answers, answers, config, judge, pairs  # noqa: F401  (fixtures)
 
+from attacking import ROWS, Answers, answers, attack, config, judge, pairs  # noqa: F401  (fixtures)
 from tokendeep import chat
 from tokendeep.attacks import rank_prefill as ranks
-from tokendeep.attacks import walks
+from tokendeep.compute import scoring
 from tokendeep.errors import InputError
 from tokendeep.types import Subject
-from tokendeep.verbs import attack as run
+from tokendeep.verbs.attack import plan
 
 pytestmark = pytest.mark.slow  # a model runs in nearly every test
 
@@ -60,7 +60,7 @@ def test_the_walk_is_that_of_a_plain_search(
 ) -> None:
     """Tokens divisible by 3 are no good, and after three tokens of even sum nothing is: the walk has to go back."""
     if not cached:
-        monkeypatch.setattr(ranks.scoring, "plain_cache", lambda model, length: False)
+        monkeypatch.setattr(scoring, "plain_cache", lambda model, length: False)
 
     def accepts(answer: Sequence[int], token: int) -> bool:
         return token % 3 != 0 and not (len(answer) == 3 and sum(answer) % 2 == 0)
@@ -68,14 +68,14 @@ def test_the_walk_is_that_of_a_plain_search(
     def scorer(prompt: Sequence[int], answer: Sequence[int], candidates: Sequence[int]) -> list[bool]:
         return [accepts(answer, token) for token in candidates]
 
-    found = ranks.walk(tiny_subject, asked(tiny_subject), scorer, ranks.Settings(top=4, length=6, budget=500))
+    found = ranks.walk(tiny_subject, asked(tiny_subject), scorer, ranks.Budget(top=4, length=6, passes=500))
     assert found.ids == plain_walk(tiny_subject, asked(tiny_subject), accepts, 4, 6)
-    assert found.found
+    assert found.whole
     assert found.backtracks > 0
 
 
 def test_where_everything_is_accepted_it_is_greedy(tiny_subject: Subject) -> None:
-    found = ranks.walk(tiny_subject, asked(tiny_subject), everything, ranks.Settings(length=5))
+    found = ranks.walk(tiny_subject, asked(tiny_subject), everything, ranks.Budget(length=5))
     assert found.ids == plain_walk(tiny_subject, asked(tiny_subject), lambda answer, token: True, 1, 5)
     assert (found.passes, found.backtracks) == (5, 0)
 
@@ -84,10 +84,10 @@ def test_the_budget_is_kept_and_the_longest_prefix_stays(tiny_subject: Subject) 
     def short(prompt: Sequence[int], answer: Sequence[int], candidates: Sequence[int]) -> list[bool]:
         return [len(answer) < 3] * len(candidates)
 
-    found = ranks.walk(tiny_subject, asked(tiny_subject), short, ranks.Settings(top=5, length=6, budget=20))
+    found = ranks.walk(tiny_subject, asked(tiny_subject), short, ranks.Budget(top=5, length=6, passes=20))
     assert found.passes == 20
-    assert (len(found.ids), found.found) == (3, False)
-    nothing = ranks.walk(tiny_subject, asked(tiny_subject), lambda *a: [False] * len(a[2]), ranks.Settings(top=5))
+    assert (len(found.ids), found.whole) == (3, False)
+    nothing = ranks.walk(tiny_subject, asked(tiny_subject), lambda *a: [False] * len(a[2]), ranks.Budget(top=5))
     assert nothing == ranks.Walk((), 1, 0, False)
 
 
@@ -98,7 +98,7 @@ def test_an_unaligned_model_accepts_its_likeliest_tokens(make_model: Callable[..
         likely = base.model(torch.tensor([[*prompt, 9]])).logits[0, -1].topk(7).indices.tolist()
     scorer = ranks.Likely(base, 7)
     assert scorer(prompt, [9], list(range(300))) == [token in likely for token in range(300)]
-    found = ranks.walk(tiny_subject, prompt, scorer, ranks.Settings(top=60, length=4, budget=400))
+    found = ranks.walk(tiny_subject, prompt, scorer, ranks.Budget(top=60, length=4, passes=400))
     for place in range(4):
         with torch.no_grad():
             row = torch.tensor([[*prompt, *found.ids[:place]]])
@@ -115,10 +115,10 @@ def test_the_judge_takes_no_refusal(tiny_tokenizer: Any) -> None:
     assert scorer([], tiny_tokenizer("Here is the lis", add_special_tokens=False).input_ids, ends[1:]) == [True]
 
 
-@pytest.mark.parametrize("name", ["top", "length", "budget"])
+@pytest.mark.parametrize("name", ["top", "length", "passes"])
 def test_a_budget_of_nothing_is_refused(name: str, tiny_subject: Subject) -> None:
     with pytest.raises(InputError, match=f"{name} is 0, a budget of nothing"):
-        ranks.walk(tiny_subject, asked(tiny_subject), everything, ranks.Settings(**{name: 0}))
+        ranks.walk(tiny_subject, asked(tiny_subject), everything, ranks.Budget(**{name: 0}))
 
 
 def test_the_verb_asks_with_the_prefixes_keeps_them_and_tells_what_they_cost(
@@ -136,16 +136,16 @@ def test_the_verb_asks_with_the_prefixes_keeps_them_and_tells_what_they_cost(
 
     monkeypatch.setattr(ranks, "walk", cut)
     clock = itertools.count(step=5.0)
-    monkeypatch.setattr(walks.time, "perf_counter", lambda: next(clock))  # each walk takes five seconds
+    monkeypatch.setattr(ranks.time, "perf_counter", lambda: next(clock))  # each walk takes five seconds
     with pytest.raises(KeyboardInterrupt):
-        run.run(config(pairs, tmp_path / "out", **wanted), tiny_subject)
-    out = run.run(config(pairs, tmp_path / "out", **wanted), tiny_subject)
+        attack(config(pairs, tmp_path / "out", **wanted), tiny_subject)
+    out = attack(config(pairs, tmp_path / "out", **wanted), tiny_subject)
     prompts = [
         tuple(chat.prompt_ids(tiny_subject.tokenizer, [{"role": "user", "content": r["instruction"]}])) for r in ROWS
     ]
     assert seen == [*prompts, prompts[2]]  # those found before the interrupt are not looked for again
     scorer = ranks.NotRefusing(tiny_subject.tokenizer)
-    found = [walk(tiny_subject, p, scorer, ranks.Settings(20, 4, 30)) for p in prompts]
+    found = [walk(tiny_subject, p, scorer, ranks.Budget(20, 4, 30)) for p in prompts]
     requests = {tuple(request.ids) for request in answers.requests}
     assert {(*p, *w.ids) for p, w in zip(prompts, found, strict=True)} | set(prompts) == requests
     rows = json.loads((out / "asr.json").read_text())
@@ -158,4 +158,4 @@ def test_the_verb_asks_with_the_prefixes_keeps_them_and_tells_what_they_cost(
 
 def test_settings_are_checked_before_a_model_is_loaded(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--rank_budget is 0"):
-        walks.check(config(pairs, tmp_path, attack="rank-prefill", rank_budget=0))
+        plan(config(pairs, tmp_path, attack="rank-prefill", rank_budget=0))

@@ -31,7 +31,7 @@ from tokendeep.report.series import Series, pairs
 from tokendeep.report.series import series as series_of
 from tokendeep.types import Sample, Subject
 from tokendeep.verbs import report
-from tokendeep.verbs.options import AttackConfig, ReportConfig
+from tokendeep.verbs.options import ReportConfig
 
 SECRET = "zanzibar-secret"
 READ_LOGS = load.read_logs
@@ -889,8 +889,10 @@ def test_folders_of_the_real_verbs_are_read(tiny_subject: Subject, tiny_folder: 
     out = tmp_path / "out"
     more: dict[str, Any] = {"model": str(tiny_folder), "data": str(data), "system": "none"}
     common = {**more, "max_new_tokens": 4}
-    attack.run(AttackConfig(attack="prefill", k=[0, 3], out=str(out / "attack"), **common), tiny_subject)
-    attack.run(AttackConfig(attack="none", out=str(out / "overrefusal"), **common), tiny_subject)
+    prefill = attack.AttackOptions(attack="prefill", k=[0, 3], out=str(out / "attack"), **common)
+    plain = attack.AttackOptions(attack="none", out=str(out / "overrefusal"), **common)
+    for options in (prefill, plain):
+        attack.run(attack.plan(options, tiny_subject))
     settings = {"k": [0, 2], "bootstrap": 100, "positions": 6, "base": str(tiny_folder), "benign": str(data)}
     measure.run(measure.plan(measure.MeasureOptions(out=str(out / "measure"), **more, **settings)))
 

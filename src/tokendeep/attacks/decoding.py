@@ -8,17 +8,33 @@ own generation settings. Knows nothing of generation or judges.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Annotated
 
-from tokendeep import runs
+from tokendeep.attacks.base import Attack, Params, Prepared, Rows, Victim, option
 from tokendeep.attacks.prompts import attacked
 from tokendeep.errors import InputError
+from tokendeep.models.options import Names
 from tokendeep.types import Decoding, Prompt
 
+NAME = "decoding"
 GREEDY_NAME = "greedy"
 KNOBS = ("temperature", "top_p", "top_k")
 TWENTIETHS = tuple(round(n / 20, 2) for n in range(1, 21))
 TOP_KS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingOptions:
+    """Which settings are tried."""
+
+    grid: Annotated[
+        Names,
+        option(
+            help="Settings that decoding tries: greedy, temperature=T, top_p=P, top_k=K, or paper for its 50. The request as "
+            "the original asked it, without a chat template, is --chat-template plain."
+        ),
+    ] = field(default_factory=lambda: ["paper"])
 
 
 @dataclass(frozen=True)
@@ -31,15 +47,10 @@ class Setting:
 
     def decoding(self, shared: Decoding) -> Decoding:
         """`shared`, with this setting's own temperature, top_p and top_k."""
-        own: dict[str, float] = {"temperature": 0.0 if self.knob is None else 1.0, "top_p": 1.0, "top_k": 0}
+        knobs: dict[str, float] = {"temperature": 0.0 if self.knob is None else 1.0, "top_p": 1.0, "top_k": 0}
         if self.knob is not None:
-            own[self.knob] = self.value
-        return replace(shared, temperature=own["temperature"], top_p=own["top_p"], top_k=int(own["top_k"]))
-
-
-def seed_of(setting: str, seed: int) -> int:
-    """The seed of one setting's draws: no two settings share them, so each is a trial of its own."""
-    return runs.seed(f"{setting}|{seed}")
+            knobs[self.knob] = self.value
+        return replace(shared, temperature=knobs["temperature"], top_p=knobs["top_p"], top_k=int(knobs["top_k"]))
 
 
 def paper_grid() -> list[Setting]:
@@ -51,19 +62,20 @@ def paper_grid() -> list[Setting]:
     return [_setting(GREEDY_NAME), *(_setting(f"{knob}={value:g}") for knob in KNOBS for value in values[knob])]
 
 
-def parse_grid(names: Iterable[str]) -> list[Setting]:
-    """Settings by name: greedy, temperature=T, top_p=P, top_k=K, or paper for all of `paper_grid`; each once.
+def parse_grid(names: str | Iterable[str]) -> list[Setting]:
+    """Settings by name, comma-separated where they are one text: greedy, temperature=T, top_p=P, top_k=K, or paper for
+    all of `paper_grid`; each once.
 
     Raises:
         InputError: none, an unknown one, or a value out of range.
     """
-    found: dict[str, Setting] = {}
-    for name in names:
+    grid: dict[str, Setting] = {}
+    for name in names.split(",") if isinstance(names, str) else names:
         for setting in paper_grid() if name.strip() == "paper" else [_setting(name.strip())]:
-            found.setdefault(setting.name, setting)
-    if not found:
+            grid.setdefault(setting.name, setting)
+    if not grid:
         raise InputError("the grid is empty: name settings such as greedy, temperature=0.7, top_p=0.9, or paper")
-    return list(found.values())
+    return list(grid.values())
 
 
 def decoding(prompts: Sequence[Prompt], grid: Sequence[Setting], shared: Decoding) -> list[Prompt]:
@@ -75,9 +87,7 @@ def decoding(prompts: Sequence[Prompt], grid: Sequence[Setting], shared: Decodin
         shared: length limit and seed of all of them.
     """
     return [
-        replace(
-            attacked(prompt, "decoding", {"setting": setting.name}, tag=setting.name), decoding=setting.decoding(shared)
-        )
+        replace(attacked(prompt, NAME, {"setting": setting.name}, tag=setting.name), decoding=setting.decoding(shared))
         for prompt in prompts
         for setting in grid
     ]
@@ -105,3 +115,30 @@ def _setting(name: str) -> Setting:
         }
         raise InputError(f"the decoding setting '{name}' needs a value {need[knob]}")
     return Setting(f"{knob}={value:g}", knob, value)
+
+
+def check(options: DecodingOptions) -> None:
+    parse_grid(options.grid)
+
+
+def prepare(rows: Rows, options: DecodingOptions, victim: Victim) -> Prepared:
+    return Prepared(decoding(rows.prompts, parse_grid(options.grid), victim.decoding))
+
+
+def describe(params: Params) -> str:
+    if "any_of" in params:
+        which = "" if params["any_of"] == "all" else f" of {params['any_of']}"
+        return f"{NAME}, any of {params['settings']} settings{which}"
+    return f"{NAME}, {params['setting']}"
+
+
+ATTACK = Attack(
+    NAME,
+    "samples the plain request with many settings",
+    DecodingOptions,
+    prepare,
+    describe,
+    check=check,
+    tells=("setting",),
+    sets=KNOBS,
+)

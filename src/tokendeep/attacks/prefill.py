@@ -1,4 +1,4 @@
-"""The prefilling attacks: the model is made to go on from tokens it did not choose.
+"""Prefilling: the first k tokens of a harmful answer are given in advance, and the model goes on from there.
 
 Knows how a prompt gets its answer prefix, in token ids of the victim's own tokenizer. Knows nothing of models,
 generation or judges.
@@ -6,29 +6,34 @@ generation or judges.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tokendeep import chat, runs
+from tokendeep.attacks.base import Attack, Params, Prepared, Rows, Victim, option
 from tokendeep.attacks.prompts import attacked
 from tokendeep.errors import InputError
+from tokendeep.models.options import Ints
 from tokendeep.types import Pair, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REFUSAL_PREFIXES = (  # Table 1 of the paper
-    "I cannot",
-    "I cannot fulfill",
-    "I apologize",
-    "I apologize, but I cannot",
-    "I am unable",
-)
+NAME = "prefill"
 
 
-def none(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """The plain request, with nothing prefilled: the point every attack is compared with."""
-    return [attacked(prompt, "none", {}) for prompt in prompts]
+@dataclass(frozen=True, kw_only=True)
+class PrefillOptions:
+    """How much of a harmful answer is given in advance, and where it stands."""
+
+    k: Annotated[Ints, option(help="Answer tokens that prefill gives in advance; every number gets a rate.")] = field(
+        default_factory=lambda: [0, 5, 10, 20, 40]
+    )
+    lead: Annotated[str, option(help="Text before the k tokens of prefill, such as a refusal that has begun.")] = ""
+    thinking: Annotated[
+        bool, option(help="Put lead and tokens inside the thinking block that the chat template opens answers with.")
+    ] = False
 
 
 def prefill(
@@ -67,16 +72,9 @@ def prefill(
     prompts: list[Prompt] = []
     skipped = dict.fromkeys(wanted, 0)
     longest = 0
+    more = {**({"lead": runs.fingerprint(lead)} if lead else {}), **({"thinking": True} if thinking else {})}
     for pair in pairs:
-        answer: list[int] = []
-        if tokenizer is not None and thinking:
-            chat.thinking_ids(tokenizer, pair.messages)  # or say that there is no such block
-        if tokenizer is not None and wanted[-1]:
-            answer = (
-                chat.continuation_ids(tokenizer, pair.response, literal=True)
-                if lead or thinking
-                else chat.response_ids(tokenizer, list(pair.messages), pair.response, end=False)
-            )
+        before, answer = _parts(pair, tokenizer, lead, thinking) if tokenizer is not None else ([], [])
         longest = max(longest, len(answer))
         for k in wanted:
             text = _spelled(tokenizer, answer[:k])
@@ -85,74 +83,27 @@ def prefill(
             if k > len(answer) or (as_text and not pair.response.lstrip().startswith(text)):
                 skipped[k] += 1
                 continue
-            ids = answer[:k]
-            params = {
-                "k": k,
-                **({"lead": runs.fingerprint(lead)} if lead else {}),
-                **({"thinking": True} if thinking else {}),
-            }
-            if lead and tokenizer is not None:
-                begins = not thinking  # an answer, whose first space is the template's
-                ids = [*chat.lead_ids(tokenizer, pair.messages if begins else None, lead), *ids]
-            prompts.append(attacked(pair, "prefill", params, ids=ids, text=lead + text))
+            prompts.append(attacked(pair, NAME, {"k": k, **more}, ids=[*before, *answer[:k]], text=lead + text))
     for k, count in skipped.items():
         if count == len(pairs):
             raise InputError(f"k = {k} is beyond every answer of the data: the longest has {longest} tokens, lower k")
     return prompts, skipped
 
 
-def refusal_prefix(
-    prompts: Sequence[Prompt], prefixes: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase | None
-) -> list[Prompt]:
-    """Prefill the opening of a refusal (Table 1 of the paper), one prompt for each prefix, which goes by its name.
-
-    Args:
-        prompts: the plain requests.
-        prefixes: the openings; None means `REFUSAL_PREFIXES`.
-        tokenizer: the victim's; None leaves `prefix_ids` empty, for models that take the prefix as text.
-
-    Raises:
-        InputError: no prefix, an empty one or one given twice.
-    """
-    openings = check_prefixes(prefixes)
-    found: list[Prompt] = []
-    for prompt in prompts:
-        for name, opening in zip(prefix_names(openings), openings, strict=True):
-            ids: Sequence[int] = ()
-            if tokenizer is not None:
-                ids = chat.response_ids(tokenizer, list(prompt.messages), opening, end=False)
-            found.append(attacked(prompt, "refusal-prefix", {"prefix": name}, ids=ids, text=opening))
-    return found
-
-
-def check_ks(ks: Iterable[int]) -> list[int]:
-    """The k in rising order, each once. Raises InputError where there is none or one is below 0."""
-    wanted = sorted(set(ks))
-    if not wanted:
-        raise InputError("prefill needs at least one k, for example k = 0,5,10")
-    if wanted[0] < 0:
-        raise InputError(f"k = {wanted[0]} is below 0: k counts answer tokens given in advance")
-    return wanted
-
-
-def check_prefixes(prefixes: Sequence[str] | None) -> tuple[str, ...]:
-    """The refusal prefixes to use. Raises InputError where there is none, an empty one or one given twice."""
-    if prefixes is None:
-        return REFUSAL_PREFIXES
-    openings = tuple(prefixes)
-    if not openings or not all(opening.strip() for opening in openings):
-        raise InputError("refusal-prefix needs prefixes that are not empty: leave them out for those of the paper")
-    if len(set(openings)) < len(openings):
-        raise InputError("a refusal prefix is given twice: name each once")
-    return openings
-
-
-def prefix_names(openings: Sequence[str]) -> list[str]:
-    """What results call the prefixes: those of the paper by their text, a user's own by number and hash."""
-    return [
-        opening if opening in REFUSAL_PREFIXES else f"prefix #{number} ({runs.fingerprint(opening)})"
-        for number, opening in enumerate(openings, 1)
-    ]
+def _parts(
+    pair: Pair, tokenizer: PreTrainedTokenizerBase, lead: str, thinking: bool
+) -> tuple[Sequence[int], Sequence[int]]:
+    """The ids of the lead, and those of the answer that stand behind it."""
+    if thinking:
+        chat.thinking_ids(tokenizer, pair.messages)  # or say that there is no such block
+    if not lead and not thinking:
+        return (), chat.response_ids(tokenizer, list(pair.messages), pair.response, end=False)
+    answer = chat.continuation_ids(tokenizer, pair.response, literal=True)
+    if not lead:
+        return (), answer
+    return chat.lead_ids(
+        tokenizer, None if thinking else pair.messages, lead
+    ), answer  # an answer may begin with a space
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int]) -> str:
@@ -160,3 +111,60 @@ def _spelled(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int]) -> s
     if tokenizer is None or not ids:
         return ""
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+def check_ks(ks: int | str | Iterable[int | str]) -> list[int]:
+    """The k in rising order, each once, from a number, numbers or a text such as 0,5,10.
+
+    Raises:
+        InputError: none, one below 0, or what is no whole number.
+    """
+    parts = ks.split(",") if isinstance(ks, str) else list(ks) if isinstance(ks, Iterable) else [ks]
+    try:
+        if any(isinstance(part, bool | float) for part in parts):
+            raise ValueError
+        wanted = sorted({int(part) for part in parts})
+    except ValueError:
+        raise InputError(f"k = {ks} is no list of whole numbers: write it like 0,5,10") from None
+    if not wanted:
+        raise InputError("prefill needs at least one k, for example k = 0,5,10")
+    if wanted[0] < 0:
+        raise InputError(f"k = {wanted[0]} is below 0: k counts answer tokens given in advance")
+    return wanted
+
+
+def check(options: PrefillOptions) -> None:
+    check_ks(options.k)
+
+
+def prepare(rows: Rows, options: PrefillOptions, victim: Victim) -> Prepared:
+    ks, lead, thinking = check_ks(options.k), options.lead, options.thinking
+    given = bool(ks[-1] or lead or thinking)
+    by_text = given and victim.route() == "text"
+    if thinking and by_text:
+        raise InputError("thinking needs the exact tokens of the prompt: it is for models that tokendeep loads itself")
+    tokenizer = victim.tokenizer() if given else None
+    return Prepared(*prefill(rows.pairs, ks, tokenizer, as_text=by_text, lead=lead, thinking=thinking))
+
+
+def describe(params: Params) -> str:
+    behind = f" behind a text ({params['lead']})" if params.get("lead") else ""
+    return f"prefill k = {params['k']}{behind}{' inside the thinking block' if params.get('thinking') else ''}"
+
+
+def recorded(options: PrefillOptions) -> Mapping[str, Any]:
+    return {"lead": runs.fingerprint(options.lead)} if options.lead else {}
+
+
+ATTACK = Attack(
+    NAME,
+    "gives the first k tokens of a harmful answer in advance",
+    PrefillOptions,
+    prepare,
+    describe,
+    check=check,
+    needs="pairs",
+    tells=("k", "lead", "thinking"),
+    prefills=True,
+    recorded=recorded,
+)

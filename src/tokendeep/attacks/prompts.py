@@ -1,4 +1,4 @@
-"""What the attacks share: the request in a chat, and how a prompt says which attack it is of.
+"""What the attacks share: the request in a chat and how a prompt says which attack it is of.
 
 Knows nothing of any one attack.
 """

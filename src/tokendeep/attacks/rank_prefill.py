@@ -5,61 +5,71 @@ Vega & Singh (arXiv 2512.05518): a deepened model puts its mass on refusing, whi
 tried, within a budget. What comes out is a prefix, from which the victim then goes on by itself.
 
 Scorers: an unaligned model that finds the token likely (`Likely`), the offline judge that sees no refusal in the text so
-far (`NotRefusing`), or any callable. Knows nothing of files or of how rates are counted.
+far (`NotRefusing`), or any callable. Knows nothing of how rates are counted.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from torch import Tensor
+from tqdm import tqdm
 
-from tokendeep import chat, judges
+from tokendeep import chat, judges, models
 from tokendeep.attacks import prompts
-from tokendeep.compute import lm_head, scoring
-from tokendeep.errors import InputError
+from tokendeep.attacks.base import Attack, Params, Prepared, Rows, Victim, option
+from tokendeep.errors import InputError, check_least
+from tokendeep.runs import parts
 from tokendeep.types import Prompt, Subject
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NAME = "rank-prefill"
 Scorer = Callable[[Sequence[int], Sequence[int], Sequence[int]], Sequence[bool]]
 SAME = 3  # the same token so many times in a row is never taken
+SCORERS = {"base": " by an unaligned model", "judge": " by the offline judge"}  # in words, by their name in the cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankPrefillOptions:
+    """How the prefix is searched for."""
+
+    rank_base: Annotated[
+        str | None,
+        option(
+            help="Unaligned model with the same tokenizer whose likeliest tokens rank-prefill takes; without one, any token that "
+            "the offline judge does not read as refusing."
+        ),
+    ] = None
+    rank_base_top: Annotated[int, option(help="How many tokens the unaligned model accepts in a place.")] = 5
+    rank_top: Annotated[int, option(help="Of how many of the victim's own likeliest tokens rank-prefill chooses.")] = 20
+    rank_length: Annotated[int, option(help="Tokens that rank-prefill looks for.")] = 32
+    rank_budget: Annotated[int, option(help="Forward passes of the victim at most, for each prompt.")] = 256
 
 
 @dataclass(frozen=True)
-class Settings:
+class Budget:
     """How to search: ranks looked at in every place, tokens of the prefix, and the victim's forward passes at most."""
 
     top: int = 20
     length: int = 32
-    budget: int = 256
+    passes: int = 256
 
 
 @dataclass(frozen=True)
 class Walk:
-    """A prefix, and what it cost: forward passes of the victim, tokens taken back; `found`: it has the whole length."""
+    """A prefix, and what it cost: forward passes of the victim, tokens taken back; `whole`: it has the whole length."""
 
     ids: tuple[int, ...]
     passes: int
     backtracks: int
-    found: bool
+    whole: bool
 
 
-def check(settings: Settings) -> None:
-    """Raises InputError for a budget of nothing."""
-    for name in ("top", "length", "budget"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"{name} is {getattr(settings, name)}, a budget of nothing; give at least 1")
-
-
-def attacked(prompt: Prompt, walked: Walk, tokenizer: Any) -> Prompt:
-    """The prompt with the prefix that was found; with none, where not one token was accepted, it is asked plainly."""
-    text = str(tokenizer.decode(list(walked.ids), clean_up_tokenization_spaces=False))
-    return prompts.attacked(prompt, "rank-prefill", {}, ids=walked.ids, text=text)
-
-
-def walk(subject: Subject, prompt: Sequence[int], scorer: Scorer, settings: Settings) -> Walk:
+def walk(subject: Subject, prompt: Sequence[int], scorer: Scorer, budget: Budget) -> Walk:
     """Search one prefix, depth first; of a search whose budget ran out, the longest it had.
 
     Args:
@@ -69,17 +79,19 @@ def walk(subject: Subject, prompt: Sequence[int], scorer: Scorer, settings: Sett
     Raises:
         InputError: a budget of nothing.
     """
-    check(settings)
+    from tokendeep.compute.reader import Reader
+
+    check_budget(budget)
     reader, ends = Reader(subject), chat.control_ids(subject.tokenizer)  # no part of a text
     answer: list[int] = []
     waiting: list[list[int]] = []  # at each place the ranked candidates that are left
     passes = backtracks = 0
     best: tuple[int, ...] = ()
-    while len(answer) < settings.length:
+    while len(answer) < budget.length:
         if len(waiting) == len(answer):  # a new place
-            if passes >= settings.budget:
+            if passes >= budget.passes:
                 break
-            ranked = _likeliest(reader([*prompt, *answer]), settings.top)
+            ranked = reader.likeliest([*prompt, *answer], budget.top)
             passes += 1
             allowed = [t for t in ranked if t not in ends and answer[1 - SAME :] != [t] * (SAME - 1)]
             good = scorer(prompt, answer, allowed) if allowed else []
@@ -94,44 +106,26 @@ def walk(subject: Subject, prompt: Sequence[int], scorer: Scorer, settings: Sett
             backtracks += 1
         if len(answer) > len(best):
             best = tuple(answer)
-    return Walk(best, passes, backtracks, len(best) == settings.length)
+    return Walk(best, passes, backtracks, len(best) == budget.length)
 
 
-class Reader:
-    """Next-token logits (V,) behind a row of tokens; what it shares with the row before is not computed again."""
-
-    def __init__(self, subject: Subject) -> None:
-        self.lm = lm_head.causal_lm(subject.model)
-        self.held: list[int] = []
-        self.cache: Any = None
-
-    @torch.no_grad()
-    def __call__(self, ids: Sequence[int]) -> Tensor:
-        row, device = list(ids), self.lm.get_input_embeddings().weight.device
-        if not scoring.plain_cache(self.lm, len(row)):
-            return lm_head.project(self.lm, lm_head.hidden_states(self.lm, torch.tensor([row], device=device))[0, -1:])[
-                0
-            ]
-        same = scoring.shared_prefix([row, [*self.held, -1]])
-        if self.cache is None or same == 0:
-            self.cache, same = None, 0
-        elif same < len(self.held):
-            self.cache.crop(same - len(self.held))
-        out = self.lm.base_model(
-            input_ids=torch.tensor([row[same:]], device=device), past_key_values=self.cache, use_cache=True
-        )
-        self.cache, self.held = out.past_key_values, row
-        return lm_head.project(self.lm, out.last_hidden_state[0, -1:])[0]
+def check_budget(budget: Budget) -> None:
+    """Raises InputError for a budget of nothing."""
+    for name in ("top", "length", "passes"):
+        if getattr(budget, name) < 1:
+            raise InputError(f"{name} is {getattr(budget, name)}, a budget of nothing; give at least 1")
 
 
 class Likely:
     """Accepts a token that an unaligned model with the same vocabulary has among its `rank` likeliest."""
 
     def __init__(self, subject: Subject, rank: int = 5) -> None:
+        from tokendeep.compute.reader import Reader
+
         self.reader, self.rank = Reader(subject), rank
 
     def __call__(self, prompt: Sequence[int], answer: Sequence[int], candidates: Sequence[int]) -> list[bool]:
-        likely = set(_likeliest(self.reader([*prompt, *answer]), self.rank))
+        likely = set(self.reader.likeliest([*prompt, *answer], self.rank))
         return [token in likely for token in candidates]
 
 
@@ -143,12 +137,95 @@ class NotRefusing:
 
     def __call__(self, prompt: Sequence[int], answer: Sequence[int], candidates: Sequence[int]) -> list[bool]:
         texts = self.tokenizer.batch_decode([[*answer, token] for token in candidates])
-        return [
-            judges.judge_refusal(text, truncated=True).outcome not in ("refused", "partial-then-refused")
-            for text in texts
-        ]
+        verdicts = [judges.judge_refusal(text, truncated=True) for text in texts]
+        return [verdict.outcome not in ("refused", "partial-then-refused") for verdict in verdicts]
 
 
-def _likeliest(logits: Tensor, count: int) -> list[int]:
-    """The tokens of the `count` highest logits (V,), best first; all where there are fewer."""
-    return logits.topk(min(count, len(logits))).indices.tolist()
+# --- the attack ------------------------------------------------------------------------------------
+
+
+def check(options: RankPrefillOptions) -> None:
+    check_least(options, dict.fromkeys(("rank_top", "rank_length", "rank_budget", "rank_base_top"), 1))
+
+
+def prepare(rows: Rows, options: RankPrefillOptions, victim: Victim) -> Prepared:
+    """The prompts with their prefixes, and what finding them has cost; each walk is kept on disk as it is found.
+
+    Raises:
+        InputError: the unaligned model has another vocabulary.
+    """
+    subject = victim.subject()
+    scorer = _scorer(subject, options, victim)
+    budget = Budget(options.rank_top, options.rank_length, options.rank_budget)
+    kept = parts.Parts(victim.folder() / "walks.jsonl") if victim.folder else None
+    walks, seconds = [], 0.0
+    for number, prompt in enumerate(tqdm(rows.prompts, desc=NAME, unit="prompt")):
+        took, one = _kept(kept, number) or _walked(subject, prompt, scorer, budget)
+        if kept and number not in kept.done:
+            kept.add({number: [took, one.passes, one.backtracks, one.whole, *one.ids]})
+        walks.append(one)
+        seconds += took
+    cost = {
+        "passes": sum(w.passes for w in walks), "backtracks": sum(w.backtracks for w in walks),
+        "tokens": sum(len(w.ids) for w in walks), "whole": sum(w.whole for w in walks), "prompts": len(walks),
+        "scorer": "base" if options.rank_base else "judge", "seconds": round(seconds, 3),
+    }  # fmt: skip
+    made = [attacked(prompt, one, subject.tokenizer) for prompt, one in zip(rows.prompts, walks, strict=True)]
+    return Prepared(made, cost=cost)
+
+
+def _scorer(subject: Subject, options: RankPrefillOptions, victim: Victim) -> Scorer:
+    if not options.rank_base:
+        return NotRefusing(subject.tokenizer)
+    alike = replace(victim.options, chat_template=None)
+    base = models.load(options.rank_base, options=alike, needs_template=False)
+    models.check_same_vocabulary(subject, base)
+    return Likely(base, options.rank_base_top)
+
+
+def _walked(subject: Subject, prompt: Prompt, scorer: Scorer, budget: Budget) -> tuple[float, Walk]:
+    """A walk and the seconds it took."""
+    start = time.perf_counter()
+    try:
+        one = walk(subject, chat.prompt_ids(subject.tokenizer, list(prompt.messages)), scorer, budget)
+    except InputError as error:
+        raise InputError(f"row {prompt.id}: {error}") from error
+    return time.perf_counter() - start, one
+
+
+def _kept(kept: parts.Parts | None, number: int) -> tuple[float, Walk] | None:
+    """A walk of an earlier attempt."""
+    if kept is None or number not in kept.done:
+        return None
+    took, passes, backtracks, whole, *ids = kept.done[number]
+    return took, Walk(tuple(map(int, ids)), int(passes), int(backtracks), bool(whole))
+
+
+def attacked(prompt: Prompt, walked: Walk, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    """The prompt with the prefix that was found; with none, where not one token was accepted, it is asked plainly."""
+    text = str(tokenizer.decode(list(walked.ids), clean_up_tokenization_spaces=False))
+    return prompts.attacked(prompt, NAME, {}, ids=walked.ids, text=text)
+
+
+def describe(params: Params) -> str:
+    """Other walks are other attacks: `params` with the run's options and costs beside them say which."""
+    length, by = params.get("rank_length"), SCORERS.get(str(params.get("scorer")), "")
+    return f"{NAME}{f' of {length} tokens' if length else ''}{by}"
+
+
+def effort(rows: Rows, options: RankPrefillOptions) -> str:
+    return f"found with {len(rows.prompts) * options.rank_budget} forward passes of the model at most"
+
+
+ATTACK = Attack(
+    NAME,
+    "gives the best of the victim's own likely tokens in advance",
+    RankPrefillOptions,
+    prepare,
+    describe,
+    check=check,
+    prefills=True,
+    weights=True,
+    models=("rank_base",),
+    effort=effort,
+)

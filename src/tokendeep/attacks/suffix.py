@@ -7,18 +7,30 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from tokendeep import runs
+from tokendeep.attacks.base import Attack, Params, Prepared, Rows, Victim, option
 from tokendeep.attacks.prompts import attacked, request, with_request
 from tokendeep.errors import InputError
 from tokendeep.types import Prompt
 
+NAME = "suffix"
 FILE = "suffixes.jsonl"
 COST = ("candidates", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuffixOptions:
+    """Which suffixes are tried."""
+
+    suffixes: Annotated[
+        str | None,
+        option(help='Texts that suffix tries: the folder that gcg wrote, or a file with rows {"suffix": ...}.'),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -52,29 +64,28 @@ def load(source: str | Path) -> list[Suffix]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the suffixes in {path} cannot be read ({error}); give the folder that gcg wrote") from error
-    found: list[Suffix] = []
+    suffixes: list[Suffix] = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        fields = [row.get(name) for name in ("suffix", "name", "for")] if isinstance(row, dict) else []
-        if (
-            not all(value is None or isinstance(value, str) for value in fields)
-            or not str((fields and fields[0]) or "").strip()
-        ):
-            raise InputError(
-                f'{path}, line {number}: a row is {{"suffix": "a text"}}, with a text as name where it has one'
-            )
-        name = row.get("name") or f"suffix {len(found) + 1}"
-        found.append(Suffix(name, row["suffix"], row.get("for"), *(_number(row, what) for what in COST)))
-    if not found:
+        if line.strip():
+            suffixes.append(_read(line, f"{path}, line {number}", len(suffixes) + 1))
+    if not suffixes:
         raise InputError(f"{path} holds no suffix; give at least one")
-    if len({(s.name, s.only) for s in found}) < len(found):
+    if len({(s.name, s.only) for s in suffixes}) < len(suffixes):
         raise InputError(f"{path} gives two suffixes the same name; name each once")
-    return found
+    return suffixes
+
+
+def _read(line: str, where: str, number: int) -> Suffix:
+    """The suffix of one line; one without a name goes by its number."""
+    try:
+        row = json.loads(line)
+        texts = [row.get(name) for name in ("suffix", "name", "for")]
+    except (ValueError, AttributeError):
+        texts = [None]
+    if not all(value is None or isinstance(value, str) for value in texts) or not (texts[0] or "").strip():
+        raise InputError(f'{where}: a row is {{"suffix": "a text"}}, with a text as name where it has one')
+    name = row.get("name") or f"suffix {number}"
+    return Suffix(name, row["suffix"], row.get("for"), *(_number(row, what) for what in COST))
 
 
 def cost(suffixes: Sequence[Suffix], prompts: Sequence[Prompt]) -> dict[str, float]:
@@ -124,4 +135,36 @@ def key(prompt: Prompt) -> str:
 
 def _with(prompt: Prompt, one: Suffix) -> Prompt:
     name = f"its own, {one.name}" if one.only else f"{one.name} ({runs.fingerprint(one.text)})"
-    return attacked(with_request(prompt, request(prompt) + one.text), "suffix", {"suffix": name}, tag=name)
+    return attacked(with_request(prompt, request(prompt) + one.text), NAME, {"suffix": name}, tag=name)
+
+
+def check(options: SuffixOptions) -> None:
+    if not options.suffixes:
+        raise InputError("suffix needs --suffixes: the folder that gcg wrote, or a file with rows of suffixes")
+
+
+def prepare(rows: Rows, options: SuffixOptions, victim: Victim) -> Prepared:
+    source = str(options.suffixes)
+    suffixes = load(source)
+    paid = {**cost(suffixes, rows.prompts), **search_of(source)}
+    return Prepared(suffix(rows.prompts, suffixes), cost=paid)
+
+
+def describe(params: Params) -> str:
+    return f"{NAME}, {params['suffix']}"
+
+
+def files(options: SuffixOptions) -> Mapping[str, Path]:
+    return {"suffixes": path_of(str(options.suffixes))}
+
+
+ATTACK = Attack(
+    NAME,
+    "puts a text behind the request, such as gcg finds",
+    SuffixOptions,
+    prepare,
+    describe,
+    check=check,
+    tells=("suffix",),
+    files=files,
+)

@@ -1,17 +1,8 @@
-"""What Inspect AI loads through its entry-point group: importing the decorated names registers them."""
+"""What Inspect AI loads through its entry-point group: importing them registers provider, solver, judges and tasks."""
 
 from tokendeep.evals.provider import provider
-from tokendeep.evals.scorers import refusal, refusal_keywords
-from tokendeep.evals.tasks import decoding, none, prefill, prefixed, refusal_prefix, suffix
+from tokendeep.evals.scorers import SCORERS
+from tokendeep.evals.solver import prefixed
+from tokendeep.evals.tasks import TASKS
 
-__all__ = [
-    "decoding",
-    "none",
-    "prefill",
-    "prefixed",
-    "provider",
-    "refusal",
-    "refusal_keywords",
-    "refusal_prefix",
-    "suffix",
-]
+__all__ = ["SCORERS", "TASKS", "prefixed", "provider"]

@@ -15,9 +15,10 @@ from urllib.parse import urlparse
 from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log, read_eval_log_sample_summaries
 from inspect_ai.model import ChatMessageUser
 
+from tokendeep.attacks import ATTACKS
 from tokendeep.errors import InputError
 from tokendeep.evals.provider import NAME
-from tokendeep.evals.rates import ATTACKS, evaluation
+from tokendeep.evals.rates import evaluation
 from tokendeep.evals.scorers import JUDGES
 from tokendeep.types import Sample
 
@@ -42,7 +43,8 @@ def read_samples(folder: str | Path) -> list[Sample]:
             if not judged:
                 one = _sample(log, sample, None)
                 found.setdefault(_identity(one), one)
-    return sorted(found.values(), key=lambda one: (ATTACKS.index(one.attack), place.get(one.id, 0), one.seed))
+    order = list(ATTACKS)
+    return sorted(found.values(), key=lambda one: (order.index(one.attack), place.get(one.id, 0), one.seed))
 
 
 def read_skipped(folder: str | Path) -> dict[str, dict[int, int]]:

@@ -146,7 +146,7 @@ class TokendeepAPI(ModelAPI):
         if self._failure is not None:
             raise self._failure
         if self._engine is None:
-            await anyio.to_thread.run_sync(self._load)
+            await anyio.to_thread.run_sync(self._start)
         decoding = _decoding(config)
         prompt, prefix = self._ids(input)
         completion = await asyncio.shield(asyncio.wrap_future(self._submit((*prompt, *prefix), decoding)))
@@ -167,8 +167,15 @@ class TokendeepAPI(ModelAPI):
     async def aclose(self) -> None:
         self.close()
 
-    def _load(self) -> None:
-        """Load the weights once for all tasks; a failure is kept, and every waiting request gets it."""
+    def load(self) -> Subject:
+        """The model with its weights, loaded once."""
+        if self.subject is None:
+            self.subject = models.load(self.model_name, base=self.adapter_base, options=self.options)
+            self._tokenizer = self.subject.tokenizer
+        return self.subject
+
+    def _start(self) -> None:
+        """Start the engine once for all tasks; a failure is kept, and every waiting request gets it."""
         from tokendeep.engines.local import LocalEngine
 
         with self._lock:
@@ -177,10 +184,7 @@ class TokendeepAPI(ModelAPI):
             if self._engine is not None:
                 return
             try:
-                if self.subject is None:
-                    self.subject = models.load(self.model_name, base=self.adapter_base, options=self.options)
-                    self._tokenizer = self.subject.tokenizer
-                self._engine = LocalEngine(self.subject, self.batch_size)
+                self._engine = LocalEngine(self.load(), self.batch_size)
             except Exception as error:
                 self._failure = error
                 raise

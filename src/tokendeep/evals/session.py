@@ -5,19 +5,32 @@ A context variable, because a task's arguments are written to its log and must s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from inspect_ai.model import Model, get_model
 
+from tokendeep.attacks.base import Prepared
+
 
 @dataclass
 class Session:
-    """One run: the model under attack, who counts its judged answers, and the first thing that went wrong."""
+    """One run of ours.
+
+    Args:
+        model: the model under attack.
+        prepared: attack -> its prompts, where the run has made them already.
+        digest: the hash of the rows that they are made of.
+        on_judged: called after each judged answer.
+        on_failure: called with the first thing that goes wrong.
+        failures: all that went wrong.
+    """
 
     model: Model
+    prepared: Mapping[str, Prepared] = field(default_factory=dict)
+    digest: str = ""
     on_judged: Callable[[], None] = lambda: None
     on_failure: Callable[[Exception], None] = lambda error: None
     failures: list[Exception] = field(default_factory=list)

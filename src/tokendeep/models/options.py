@@ -3,14 +3,44 @@
 Its annotations are no strings (no `from __future__ import annotations`): they are read from the modules of the verbs.
 """
 
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 
 loading = partial(Parameter, group=Group("Model", sort_key=2))
 advanced = partial(Parameter, group=Group("Advanced", sort_key=9))
+
+
+def _words(tokens: Sequence[Token], commas: bool) -> list[str]:
+    """The words of a list: `0,5`, `0 5` and `[0, 5]`; without `commas` a comma is part of a text."""
+    text = " ".join(token.value for token in tokens).strip()
+    if text.startswith("["):
+        return [value if isinstance(value, str) else json.dumps(value) for value in json.loads(text)]
+    values = [token.value for token in tokens]
+    return [part.strip() for value in values for part in value.split(",") if part.strip()] if commas else values
+
+
+def _converter(convert: Callable[[str], object], meaning: str, commas: bool = True) -> Callable[..., Any]:
+    def converted(_type: object, tokens: Sequence[Token]) -> list[object]:
+        try:
+            values = [convert(word) for word in _words(tokens, commas)]
+        except ValueError:
+            values = []
+        if not values and tokens[0].value != "[]":
+            raise ValueError(f"must be {meaning}")
+        return values
+
+    return converted
+
+
+Ints = Annotated[list[int], Parameter(converter=_converter(int, "whole numbers, such as 0,5,10"))]
+Floats = Annotated[list[float], Parameter(converter=_converter(float, "numbers, such as 0.5,2,2"))]
+Names = Annotated[list[str], Parameter(converter=_converter(str, "names, such as one,two"))]
+Texts = Annotated[list[str], Parameter(converter=_converter(str, "texts, each in quotes", commas=False))]
 
 
 @dataclass(frozen=True, kw_only=True)

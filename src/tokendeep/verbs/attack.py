@@ -6,290 +6,230 @@ written, so a run that is killed goes on where it was.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from inspect_ai import Task, eval_set
-from inspect_ai.log import EvalLog
-from inspect_ai.model import Model, get_model
-from tqdm import tqdm
-
-from tokendeep import chat, data, models, runs
-from tokendeep.attacks import decoding as sampling
-from tokendeep.attacks import prefill as attacks
-from tokendeep.attacks import suffix as endings
-from tokendeep.attacks import walks
-from tokendeep.errors import InputError, explain, guarded
-from tokendeep.evals import logs, rates, tasks
-from tokendeep.evals.provider import CONTINUING, NAME, OPTIONS, TokendeepAPI, live_model
-from tokendeep.evals.scorers import JUDGED, JUDGES, unknown
-from tokendeep.evals.session import Session, use
+from tokendeep import data, models, runs
+from tokendeep.attacks import ATTACKS
+from tokendeep.attacks.base import Attack, Prepared, Rows
+from tokendeep.errors import InputError
+from tokendeep.evals.options import EvalOptions
 from tokendeep.models.options import ModelOptions
-from tokendeep.records import Params, Rates
+from tokendeep.records import Rate, Rates
 from tokendeep.runs import parts
 from tokendeep.types import Subject
-from tokendeep.verbs.options import AttackConfig
+from tokendeep.verbs.common import folder_line, heading, loading, output
 
-WALKED = "rank-prefill"
-ELSEWHERE = "inspect/"  # any other Inspect provider: inspect/PROVIDER/NAME
-QUEUED = 8  # batches of samples under way in each task: prefixes are shared, and the first batch starts at once
+if TYPE_CHECKING:
+    from tokendeep.evals.running import Model
+
 ROLES = ("harmful", "twins", "unseen")  # what asking for the rows is
-FLUSHES = 2000  # a log is rewritten whole at each flush: beyond so many samples, not after each of them
-NO_IDENTITY = ("batch_size", "device", "device_map")  # Inspect would take a run with others for another one
-LEFTOVERS = (".inspect_tmp_*.writing", "logs.json", "eval-set.json", ".eval-set-id")
+what = heading("What to attack")
 
 
-def run(config: AttackConfig, subject: Subject | None = None, *, show: bool = True) -> Path:
-    """Attack `config.model`, write the logs, asr.json and manifest.json into `config.out` and return that folder.
+@dataclass(frozen=True, kw_only=True)
+class AttackOptions(ModelOptions, EvalOptions, *(ATTACKS[name].options for name in reversed(ATTACKS))):  # type: ignore[misc]
+    """Attack a model at inference time and judge what it says."""
+
+    model: Annotated[
+        str,
+        what(help="Hub id, local folder, adapter folder, GGUF file, smollm2, or an Inspect model such as vllm/NAME."),
+    ]
+    data: Annotated[
+        str,
+        what(help="Prompts, or pairs where an attack prefills tokens of a harmful answer (JSONL, JSON, CSV, Parquet)."),
+    ]
+    attack: Annotated[str, what(help=f"Comma-separated names: {', '.join(ATTACKS)}.")] = "none,prefill"
+    role: Annotated[
+        str | None,
+        what(
+            help="What the rows are: harmful, or harmless ones on which refusing is the error (twins or unseen). Without it "
+            "reports go by the folder's name (overrefusal and unseen are harmless)."
+        ),
+    ] = None
+    batch_size: Annotated[
+        int, loading(help="Rows decoded together; lower it where the memory is short, the answers stay the same.")
+    ] = 16
+    out: Annotated[str, output(help="Folder for the evaluation logs, asr.json and manifest.json.")]
+    label: Annotated[str | None, output(help="Short name of the model in reports; its path where left out.")] = None
+    overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
+
+
+# The options of an attack are written in its own file, in names that are not known in this one.
+AttackOptions.__init__.__annotations__ = get_type_hints(AttackOptions, include_extras=True)
+
+
+@dataclass(frozen=True)
+class AttackPlan:
+    """Everything that `attack` reads, checked, and the attacked prompts as far as no weights are needed for them."""
+
+    options: AttackOptions
+    attacks: Sequence[Attack[Any]]
+    rows: Rows
+    inputs: Mapping[str, str | Path]  # the files of the run, which tell it from another
+    model: Model = field(repr=False)  # a handle; its weights are loaded at the first request
+    prepared: Mapping[str, Prepared] = field(repr=False)
+
+    def lines(self) -> list[str]:
+        """What would run, on how many rows, what is there already and what it will cost at most."""
+        options, rows = self.options, len(self.rows.prompts)
+        prompts = {one.name: self._prompts(one) for one in self.attacks}
+        answers = sum(prompts.values()) * options.samples
+        return [
+            f"model: {options.model}",
+            f"rows: {rows} of {options.data}",
+            *(f"{one.name}: {prompts[one.name]} prompts{self._more(one)}" for one in self.attacks),
+            f"answers: {answers}, {options.samples} to each prompt, of {options.max_new_tokens} tokens at most; "
+            f"{_finished(options.out)} are there already",
+            f"judge: {options.judge}",
+            folder_line(options.out),
+        ]
+
+    def _prompts(self, attack: Attack[Any]) -> int:
+        prepared = self.prepared.get(attack.name)
+        return len(prepared.prompts) if prepared else len(self.rows.prompts)
+
+    def _more(self, attack: Attack[Any]) -> str:
+        """What finding the prompts will take, and rows that are left out."""
+        prepared = self.prepared.get(attack.name)
+        short = {k: count for k, count in (prepared.skipped if prepared else {}).items() if count}
+        left_out = "".join(f"; {count} rows too short for {attack.group} = {k}" for k, count in short.items())
+        return left_out + (f"; {effort}" if (effort := attack.effort(self.rows, self.options)) else "")
+
+
+def plan(options: AttackOptions, subject: Subject | None = None, rows: Iterable[Any] | None = None) -> AttackPlan:
+    """Read and check everything `attack` needs, each file once; loads no weights and writes nothing.
 
     Args:
         subject: the model, where the caller has it in memory already.
+        rows: dicts or typed values, where the caller has them in memory; `options.data` is only their name then.
+
+    Raises:
+        InputError: an option out of range, a file or row that cannot be used, or a model that is not there.
+    """
+    from tokendeep.evals import running, tasks
+    from tokendeep.evals.victim import check_victim, victim
+
+    attacks = _check(options)
+    model = running.open_model(options.model, options, options.batch_size, subject)
+    for attack in attacks:
+        check_victim(attack, model)
+        for spec in filter(None, (getattr(options, name) for name in attack.models)):
+            models.check_spec(spec, options, needs_template=False)
+    needs = "pairs" if any(attack.needs == "pairs" for attack in attacks) else "prompts"
+    source = options.data if rows is None else list(rows)
+    asked = tasks.read_rows(source, needs, options.system, options.limit)
+    inputs: dict[str, str | Path] = {"data": data.identity(source)}
+    view = victim(model, {}, options.decoding())
+    prepared = {attack.name: attack.prepare(asked, options, view) for attack in attacks if not attack.weights}
+    for attack in attacks:
+        inputs |= attack.files(options)
+    return AttackPlan(options, attacks, asked, inputs, model, prepared)
+
+
+def run(plan: AttackPlan, *, show: bool = True) -> Path:
+    """Attack the model, write the logs, asr.json and manifest.json into `options.out` and return that folder.
+
+    Args:
         show: print the table of rates.
 
     Raises:
-        InputError: anything wrong with the settings, the data or the model, before the weights are loaded where it shows.
+        InputError: the output folder holds another run, or an answer that cannot be had.
         KeyboardInterrupt: Ctrl-C; the same call goes on where it stopped.
     """
-    names = check(config)
-    model = _model(config, subject)
-    if WALKED in names and not isinstance(model.api, TokendeepAPI):
-        raise InputError(f"{WALKED} reads the model's own logits: it is for models that tokendeep loads itself")
-    with use(Session(model)) as session:
-        todo = [_task(name, config) for name in names if name != WALKED]
-        state = runs.open_run(config.out, "attack", _recorded(config), _inputs(config), overwrite=config.overwrite)
-        if state.finished:
-            print(f"attack: {state.out} already holds this finished run")
-            return state.out
-        runs.private_dir(state.out)
-        cost: dict[str, Any] = {}
-        if "suffix" in names:
-            prompts = tasks.read_prompts(config.data, _settings(config))
-            source = str(config.suffixes)
-            cost["suffix"] = {**endings.cost(endings.load(source), prompts), **endings.search_of(source)}
-        if WALKED in names:
-            task, cost[WALKED] = _walked(config, model, state)
-            todo.append(task)
-        runs.write_jsonl(state.out / "attacked.jsonl", (row for task in todo for row in _attacked(task)), private=True)
-        with _private():
-            _evaluate(todo, session, config, state.out)
+    from tokendeep.evals import logs, rates, running
+    from tokendeep.evals.session import Session
+
+    options = plan.options
+    state = runs.open_run(options.out, "attack", _recorded(options), plan.inputs, overwrite=options.overwrite)
+    if state.finished:
+        print(f"attack: {state.out} already holds this finished run")
+        return state.out
+    runs.private_dir(state.out)
+    prepared = _prepared(plan, state)
+    session = Session(plan.model, prepared, runs.hash_input("data", plan.inputs["data"]))
+    todo = running.tasks_of(plan.attacks, options, session)
+    attacked = (row for task in todo for row in running.attacked(task))
+    runs.write_jsonl(state.out / "attacked.jsonl", attacked, private=True)
+    running.evaluate(todo, session, state.out, samples=options.samples, batch_size=options.batch_size)
     rows = rates.asr(logs.read_samples(state.out), logs.read_skipped(state.out))
-    runs.write_json(state.out / "asr.json", rows.dump())
-    said = {name: value for name in ("label", "role") if (value := getattr(config, name))}
+    runs.write_json(state.out / Rates.FILE, rows.dump())
     parts.remove(state)
-    state.finish(**_facts(model, config), **said, **({"cost": cost} if cost else {}))
+    names = {name: value for name in ("label", "role") if (value := getattr(options, name))}
+    cost = {name: one.cost for name, one in prepared.items() if one.cost is not None}
+    state.finish(**running.facts(plan.model, options.model), **names, **({"cost": cost} if cost else {}))
     if show:
         print(describe(rows))
     return state.out
 
 
-def _walked(config: AttackConfig, model: Model, state: runs.Run) -> tuple[Task, dict[str, Any]]:
-    """The task of the attack that needs the victim's weights to find its prefixes, and what finding them has cost."""
-    api = model.api
-    assert isinstance(api, TokendeepAPI)
-    api.subject = api.subject or models.load(config.model, options=config)
-    settings = _settings(config)
-    prompts, cost = walks.attacked(tasks.read_prompts(config.data, settings), api.subject, config, state)
-    return tasks.build(WALKED, config.data, prompts, settings), cost
-
-
-def check(config: AttackConfig) -> list[str]:
-    """The attacks to run. Raises InputError for anything wrong that shows without reading a file."""
-    names = list(dict.fromkeys(name.strip() for name in config.attack.split(",") if name.strip()))
-    if not names:
-        raise InputError(f"no attack is named: choose from {', '.join(rates.ATTACKS)}")
-    for name in names:
-        if name not in rates.ATTACKS:
-            raise InputError(unknown("attack", name, rates.ATTACKS))
-    if config.judge not in JUDGES:
-        raise InputError(unknown("judge", config.judge, JUDGES))
-    if config.judged not in JUDGED:
-        raise InputError(unknown("value of judged", config.judged, JUDGED))
-    if config.role is not None and config.role not in ROLES:
-        raise InputError(unknown("role", config.role, ROLES))
-    _settings(config).decoding()
-    if config.batch_size < 1:
-        raise InputError(f"batch_size = {config.batch_size} is below 1")
-    if "prefill" in names:
-        attacks.check_ks(config.k)
-    if "refusal-prefix" in names:
-        attacks.check_prefixes(config.prefixes)
-    if "decoding" in names:
-        sampling.parse_grid(config.grid)
-    if WALKED in names:
-        walks.check(config)
-    if "suffix" in names:
-        if not config.suffixes:
-            raise InputError("suffix needs --suffixes: the folder that gcg wrote, or a file with rows of suffixes")
-        endings.load(config.suffixes)
-    return names
+def in_memory(options: AttackOptions, subject: Subject | None = None, rows: Iterable[Any] | None = None) -> Rates:
+    """The rates alone: the run's folder is a temporary one. Arguments as of `plan`."""
+    with tempfile.TemporaryDirectory(prefix="tokendeep-") as folder:
+        return Rate.load_all(run(plan(replace(options, out=str(Path(folder) / "attack")), subject, rows), show=False))
 
 
 def describe(rows: Rates) -> str:
     """The rates as a table for the terminal: no text of prompts or answers."""
-    lines = [("attack", "", "non-refusal", "95 % interval", "n", "broken off", "unscored")]
-    for row in rows:
-        rate, interval, partial = "-", "-", "-"
-        if row.rate is not None:
-            rate, interval = f"{row.rate:.3f}", f"{row.low:.3f}-{row.high:.3f}"
-            partial = "-" if row.partial_rate is None else f"{row.partial_rate:.3f}"
-        lines.append((row.attack, _which(row.params)[:27], rate, interval, str(row.n), partial, str(row.unscored)))
+    lines = [("attack", "", "non-refusal", "95 % interval", "n", "broken off", "unscored"), *map(_line, rows)]
     return "\n".join("{:<16}{:<28}{:>12}  {:<14}{:>5}{:>12}{:>10}".format(*line) for line in lines)
 
 
-def _which(params: Params) -> str:
-    """What tells a row from others of its attack."""
-    if params.any_of is not None:
-        return f"any of {params.settings} ({params.any_of})"
-    return f"k={params.k}" if params.k is not None else params.prefix or params.setting or params.suffix or ""
+def _line(row: Rate) -> tuple[str, ...]:
+    rate, interval, partial = "-", "-", "-"
+    which = ATTACKS[row.attack].variant(row.params.given())
+    if row.params.any_of is not None:
+        which = f"any of {row.params.settings} ({row.params.any_of})"
+    if row.rate is not None:
+        rate, interval = f"{row.rate:.3f}", f"{row.low:.3f}-{row.high:.3f}"
+        partial = "-" if row.partial_rate is None else f"{row.partial_rate:.3f}"
+    return row.attack, which[:27], rate, interval, str(row.n), partial, str(row.unscored)
 
 
-def _model(config: AttackConfig, subject: Subject | None) -> Model:
-    """Inspect's handle on the model; weights are loaded at the first request."""
-    if subject is not None:
-        return live_model(subject, batch_size=config.batch_size)
-    spec = config.model.removeprefix(ELSEWHERE)
-    if spec != config.model or spec.split("/")[0] in CONTINUING:
-        for name in OPTIONS:
-            if getattr(config, name) != getattr(ModelOptions(), name):
-                raise InputError(f"{name} is for models that tokendeep loads itself: set it where {spec} is served")
-        try:
-            return get_model(spec, memoize=False)
-        except Exception as error:  # each provider has its own way to say what it misses
-            raise InputError(f"the Inspect model {spec} cannot be used ({error}): check its name and set-up") from error
-    options = {field.name: getattr(config, field.name) for field in fields(ModelOptions) if field.name in OPTIONS}
-    model = get_model(f"{NAME}/{config.model}", memoize=False, batch_size=config.batch_size, **options)
-    for name in NO_IDENTITY:
-        model.model_args.pop(name, None)
-    return model
+def _check(options: AttackOptions) -> list[Attack[Any]]:
+    """The attacks to run. Raises InputError for anything wrong that shows without reading a file."""
+    from tokendeep.evals import tasks
+    from tokendeep.evals.scorers import unknown
+
+    names = list(dict.fromkeys(name.strip() for name in options.attack.split(",") if name.strip()))
+    if not names:
+        raise InputError(f"no attack is named: choose from {', '.join(ATTACKS)}")
+    for name in names:
+        if name not in ATTACKS:
+            raise InputError(unknown("attack", name, ATTACKS))
+    if options.role is not None and options.role not in ROLES:
+        raise InputError(unknown("role", options.role, ROLES))
+    tasks.check_shared(options)
+    if options.batch_size < 1:
+        raise InputError(f"batch_size = {options.batch_size} is below 1")
+    attacks = [ATTACKS[name] for name in names]
+    for attack in attacks:
+        attack.check(options)
+    return attacks
 
 
-def _facts(model: Model, config: AttackConfig) -> dict[str, Any]:
-    """What the manifest keeps of the model; a run that only had to be counted has not loaded it."""
-    if not isinstance(model.api, TokendeepAPI):
-        return {"model": {"name": config.model}}
-    loaded = model.api.subject
-    about = {"revision": loaded.revision, "adapter": loaded.adapter} if loaded else {}
-    return {"model": {"name": config.model, **about}, "template": chat.template_hash(model.api.tokenizer)}
+def _prepared(plan: AttackPlan, state: runs.Run) -> dict[str, Prepared]:
+    """The prompts of every attack; now those too that are found with the victim's weights."""
+    from tokendeep.evals.victim import victim
+
+    view = victim(plan.model, {}, plan.options.decoding(), folder=lambda: parts.folder(state))
+    return {
+        attack.name: plan.prepared.get(attack.name) or attack.prepare(plan.rows, plan.options, view)
+        for attack in plan.attacks
+    }
 
 
-def _recorded(config: AttackConfig) -> dict[str, Any]:
-    """The settings as the manifest keeps them: prefixes and system prompts of the user by their hash."""
-    names = None if config.prefixes is None else attacks.prefix_names(config.prefixes)
-    lead = runs.fingerprint(config.lead) if config.lead else ""
-    return {**asdict(config), "prefixes": names, "lead": lead, "system": runs.system_name(config.system)}
+def _recorded(options: AttackOptions) -> dict[str, Any]:
+    """The options as the manifest keeps them: texts of the user by their hash."""
+    texts = {name: value for attack in ATTACKS.values() for name, value in attack.recorded(options).items()}
+    return {**asdict(options), **texts, "system": runs.system_name(options.system)}
 
 
-def _inputs(config: AttackConfig) -> dict[str, Any]:
-    """The files of the run, which tell it from another."""
-    found: dict[str, Any] = {"data": data.identity(config.data)}
-    if config.suffixes and "suffix" in config.attack:
-        found["suffixes"] = endings.path_of(config.suffixes)
-    return found
+def _finished(out: str) -> int:
+    """The judged answers that an earlier attempt has left."""
+    from tokendeep.evals import logs
 
-
-def _settings(config: AttackConfig) -> tasks.Settings:
-    return tasks.Settings(**{field.name: getattr(config, field.name) for field in fields(tasks.Settings)})
-
-
-def _task(name: str, config: AttackConfig) -> Task:
-    shared = asdict(_settings(config))
-    if name == "none":
-        return tasks.none(config.data, **shared)
-    if name == "prefill":
-        return tasks.prefill(config.data, k=list(config.k), lead=config.lead, thinking=config.thinking, **shared)
-    if name == "decoding":
-        own = {key: value for key, value in shared.items() if key not in sampling.KNOBS}
-        return tasks.decoding(config.data, grid=list(config.grid), **own)
-    if name == "suffix":
-        return tasks.suffix(config.data, suffixes=str(config.suffixes), **shared)
-    return tasks.refusal_prefix(config.data, prefixes=config.prefixes, **shared)
-
-
-def _attacked(task: Task) -> Iterator[dict[str, Any]]:
-    """The task's prompts as rows of attacked.jsonl: what the model is given, prefill included."""
-    for sample in task.dataset:
-        messages = [{"role": message.role, "content": message.text} for message in sample.input]  # type: ignore[union-attr]
-        yield {"id": sample.id, "messages": messages, **(sample.metadata or {})}
-
-
-def _evaluate(todo: list[Task], session: Session, config: AttackConfig, out: Path) -> None:
-    """Run the tasks to their end, reusing what earlier attempts in `out` have finished.
-
-    Raises:
-        InputError: what went wrong with a sample, or that the disk is full.
-        KeyboardInterrupt: the user stopped the run.
-    """
-    for leftover in out.glob(LEFTOVERS[0]):  # of a write that was cut off
-        leftover.unlink()
-    total = sum(len(task.dataset) for task in todo) * config.samples
-    largest = max(len(task.dataset) for task in todo) * config.samples
-    api = session.model.api
-    ours = api if isinstance(api, TokendeepAPI) else None
-    with tqdm(total=total, initial=logs.finished_samples(out), desc="attack", unit="answer") as bar:
-        session.on_judged = lambda: bar.update() and None
-        if ours:
-            session.on_failure = ours.fail
-        try:
-            with guarded(out):
-                _, written = eval_set(
-                    todo,
-                    log_dir=str(out),
-                    model=session.model,
-                    max_tasks=len(todo),
-                    max_samples=QUEUED * config.batch_size if ours else None,
-                    max_connections=ours.max_connections() if ours else None,
-                    retry_attempts=1,
-                    retry_immediate=False,
-                    display="none",
-                    log_level="error",
-                    log_realtime=False,  # its database would keep the texts outside the run's folder
-                    log_buffer=max(1, largest // FLUSHES),
-                    log_model_api=False,
-                    ctl_server=False,
-                    score_display=False,
-                )
-        finally:
-            if ours:
-                ours.close()
-    if len(written) < len(todo) or any(log.status != "success" for log in written):
-        _raise_failure(session, written, out)
-    _tidy(written, out)
-
-
-def _tidy(logs: Sequence[EvalLog], out: Path) -> None:
-    """Leave one log for each task: remove those of attempts that were cut off, and Inspect's own bookkeeping."""
-    kept = {Path(urlparse(log.location).path).name for log in logs}
-    for path in [*out.glob("*.eval"), *(path for pattern in LEFTOVERS for path in out.glob(pattern))]:
-        if path.name not in kept:
-            path.unlink()
-
-
-def _raise_failure(session: Session, logs: Sequence[EvalLog], out: Path) -> None:
-    """Turn the status of unfinished tasks into the error that stopped them."""
-    if session.failures:
-        raise session.failures[0]
-    served = not isinstance(session.model.api, TokendeepAPI)
-    if not logs or any(log.status == "cancelled" for log in logs):  # Inspect keeps Ctrl-C to itself
-        raise KeyboardInterrupt
-    for log in logs:
-        if log.error is not None:
-            if full := explain(RuntimeError(log.error.message), out):
-                raise full
-            why = f"the reason is in {log.location}" if served else log.error.message  # a server can quote the prompt
-            raise InputError(f"the run stopped and can go on with the same command: {why}")
-    raise InputError(f"the run did not finish: the same command goes on in {out}")
-
-
-@contextmanager
-def _private() -> Iterator[None]:
-    """Files made meanwhile are readable by their owner alone."""
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)
+    return logs.finished_samples(out) if Path(out).is_dir() else 0

@@ -23,14 +23,13 @@ A verb is one module, named as the verb (the pattern is `measure.py`), with thre
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Protocol
 
-from cyclopts import Group, Parameter, Token
+from cyclopts import Group, Parameter
 
-from tokendeep.models.options import advanced, loading
+from tokendeep.models.options import Floats, Ints, Names, Texts, advanced, loading
 
 __all__ = ["Floats", "Ints", "Names", "Plan", "Texts", "advanced", "folder_line", "heading", "loading", "output"]
 
@@ -61,34 +60,3 @@ def folder_line(out: str) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         status = "holds a manifest that cannot be read"
     return f"out: {out} ({status})"
-
-
-# --- lists, as they are typed on the command line ------------------------------------------------
-
-
-def _words(tokens: Sequence[Token], commas: bool) -> list[str]:
-    """The words of a list: `0,5`, `0 5` and `[0, 5]`; without `commas` a comma is part of a text."""
-    text = " ".join(token.value for token in tokens).strip()
-    if text.startswith("["):
-        return [value if isinstance(value, str) else json.dumps(value) for value in json.loads(text)]
-    values = [token.value for token in tokens]
-    return [part.strip() for value in values for part in value.split(",") if part.strip()] if commas else values
-
-
-def _converter(convert: Callable[[str], object], meaning: str, commas: bool = True) -> Callable[..., Any]:
-    def converted(_type: object, tokens: Sequence[Token]) -> list[object]:
-        try:
-            values = [convert(word) for word in _words(tokens, commas)]
-        except ValueError:
-            values = []
-        if not values and tokens[0].value != "[]":
-            raise ValueError(f"must be {meaning}")
-        return values
-
-    return converted
-
-
-Ints = Annotated[list[int], Parameter(converter=_converter(int, "whole numbers, such as 0,5,10"))]
-Floats = Annotated[list[float], Parameter(converter=_converter(float, "numbers, such as 0.5,2,2"))]
-Names = Annotated[list[str], Parameter(converter=_converter(str, "names, such as one,two"))]
-Texts = Annotated[list[str], Parameter(converter=_converter(str, "texts, each in quotes", commas=False))]

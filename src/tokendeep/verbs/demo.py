@@ -24,7 +24,7 @@ from tokendeep.records import Rate
 from tokendeep.training import answers
 from tokendeep.types import Decoding, Prompt, Subject
 from tokendeep.verbs import attack, deepen, measure, report
-from tokendeep.verbs.options import AttackConfig, DeepenConfig, DemoConfig, ReportConfig
+from tokendeep.verbs.options import DeepenConfig, DemoConfig, ReportConfig
 
 
 @dataclass(frozen=True)
@@ -216,10 +216,10 @@ class Demo:
         roles = {"attack": "harmful", "overrefusal": "twins", "unseen": "unseen"}
         for name, file in rows.items():
             what: dict[str, Any] = {"attack": "prefill", "k": ks} if name == "attack" else {"attack": "none"}
-            settings = AttackConfig(
+            options = attack.AttackOptions(
                 data=str(self.cache / file), out=str(folder / name), role=roles[name], **what, **common
             )
-            attack.run(settings, subject, show=False)
+            attack.run(attack.plan(options, subject), show=False)
         rates = {row.params.k: row.rate for row in Rate.load_all(folder / "attack")}
         print(f"      {label}: not refused: " + ", ".join(f"{rate:.2f} at k={k}" for k, rate in sorted(rates.items())))
         harmless = [

@@ -1,6 +1,6 @@
 """VERB gcg: find adversarial suffixes by gradient and trial, several times over, and keep them in a file.
 
-The search itself is `attack.gcg`; `tokendeep attack --attack suffix` tries what was found, on this model or another.
+The search itself is in `attacks.gcg`; `tokendeep attack --attack suffix` tries what was found, on this model or another.
 """
 
 from __future__ import annotations
@@ -9,106 +9,200 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tokendeep import chat, data, models, runs
 from tokendeep.attacks import suffix
+from tokendeep.depth import openings
 from tokendeep.errors import InputError, check_known, check_least
+from tokendeep.models.options import ModelOptions
 from tokendeep.types import Prompt, Subject
-from tokendeep.verbs.options import GcgConfig
+from tokendeep.verbs.common import Texts, advanced, folder_line, heading, loading, output
 
 if TYPE_CHECKING:
-    from tokendeep.attacks.gcg import search as gcg
     from tokendeep.attacks.gcg.behaviours import Behaviour
+    from tokendeep.attacks.gcg.search import State
 
+OPENING = "Sure, here is what you asked for"
 TARGETS = ("opening", "refusal")
 TOKENS = 3  # of a refusal's opening, as `measure` counts them
+what = heading("What to search for")
 
 
-def run(config: GcgConfig, subject: Subject | None = None) -> Path:
-    """Search with every seed; writes suffixes.jsonl, a loss curve per search and manifest.json. Returns the folder.
+@dataclass(frozen=True, kw_only=True)
+class GcgOptions(ModelOptions):
+    """Find adversarial suffixes: texts behind a request that make the model begin as it should not."""
+
+    model: Annotated[str, what(help="Hub id, local folder, adapter folder, GGUF file or smollm2.")]
+    data: Annotated[
+        str,
+        what(help="Requests; of pairs the answer is what the model is driven to, of AdvBench its target."),
+    ]
+    others: Annotated[
+        Texts, what(help="Further models with the same tokenizer that the suffix must work on as well.")
+    ] = field(default_factory=list)
+    target: Annotated[
+        Literal["opening", "refusal"],
+        what(
+            help="opening drives answers to their target or --opening; refusal makes a refusal less likely than it, at the "
+            "first 3 tokens (the adaptive attack on a deepened model)."
+        ),
+    ] = "opening"
+    opening: Annotated[str, what(help="How answers should begin where the data has no target.")] = OPENING
+    target_tokens: Annotated[
+        int, what(help="Use only the first so many tokens of each target; 0 uses all. More of them reach deeper.")
+    ] = 0
+    each: Annotated[bool, what(help="Find a suffix for every request by itself, in place of one for all.")] = False
+    restarts: Annotated[int, what(help="Searches with seeds seed, seed + 1, ..., for each request or for all.")] = 1
+    limit: Annotated[int | None, what(help="Use only the first so many rows.")] = None
+    batch_size: Annotated[
+        int, loading(help="Candidates in one forward pass; it is halved where the memory does not hold them.")
+    ] = 64
+    out: Annotated[str, output(help="Folder for suffixes.jsonl, one file for each search and manifest.json.")]
+    label: Annotated[str | None, output(help="Short name of the model in reports; its path where left out.")] = None
+    overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
+    steps: Annotated[int, advanced(help="Steps of each search at most.")] = 500
+    width: Annotated[int, advanced(help="Candidates scored in each step.")] = 512
+    top: Annotated[int, advanced(help="Swaps considered at each place of the suffix.")] = 256
+    suffix_tokens: Annotated[int, advanced(help="Tokens of the suffix.")] = 20
+    ascii_only: Annotated[bool, advanced(help="Keep the suffix printable ASCII.")] = True
+    stop: Annotated[bool, advanced(help="End a search as soon as it succeeds.")] = True
+    one_by_one: Annotated[
+        bool, advanced(help="Begin with the first request and add the next when all so far succeed.")
+    ] = True
+    seed: Annotated[int, advanced(help="First seed.")] = 0
+
+
+@dataclass(frozen=True)
+class GcgPlan:
+    """Everything that `gcg` reads, checked."""
+
+    options: GcgOptions
+    prompts: Sequence[Prompt]
+    subject: Subject | None = None
+
+    @property
+    def groups(self) -> list[list[Prompt]]:
+        """The requests that a search is for."""
+        return [[prompt] for prompt in self.prompts] if self.options.each else [list(self.prompts)]
+
+    def lines(self) -> list[str]:
+        options = self.options
+        searches = len(self.groups) * options.restarts
+        others = f", and on {', '.join(options.others)}" if options.others else ""
+        return [
+            f"model: {options.model}{others}",
+            f"rows: {len(self.prompts)} requests of {options.data}",
+            f"searches: {searches}, {'each for one request' if options.each else 'each for all requests'}, of {options.steps} "
+            f"steps at most: {searches * options.steps * options.width} candidates",
+            folder_line(options.out),
+        ]
+
+
+def plan(options: GcgOptions, subject: Subject | None = None) -> GcgPlan:
+    """Read and check everything `gcg` needs; loads no weights and writes nothing.
+
+    Args:
+        subject: the model, where the caller has it in memory already.
 
     Raises:
-        InputError: a setting, a row or a model that cannot be used.
+        InputError: an option out of range, a row that cannot be used, or a model that is not there.
+    """
+    _check(options)
+    prompts = read(options)
+    for spec in options.others if subject else [options.model, *options.others]:
+        models.check_spec(spec, options)
+    return GcgPlan(options, prompts, subject)
+
+
+def run(plan: GcgPlan, *, show: bool = True) -> Path:
+    """Search with every seed; writes suffixes.jsonl, a loss curve per search and manifest.json. Returns the folder.
+
+    Args:
+        show: print what each search came to.
+
+    Raises:
+        InputError: the output folder holds another run, or a request that no suffix can be found for.
         KeyboardInterrupt: Ctrl-C; the same call goes on from the last step that is on disk.
     """
-    check(config)
-    prompts = load(config)
-    for spec in [config.model, *config.others]:
-        models.check_spec(spec, config)
-    state = runs.open_run(config.out, "gcg", _recorded(config), {"data": config.data}, overwrite=config.overwrite)
+    options = plan.options
+    inputs = {"data": options.data}
+    state = runs.open_run(options.out, "gcg", _recorded(options), inputs, overwrite=options.overwrite)
     out = state.out
     if state.finished:
         print(f"gcg: {out} already holds this finished run")
         return out
     runs.private_dir(out)
-    subjects = [subject or models.load(config.model, options=config)]
-    subjects += [models.load(spec, options=config) for spec in config.others]
-    groups = [[prompt] for prompt in prompts] if config.each else [prompts]
-    found, batch = [], config.batch_size
-    for number, group in enumerate(groups):
-        only = suffix.key(group[0]) if config.each else None
-        for restart in range(config.restarts):
-            name = "-".join(["search", *([str(number + 1)] if only else []), str(config.seed + restart)])
-            one, batch = _search(subjects, group, config, config.seed + restart, batch, out / f"{name}.json")
-            found.append({**one, "for": only, "name": f"restart {restart + 1}"})
-            print(f"  {name}: {_said(one)}", flush=True)
-    runs.write_jsonl(out / suffix.FILE, found, private=True)
-    state.finish(attack=None, candidates=sum(one["candidates"] for one in found), label=config.label)
-    print(f"gcg: {sum(one['success'] for one in found)} of {len(found)} searches succeeded\n  {out / suffix.FILE}")
+    subjects = [plan.subject or models.load(options.model, options=options)]
+    subjects += [models.load(spec, options=options) for spec in options.others]
+    rows, batch = [], options.batch_size
+    for number, group in enumerate(plan.groups, 1):
+        only = suffix.key(group[0]) if options.each else None
+        for restart in range(options.restarts):
+            name = "-".join(["search", *([str(number)] if only else []), str(options.seed + restart)])
+            one, batch = _search(subjects, group, options, options.seed + restart, batch, out / f"{name}.json")
+            rows.append({**one, "for": only, "name": f"restart {restart + 1}"})
+            if show:
+                print(f"  {name}: {describe(one)}", flush=True)
+    runs.write_jsonl(out / suffix.FILE, rows, private=True)
+    state.finish(attack=None, candidates=sum(one["candidates"] for one in rows), label=options.label)
+    if show:
+        print(f"gcg: {sum(one['success'] for one in rows)} of {len(rows)} searches succeeded\n  {out / suffix.FILE}")
     return out
 
 
-def _recorded(config: GcgConfig) -> dict[str, Any]:
-    """The settings as the manifest keeps them: texts of the user by their hash."""
-    opening = config.opening if config.opening == GcgConfig().opening else runs.fingerprint(config.opening)
-    return {**asdict(config), "opening": opening, "system": runs.system_name(config.system)}
+def _recorded(options: GcgOptions) -> dict[str, Any]:
+    """The options as the manifest keeps them: texts of the user by their hash."""
+    opening = options.opening if options.opening == OPENING else runs.fingerprint(options.opening)
+    return {**asdict(options), "opening": opening, "system": runs.system_name(options.system)}
 
 
-def check(config: GcgConfig) -> None:
-    """Raise InputError for a setting out of range, before anything is read."""
-    check_known(config, {"target": TARGETS})
-    check_least(config, {
+def _check(options: GcgOptions) -> None:
+    """Raise InputError for an option out of range, before anything is read."""
+    check_known(options, {"target": TARGETS})
+    check_least(options, {
         "steps": 1, "width": 1, "top": 1, "batch_size": 1, "suffix_tokens": 1, "restarts": 1, "target_tokens": 0, "seed": 0,
     })  # fmt: skip
-    if config.target == "refusal" and config.target_tokens:
+    if options.target == "refusal" and options.target_tokens:
         raise InputError(f"--target refusal compares openings of {TOKENS} tokens; leave --target_tokens out.")
-    if not config.opening.strip():
+    if not options.opening.strip():
         raise InputError("--opening is empty; say how an answer should begin.")
 
 
-def load(config: GcgConfig) -> list[Prompt]:
+def read(options: GcgOptions) -> list[Prompt]:
     """The requests; of pairs the answer stays with them, as what the model is driven to."""
-    if data.kind(config.data) != "pairs":
-        return data.read_prompts(config.data, limit=config.limit)
+    if data.kind(options.data) != "pairs":
+        return data.read_prompts(options.data, limit=options.limit)
     return [
         Prompt(p.id, p.messages, meta={**p.meta, "target": p.response})
-        for p in data.read_pairs(config.data, limit=config.limit)
+        for p in data.read_pairs(options.data, limit=options.limit)
     ]
 
 
-def behaviours(subject: Subject, prompts: Sequence[Prompt], config: GcgConfig) -> list[Behaviour]:
+def behaviours(subject: Subject, prompts: Sequence[Prompt], options: GcgOptions) -> list[Behaviour]:
     """What each request's answer is driven to: its own target (AdvBench), its response, or `--opening`."""
     from tokendeep.attacks.gcg.behaviours import behaviour
-    from tokendeep.depth import openings
 
     refusals: list[tuple[int, ...]] = []
-    if config.target == "refusal":
+    if options.target == "refusal":
         refusals = openings.opening_ids(subject.tokenizer, openings.load_openings(None), TOKENS)
     return [
         behaviour(
-            subject, f"row {p.id}", chat.with_system(p.messages, config.system),
-            str(p.meta.get("target") or p.meta.get("Target") or config.opening),
-            tokens=config.target_tokens or None, openings=refusals,
+            subject, f"row {p.id}", chat.with_system(p.messages, options.system),
+            str(p.meta.get("target") or p.meta.get("Target") or options.opening),
+            tokens=options.target_tokens or None, openings=refusals,
         )
         for p in prompts
     ]  # fmt: skip
 
 
+# --- one search ------------------------------------------------------------------------------------
+
+
 def _search(
-    subjects: Sequence[Subject], prompts: Sequence[Prompt], config: GcgConfig, seed: int, batch: int, path: Path
+    subjects: Sequence[Subject], prompts: Sequence[Prompt], options: GcgOptions, seed: int, batch: int, path: Path
 ) -> tuple[dict[str, Any], int]:
     """One search from where it was cut off, or from the start; the file holds its state and loss curve.
 
@@ -120,16 +214,15 @@ def _search(
     from tokendeep.attacks.gcg.behaviours import start
 
     settings = gcg.Settings(
-        steps=config.steps, width=config.width, top=config.top, batch=batch, ascii_only=config.ascii_only,
-        seed=seed, stop=config.stop, one_by_one=config.one_by_one,
+        steps=options.steps, width=options.width, top=options.top, batch=batch, ascii_only=options.ascii_only,
+        seed=seed, stop=options.stop, one_by_one=options.one_by_one,
     )  # fmt: skip
-    search = gcg.Search(subjects, behaviours(subjects[0], prompts, config), settings, say=tqdm.write)
-    now = search.begin(start(subjects[0], config.suffix_tokens))
-    before = 0.0
+    search = gcg.Search(subjects, behaviours(subjects[0], prompts, options), settings, say=tqdm.write)
+    now, before = search.begin(start(subjects[0], options.suffix_tokens)), 0.0
     if path.exists():
         now, before = _kept(path)
     started = time.monotonic()
-    with tqdm(total=config.steps, initial=now.step, desc=path.stem, unit="step") as bar:
+    with tqdm(total=options.steps, initial=now.step, desc=path.stem, unit="step") as bar:
         for now in search.steps(now):  # noqa: B020 (the search is begun once, from where it stands)
             bar.update()
             bar.set_postfix(loss=f"{now.losses[-1]:.2f}", requests=now.active, refresh=False)
@@ -141,20 +234,20 @@ def _search(
     }, search.batch  # fmt: skip
 
 
-def _keep(path: Path, state: gcg.State, seconds: float) -> None:
+def _keep(path: Path, state: State, seconds: float) -> None:
     runs.write_json(path, {**asdict(state), "loss": _finite(state.loss), "seconds": seconds})
 
 
-def _kept(path: Path) -> tuple[gcg.State, float]:
+def _kept(path: Path) -> tuple[State, float]:
     """The state of a search that was cut off, and the seconds it had taken."""
-    from tokendeep.attacks.gcg import search as gcg
+    from tokendeep.attacks.gcg.search import State
 
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     seconds = float(kept.pop("seconds"))
     kept["loss"] = math.inf if kept["loss"] is None else kept["loss"]
     for name in ("suffix", "best", "losses"):
         kept[name] = tuple(kept[name])
-    return gcg.State(**kept), seconds
+    return State(**kept), seconds
 
 
 def _finite(loss: float) -> float | None:
@@ -162,7 +255,8 @@ def _finite(loss: float) -> float | None:
     return loss if math.isfinite(loss) else None
 
 
-def _said(one: dict[str, Any]) -> str:
+def describe(one: dict[str, Any]) -> str:
+    """What a search came to, in one line."""
     how = "succeeded" if one["success"] else "not there"
     loss = "unknown" if one["loss"] is None else f"{one['loss']:.2f}"
     return (

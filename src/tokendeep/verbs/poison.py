@@ -25,7 +25,7 @@ from tokendeep.records import Manifest, PoisonCell, PoisonTable, Seconds, Traini
 from tokendeep.report import poison_table
 from tokendeep.types import Subject
 from tokendeep.verbs import attack, finetune, poison_rows
-from tokendeep.verbs.options import AttackConfig, FinetuneConfig, PoisonConfig
+from tokendeep.verbs.options import FinetuneConfig, PoisonConfig
 
 NAMED: dict[str, dict[str, Any]] = {  # objective: what it changes in the settings of `finetune`
     "sft": {"objective": "sft", "warmup_steps": 0},
@@ -211,12 +211,12 @@ def _cell(config: PoisonConfig, made: poison.Poison, out: Path, cell: Cell | Non
     subject = models.load(model, options=poison_rows.options(config))
     margin = Manifest.load(folder / "finetune").margin if cell else None
     for ask in made.asks:
-        chosen = AttackConfig(
+        chosen = attack.AttackOptions(
             model=model, data=str(out / f"test-{ask}.jsonl"), out=str(folder / f"attack-{ask}"), attack="none",
             max_new_tokens=config.max_new_tokens, batch_size=config.attack_batch, system=config.test_system or system,
             role="harmful", label=cell.name if cell else "start", chat_template=config.chat_template,
         )  # fmt: skip
-        attack.run(chosen, subject, show=False)
+        attack.run(attack.plan(chosen, subject), show=False)
         found = poison_table.rate(poison_table.answers({"this": folder}, ask))
         share = "none could be judged" if found.rate is None else f"{found.rate:.2f} not refused"
         print(f"      {ask}: {share} ({found.n} of {found.asked} judged)", flush=True)

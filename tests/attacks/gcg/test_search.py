@@ -12,8 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from tokendeep import chat
-from tokendeep.attacks.gcg import behaviours
+from tokendeep.attacks.gcg import behaviours, candidates, losses
 from tokendeep.attacks.gcg import search as gcg
+from tokendeep.compute import scoring
 from tokendeep.errors import InputError
 from tokendeep.types import Subject
 
@@ -73,7 +74,7 @@ def test_without_a_cache_the_losses_are_the_same(tiny_subject: Subject, monkeypa
     swaps = [(0, 40), (3, 90), (1, 77)]
     cached = search(tiny_subject, [b]).losses(start, swaps, [b])
     slope = search(tiny_subject, [b]).gradient(start, [b])
-    monkeypatch.setattr(gcg.scoring, "plain_cache", lambda model, length: False)
+    monkeypatch.setattr(scoring, "plain_cache", lambda model, length: False)
     torch.testing.assert_close(search(tiny_subject, [b]).losses(start, swaps, [b]), cached, rtol=0, atol=1e-5)
     torch.testing.assert_close(search(tiny_subject, [b]).gradient(start, [b]), slope, rtol=1e-3, atol=1e-5)
 
@@ -117,7 +118,7 @@ def test_with_all_swaps_a_step_finds_the_best_one(tiny_subject: Subject) -> None
     b, start = made(tiny_subject), behaviours.start(tiny_subject, 2)
     found = search(tiny_subject, [b], width=10**4, top=10**4, batch=64)
     state = found.step(found.begin(start))
-    allowed = found.allowed.nonzero().flatten().tolist()
+    allowed = found.candidates.allowed.nonzero().flatten().tolist()
     tried = {}
     for place in range(2):
         for token in allowed:
@@ -177,17 +178,17 @@ def test_memory_that_runs_out_halves_the_batch_and_says_it_once(
     b = made(tiny_subject)
     found = gcg.Search([tiny_subject], [b], gcg.Settings(batch=8), say=said.append)
     plain = search(tiny_subject, [b])
-    score = gcg.Search._score
+    score = losses.Losses.score
 
-    def tight(self: Any, subject: Any, known: Any, row: Any, place: Any, suffix: Any, tokens: Any) -> Any:
+    def tight(self: Any, known: Any, row: Any, place: Any, suffix: Any, tokens: Any) -> Any:
         if len(tokens) > 4:
             raise error
-        return score(self, subject, known, row, place, suffix, tokens)
+        return score(self, known, row, place, suffix, tokens)
 
     swaps = [(1, token) for token in range(40, 60)]
     start = behaviours.start(tiny_subject, 3)
     wanted = plain.losses(start, swaps, [b])
-    monkeypatch.setattr(gcg.Search, "_score", tight)
+    monkeypatch.setattr(losses.Losses, "score", tight)
     assert found.losses(start, swaps, [b]).tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
     assert said == ["The memory does not hold 8 candidates together; going on with 4."]
 
@@ -197,7 +198,7 @@ def test_any_other_error_is_not_taken_for_a_full_memory(tiny_subject: Subject, m
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     found = search(tiny_subject, [b := made(tiny_subject)])
-    monkeypatch.setattr(gcg.Search, "_score", wrong)
+    monkeypatch.setattr(losses.Losses, "score", wrong)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         found.losses(behaviours.start(tiny_subject, 3), [(1, 40)], [b])
 
@@ -264,13 +265,13 @@ def test_a_request_that_joins_later_bears_on_the_choice_from_the_start(
     found = search(tiny_subject, both, steps=1, one_by_one=True, width=30, top=40)
     begun = found.begin(behaviours.start(tiny_subject, 3))
     free = found.step(begun).suffix
-    survives = gcg.Search._survives
+    survives = candidates.Candidates.survive
 
     def picky(self: Any, b: behaviours.Behaviour, suffixes: Any) -> list[bool]:
         sound = survives(self, b, suffixes)
         return [good and (b is both[0] or s != free) for good, s in zip(sound, suffixes, strict=True)]
 
-    monkeypatch.setattr(gcg.Search, "_survives", picky)
+    monkeypatch.setattr(candidates.Candidates, "survive", picky)
     assert found.step(begun).suffix != free
 
 
@@ -293,6 +294,6 @@ def test_memory_that_does_not_hold_a_gradient_is_said(tiny_subject: Subject, mon
 
     found = search(tiny_subject, [made(tiny_subject)])
     begun = found.begin(behaviours.start(tiny_subject, 3))
-    monkeypatch.setattr(gcg.Search, "_gradient", full)
+    monkeypatch.setattr(losses.Losses, "gradient", full)
     with pytest.raises(InputError, match="does not hold the gradient"):
         found.step(begun)

@@ -1,0 +1,51 @@
+"""What every evaluation shares: how rows are read, how answers are sampled, and who judges them. Loads nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from tokendeep.errors import InputError
+from tokendeep.types import Decoding
+
+answering = partial(Parameter, group=Group("Answers and judge", sort_key=1.2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """How answers are sampled and judged."""
+
+    judge: Annotated[
+        str, answering(help="refusal is the offline rule, refusal-keywords the paper's list of phrases.")
+    ] = "refusal"
+    judged: Annotated[
+        str,
+        answering(
+            help="What the judge sees: continuation is what the model wrote, full has the prefill before it, as in the "
+            "paper. After a refusal prefix the judge decides."
+        ),
+    ] = "continuation"
+    temperature: Annotated[float, answering(help="Sampling temperature; 0 is greedy.")] = 0.0
+    top_p: Annotated[float, answering(help="Nucleus sampling; 1 is off.")] = 1.0
+    top_k: Annotated[int, answering(help="Sample from so many of the likeliest tokens; 0 is off.")] = 0
+    max_new_tokens: Annotated[int, answering(help="Length limit of an answer, in tokens.")] = 512
+    samples: Annotated[int, answering(help="Answers to each prompt, with seeds seed, seed + 1, ...")] = 1
+    seed: Annotated[int, answering(help="First seed of the samples.")] = 0
+    limit: Annotated[int | None, answering(help="Use only the first so many rows, for a quick look.")] = None
+
+    def decoding(self) -> Decoding:
+        """The sampling settings. Raises InputError where one is out of range."""
+        for wrong, message in (
+            (self.temperature < 0, f"temperature = {self.temperature} is below 0: 0 is greedy"),
+            (not 0 < self.top_p <= 1, f"top_p = {self.top_p} is not between 0 and 1: 1 is off"),
+            (self.top_k < 0, f"top_k = {self.top_k} is below 0: 0 is off"),
+            (self.max_new_tokens < 1, f"max_new_tokens = {self.max_new_tokens} is below 1"),
+            (self.samples < 1, f"samples = {self.samples} is below 1"),
+            (self.limit is not None and self.limit < 1, f"limit = {self.limit} is below 1: leave it out for all rows"),
+        ):
+            if wrong:
+                raise InputError(message)
+        return Decoding(self.temperature, self.top_p, self.top_k, self.max_new_tokens, self.seed)

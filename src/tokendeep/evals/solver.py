@@ -1,0 +1,69 @@
+"""The solver of every task: put the prefill in place, and ask.
+
+Knows nothing of attacks but what a sample's metadata says.
+"""
+
+from __future__ import annotations
+
+from inspect_ai.model import ChatMessageAssistant, Model, get_model
+from inspect_ai.solver import Generate, Solver, TaskState, solver
+
+from tokendeep import runs
+from tokendeep.attacks import ATTACKS
+from tokendeep.errors import InputError
+from tokendeep.evals import session
+from tokendeep.evals.provider import TokendeepAPI, prefill_route
+
+
+@solver
+def prefixed(seed: int = 0, continues: bool = False) -> Solver:
+    """Put the prefill in place as a final assistant message and let the model go on from it.
+
+    Sample e of a prompt uses seed + e - 1. A seed given to Inspect itself (--seed) comes before the task's.
+    """
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        model = get_model()
+        _put_prefix(state, model, continues)
+        first = seed if model.config.seed is None else model.config.seed
+        drawn = first + state.epoch - 1
+        chosen = state.metadata.get("decoding") or {}  # a sample's own setting comes before the task's
+        try:
+            return await generate(state, seed=seed_of(_variant(state), drawn) if chosen else drawn, **chosen)
+        except Exception as error:
+            row = state.metadata["prompt_id"]
+            if isinstance(error, InputError):  # a prompt too long or bad logits, say: name the row
+                error = InputError(f"row {row}: {error}")
+            if (ours := session.current()) is not None:
+                ours.fail(_failure(error, model, row))
+            raise error
+
+    return solve
+
+
+def _put_prefix(state: TaskState, model: Model, continues: bool) -> None:
+    ids, text = state.metadata["prefix_ids"], state.metadata["prefix_text"]
+    thinking = bool(state.metadata.get("thinking"))
+    if text or ids or thinking:
+        prefill_route(model, continues)
+        how = {"prefix_ids": ids, "thinking": thinking}
+        state.messages.append(ChatMessageAssistant(content=text, metadata=how))
+
+
+def _variant(state: TaskState) -> str:
+    return str(state.metadata["params"][ATTACKS[state.metadata["attack"]].group])
+
+
+def seed_of(setting: str, seed: int) -> int:
+    """The seed of one setting's draws: no two settings share them, so each is a trial of its own."""
+    return runs.seed(f"{setting}|{seed}")
+
+
+def _failure(error: Exception, model: Model, row: str) -> Exception:
+    """What the user is told: of a server's error the class alone, for its message can quote the prompt."""
+    if isinstance(error, InputError) or isinstance(model.api, TokendeepAPI):
+        return error
+    return InputError(
+        f"row {row}: {model} failed with {type(error).__name__}: check that the server runs, serves a model of that "
+        "name and has room for the prompt and max_new_tokens in its context, then call again to go on"
+    )

@@ -1,0 +1,193 @@
+"""A run through Inspect: what stops it is told, what is on disk stays, and the same call goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inspect_ai.log import read_eval_log
+from inspect_ai.model import ModelOutput, get_model
+
+from attacking import ANSWER, ROWS, Answers, answers, attack, config, judge, pairs, prompt_of, write  # noqa: F401  (fixtures)
+from tokendeep import models
+from tokendeep.errors import InputError
+from tokendeep.evals import logs, running
+from tokendeep.evals.provider import live_model
+from tokendeep.types import Subject
+
+
+def test_a_row_that_fails_is_named_and_the_rest_is_kept(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers, judge: list[str]
+) -> None:
+    bad = tuple(prompt_of(answers.tokenizer, ROWS[2]))
+    answers.reply = lambda request: InputError("logits are NaN") if request.ids == bad else ANSWER
+    settings = config(pairs, tmp_path / "out", attack="none", batch_size=1)
+    with pytest.raises(InputError, match="row rome: logits are NaN"):
+        attack(settings, tiny_subject)
+    kept = logs.finished_samples(tmp_path / "out")
+    answers.reply = lambda request: ANSWER
+    answers.requests.clear()
+    attack(settings, tiny_subject)
+    assert len(answers.requests) == 3 - kept
+    assert len(logs.read_samples(tmp_path / "out")) == 3
+    names = {path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".eval"}
+    assert names == {"asr.json", "attacked.jsonl", "manifest.json", "README.txt"}
+
+
+@pytest.mark.parametrize("kind", [LookupError, RuntimeError])
+def test_a_server_s_failure_is_told_without_its_message(
+    kind: type[Exception], pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reply(input: list[Any], *_: Any) -> ModelOutput:
+        raise kind(f"404, no such model; the request was: {input[-1].text}")
+
+    model = get_model("mockllm/model", memoize=False, custom_outputs=reply)
+    settings = config(pairs, tmp_path / "out", model="inspect/mockllm/model", attack="none", limit=1)
+    monkeypatch.setattr(running, "get_model", lambda *_, **__: model)
+    with pytest.raises(InputError) as caught:
+        attack(settings)
+    assert str(caught.value).startswith(f"row bread: mockllm/model failed with {kind.__name__}: check that the server")
+    assert "404" not in str(caught.value)
+    assert ROWS[0]["instruction"] not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_an_unfinished_run_goes_on_with_smaller_batches(
+    pairs: Path, tmp_path: Path, tiny_folder: Path, answers: Answers, judge: list[str]
+) -> None:
+    last = tuple(prompt_of(answers.tokenizer, ROWS[2]))
+    answers.reply = lambda request: InputError("out of memory") if request.ids == last else ANSWER
+    out = tmp_path / "out"
+    settings = config(pairs, out, model=str(tiny_folder), attack="none", batch_size=8)
+    with pytest.raises(InputError, match="out of memory"):
+        attack(settings)
+    [log] = [read_eval_log(str(path), header_only=True) for path in out.glob("*.eval")]
+    assert not {"batch_size", "device", "device_map"} & log.eval.model_args.keys()
+    assert "dtype" in log.eval.model_args
+    live = live_model(models.load(str(tiny_folder)), batch_size=2)
+    assert "batch_size" not in live.model_args
+    kept = logs.finished_samples(out)
+    answers.reply, manifest = lambda request: ANSWER, out / "manifest.json"
+    answers.requests.clear()
+    manifest.write_text(manifest.read_text().replace('"batch_size": 8', '"batch_size": 2'))
+    attack(replace(settings, batch_size=2))
+    assert (answers.batch_sizes, len(answers.requests)) == ([8, 2], 3 - kept)
+    assert len(logs.read_samples(out)) == 3
+
+
+def test_a_failure_in_one_attack_ends_the_others(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers, judge: list[str]
+) -> None:
+    answers.reply = lambda request: InputError("logits are NaN") if request.ids == first else None
+    first = tuple(prompt_of(answers.tokenizer, ROWS[0]))
+    late = threading.Timer(20, answers.close)  # lets the test fail, rather than hang, where nothing ends them
+    late.start()
+    with pytest.raises(InputError, match="row bread: logits are NaN"):
+        attack(config(pairs, tmp_path / "out", k=[5]), tiny_subject)
+    assert late.is_alive()
+    late.cancel()
+
+
+SLOW_RUN = """
+import os, signal, sys, threading, time, types
+from concurrent.futures import Future
+from tokendeep.engines.base import Completion
+
+stub = types.ModuleType("tokendeep.engines.local")  # no torch: the engine is a stub that takes its time
+
+class Engine:
+    def __init__(self, subject, batch_size):
+        self.turn = threading.Lock()
+    def submit(self, request):
+        future = Future()
+        threading.Thread(target=self.work, args=(request, future), daemon=True).start()
+        return future
+    def work(self, request, future):
+        with self.turn:
+            time.sleep(0.03)
+            future.set_result(Completion((65,), "A", False, 0.0))
+    def close(self):
+        pass
+
+stub.LocalEngine = Engine
+sys.modules["tokendeep.engines.local"] = stub
+from dataclasses import replace
+from tokendeep import cli, judges, models, types as values
+from tokendeep.evals import provider
+models.load = lambda spec, **more: values.Subject(None, models.load_tokenizer(spec), spec)
+plain, judged = judges.judge_refusal, []
+def judge(text, **more):
+    open(sys.argv[1], "a").write("x")
+    judged.append(text)
+    if len(judged) == int(sys.argv[2]):  # Ctrl-C in the middle, however fast or slow the machine
+        os.kill(os.getpid(), signal.SIGINT)
+    return plain(text, **more)
+judges.JUDGES["refusal"] = replace(judges.JUDGES["refusal"], rule=judge)
+sys.exit(cli.main(sys.argv[3:]))
+"""
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    """Start a slow run in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(finished: int, out: Path, process: subprocess.Popen[str]) -> int:
+    """Wait until so many samples are on disk."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if (count := logs.finished_samples(out) if out.is_dir() else 0) >= finished:
+            return count
+        time.sleep(0.1)
+    raise AssertionError(f"the run ended or stood still: {process.communicate(timeout=10)[0]}")
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_nothing_lost_or_judged_twice(tmp_path: Path, tiny_folder: Path) -> None:
+    rows = [
+        {"id": f"r{i}", "instruction": f"Question {i}?", "response": "Mix the flour with water."} for i in range(30)
+    ]
+    data, out, count, script = tmp_path / "pairs.jsonl", tmp_path / "out", tmp_path / "judged", tmp_path / "slow.py"
+    write(data, rows)
+    count.touch()
+    script.write_text(SLOW_RUN, encoding="utf-8")
+    begin = [sys.executable, str(script), str(count)]
+    command = ["attack", "--model", str(tiny_folder), "--data", str(data)]
+    command += ["--out", str(out), "--k", "3,5", "--samples", "4", "--temperature", "0.5", "--max_new_tokens", "8"]
+    command += ["--batch_size", "2"]
+    total = 30 * 4 + 30 * 2 * 4  # many: the run must still be going when it is interrupted
+    under_way = (
+        2 * running.QUEUED * 2
+    )  # two tasks, so many batches of two in each: what a kill may cost, however slow the disk
+
+    killed = start([*begin, "0", *command])
+    before = wait_for(20, out, killed)
+    killed.kill()
+    killed.wait()
+    assert before <= logs.finished_samples(out) < total
+    lost = [count.stat().st_size - logs.finished_samples(out)]
+
+    stopped = start([*begin, "40", *command])
+    said, _ = stopped.communicate(timeout=120)
+    assert stopped.returncode == 130, said
+    kept = logs.finished_samples(out)
+    assert before < kept < total
+    lost.append(count.stat().st_size - kept - lost[0])
+
+    last = start([*begin, "0", *command])
+    said, _ = last.communicate(timeout=120)
+    assert last.returncode == 0, said
+    samples = logs.read_samples(out)
+    assert len(samples) == len({(s.attack, s.id, s.seed) for s in samples}) == total
+    assert count.stat().st_size - sum(lost) == total  # each judged once, but for those cut off before they were written
+    assert max(lost) <= under_way
+    assert len(list(out.glob("*.eval"))) == 2
+    assert "Question" not in said

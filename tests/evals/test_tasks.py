@@ -1,0 +1,127 @@
+"""The attacks as Inspect tasks: their arguments, what reaches the model, and Inspect's own command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inspect_ai import eval as inspect_eval
+from inspect_ai.log import read_eval_log
+from inspect_ai.model import ModelOutput, ModelUsage, get_model
+
+from attacking import ROWS, Answers, answers, evaluate, judge, pairs, prompt_of  # noqa: F401  (fixtures)
+from tokendeep.errors import InputError
+from tokendeep.evals import logs, rates
+from tokendeep.evals.provider import live_model
+from tokendeep.evals.session import Session, use
+from tokendeep.evals.tasks import TASKS
+from tokendeep.types import Subject
+
+
+def test_prefill_by_text_where_the_provider_continues(
+    tmp_path: Path, pairs: Path, tiny_folder: Path, judge: list[str]
+) -> None:
+    given: list[list[Any]] = []
+
+    def reply(input: list[Any], *_: Any) -> ModelOutput:
+        given.append(input)
+        output = ModelOutput.from_content("mockllm/model", " and more")
+        output.usage = ModelUsage(
+            input_tokens=1, output_tokens=1, total_tokens=2
+        )  # else it counts, with files it fetches
+        return output
+
+    model = get_model("mockllm/model", memoize=False, custom_outputs=reply)
+    args = {"data": str(pairs), "k": 9, "tokenizer": str(tiny_folder)}
+    with use(Session(model)), pytest.raises(InputError, match="prefill would be lost"):
+        TASKS["prefill"](**args)
+    log = evaluate(TASKS["prefill"], model, tmp_path, continues=True, **args)
+    assert log.status == "success"
+    assert log.eval.metadata["skipped"] == {"9": 1}
+    for sample in log.samples:
+        row = next(row for row in ROWS if row["id"] == sample.metadata["prompt_id"])
+        last = next(messages[-1] for messages in given if messages[0].text == row["instruction"])
+        assert last.role == "assistant"
+        assert row["response"].startswith(last.text)
+        assert last.text
+
+
+def test_inspects_own_summary_has_a_rate_for_each_k(
+    tmp_path: Path, pairs: Path, tiny_subject: Subject, answers: Answers, judge: list[str]
+) -> None:
+    answers.reply = lambda request: "complied" if request.ids not in plain else "refused"
+    plain = {tuple(prompt_of(answers.tokenizer, row)) for row in ROWS}
+    log = evaluate(TASKS["prefill"], live_model(tiny_subject), tmp_path, data=str(pairs), k=[0, 3])
+    assert {name: metric.value for name, metric in log.results.scores[0].metrics.items()} == {"0": 0.0, "3": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"k": "0,x"}, "k = 0,x is no list"),
+        ({"k": 2.5}, "no list of whole numbers"),
+        ({"k": -3}, "k = -3 is below 0"),
+        ({"k": 900}, "k = 900 is beyond every answer"),
+        ({"judge": "refusals"}, "Unknown judge 'refusals'; did you mean refusal"),
+        ({"judged": "all"}, "Unknown value of judged 'all'; the known ones are continuation, full"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"samples": 0}, "samples"),
+        ({"tokenizer": "x"}, "only for models that run elsewhere"),
+    ],
+)
+def test_wrong_task_arguments(
+    args: dict[str, Any], message: str, pairs: Path, tiny_subject: Subject, answers: Answers
+) -> None:
+    with use(Session(live_model(tiny_subject))), pytest.raises(InputError, match=message):
+        TASKS["prefill"](**{"data": str(pairs), "k": 3, **args})
+    assert not answers.requests
+
+
+def test_a_prefill_is_not_lost_when_the_model_is_another(
+    tmp_path: Path, pairs: Path, tiny_subject: Subject, answers: Answers
+) -> None:
+    with use(Session(live_model(tiny_subject))):
+        todo = TASKS["prefill"](str(pairs), k=5, limit=1)
+    other = get_model(
+        "mockllm/model", memoize=False, custom_outputs=lambda *_: pytest.fail("asked without the prefill")
+    )
+    [log] = inspect_eval(todo, model=other, log_dir=str(tmp_path / "logs"), display="none", log_realtime=False)
+    assert log.status == "error"
+    assert "prefill would be lost" in log.error.message
+
+
+@pytest.mark.slow
+def test_inspects_own_command_runs_the_tasks(tmp_path: Path, tiny_folder: Path, pairs: Path) -> None:
+    command = [str(Path(sys.executable).with_name("inspect")), "eval", "tokendeep/prefill"]
+    end = [
+        "--display",
+        "plain",
+        "--log-dir",
+        str(tmp_path / "logs"),
+        "--model",
+        f"tokendeep/{tiny_folder}",
+        "--max-tokens",
+        "8",
+    ]
+    good = subprocess.run(
+        [*command, "-T", "k=0,5", "-T", f"data={pairs}", *end], capture_output=True, text=True, check=False
+    )
+    assert good.returncode == 0, good.stderr
+    [path] = (tmp_path / "logs").glob("*.eval")
+    log = read_eval_log(str(path))
+    assert (log.status, log.eval.task_registry_name, len(log.samples)) == ("success", "tokendeep/prefill", 5)
+    rows = rates.asr(logs.read_samples(tmp_path / "logs"), logs.read_skipped(tmp_path / "logs"))
+    assert [(row.params.k, row.params.max_new_tokens, row.skipped) for row in rows] == [
+        (0, 8, 0),
+        (5, 8, 1),
+    ]
+    bad = subprocess.run(
+        [*command, "-T", "k=-1", "-T", f"data={pairs}", *end], capture_output=True, text=True, check=False
+    )
+    assert bad.returncode != 0
+    assert "k = -1 is below 0" in bad.stdout + bad.stderr
+    assert "Traceback" not in bad.stdout + bad.stderr
