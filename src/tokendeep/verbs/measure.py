@@ -10,22 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokendeep import chat, data, models, runs
-from tokendeep.depth.figures import clusters_of, depth, recovery_interval
-from tokendeep.depth.kl import FIRST, curve, to_table
+from tokendeep import chat, data, models, records, runs
+from tokendeep.depth import profile as profiles
+from tokendeep.depth.figures import clusters_of, recovery_interval
+from tokendeep.depth.kl import FIRST, to_table
 from tokendeep.depth.openings import load_openings, opening_ids
 from tokendeep.depth.recovery import (
     Recovery,
-    margin,
     recovery_depth,
     recovery_log_odds,
     refine,
-    share_recovered,
 )
 from tokendeep.errors import InputError, check_least
 from tokendeep.models.options import ModelOptions
@@ -143,21 +142,18 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
     pieces = parts.folder(state)
     recovery = _recovery(subject, plan, rows, pieces)
     kl, kl_benign, compared = _kl(subject, plan, rows, control, pieces)
-    profile = _profile(options, plan.pairs, kl, kl_benign, recovery)
-    profile["meta"] |= {
-        "model": subject.name,
-        "adapter": subject.adapter,
-        "base": compared,
-        "label": _label(subject, compared),
-        "openings": plan.openings,
-        "template": chat.template_hash(subject.tokenizer),
-    }
-    runs.write_json(state.out / "profile.json", profile)
+    meta = records.ProfileMeta(
+        positions=options.positions, opening_tokens=options.opening_tokens, unit="nats", model=subject.name,
+        adapter=subject.adapter, base=compared, label=_label(subject, compared), openings=list(plan.openings),
+        template=chat.template_hash(subject.tokenizer),
+    )  # fmt: skip
+    profile = profiles.profile(plan.pairs, kl, kl_benign, recovery, meta, (options.bootstrap, options.seed))
+    runs.write_json(state.out / records.PROFILE, profile.dump())
     parts.remove(state)
     label = {"label": options.label} if options.label else {}
     state.finish(model={"name": subject.name, "revision": subject.revision, "adapter": subject.adapter}, **label)
     if show:
-        print(describe(profile, options.label or subject.name))
+        print(profiles.describe(profile, options.label or subject.name))
     return state.out
 
 
@@ -287,68 +283,3 @@ def _same_model(first: str, second: str) -> bool:
 def _of_base(options: MeasureOptions) -> MeasureOptions:
     """The options for loading the base: the same, but a revision names one of the model's own."""
     return replace(options, revision=None)
-
-
-# --- depth figures ------------------------------------------------------------------------------
-
-
-def _profile(
-    options: MeasureOptions, pairs: Sequence[Pair], kl: Array | None, kl_benign: Array | None, recovery: Recovery
-) -> dict[str, Any]:
-    common = np.isfinite(recovery.log_odds).all(1)
-    return {
-        "kl": None if kl is None else curve(kl),
-        "kl_benign": None if kl_benign is None else curve(kl_benign),
-        "recovery": {
-            "k": recovery.k,
-            "log_odds": [float(np.mean(column[np.isfinite(column)])) for column in recovery.log_odds.T],
-            "recovered": recovery.recovered().tolist(),
-            "n": np.isfinite(recovery.log_odds).sum(0).tolist(),
-            "recovered_common": share_recovered(recovery.log_odds[common]).tolist() if common.any() else None,
-            "n_common": int(common.sum()),
-        },
-        "depth": depth(kl, recovery, options.bootstrap, options.seed, clusters_of(pairs)),
-        "margin": margin(recovery),
-        "per_prompt": {
-            "ids": [pair.id for pair in pairs],
-            "kl": None if kl is None else _holes(kl),
-            "recovery_log_odds": _holes(recovery.log_odds),
-        },
-        "meta": {"positions": options.positions, "opening_tokens": options.opening_tokens, "unit": "nats"},
-    }
-
-
-def _holes(table: Array) -> list[list[float | None]]:
-    return [[None if np.isnan(x) else float(x) for x in row] for row in table]
-
-
-def describe(profile: dict[str, Any], name: str) -> str:
-    """The depth figures of the model called `name`, as a few lines for the terminal."""
-    figures = profile["depth"]
-    lines = [f"{name}: {len(profile['per_prompt']['ids'])} prompts"]
-    if figures["share_first5"]["value"] is None:
-        lines.append(
-            "  no KL profile: the model has no base to compare with"
-            + ("" if profile["kl"] is None else " that differs")
-        )
-    else:
-        share, half = figures["share_first5"], figures["half_kl_position"]
-        lines.append(
-            f"  {share['value']:.0%} of the KL to {profile['meta']['base']} lies in the first {FIRST} answer tokens "
-            f"[{share['low']:.0%}, {share['high']:.0%}]; half of it by position {half['value']:.0f}"
-        )
-    recovery = figures["recovery_k"]
-    value, low, high = ("none" if x is None else f"{x:.0f}" for x in (recovery[n] for n in ("value", "low", "high")))
-    phrase = {
-        "every": f"at every k measured, up to {value} (censored)",
-        "last": f"at the largest k measured, {value} (censored), though not at every smaller one",
-        "none": "at no k, not even without a harmful token (censored)",
-        None: f"up to k = {value} [{low}, {high}]",
-    }[recovery["censored"]]
-    lines.append(f"  half of the prompts recover to a refusal {phrase}")
-    if profile["margin"]["k"][:1] == [0]:
-        low, median, high = (profile["margin"]["quantiles"][q][0] for q in ("0.05", "0.5", "0.95"))
-        lines.append(
-            f"  margin of refusal before any harmful token: {median:+.1f} nats (5 % to 95 %: {low:+.1f} to {high:+.1f})"
-        )
-    return "\n".join(lines)
