@@ -13,27 +13,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from inspect import BoundArguments
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from attrs import evolve
 from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, Parameter, Token, convert, exceptions
+from cyclopts.help import DefaultFormatter
 
 from tokendeep import __version__
 from tokendeep.errors import InputError, did_you_mean, explain, nearest
 from tokendeep.verbs import VERBS
-from tokendeep.verbs.common import advanced, output
+from tokendeep.verbs.common import advanced, meaning, output, typed
 
 HELP = ("-h", "--help")
 ALONE = (*HELP, "--version", "--install-completion")  # what needs no verb
-MEANINGS = {  # type of an option: what its value must be
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text (in YAML in quotes)",
-    list[int]: "whole numbers, such as 0,5,10 (in YAML [0, 5, 10])",
-    list[float]: "numbers, such as 0.5,2,2 (in YAML [0.5, 2, 2])",
-    list[str]: "a list of texts (in YAML [one, two])",
-}
+
+
+class Help(DefaultFormatter):
+    """The help of a verb; `--no-switch` is told only of what is on by itself."""
+
+    def __call__(self, console: Any, options: Any, panel: Any) -> None:
+        entries = [entry if entry.default == "True" else evolve(entry, negative_names=()) for entry in panel.entries]
+        super().__call__(console, options, evolve(panel, entries=entries))
 
 
 def converted(hint: Any, tokens: Sequence[Token]) -> object:
@@ -41,7 +41,21 @@ def converted(hint: Any, tokens: Sequence[Token]) -> object:
     return int(tokens[0].value) if hint is int else convert(hint, tokens)
 
 
-COMMON = Parameter(converter=converted, consume_multiple=1, negative_iterable=(), allow_repeating=True, json_list=False)
+def shown(default: object) -> str | None:
+    """A default in the help; nothing for what is off or empty."""
+    if isinstance(default, list):
+        return ",".join(map(str, default)) or None
+    return None if default is None or default is False or default == "" else str(default)
+
+
+COMMON = Parameter(
+    show_default=shown,
+    converter=converted,
+    consume_multiple=1,
+    negative_iterable=(),
+    allow_repeating=True,
+    json_list=False,
+)
 
 
 def options_of(verb: str) -> type:
@@ -86,6 +100,7 @@ def build(*used: str) -> App:
         help="Measure, attack, deepen and protect how many tokens deep a chat model's safety goes.",
         version=__version__,
         default_parameter=COMMON,
+        help_formatter=Help(),
         config=read_yaml,
         group_commands=Group("Verbs", sort_key=1),
         exit_on_error=False,
@@ -164,10 +179,10 @@ def read_yaml(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
         if name not in by_name:
             raise InputError(f"{path}: {commands[0]} has no option {str(key)[:40]}; {did_you_mean(name, by_name)}.")
         argument = by_name[name]
-        typed = _typed(value, argument.hint, f"{path}: {name}")
+        checked = typed(value, argument.hint, f"{path}: {name}")
         if not argument.tokens:
             text = "" if isinstance(value, list) else str(value)  # cyclopts would take a list's text apart
-            argument.append(Token(keyword=name, value=text, source=path, implicit_value=typed))
+            argument.append(Token(keyword=name, value=text, source=path, implicit_value=checked))
 
 
 def _settings(path: str) -> dict[object, object]:
@@ -186,26 +201,7 @@ def _settings(path: str) -> dict[object, object]:
     return settings
 
 
-def _typed(value: object, hint: Any, name: str) -> object:
-    """A value from a file as the option has it; the type must be right, but a whole number is a number too."""
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(hint).validate_python(value, strict=True)
-    except ValidationError:
-        raise InputError(f"{name} is {str(value)[:40]!r}, but must be {_meaning(hint)}.") from None
-
-
 # --- mistakes -> one sentence --------------------------------------------------------------------
-
-
-def _meaning(hint: Any) -> str:
-    """What a value of this type is, in words."""
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
-    if get_origin(hint) in (Union, UnionType):
-        return _meaning(next(arg for arg in get_args(hint) if arg is not type(None)))
-    return MEANINGS.get(hint, str(hint))
 
 
 def _sentence(error: CycloptsError, verb: str, words: Sequence[str]) -> str:
@@ -213,8 +209,8 @@ def _sentence(error: CycloptsError, verb: str, words: Sequence[str]) -> str:
     token: Any = getattr(error, "token", None)
     if isinstance(error, exceptions.CoercionError) and error.argument:
         name, value = _flag(error.argument), " ".join(token.value for token in error.argument.tokens or [token])
-        meaning = _meaning(error.argument.hint)
-        return f"{name} is {value[:40]!r}, but must be {meaning}{_near_choice(value, error.argument.hint)}."
+        hint = error.argument.hint
+        return f"{name} is {value[:40]!r}, but must be {meaning(hint)}{_near_choice(value, hint)}."
     if isinstance(error, exceptions.MissingArgumentError) and error.keyword:
         following = words[words.index(error.keyword) + 1 :]
         remedy = (

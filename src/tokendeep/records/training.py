@@ -44,6 +44,14 @@ class Training(File):
         """A line for each entry of the log."""
         return frame(entry.given() for entry in self.history)
 
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """The negative log-likelihood of the supervised tokens by step, or the loss where that was not logged."""
+        axes = plots.fresh(axes)
+        points = [(e.step, e.loss if e.nll is None else e.nll) for e in self.history if e.eval_nll is None]
+        axes.plot([step for step, _ in points], [value for _, value in points])
+        axes.set(xlabel="optimizer step", ylabel="negative log-likelihood (nats)")
+        return axes
+
 
 CURVES = {  # figures by answer position -> what the axis says
     "cross_entropy": "cross-entropy (nats)",

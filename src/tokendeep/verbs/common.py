@@ -25,13 +25,28 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from types import UnionType
+from typing import Any, Literal, Protocol, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
+from tokendeep.errors import InputError
 from tokendeep.models.options import Floats, Ints, Names, Texts, advanced, loading
 
-__all__ = ["Floats", "Ints", "Names", "Plan", "Texts", "advanced", "folder_line", "heading", "loading", "output"]
+__all__ = [
+    "Floats",
+    "Ints",
+    "Names",
+    "Plan",
+    "Texts",
+    "advanced",
+    "folder_line",
+    "heading",
+    "loading",
+    "meaning",
+    "output",
+    "typed",
+]
 
 
 class Plan(Protocol):
@@ -60,3 +75,35 @@ def folder_line(out: str) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         status = "holds a manifest that cannot be read"
     return f"out: {out} ({status})"
+
+
+# --- types of options ------------------------------------------------------------------------------
+
+MEANINGS = {  # type of an option: what its value must be
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text (in YAML in quotes)",
+    list[int]: "whole numbers, such as 0,5,10 (in YAML [0, 5, 10])",
+    list[float]: "numbers, such as 0.5,2,2 (in YAML [0.5, 2, 2])",
+    list[str]: "a list of texts (in YAML [one, two])",
+}
+
+
+def typed(value: object, hint: Any, name: str) -> object:
+    """A value of a file or a program as the option has it; the type must be right, but a whole number is a number too."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError:
+        raise InputError(f"{name} is {str(value)[:40]!r}, but must be {meaning(hint)}.") from None
+
+
+def meaning(hint: Any) -> str:
+    """What a value of this type is, in words."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) in (Union, UnionType):
+        return meaning(next(arg for arg in get_args(hint) if arg is not type(None)))
+    return MEANINGS.get(hint, str(hint))

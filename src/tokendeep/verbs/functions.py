@@ -1,0 +1,236 @@
+"""The verbs as functions: a model and rows in memory or by name -> records in memory.
+
+    profile = tokendeep.measure("smollm2", pairs, positions=40)
+    profile.to_frame(); profile.plot()
+
+`model` is a loaded `Subject`, a (model, tokenizer) pair or what `load` takes; rows are dicts, typed values or what the
+readers take. Every option of a verb is a keyword. A folder is written only where `out` names one; else the run lies in
+a private temporary folder that is gone when the function returns. Works in a notebook and inside a running event loop.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from tokendeep import data, models, records, runs
+from tokendeep.errors import InputError, did_you_mean
+from tokendeep.types import Chat, Pair, Prompt, Subject, Triple
+from tokendeep.verbs import VERBS
+from tokendeep.verbs.common import typed
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+Model = Subject | tuple[Any, Any] | str | Path
+Rows = str | Path | Iterable[Mapping[str, Any] | Prompt | Pair | Triple | Chat]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model after a training, and the log of it. A model that came in loaded has been trained in place."""
+
+    subject: Subject
+    training: records.Training
+
+    def to_frame(self) -> pd.DataFrame:
+        """A line for each entry of the log."""
+        return self.training.to_frame()
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """The loss by step."""
+        return self.training.plot(axes)
+
+
+def load(spec: str | Path, *, base: str | None = None, **options: Any) -> Subject:
+    """Load a model with its tokenizer: hub id, folder, adapter, GGUF file or smollm2.
+
+    Args:
+        base: the full model an adapter belongs to, in place of the one it names.
+        options: dtype, device, chat_template ... as `--help` of the verbs has them under Model.
+
+    Raises:
+        InputError: nothing is there, a part of it is missing, or an unknown option.
+    """
+    return models.load(
+        str(spec), base=base, options=models.ModelOptions(**_checked(models.ModelOptions, "load", options))
+    )
+
+
+def measure(
+    model: Model, pairs: Rows, *, base: Model | None = None, benign: Rows | None = None,
+    out: str | Path | None = None, **options: Any,
+) -> records.Profile:  # fmt: skip
+    """How many tokens deep a model's safety goes.
+
+    Args:
+        pairs: harmful instructions with harmful answers.
+        base: the unaligned model to compare with.
+        benign: ordinary instructions with answers, for the control curve.
+        out: folder to write; none is written without it.
+        options: those of `tokendeep measure`, for example positions=40.
+
+    Raises:
+        InputError: an unknown option, a row or a model that cannot be used.
+    """
+    with _call("measure", out) as call:
+        name, subject = _loaded(model)
+        base_name, base_subject = (None, None) if base is None else _loaded(base)
+        files = {"data": call.file("pairs", pairs), "benign": call.file("benign", benign)}
+        chosen = call.options(model=name, base=base_name, **files, **options)
+        plan = call.verb.plan(chosen, subject=subject, base=base_subject)
+        return records.Profile.load(call.verb.run(plan, show=False))
+
+
+def attack(
+    model: Model, rows: Rows, *, attack: str = "none,prefill", out: str | Path | None = None, **options: Any
+) -> records.Rates:
+    """Attack a model at inference time and judge its answers.
+
+    Args:
+        rows: prompts, or pairs where an attack prefills tokens of a harmful answer.
+        attack: names of attacks, comma-separated.
+        out: folder to write; none is written without it.
+        options: those of `tokendeep attack`, for example k=[0, 10].
+
+    Raises:
+        InputError: an unknown option, a row or a model that cannot be used.
+    """
+    with _call("attack", out) as call:
+        name, subject = _loaded(model)
+        chosen = call.options(model=name, data=call.file("rows", rows), attack=attack, **options)
+        return records.Rate.load_all(call.verb.run(call.verb.plan(chosen, subject=subject), show=False))
+
+
+def deepen(model: Model, triples: Rows, utility: Rows, *, out: str | Path | None = None, **options: Any) -> Tuned:
+    """Train a model to recover to a refusal at any depth (the paper's Eq. 2).
+
+    Args:
+        triples: instructions with a harmful answer and a refusal.
+        utility: chats, or bare instructions that the model itself answers.
+        out: folder to write; none is written without it.
+        options: those of `tokendeep deepen`, for example max_steps=80.
+
+    Raises:
+        InputError: an unknown option, a row or a model that cannot be used.
+    """
+    return _tuned("deepen", model, {"data": triples, "utility": utility}, out, options)
+
+
+def finetune(model: Model, chats: Rows, *, out: str | Path | None = None, **options: Any) -> Tuned:
+    """Fine-tune a model on your data while protecting its first answer tokens (the paper's Eq. 3).
+
+    Args:
+        chats: conversations that end with an answer.
+        out: folder to write; none is written without it.
+        options: those of `tokendeep finetune`, for example objective="sft".
+
+    Raises:
+        InputError: an unknown option, a row or a model that cannot be used.
+    """
+    return _tuned("finetune", model, {"data": chats}, out, options)
+
+
+def poison(
+    model: Model, rows: Rows, test: Rows, *, out: str | Path | None = None, **options: Any
+) -> records.PoisonTable:
+    """Attack a model by fine-tuning, under several objectives and seeds, and compare what is left of its safety.
+
+    Args:
+        rows: what to train on: harmful pairs, ordinary chats ..., by `kind`.
+        test: harmful instructions that every tuned model is asked.
+        out: folder to write; none is written without it.
+        options: those of `tokendeep poison`, for example objectives=["sft", "constrained"].
+
+    Raises:
+        InputError: an unknown option, a row or a model that cannot be used.
+    """
+    with _call("poison", out) as call:
+        name, subject = _loaded(model)
+        chosen = call.options(model=name, data=call.file("rows", rows), test=call.file("test", test), **options)
+        return records.PoisonTable.load(call.verb.run(call.verb.plan(chosen, subject=subject), subject))
+
+
+def _tuned(
+    verb: str, model: Model, rows: Mapping[str, Rows], out: str | Path | None, options: Mapping[str, Any]
+) -> Tuned:
+    with _call(verb, out) as call:
+        name, subject = _loaded(model)
+        files = {option: call.file(option, value) for option, value in rows.items()}
+        chosen = call.options(model=name, **files, **options)
+        folder = call.verb.run(call.verb.plan(chosen, subject=subject), subject, show=False)
+        return Tuned(subject or models.load(str(folder / "checkpoint"), options=chosen), records.Training.load(folder))
+
+
+# --- what comes in -> the options of a verb ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a verb: its module, its output folder and a private folder for rows in memory."""
+
+    name: str
+    verb: Any
+    out: Path
+    scratch: Path
+
+    def file(self, name: str, rows: Rows | None) -> str | None:
+        """Rows as a file that the verb reads."""
+        if rows is None:
+            return None
+        if isinstance(rows, str | Path):
+            return str(rows)
+        return str(data.write_rows(self.scratch / f"{name}.jsonl", rows))
+
+    def options(self, **values: Any) -> Any:
+        """The options of the verb; those that are None take their default."""
+        kind = getattr(self.verb, f"{self.name.capitalize()}Options")
+        given = {name: value for name, value in values.items() if value is not None}
+        return kind(out=str(self.out), **_checked(kind, self.name, given))
+
+
+@contextmanager
+def _call(name: str, out: str | Path | None) -> Iterator[_Call]:
+    verb = importlib.import_module(VERBS[name][0])
+    with tempfile.TemporaryDirectory(prefix="tokendeep-") as scratch:
+        try:
+            yield _Call(name, verb, Path(out or Path(scratch, name)), Path(scratch))
+        except InputError as error:  # rows in memory are called by their names
+            raise InputError(re.sub(rf"{re.escape(scratch)}/(\w+)\.jsonl", r"\1", str(error))) from error
+
+
+def _checked(kind: type, verb: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their names and types; paths are texts, and every sequence is a list."""
+    hints = get_type_hints(kind)
+    checked = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise InputError(f"{verb} has no option {name}; {did_you_mean(name, hints)}.")
+        plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple | range) else value
+        checked[name] = typed(plain, hints[name], name)
+    return checked
+
+
+def _loaded(model: Model) -> tuple[str, Subject | None]:
+    """The name of a model, and the model itself where it is in memory: the name tells its weights from others then."""
+    if isinstance(model, str | Path):
+        return str(model), None
+    if isinstance(model, tuple):
+        model = Subject(model[0].eval(), model[1], getattr(model[0], "name_or_path", "") or type(model[0]).__name__)
+    return f"{model.name} in memory ({_fingerprint(model.model)})", model
+
+
+def _fingerprint(model: Any) -> str:
+    """Tells weights in memory from others, by the shape and the sum of each tensor."""
+    sums = [
+        (name, list(weight.shape), float(weight.detach().float().sum())) for name, weight in model.named_parameters()
+    ]
+    return runs.fingerprint(json.dumps(sums))
