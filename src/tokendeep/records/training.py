@@ -47,7 +47,9 @@ class Training(File):
     def plot(self, axes: Axes | None = None) -> Axes:
         """The negative log-likelihood of the supervised tokens by step, or the loss where that was not logged."""
         axes = plots.fresh(axes)
-        points = [(e.step, e.loss if e.nll is None else e.nll) for e in self.history if e.eval_nll is None]
+        steps = [entry for entry in self.history if entry.step is not None and entry.eval_nll is None]
+        values = [(entry.step or 0, entry.loss if entry.nll is None else entry.nll) for entry in steps]
+        points = [(step, value) for step, value in values if value is not None]
         axes.plot([step for step, _ in points], [value for _, value in points])
         axes.set(xlabel="optimizer step", ylabel="negative log-likelihood (nats)")
         return axes
