@@ -50,7 +50,7 @@ SAMPLES = {  # type of an option: what is written on the command line, and what 
     list[str]: ("sft", ["sft"]),
     list[str] | None: ("I can't, no", ["I can't, no"]),
 }
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "inspect_ai", "matplotlib", "scipy", "pandas", "pydantic")
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "inspect_ai", "matplotlib", "scipy", "pandas")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -130,6 +130,16 @@ def test_help_lists_every_option_and_no_other(verb, capsys):
     assert {name.replace("-", "_") for name in listed if not name.startswith("no-")} == (
         HINTS[verb].keys() - {"dirs"} | {"config", "dry_run", "debug"}
     )
+
+
+def test_help_before_a_verb_and_a_shells_completion(tmp_path, monkeypatch, capsys):
+    assert cli.main(["--help", "measure"]) == cli.main(["-h"]) == 0
+    assert capsys.readouterr().out.count("Verbs") == 2
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["--install-completion", "--shell", "bash"]) == 0
+    (script,) = tmp_path.rglob("completions/tokendeep")
+    assert "--opening-tokens" in script.read_text()
+    assert "did you mean --shell" in refused("--install-completion", "--shel", "bash")
 
 
 @pytest.mark.parametrize("verb", MOVED)

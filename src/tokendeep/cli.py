@@ -126,6 +126,7 @@ def parse(words: Sequence[str]) -> tuple[Callable[..., object], BoundArguments]:
     Raises:
         InputError: an unknown verb or option, a wrong value, an unreadable YAML file, a required option left out.
     """
+    words = words[:1] if words and words[0] in HELP else words
     verb = _verb(words)
     app = build(*([verb] if verb else VERBS if "--install-completion" in words else []))
     try:
@@ -217,11 +218,18 @@ def _sentence(error: CycloptsError, verb: str, words: Sequence[str]) -> str:
             f"write {error.keyword}={following[0]} if {following[0]} is meant as the value" if following else "add it"
         )
         return f"{error.keyword} has no value; {remedy}."
-    loose = [token.value] if isinstance(error, exceptions.UnknownOptionError) else error.unused_tokens or []
+    loose = (
+        [token.keyword or token.value]
+        if isinstance(error, exceptions.UnknownOptionError)
+        else error.unused_tokens or []
+    )
     flags = [word for word in loose if word.startswith("-")]
     if flags:
         flag = flags[0].partition("=")[0]
-        known = [f"--{name}".replace("_", "-") for name in (*get_type_hints(options_of(verb)), "config", "debug")]
+        names = (
+            [*get_type_hints(options_of(verb)), "config", "dry-run", "debug"] if verb in VERBS else ["shell", "output"]
+        )
+        known = [f"--{name}".replace("_", "-") for name in names]
         return f"{verb} has no option {flag}; {did_you_mean(flag.replace('_', '-'), known)}."
     if loose:
         return f"{verb} cannot tell what {loose[0]!r} is; give every option by its name (--data FILE)."
