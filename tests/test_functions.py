@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -95,22 +94,6 @@ def test_a_folder_is_written_only_where_it_is_named_and_belongs_to_these_weights
         tokendeep.measure((make_model(7), tiny_subject.tokenizer), PAIRS, out=out, **QUICK)
 
 
-def test_attack_in_memory(tiny_subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scratch = no_folder_left(tmp_path, monkeypatch)
-    rates = tokendeep.attack(tiny_subject, PAIRS, attack="none,prefill", k=[3], max_new_tokens=4)
-    assert {(rate.attack, rate.params.k) for rate in rates} == {("none", None), ("prefill", 3)}
-    assert len(rates.to_frame()) == len(rates)
-    assert not list(scratch.iterdir())
-
-
-def test_inside_a_running_event_loop(tiny_subject: Subject) -> None:
-    async def both() -> None:
-        assert tokendeep.measure(tiny_subject, PAIRS, **QUICK).prompts == 4
-        assert tokendeep.attack(tiny_subject, PAIRS, attack="none", max_new_tokens=4)[0].attack == "none"
-
-    asyncio.run(both())
-
-
 @pytest.mark.parametrize(
     ("rows", "options", "parts"),
     [
@@ -127,19 +110,3 @@ def test_mistakes_are_one_sentence(tiny_subject: Subject, rows: Any, options: di
         tokendeep.measure(tiny_subject, rows, **options)
     for part in parts:
         assert part in str(caught.value), str(caught.value)
-
-
-@pytest.mark.slow
-def test_training_in_memory(
-    tiny_subject: Subject, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scratch = no_folder_left(tmp_path, monkeypatch)
-    small = {"max_steps": 2, "micro_batch": 4, "lr": 1e-3}
-    tuned = tokendeep.finetune(tiny_folder, CHATS, batch_size=4, warmup_steps=0, **small)
-    assert tuned.training.steps == 2
-    assert len(tuned.to_frame()) >= 1
-    assert tuned.plot().get_ylabel()
-    assert tokendeep.measure(tuned.subject, PAIRS, **QUICK).prompts == 4
-    deepened = tokendeep.deepen(tiny_subject, TRIPLES, CHATS, safety_rows=4, utility_rows=4, **small)
-    assert deepened.subject is tiny_subject
-    assert not list(scratch.iterdir())
