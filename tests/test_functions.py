@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,22 @@ def test_a_folder_is_written_only_where_it_is_named_and_belongs_to_these_weights
     assert tokendeep.measure(tiny_subject, PAIRS, out=out, **QUICK) == one  # a finished run is read
     with pytest.raises(InputError, match="differs"):
         tokendeep.measure((make_model(7), tiny_subject.tokenizer), PAIRS, out=out, **QUICK)
+
+
+def test_attack_in_memory(tiny_subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = no_folder_left(tmp_path, monkeypatch)
+    rates = tokendeep.attack(tiny_subject, PAIRS, attack="none,prefill", k=[3], max_new_tokens=4)
+    assert {(rate.attack, rate.params.k) for rate in rates} == {("none", None), ("prefill", 3)}
+    assert len(rates.to_frame()) == len(rates)
+    assert not list(scratch.iterdir())
+
+
+def test_inside_a_running_event_loop(tiny_subject: Subject) -> None:
+    async def both() -> None:
+        assert tokendeep.measure(tiny_subject, PAIRS, **QUICK).prompts == 4
+        assert tokendeep.attack(tiny_subject, PAIRS, attack="none", max_new_tokens=4)[0].attack == "none"
+
+    asyncio.run(both())
 
 
 @pytest.mark.parametrize(
