@@ -251,11 +251,11 @@ def _json(path: Path, value: Any) -> None:
 if __name__ == "__main__":
     from tokendeep.report import load
     from tokendeep.verbs import report
-    from tokendeep.verbs.options import ReportConfig
 
     load.read_logs = read_fake
     target = Path(sys.argv[1])
     if not target.exists():
         write_demo(target)
     page = str(target / "report.html")
-    report.run(ReportConfig([str(target)], page, show_text="--show-text" in sys.argv, overwrite=True))
+    options = report.ReportOptions([str(target)], out=page, show_text="--show-text" in sys.argv, overwrite=True)
+    report.run(report.plan(options))

@@ -31,7 +31,7 @@ from tokendeep.report.series import Series, pairs
 from tokendeep.report.series import series as series_of
 from tokendeep.types import Sample, Subject
 from tokendeep.verbs import report
-from tokendeep.verbs.options import ReportConfig
+from tokendeep.verbs.report import ReportOptions
 
 SECRET = "zanzibar-secret"
 READ_LOGS = load.read_logs
@@ -580,7 +580,7 @@ def secret(tmp_path: Path) -> Path:
 
 
 def test_texts_are_redacted_by_default(secret: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    out = report.run(ReportConfig([str(secret)], str(tmp_path / "r.html")))
+    out = report.run(report.plan(ReportOptions([str(secret)], out=str(tmp_path / "r.html"))))
     for path in out.parent.glob("r*"):
         if path.is_file():
             assert SECRET not in path.read_text(encoding="utf-8"), path.name
@@ -601,7 +601,7 @@ def test_a_user_s_system_prompt_and_prefixes_are_shown_by_hash(tmp_path: Path) -
 
 
 def test_show_text_opens_them_in_the_html_alone_for_the_owner_alone(secret: Path, tmp_path: Path) -> None:
-    out = report.run(ReportConfig([str(secret)], str(tmp_path / "r.html"), show_text=True))
+    out = report.run(report.plan(ReportOptions([str(secret)], out=str(tmp_path / "r.html"), show_text=True)))
     page = out.read_text(encoding="utf-8")
     assert f"{SECRET}-asked" in page
     assert f"{SECRET}-given" in page
@@ -750,7 +750,7 @@ def test_what_acts_unseen_is_spelt_out(text: str, shown: str) -> None:
 
 def test_a_lone_surrogate_can_be_written(tmp_path: Path) -> None:
     write_attack(tmp_path / "runs", "m", [sample(0, "none", {}, "m", "complied", text="\ud800\u202e")])
-    out = report.run(ReportConfig([str(tmp_path / "runs")], str(tmp_path / "r.html"), show_text=True))
+    out = report.run(report.plan(ReportOptions([str(tmp_path / "runs")], out=str(tmp_path / "r.html"), show_text=True)))
     assert "⟨U+D800⟩⟨U+202E⟩" in out.read_text(encoding="utf-8")
 
 
@@ -794,26 +794,26 @@ def test_markdown_tables_are_whole_and_cells_stay_cells(tmp_path: Path) -> None:
 
 
 def test_the_same_runs_give_the_same_bytes_and_nothing_is_overwritten_unasked(secret: Path, tmp_path: Path) -> None:
-    config = ReportConfig([str(secret)], str(tmp_path / "out" / "r.html"))
-    out = report.run(config)
+    config = ReportOptions([str(secret)], out=str(tmp_path / "out" / "r.html"))
+    out = report.run(report.plan(config))
     assert sorted(path.name for path in out.parent.iterdir()) == [
         "r-depth.csv", "r-kl.csv", "r-paired.csv", "r-rates.csv", "r-recovery.csv", "r.html", "r.md",
     ]  # fmt: skip
     before = out.read_bytes()
-    assert report.run(config).read_bytes() == before
+    assert report.run(report.plan(config)).read_bytes() == before
     write_attack(tmp_path / "more", "m2", sweep("m2", {0: ["refused"]}))
     other = replace(config, dirs=[str(secret), str(tmp_path / "more")])
     with pytest.raises(InputError, match=r"r\.html exists already"):
-        report.run(other)
+        report.run(report.plan(other))
     assert out.read_bytes() == before
-    report.run(replace(other, overwrite=True))
+    report.run(report.plan(replace(other, overwrite=True)))
     assert out.read_bytes() != before
 
 
 def test_a_file_that_is_in_the_way_beside_the_report_is_kept(secret: Path, tmp_path: Path) -> None:
     (tmp_path / "r.md").write_text("my notes")
     with pytest.raises(InputError, match=r"r\.md exists already"):
-        report.run(ReportConfig([str(secret)], str(tmp_path / "r.html")))
+        report.run(report.plan(ReportOptions([str(secret)], out=str(tmp_path / "r.html"))))
     assert [path.name for path in tmp_path.glob("r*.*")] == ["r.md"]
 
 
@@ -838,7 +838,7 @@ DAMAGED: list[tuple[dict[str, Any], str]] = [
 def test_bad_input_is_one_sentence(demo: Path, tmp_path: Path) -> None:
     def fails(match: str, *dirs: Path | str, out: str = str(tmp_path / "r.html")) -> None:
         with pytest.raises(InputError, match=match) as caught:
-            report.run(ReportConfig([str(one) for one in dirs], out))
+            report.run(report.plan(ReportOptions([str(one) for one in dirs], out=out)))
         assert str(caught.value).count(". ") == 0
 
     empty = tmp_path / "empty"

@@ -41,16 +41,16 @@ class Page:
 
 
 def build(dirs: Sequence[str | Path], *, show_text: bool = False, read_logs: load.Reader | None = None) -> Page:
-    """Read the runs in `dirs` and build every section once.
+    """The page on the runs in `dirs`; see `load.runs` and `of`."""
+    return of(read(dirs, read_logs), show_text=show_text)
+
+
+def of(report: Report, *, show_text: bool = False) -> Page:
+    """Build every section once.
 
     Args:
         show_text: keep prompts and answers in the transcripts; without it they are never in the result.
-        read_logs: reads the judged samples of a folder; the default reads Inspect logs.
-
-    Raises:
-        InputError: no folder, one that is missing or without a run, or a damaged file.
     """
-    report = read(dirs, read_logs)
     built = {name: make(report) for name, make in SECTIONS.items()}
     for name, section in built.items():
         section.id = name

@@ -24,7 +24,7 @@ from tokendeep.records import Rate
 from tokendeep.training import answers
 from tokendeep.types import Decoding, Prompt, Subject
 from tokendeep.verbs import attack, deepen, measure, report
-from tokendeep.verbs.options import DeepenConfig, DemoConfig, ReportConfig
+from tokendeep.verbs.options import DeepenConfig, DemoConfig
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ class Demo:
         with self._step("measure it again"):
             self._measure("deepened", deepened)
         with self._step("report"):
-            page = report.run(ReportConfig([str(self.out)], str(self.out / "report.html"), overwrite=True), show=False)
+            options = report.ReportOptions([str(self.out)], out=str(self.out / "report.html"), overwrite=True)
+            page = report.run(report.plan(options), show=False)
         state.finish()
         print(f"\n{closing_table(self.out, self.recipe.k)}\n\nReport: {page}")
         print(f"Took {(time.monotonic() - self.started) / 60:.1f} minutes.")

@@ -258,23 +258,6 @@ class PoisonConfig(ModelOptions):
     overwrite: bool = False
 
 
-@dataclass(frozen=True)
-class ReportConfig:
-    """Write one self-contained HTML report (and Markdown and CSV beside it) from run folders.
-
-    Args:
-        dirs: folders written by measure, attack, deepen or demo.
-        out: the HTML file.
-        show_text: print prompts and completions in full instead of redacting them.
-        overwrite: replace an existing report.
-    """
-
-    dirs: list[str] = field(default_factory=list)
-    out: str = "report.html"
-    show_text: bool = False
-    overwrite: bool = False
-
-
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """Tell the paper's story live on the packaged real model: shallow, attacked, deepened, attacked again.

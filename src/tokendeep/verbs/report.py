@@ -2,33 +2,78 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from tokendeep import runs
 from tokendeep.errors import InputError
-from tokendeep.verbs.options import ReportConfig
+from tokendeep.report.report import Report, read
+from tokendeep.verbs.common import heading, output
+
+what = heading("What to report")
 
 
-def run(config: ReportConfig, *, show: bool = True) -> Path:
-    """Write the report of `config.dirs` to `config.out`, Markdown and CSV files beside it; return the HTML file.
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write one self-contained HTML report (and Markdown and CSV beside it) from run folders."""
+
+    dirs: Annotated[list[str], what(help="Folders that the other verbs wrote.", show_default=False)] = field(
+        default_factory=list
+    )
+    out: Annotated[str, output(help="The HTML file.")] = field(default="report.html", kw_only=True)
+    show_text: Annotated[
+        bool, output(help="Print prompts and answers in full instead of redacting them; they can be harmful.")
+    ] = field(default=False, kw_only=True)
+    overwrite: Annotated[bool, output(help="Replace an existing report.")] = field(default=False, kw_only=True)
+
+
+@dataclass(frozen=True)
+class ReportPlan:
+    """The runs that are compared, read and checked."""
+
+    options: ReportOptions
+    out: Path
+    report: Report
+
+    def lines(self) -> list[str]:
+        numbers = [f"{run.label}: {run.verb} in {run.folder}" for run in self.report.runs]
+        return [
+            f"runs: {len(numbers)}",
+            *(f"  {line}" for line in numbers),
+            f"out: {self.out}, Markdown and CSV beside it",
+        ]
+
+
+def plan(options: ReportOptions) -> ReportPlan:
+    """Read every run; writes nothing.
 
     Raises:
-        InputError: no folder or one without a run, a damaged file, an --out that is no HTML file, or another report
-            there already.
+        InputError: no folder or one without a run, a damaged file, or an --out that is no HTML file.
+    """
+    out = Path(options.out).expanduser()
+    if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
+        raise InputError(f"--out is {options.out}, but must name an HTML file, for example report.html.")
+    return ReportPlan(options, out, read(options.dirs))
+
+
+def run(plan: ReportPlan, *, show: bool = True) -> Path:
+    """Write the report, Markdown and CSV files beside it; return the HTML file.
+
+    Raises:
+        InputError: another report is there already.
     """
     from tokendeep.report import page, render
 
-    out = Path(config.out).expanduser()
-    if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
-        raise InputError(f"--out is {config.out}, but must name an HTML file, for example report.html.")
-    built = page.build(config.dirs, show_text=config.show_text)
+    out, options = plan.out, plan.options
+    built = page.of(plan.report, show_text=options.show_text)
     files = {out: render.to_html(built), out.with_suffix(".md"): render.to_markdown(built)}
     files |= {out.with_name(f"{out.stem}-{name}.csv"): text for name, text in render.csv_files(built).items()}
     for path, text in files.items():
-        if path.exists() and not config.overwrite and not _holds(path, text):
+        if path.exists() and not options.overwrite and not _holds(path, text):
             raise InputError(f"{path} exists already; give another --out, or --overwrite to replace it.")
     for path, text in files.items():
-        runs.write_text(path, text, private=config.show_text and path == out)
+        runs.write_text(path, text, private=options.show_text and path == out)
     if show:
         print(f"report: {out}")
     return out
