@@ -414,7 +414,7 @@ def test_template_from_a_file_and_its_hash(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no chat template .*alpaca, chatml, gemma, llama-2, llama-3, mistral"),
+        (None, "No chat template .*alpaca, chatml, gemma, llama-2, llama-3, mistral"),
         ("{% for m in messages %}", "line 1, is no valid Jinja"),
         (" ", "is empty"),
     ],

@@ -37,7 +37,7 @@ def logits(model: Any) -> torch.Tensor:
 def one_sentence(error: pytest.ExceptionInfo[InputError]) -> None:
     text = str(error.value)
     assert "\n" not in text
-    assert not text.endswith(".")
+    assert text.endswith(".")
 
 
 # --- full models ---------------------------------------------------------------------------------
@@ -456,12 +456,12 @@ def test_own_code_needs_to_be_allowed(tiny_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", "no model is given"),
-        ("./absent", "there is no model at ./absent"),
-        ("/absent/model", "there is no model at"),
-        ("absent.gguf", "there is no model at absent.gguf"),
-        ("a/b/c", "there is no model at a/b/c"),
-        ("what is this", "there is no model at"),
+        ("", "No model is given"),
+        ("./absent", "There is no model at ./absent"),
+        ("/absent/model", "There is no model at"),
+        ("absent.gguf", "There is no model at absent.gguf"),
+        ("a/b/c", "There is no model at a/b/c"),
+        ("what is this", "There is no model at"),
     ],
 )
 def test_nothing_there(spec: str, message: str) -> None:
@@ -473,11 +473,11 @@ def test_nothing_there(spec: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (ModelOptions(dtype="float8"), "dtype float8 is unknown: use one of auto, float32"),
+        (ModelOptions(dtype="float8"), "Dtype float8 is unknown: use one of auto, float32"),
         (ModelOptions(device="cpu", device_map="auto"), "exclude each other"),
-        (ModelOptions(chat_template="vikuna"), "no chat template vikuna"),
-        (ModelOptions(device="gpu"), "there is no device gpu"),
-        (ModelOptions(device="cuda:99"), "there is no device cuda:99"),
+        (ModelOptions(chat_template="vikuna"), "No chat template vikuna"),
+        (ModelOptions(device="gpu"), "There is no device gpu"),
+        (ModelOptions(device="cuda:99"), "There is no device cuda:99"),
     ],
 )
 def test_bad_options(tiny_folder: Path, options: ModelOptions, message: str) -> None:

@@ -45,7 +45,7 @@ def check(tokenizer: PreTrainedTokenizerBase) -> TemplateFacts:
     """
     user: list[Message] = [{"role": "user", "content": "Hello there"}]
     if "Hello there" not in render(tokenizer, user, True):
-        raise InputError("the chat template leaves out what the user says: give another one")
+        raise InputError("The chat template leaves out what the user says: give another one.")
     frame = frame_of(tokenizer, user)
     asked, before, _ = around(tokenizer, user)
     system, default = system_of(tokenizer)

@@ -51,7 +51,9 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, tail: str) -> tuple[int, ...]:
     if tokenizer.eos_token_id is not None:
         ids.append(tokenizer.eos_token_id)
     if not ids:
-        raise InputError("nothing ends an answer: the chat template writes no end of turn and the tokenizer has no EOS")
+        raise InputError(
+            "Nothing ends an answer: the chat template writes no end of turn and the tokenizer has no EOS."
+        )
     return tuple(ids)
 
 

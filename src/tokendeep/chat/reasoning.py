@@ -28,6 +28,6 @@ def inside(asked: str, opening: str) -> str:
         InputError: the template knows no such block.
     """
     if "think>" not in asked[-len(THOUGHT) - 40 :] + opening:
-        raise InputError("the chat template opens no thinking block: leave thinking out")
+        raise InputError("The chat template opens no thinking block: leave thinking out.")
     asked = re.sub(r"<think>\s*</think>\s*$", "", asked)  # a block that is closed at once is opened instead
     return asked if asked.rfind("<think>") > asked.rfind("</think>") else f"{asked}<think>\n"

@@ -76,16 +76,16 @@ def read_template(name_or_file: str) -> str:
         jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
     except FileNotFoundError:
         known = ", ".join(template_names())
-        raise InputError(f"no chat template {name_or_file}: name a Jinja file or one of {known}") from None
+        raise InputError(f"No chat template {name_or_file}: name a Jinja file or one of {known}.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the chat template {name_or_file} cannot be read: {error}") from error
+        raise InputError(f"The chat template {name_or_file} cannot be read: {error}.") from error
     except jinja2.TemplateSyntaxError as error:
         if "Encountered unknown tag" not in str(error):  # such as {% generation %}, which transformers knows
             raise InputError(
-                f"the chat template {name_or_file}, line {error.lineno}, is no valid Jinja: {error.message}"
+                f"The chat template {name_or_file}, line {error.lineno}, is no valid Jinja: {error.message}."
             ) from error
     if not text.strip():
-        raise InputError(f"the chat template {name_or_file} is empty: write one or name one that is shipped")
+        raise InputError(f"The chat template {name_or_file} is empty: write one or name one that is shipped.")
     return text
 
 
@@ -98,14 +98,14 @@ def template(tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of the chat template that is used."""
     if not tokenizer.chat_template:
         raise InputError(
-            "the tokenizer has no chat template: give one with --chat-template "
-            f"({', '.join(template_names())}, or a Jinja file)"
+            "The tokenizer has no chat template: give one with --chat-template "
+            f"({', '.join(template_names())}, or a Jinja file)."
         )
     try:
         return tokenizer.get_chat_template()
     except ValueError as error:  # several named ones and none called default
         raise InputError(
-            "the tokenizer has several chat templates and no default one: give one with --chat-template"
+            "The tokenizer has several chat templates and no default one: give one with --chat-template."
         ) from error
 
 
@@ -121,7 +121,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], gene
     if messages[0]["content"].strip():
         if kind in ("refused", "ignored"):
             raise InputError(
-                "the chat template has no system role: use --system none, or put these words into the user's message"
+                "The chat template has no system role: use --system none, or put these words into the user's message."
             )
         return _apply(tokenizer, messages, generation)
     if kind != "default":
@@ -130,7 +130,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], gene
     block = _apply(tokenizer, [slot], False)
     text = _apply(tokenizer, [slot, *messages[1:]], generation)
     if SLOT not in block or not text.startswith(block):
-        raise InputError("the chat template inserts a system prompt that cannot be taken out: give --system a text")
+        raise InputError("The chat template inserts a system prompt that cannot be taken out: give --system a text.")
     rest, bos = text[len(block) :], tokenizer.bos_token
     return bos + rest if bos and block.startswith(bos) and not rest.startswith(bos) else rest
 
@@ -148,7 +148,7 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], gene
             )
         )
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"the chat template cannot render this conversation ({error}): check its roles") from error
+        raise InputError(f"The chat template cannot render this conversation ({error}): check its roles.") from error
 
 
 def system_of(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str | None]:

@@ -73,13 +73,13 @@ def open_prompt(
     """
     last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
     if last is None:
-        raise InputError("the conversation has no user message: it must end with one that is to be answered")
+        raise InputError("The conversation has no user message: it must end with one that is to be answered.")
     opened = [{**m, "content": m["content"] + GAP} if i == last else m for i, m in enumerate(messages)]
     asked, before, _ = around(tokenizer, opened)  # type: ignore[arg-type]
     between = seam(asked, before) or ("", "")
     left, *rest = (asked + between[0]).split(GAP)
     if len(rest) != 1:
-        raise InputError("the chat template writes the user's turn twice or not at all: give another one")
+        raise InputError("The chat template writes the user's turn twice or not at all: give another one.")
     right = rest[0]
 
     def spell(texts: Sequence[str]) -> list[list[int]]:
@@ -141,17 +141,17 @@ def encode(
             no room for a response token.
     """
     if not response.strip():
-        raise InputError("the answer is empty: give it at least one word or leave the row out")
+        raise InputError("The answer is empty: give it at least one word or leave the row out.")
     frame = frame_of(tokenizer, messages)
     if frame.stop in context_ids:
-        raise InputError("the context holds the end-of-turn token: take context ids from response_ids(..., end=False)")
+        raise InputError("The context holds the end-of-turn token: take context ids from response_ids(..., end=False).")
     start = [*frame.prompt, *context_ids]
     answer = [*_body(tokenizer, messages, response, frame, continued=len(context_ids) > 0), *(frame.end if end else ())]
     if max_length is not None:
         if len(start) >= max_length:
             raise InputError(
-                f"prompt and context take {len(start)} tokens and leave no room in {max_length}: "
-                "shorten the instruction or raise the maximal length"
+                f"Prompt and context take {len(start)} tokens and leave no room in {max_length}: "
+                "shorten the instruction or raise the maximal length."
             )
         answer = answer[: max_length - len(start)]
     return Encoded(start + answer, [IGNORE] * len(start) + answer)
@@ -173,9 +173,11 @@ def frame_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) ->
 
 def _examine(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Frame:
     if not any(message["role"] == "user" for message in messages):
-        raise InputError("the conversation has no user message: it must end with one that is to be answered")
+        raise InputError("The conversation has no user message: it must end with one that is to be answered.")
     if messages[-1]["role"] == "assistant":
-        raise InputError("the conversation ends with the assistant's turn: it must end with one that is to be answered")
+        raise InputError(
+            "The conversation ends with the assistant's turn: it must end with one that is to be answered."
+        )
     asked, before, tail = around(tokenizer, messages)
     between = seam(asked, before)
     if between is None:  # such as Mistral's, which forgets the system prompt once there is an answer
@@ -190,7 +192,7 @@ def around(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> t
     """The text with a generation prompt, and the text before and behind an answer in its place."""
     whole = render(tokenizer, [*messages, {"role": "assistant", "content": SLOT}], False)
     if SLOT not in whole:
-        raise InputError("the chat template leaves out the assistant's answer: give another one")
+        raise InputError("The chat template leaves out the assistant's answer: give another one.")
     before, _, tail = whole.rpartition(SLOT)
     return render(tokenizer, messages, True), before, tail
 
@@ -216,12 +218,12 @@ def _body(
     """Ids of the answer itself, trimmed as the template trims it."""
     whole = render(tokenizer, [*messages, {"role": "assistant", "content": response}], False)
     if not (whole.startswith(frame.before) and whole.endswith(frame.tail)):
-        raise InputError("the chat template rewrites this answer: take special blocks such as <think> out of it")
+        raise InputError("The chat template rewrites this answer: take special blocks such as <think> out of it.")
     text = whole[len(frame.before) : len(whole) - len(frame.tail)]
     blank = response[: len(response) - len(response.lstrip())]
     # behind a context the blank space at the seam belongs to the caller
     text = blank + text.lstrip() if continued and blank else frame.lead + text
     ids = continuation_ids(tokenizer, text, literal=True)
     if frame.stop in ids:
-        raise InputError("the answer spells out the end-of-turn token: take it out")
+        raise InputError("The answer spells out the end-of-turn token: take it out.")
     return ids

@@ -22,7 +22,7 @@ def reference(model: Any) -> Iterator[Any]:
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):
-        raise InputError("the model has no adapter that could be taken off: give the model to compare with")
+        raise InputError("The model has no adapter that could be taken off: give the model to compare with.")
     with same_trainable(model) as flags, model.disable_adapter():
         restore(flags)  # FSDP looks at its first forward, which may be this one, for what is trained
         yield model

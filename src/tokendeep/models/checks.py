@@ -54,9 +54,9 @@ def check_spec(
 
 def check_options(options: ModelOptions) -> None:
     if options.dtype not in DTYPES:
-        raise InputError(f"dtype {options.dtype} is unknown: use one of {', '.join(DTYPES)}")
+        raise InputError(f"Dtype {options.dtype} is unknown: use one of {', '.join(DTYPES)}.")
     if options.device_map and options.device != "auto":
-        raise InputError(f"device {options.device} and device_map {options.device_map} exclude each other: give one")
+        raise InputError(f"Device {options.device} and device_map {options.device_map} exclude each other: give one.")
     if options.chat_template:
         chat.read_template(options.chat_template)
 
@@ -65,7 +65,7 @@ def _check_adapter(folder: Path, options: ModelOptions, base: str | None, needs_
     check_adapter_weights(folder, options)
     name = base or adapter_base(folder)
     if is_adapter(name):
-        raise InputError(f"the base of {folder} is itself an adapter ({name}): merge that one into its base first")
+        raise InputError(f"The base of {folder} is itself an adapter ({name}): merge that one into its base first.")
     own = has_tokenizer(folder)
     if own:
         check_tokenizer_files(folder, options, needs_template)

@@ -36,12 +36,12 @@ def check_same_vocabulary(a: Subject, b: Subject, *, sizes: tuple[int | None, in
         token = min(id_ for _, id_ in differing)
         raise InputError(
             f"{a.name} ({len(ours)} tokens) and {b.name} ({len(theirs)} tokens) have different vocabularies, first at "
-            f"token {token}: compare models of one family"
+            f"token {token}: compare models of one family."
         )
     rows, other = (size or rows_of(s.model.get_output_embeddings()) for size, s in zip(sizes, (a, b), strict=True))
     if rows != other:
         raise InputError(
-            f"{a.name} and {b.name} have {rows} and {other} output rows: compare models of one size of vocabulary"
+            f"{a.name} and {b.name} have {rows} and {other} output rows: compare models of one size of vocabulary."
         )
 
 

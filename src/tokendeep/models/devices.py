@@ -20,7 +20,7 @@ def dtype_of(options: ModelOptions, given: str | torch.dtype | None) -> torch.dt
     if isinstance(name, torch.dtype):
         return name
     if name not in DTYPES:
-        raise InputError(f"dtype {name} is unknown: use one of {', '.join(DTYPES)}")
+        raise InputError(f"Dtype {name} is unknown: use one of {', '.join(DTYPES)}.")
     if name == "auto":
         on_gpu = torch.cuda.is_available() and options.device not in ("cpu",)
         return torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32
@@ -43,7 +43,7 @@ def device_map(options: ModelOptions) -> Any:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"there is no device {name} here: use cpu, cuda or auto") from error
+        raise InputError(f"There is no device {name} here: use cpu, cuda or auto.") from error
     return {"": device}
 
 

@@ -30,9 +30,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): copy or download the model again") from error
+        raise InputError(f"{path} cannot be read ({error}): copy or download the model again.") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} is no JSON object: copy or download the model again")
+        raise InputError(f"{path} is no JSON object: copy or download the model again.")
     return content
 
 
@@ -48,7 +48,7 @@ def adapter_hash(folder: Path) -> str:
 
 def check_gguf(path: Path) -> None:
     if _read_start(path) != b"GGUF":
-        raise InputError(f"{path} is no GGUF file: name the folder of the model, or a .gguf file")
+        raise InputError(f"{path} is no GGUF file: name the folder of the model, or a .gguf file.")
 
 
 def _read_start(path: Path) -> bytes:
@@ -56,7 +56,7 @@ def _read_start(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(4)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
 
 
 def check_config(folder: Path) -> None:
@@ -67,7 +67,7 @@ def check_config(folder: Path) -> None:
     marks = ("config.json", "adapter_config.json")
     inside += [name for name in ("checkpoint", "model") if any((folder / name / mark).is_file() for mark in marks)]
     hint = f"name {folder / inside[0]}" if inside else "name a folder written by save_pretrained"
-    raise InputError(f"{folder} holds no model (config.json is missing): {hint}")
+    raise InputError(f"{folder} holds no model (config.json is missing): {hint}.")
 
 
 def check_weight_files(folder: Path, options: ModelOptions) -> None:
@@ -79,25 +79,25 @@ def check_weight_files(folder: Path, options: ModelOptions) -> None:
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing or not shards:
             what = missing[0] if missing else "every shard"
-            raise InputError(f"{folder} is incomplete, {what} is missing: copy or download the model again")
+            raise InputError(f"{folder} is incomplete, {what} is missing: copy or download the model again.")
         return
     pickles = [name for name in PICKLES if (folder / name).is_file()]
     if not pickles:
-        raise InputError(f"{folder} holds no weights (model.safetensors is missing): copy or download the model again")
+        raise InputError(f"{folder} holds no weights (model.safetensors is missing): copy or download the model again.")
     if not options.allow_pickle:
         raise InputError(
-            f"the weights in {folder} are pickled ({pickles[0]}), which can run code: convert them to safetensors, or "
-            "pass --allow-pickle if you trust them"
+            f"The weights in {folder} are pickled ({pickles[0]}), which can run code: convert them to safetensors, or "
+            "pass --allow-pickle if you trust them."
         )
 
 
 def check_tokenizer_files(folder: Path, options: ModelOptions, needs_template: bool) -> None:
     if not has_tokenizer(folder):
-        raise InputError(f"{folder} holds no tokenizer (tokenizer.json is missing): copy it from the model's source")
+        raise InputError(f"{folder} holds no tokenizer (tokenizer.json is missing): copy it from the model's source.")
     if needs_template and not options.chat_template and not _has_template(folder):
         raise InputError(
             f"{folder} has no chat template: give one with --chat-template "
-            f"({', '.join(chat.template_names())}, or a Jinja file)"
+            f"({', '.join(chat.template_names())}, or a Jinja file)."
         )
 
 
@@ -112,9 +112,9 @@ def check_adapter_weights(folder: Path, options: ModelOptions) -> None:
     if (folder / "adapter_model.safetensors").is_file():
         return
     if not (folder / "adapter_model.bin").is_file():
-        raise InputError(f"the adapter {folder} has no weights (adapter_model.safetensors is missing): save it again")
+        raise InputError(f"The adapter {folder} has no weights (adapter_model.safetensors is missing): save it again.")
     if not options.allow_pickle:
         raise InputError(
-            f"the adapter {folder} is pickled (adapter_model.bin), which can run code: save it as safetensors, or pass "
-            "--allow-pickle if you trust it"
+            f"The adapter {folder} is pickled (adapter_model.bin), which can run code: save it as safetensors, or pass "
+            "--allow-pickle if you trust it."
         )

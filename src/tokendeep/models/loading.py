@@ -66,7 +66,7 @@ def load(
     check_spec(spec, options, base=base, needs_template=needs_template)
     place = locate(spec, options)
     if base is not None and place.adapter is None:
-        raise InputError(f"{spec} is no adapter, so it takes no base: leave the base out")
+        raise InputError(f"{spec} is no adapter, so it takes no base: leave the base out.")
     whole, whole_options = base_of(place, base, options) if place.adapter else (place, options)
     devices = device_map(options)
     model = _load_weights(whole, whole_options, dtype_of(options, dtype), devices)
@@ -101,7 +101,7 @@ def _changed(options: ModelOptions, settings: dict[str, Any]) -> ModelOptions:
 
 def _load_gguf(place: Place, dtype: torch.dtype, devices: Any) -> PreTrainedModel:
     if not isinstance(devices, dict):
-        raise InputError(f"a GGUF file is loaded onto one device: give --device instead of device_map {devices}")
+        raise InputError(f"A GGUF file is loaded onto one device: give --device instead of device_map {devices}.")
     with explained(place.spec):
         model: Any = packaged.load_gguf(Path(place.source, str(place.file)), dtype)
         gguf: PreTrainedModel = model.to(devices[""])
@@ -128,7 +128,7 @@ def _load_weights(place: Place, options: ModelOptions, dtype: torch.dtype, devic
         example = sorted(report["missing_keys"])[0]
         raise InputError(
             f"{place.spec} is incomplete: {len(report['missing_keys'])} tensors such as {example} are missing from its "
-            "weights, so copy or download the model again"
+            "weights, so copy or download the model again."
         )
     return model
 
@@ -144,7 +144,7 @@ def _load_adapter(place: Place, model: PreTrainedModel, devices: Any, trainable:
     for warning in said:
         if "missing adapter keys" in str(warning.message):
             raise InputError(
-                f"the adapter {place.spec} lacks weights for parts of its base: give the base it was made on"
+                f"The adapter {place.spec} lacks weights for parts of its base: give the base it was made on."
             )
     adapted.peft_config["default"].base_model_name_or_path = model.name_or_path  # where it was found this time
     return adapted  # type: ignore[return-value]
@@ -161,7 +161,7 @@ def _load_tokenizer(place: Place, options: ModelOptions, needs_template: bool) -
     elif needs_template and not tokenizer.chat_template:
         raise InputError(
             f"{place.spec} has no chat template: give one with --chat-template "
-            f"({', '.join(chat.template_names())}, or a Jinja file)"
+            f"({', '.join(chat.template_names())}, or a Jinja file)."
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -175,13 +175,13 @@ def _check_weights(spec: str, model: PreTrainedModel, tokenizer: PreTrainedToken
     rows = rows_of(model.get_input_embeddings())
     if len(tokenizer) > rows:
         raise InputError(
-            f"the tokenizer of {spec} knows {len(tokenizer)} tokens but the model only {rows}: use its own one"
+            f"The tokenizer of {spec} knows {len(tokenizer)} tokens but the model only {rows}: use its own one."
         )
     for name, tensor in model.named_parameters():
         if tensor.is_meta or tensor.detach().sum(dtype=torch.float32).isfinite():  # one quick pass
             continue
         if not tensor.isfinite().all():
-            raise InputError(f"the weights of {spec} hold NaN or infinity in {name}: use an earlier or another copy")
+            raise InputError(f"The weights of {spec} hold NaN or infinity in {name}: use an earlier or another copy.")
 
 
 @contextlib.contextmanager

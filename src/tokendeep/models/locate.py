@@ -60,12 +60,12 @@ class Place:
 def local_path(spec: str) -> Path | None:
     """The path of a local model, or None where `spec` is a hub id."""
     if not spec:
-        raise InputError("no model is given: name a hub id, a folder, a GGUF file or smollm2")
+        raise InputError("No model is given: name a hub id, a folder, a GGUF file or smollm2.")
     path = Path(spec).expanduser()
     if path.exists():
         return path
     if spec.endswith(".gguf") or not re.fullmatch(HUB_ID + r"(@[\w./-]+)?", spec):
-        raise InputError(f"there is no model at {spec}: name a hub id, a folder, a GGUF file or smollm2")
+        raise InputError(f"There is no model at {spec}: name a hub id, a folder, a GGUF file or smollm2.")
     return None
 
 
@@ -78,7 +78,7 @@ def locate(spec: str, options: ModelOptions) -> Place:
     """Find a model that has passed check_spec; a hub adapter is fetched, the demo model unpacked."""
     path = None if spec == packaged.SMOLLM2 else local_path(spec)
     if options.revision and (path is not None or spec == packaged.SMOLLM2):
-        raise InputError(f"{spec} is no hub model, so it has no revision {options.revision}: leave the revision out")
+        raise InputError(f"{spec} is no hub model, so it has no revision {options.revision}: leave the revision out.")
     if spec == packaged.SMOLLM2:
         return Place(spec, str(packaged.smollm2_folder()))
     if path is None:
@@ -116,7 +116,7 @@ def base_of(place: Place, base: str | None, options: ModelOptions) -> tuple[Plac
     options = replace(plain(options), revision=revision)
     whole = locate(name, options)
     if whole.adapter:
-        raise InputError(f"the base of {place.spec} is itself an adapter ({name}): merge that one into its base first")
+        raise InputError(f"The base of {place.spec} is itself an adapter ({name}): merge that one into its base first.")
     return whole, options
 
 
@@ -124,7 +124,7 @@ def adapter_base(folder: Path) -> str:
     """What an adapter calls its base, as something `load` takes, also after both folders were moved together."""
     name = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not name:
-        raise InputError(f"{folder}/adapter_config.json names no base model: give the base")
+        raise InputError(f"{folder}/adapter_config.json names no base model: give the base.")
     path = Path(name).expanduser()
     if name == packaged.SMOLLM2 or (path.name == packaged.FOLDER and not path.exists()):
         return packaged.SMOLLM2
@@ -142,8 +142,8 @@ def adapter_base(folder: Path) -> str:
         if re.fullmatch(HUB_ID, name):
             return str(name)  # a hub id
     raise InputError(
-        f"the adapter {folder} belongs to {name}, which is not there: give the base, or correct "
-        "base_model_name_or_path in its adapter_config.json"
+        f"The adapter {folder} belongs to {name}, which is not there: give the base, or correct "
+        "base_model_name_or_path in its adapter_config.json."
     )
 
 
@@ -165,8 +165,8 @@ def explained(spec: str) -> Iterator[None]:
         if isinstance(error, InputError):
             raise
         if memory_full(error):
-            raise InputError(f"{spec} does not fit into the memory: use bfloat16, or --device-map auto") from error
+            raise InputError(f"{spec} does not fit into the memory: use bfloat16, or --device-map auto.") from error
         if "trust_remote_code" in str(error):
-            raise InputError(f"{spec} comes with its own code: pass --trust-remote-code if you trust it") from error
+            raise InputError(f"{spec} comes with its own code: pass --trust-remote-code if you trust it.") from error
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"{spec} cannot be loaded ({reason.rstrip('.')}): check its name and files") from error
+        raise InputError(f"{spec} cannot be loaded ({reason.rstrip('.')}): check its name and files.") from error

