@@ -13,10 +13,12 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -197,9 +199,14 @@ class _Call:
         return kind(out=str(self.out), **_checked(kind, self.name, given))
 
 
+ASKING = ("attack", "poison")  # the verbs that put requests to a model, through Inspect AI
+
+
 @contextmanager
 def _call(name: str, out: str | Path | None) -> Iterator[_Call]:
     verb = importlib.import_module(VERBS[name][0])
+    if name in ASKING and "ipykernel" in sys.modules and find_spec("ipywidgets") is None:
+        raise InputError("In a notebook Inspect AI needs ipywidgets; run pip install ipywidgets and restart the kernel.")
     with tempfile.TemporaryDirectory(prefix="tokendeep-") as scratch:
         try:
             yield _Call(name, verb, Path(out or Path(scratch, name)), Path(scratch))
