@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tokendeep.errors import InputError
+from tokendeep.records import SCHEMA
 from tokendeep.runs.files import json_text, user_path, write_unclaimed
 from tokendeep.runs.identity import hash_input, known_identity
 
@@ -39,6 +40,7 @@ def new(
     settings = json.loads(json_text({name: _plain(value) for name, value in config.items()}))
     texts = {name: path for name in TEXTS if (path := config.get(name)) and os.path.isfile(user_path(path))}
     return {
+        "schema": SCHEMA,
         "tokendeep": _version("tokendeep"),
         "verb": verb,
         "status": "running",

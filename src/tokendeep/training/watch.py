@@ -30,6 +30,7 @@ from tokendeep.depth import kl, openings, recovery
 from tokendeep.engines import local as generation
 from tokendeep.engines.base import Request
 from tokendeep.errors import InputError
+from tokendeep.records import Dynamics
 from tokendeep.training import launch
 from tokendeep.types import IGNORE, Decoding, Encoded, Pair, Prompt, Subject
 
@@ -276,7 +277,8 @@ class TokenDynamicsCallback(TrainerCallback):
         if not runs.is_main_process():
             return
         meta = {"pairs": len(self.pairs), "positions": self.positions, "fall": self.fall, "fired": self.fired}
-        runs.write_json(self.out / "dynamics.json", {"meta": meta, "steps": self.records})
+        record = Dynamics.model_validate({"meta": meta, "steps": self.records})
+        runs.write_json(self.out / Dynamics.FILE, record.dump())
 
 
 class NotRefused:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tokendeep import chat, data, judges, runs
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models import locate
+from tokendeep.records import Training
 from tokendeep.training import answers, recovery
 from tokendeep.types import Chat, Decoding, Subject, Triple
 from tokendeep.verbs.options import DeepenConfig
@@ -78,7 +79,7 @@ def run(config: DeepenConfig) -> Path:
         precision=config.precision,
     )
     if runs.is_main_process():
-        runs.write_json(state.out / "training.json", result)
+        runs.write_json(state.out / Training.FILE, Training.model_validate(result).dump())
     drawn = Counter(planned.k > 0 for planned in plan if planned.row.group == recovery.SAFETY)
     state.finish(
         steps=result["steps"],

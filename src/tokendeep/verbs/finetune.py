@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tokendeep import chat, data, runs
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models import locate
+from tokendeep.records import Training
 from tokendeep.training import margin
 from tokendeep.training.rows import TRAIN_ON, show
 from tokendeep.types import IGNORE, Chat, Encoded, Pair, Prompt, Subject
@@ -88,7 +89,7 @@ def run(
     if margins and show:
         print(margins.describe())
     if runs.is_main_process():
-        runs.write_json(state.out / "training.json", result)
+        runs.write_json(state.out / Training.FILE, Training.model_validate(result).dump())
         write_card(state.out / "checkpoint", config, len(encoded["data"]))
     state.finish(
         steps=result["steps"], rows=len(encoded["data"]), attack=config.attack, checkpoint="checkpoint",
