@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from generation import _timed, demo_sweep, last_demo, sweep_requests
+from shared import demo_sweep, end_tokens, last_demo, left_padded, sweep_requests, timed
 from tokendeep import models
 from tokendeep.attacks.decoding import Setting, paper_grid
 from tokendeep.engines.base import Request
@@ -27,14 +27,12 @@ from tokendeep.types import Decoding
 def by_hand(lm: Any, prompts: Sequence[Sequence[int]], setting: Setting, limit: int, ends: set[int]) -> list[int]:
     """Lengths of the answers of one left-padded batch, sampled under one setting."""
     width, pad = max(map(len, prompts)), min(ends)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
     own = setting.decoding(Decoding())
     more: dict[str, Any] = (
         {"temperature": own.temperature, "top_p": own.top_p, "top_k": own.top_k} if setting.knob else {}
     )
     out = lm.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=setting.knob is not None,
+        **left_padded(prompts, pad, lm.device), max_new_tokens=limit, do_sample=setting.knob is not None,
         eos_token_id=sorted(ends), pad_token_id=pad, **more,
     )  # fmt: skip
     return [next((i for i, t in enumerate(row[width:].tolist()) if t in ends), limit) for row in out]
@@ -56,8 +54,7 @@ def main() -> None:
     prompts = [request.ids for request in made[0]]
     grid = paper_grid()
     grid = [grid[i * len(grid) // args.settings] for i in range(args.settings)]
-    eos = lm.generation_config.eos_token_id
-    ends = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None}
+    ends = end_tokens(subject)
     torch.manual_seed(0)
     shared = Decoding(max_new_tokens=args.new_tokens)
     batches = [prompts[i : i + args.batch_size] for i in range(0, len(prompts), args.batch_size)]
@@ -65,8 +62,8 @@ def main() -> None:
         by_hand(lm, prompts[:1], grid[0], 2, ends)  # warm both up
         engine.submit(Request(prompts[0], Decoding(max_new_tokens=2))).result()
         before = (engine.stats.prefilled, engine.stats.reused)
-        hand, lengths = _timed(lambda: [by_hand(lm, b, s, args.new_tokens, ends) for s in grid for b in batches])
-        ours, answers = _timed(
+        hand, lengths = timed(lambda: [by_hand(lm, b, s, args.new_tokens, ends) for s in grid for b in batches])
+        ours, answers = timed(
             lambda: [f.result() for f in [engine.submit(Request(p, s.decoding(shared))) for p in prompts for s in grid]]
         )
         prefilled, reused = engine.stats.prefilled - before[0], engine.stats.reused - before[1]

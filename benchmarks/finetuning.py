@@ -8,14 +8,14 @@ memory. Every trainer runs in a process of its own, so that none finds another o
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 from typing import Any
 
 import torch
+
+from shared import in_a_process, peak_memory
 
 ROWS, LENGTH, SUPERVISED, STEPS = 16, 100, 45, 4
 KINDS = {
@@ -117,16 +117,13 @@ def memory(device: torch.device) -> float:
     """Peak memory so far, GB: of the device, or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return peak_memory() / 1e3
 
 
 def main() -> None:
     found: dict[str, dict[str, float]] = {}
     for kind, title in KINDS.items():
-        done = subprocess.run([sys.executable, __file__, kind], capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(done.stderr[-2000:])
-        found[kind] = json.loads(done.stdout.splitlines()[-1])
+        found[kind] = in_a_process(__file__, kind)
         step, peak = found[kind]["step"], found[kind]["peak"] + found[kind]["before"]
         print(f"{title:52} {ROWS * LENGTH / step:6.0f} tokens/s, peak memory {peak:5.2f} GB", flush=True)
 

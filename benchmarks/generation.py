@@ -16,29 +16,20 @@ behind one.
 from __future__ import annotations
 
 import argparse
-import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria
 
-from tokendeep import chat, data, models
+from shared import KS, demo_sweep, end_tokens, last_demo, left_padded, sweep_requests, timed
+from tokendeep import models
 from tokendeep.engines.base import Request
 from tokendeep.engines.local import LocalEngine
 from tokendeep.types import Decoding, Subject
 
-KS = (0, 5, 10, 20, 40)
 TIE = 1e-3
-SUBJECTS = ["a bicycle", "a kite", "sourdough bread", "a rain barrel", "a paper lamp", "a herb garden", "a bird box"]
-REQUESTS = ["Explain how to build {}.", "Write a short story about {}.", "List the parts of {} and what they do."]
-ANSWER = (
-    "Here is a plan that works at home. Begin by looking at what you have, because the right size depends on the "
-    "room and on the light it gets. Then write down each step, from the first sketch to the last coat, and keep watch"
-)
 
 
 @dataclass(frozen=True)
@@ -77,14 +68,13 @@ def compare(subject: Subject, sweep: dict[int, list[Request]], batch_size: int) 
     """Run `sweep` (requests by k, greedy) both ways."""
     requests = [request for group in sweep.values() for request in group]
     lm: Any = subject.model
-    eos = lm.generation_config.eos_token_id
-    ends = {*(eos if isinstance(eos, list) else [eos]), subject.tokenizer.eos_token_id} - {None}
+    ends = end_tokens(subject)
     batches = [group[i : i + batch_size] for group in sweep.values() for i in range(0, len(group), batch_size)]
     with LocalEngine(subject, batch_size) as engine:
         _by_hand(lm, batches[0][:1], ends)  # warm both up
         engine.submit(replace(requests[0], decoding=Decoding(max_new_tokens=2))).result()
-        hand, answers = _timed(lambda: [_by_hand(lm, batch, ends) for batch in batches])
-        ours, completions = _timed(lambda: [f.result() for f in [engine.submit(r) for r in requests]])
+        hand, answers = timed(lambda: [_by_hand(lm, batch, ends) for batch in batches])
+        ours, completions = timed(lambda: [f.result() for f in [engine.submit(r) for r in requests]])
     lengths = [[len(answer) for answer in batch] for batch in answers]
     flat = [answer for batch in answers for answer in batch]
     different = [i for i, answer in enumerate(flat) if answer != completions[i].ids]
@@ -99,22 +89,13 @@ def compare(subject: Subject, sweep: dict[int, list[Request]], batch_size: int) 
     )
 
 
-def _timed(run: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = run()
-    return (time.perf_counter() - wall, time.process_time() - cpu), result
-
-
 def _by_hand(lm: Any, batch: list[Request], ends: set[int]) -> list[tuple[int, ...]]:
     """The usual way: one left-padded batch, decoded until its last row is done."""
     width = max(len(request.ids) for request in batch)
     pad = min(ends, default=0)
-    ids = torch.tensor([[pad] * (width - len(r.ids)) + list(r.ids) for r in batch], device=lm.device)
-    mask = torch.tensor([[0] * (width - len(r.ids)) + [1] * len(r.ids) for r in batch], device=lm.device)
     limits = [request.decoding.max_new_tokens for request in batch]
     out = lm.generate(
-        input_ids=ids,
-        attention_mask=mask,
+        **left_padded([request.ids for request in batch], pad, lm.device),
         max_new_tokens=max(limits),
         do_sample=False,
         eos_token_id=sorted(ends) or None,
@@ -137,42 +118,6 @@ def _gap(lm: Any, prompt: tuple[int, ...], plain: tuple[int, ...], ours: tuple[i
     ids = torch.tensor([[*prompt, *plain[:first]]], device=lm.device)
     best = lm(input_ids=ids, logits_to_keep=1).logits[0, -1].float().topk(2).values
     return float(best[0] - best[1])
-
-
-def sweep_requests(tokenizer: Any, prompts: int, new_tokens: int, planned: bool, seed: int = 0) -> dict[int, list]:
-    """The same `prompts` with each of KS answer tokens given."""
-    texts = [r.format(s) for s in SUBJECTS for r in REQUESTS]
-    texts = [texts[i % len(texts)] + " Be brief." * (i // len(texts)) for i in range(prompts)]
-    answer = tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
-    draw = random.Random(seed)
-    sweep: dict[int, list[Request]] = {}
-    for k in KS:
-        sweep[k] = []
-        for text in texts:
-            asked = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
-            short = draw.random() < (0.75 if k == 0 else 0.25)
-            limit = draw.randint(new_tokens // 16, new_tokens // 6) if planned and short else new_tokens
-            sweep[k].append(Request((*asked["input_ids"], *answer[:k]), Decoding(max_new_tokens=max(1, limit))))
-    return sweep
-
-
-def demo_sweep(checkpoint: Path, tokenizer: Any, prompts: int, new_tokens: int) -> dict[int, list]:
-    """The demo's test rows with each of KS tokens of their harmful answers given."""
-    pairs = [
-        (p, chat.with_system(p.messages, "none")) for p in data.read_pairs(checkpoint.parents[1] / "test_pairs.jsonl")
-    ]
-    rows = [
-        (chat.prompt_ids(tokenizer, turns), chat.response_ids(tokenizer, turns, pair.response, end=False))
-        for pair, turns in pairs
-    ]
-    long = [row for row in rows if len(row[1]) >= max(KS)][:prompts]
-    return {k: [Request((*ask, *given[:k]), Decoding(max_new_tokens=new_tokens)) for ask, given in long] for k in KS}
-
-
-def last_demo() -> Path | None:
-    """The aligned checkpoint of the demo that was run last, if any."""
-    found = sorted(models.cache_dir().glob("demo-*/aligned/checkpoint"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
 
 
 def main() -> None:

@@ -7,14 +7,13 @@ answers of 50 tokens, batches of 16. Prints tokens per second, peak memory above
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
 import sys
 import time
 from importlib import resources
 
 import torch
 
+from shared import in_a_process, peak_memory
 from tokendeep import chat, models
 from tokendeep.compute import scoring
 from tokendeep.types import IGNORE, Encoded, Subject
@@ -56,23 +55,18 @@ def measure(way: str) -> None:
     rows = workload(p.tokenizer)
     warm = rows[:2]  # libraries and threads start up outside the timing
     _ = plain(p, q, warm) if way == "plain" else scoring.token_kl(p, q, warm, BATCH)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     start = time.perf_counter()
     values = plain(p, q, rows) if way == "plain" else scoring.token_kl(p, q, rows, BATCH)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"seconds": seconds, "mib": peak / 1024, "mean": torch.cat(values).mean().item()}))
+    peak = peak_memory() - before
+    print(json.dumps({"seconds": seconds, "mib": peak * 1e3 / 1024, "mean": torch.cat(values).mean().item()}))
 
 
 def main() -> None:
     """Each way in a process of its own, so that peak memory is its own."""
     models.smollm2_folder()
-    got = {
-        way: json.loads(
-            subprocess.run([sys.executable, __file__, way], capture_output=True, text=True, check=True).stdout
-        )
-        for way in ("plain", "tokendeep")
-    }
+    got = {way: in_a_process(__file__, way) for way in ("plain", "tokendeep")}
     for way, figures in got.items():
         rate = ROWS * ANSWER / figures["seconds"]
         print(
