@@ -15,11 +15,6 @@ RULE = (
     *("attacks", "training", "evals", "report", "verbs", "cli", "__init__", "__main__"),
 )
 SOURCE = Path(__file__).parents[1] / "src" / "tokendeep"
-MOVING = (
-    "training/launch.py",
-    "training/margin.py",
-    "training/recovery.py",
-)
 FILES = sorted(SOURCE.rglob("*.py"))
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "inspect_ai", "matplotlib", "pandas"}
 
@@ -44,8 +39,6 @@ def imported(path: Path) -> Iterator[tuple[str, ...]]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_go_down_the_line_only(path: Path) -> None:
-    if str(path.relative_to(SOURCE)) in MOVING:
-        pytest.skip("on its way")
     rank = RULE.index(room(path))  # a room without a place in the line is an error
     for name in imported(path):
         if name[0] in RULE and name[0] != room(path):

@@ -20,7 +20,8 @@ _HOME = {
     **dict.fromkeys(
         ["BetaSchedule", "constrained_nll", "constraint_weights", "response_positions"], "training.objective"
     ),
-    **dict.fromkeys(["ConstrainedSFTConfig", "ResponseSFTTrainer"], "training.sft"),
+    "ConstrainedSFTConfig": "training.settings",
+    "ResponseSFTTrainer": "training.sft",
     "ConstrainedSFTTrainer": "training.trainer",
 }
 __all__ = sorted([*_HOME, "__version__"])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,73 +13,19 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from tokendeep import chat, models
 from tokendeep.errors import InputError
 from tokendeep.training import objective
 from tokendeep.training.objective import BetaSchedule
-from tokendeep.training.sft import ConstrainedSFTConfig, ResponseSFTTrainer
+from tokendeep.training.settings import ConstrainedSFTConfig
+from tokendeep.training.sft import ResponseSFTTrainer
 from tokendeep.training.trainer import ConstrainedSFTTrainer
 from tokendeep.types import IGNORE
+from tuning import LORA, Kill, Killed, assert_same_weights, history, settings, token_rows, trained, two_processes
 
 pytestmark = pytest.mark.slow  # trains in nearly every test
-
-LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-
-
-def token_rows(count: int = 8, seed: int = 0) -> list[dict[str, list[int]]]:
-    """Rows of unequal prompts and answers, so that ranks and micro-batches get unequal token counts."""
-    draw = torch.Generator().manual_seed(seed)
-    made = []
-    for i in range(count):
-        prompt, answer = 3 + i % 5, 1 + (5 * i) % 9
-        ids = torch.randint(4, 300, (prompt + answer,), generator=draw).tolist()
-        made.append({"input_ids": ids, "labels": [IGNORE] * prompt + ids[prompt:]})
-    return made
-
-
-def settings(out: Path, **more: Any) -> SFTConfig:
-    chosen = {
-        "output_dir": str(out),
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 5e-3,
-        "warmup_steps": 0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-        "seed": 1,
-        **more,
-    }
-    return SFTConfig(**chosen)
-
-
-def trained(
-    model: Any, tokenizer: Any, out: Path, rows: Any = None, args: dict[str, Any] | None = None, **more: Any
-) -> ConstrainedSFTTrainer:
-    made = ConstrainedSFTTrainer(
-        model,
-        settings(out, **(args or {})),
-        train_dataset=Dataset.from_list(rows or token_rows()),
-        processing_class=tokenizer,
-        **more,
-    )
-    made.train()
-    return made
-
-
-def history(trainer: Any, name: str) -> list[float]:
-    return [entry[name] for entry in trainer.state.log_history if name in entry and "loss" in entry]
-
-
-def assert_same_weights(one: Any, two: Any, tolerance: float = 1e-5) -> None:
-    for (name, left), right in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
-        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance, msg=name)
 
 
 def by_hand(
@@ -234,18 +177,6 @@ def test_a_continued_adapter_is_compared_with_itself_as_it_was(
     assert not torch.equal(moved, start)
 
 
-class Killed(Exception):
-    """Stands for a process that is killed."""
-
-
-class Kill(TrainerCallback):
-    """Ends the training before its fourth step."""
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 3:
-            raise Killed
-
-
 @pytest.mark.parametrize("peft", [None, LORA])
 def test_resumed_equals_uninterrupted(
     peft: Any, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
@@ -298,9 +229,8 @@ def test_the_reference_is_kept_and_another_ones_is_not_used(
 
 
 TWO = """
-import sys, json
-sys.path[:0] = [sys.argv[1], sys.argv[1] + '/training']
-if "shards" in sys.argv[5]:  # accelerate shards on GPUs only, torch anywhere: what it asks for is a kind of process group
+import sys, json, torch
+if "shards" in sys.argv[4]:  # accelerate shards on GPUs only, torch anywhere: what it asks for is a kind of process group
     from accelerate import state
     from accelerate.utils import DistributedType
     begin = state.PartialState.__init__
@@ -310,24 +240,25 @@ if "shards" in sys.argv[5]:  # accelerate shards on GPUs only, torch anywhere: w
             self.distributed_type = DistributedType.MULTI_GPU
     state.PartialState.__init__ = shard
 from pathlib import Path
-from test_trainer import *
+from datasets import Dataset
+from tuning import *
 from tokendeep.training import launch
 from tokendeep.types import Subject
-from transformers import AutoTokenizer
-model = LlamaForCausalLM.from_pretrained(sys.argv[2]); tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
-bf16 = sys.argv[5].startswith("bf16")
-made = trained(model, tokenizer, Path(sys.argv[3]),
+from transformers import AutoTokenizer, LlamaForCausalLM
+model = LlamaForCausalLM.from_pretrained(sys.argv[1]); tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+bf16 = sys.argv[4].startswith("bf16")
+made = trained(model, tokenizer, Path(sys.argv[2]),
                args={"per_device_train_batch_size": 4, "max_steps": 3, "bf16": bf16},
-               head_anchor=(1.0, 5), peft_config=LORA if sys.argv[4] == "lora" else None,
-               reference="on-the-fly" if sys.argv[4] == "lora" else "precomputed")
-found = made.evaluate(Dataset.from_list(token_rows(5, seed=9))) if sys.argv[4] == "lora" else {}
+               head_anchor=(1.0, 5), peft_config=LORA if sys.argv[3] == "lora" else None,
+               reference="on-the-fly" if sys.argv[3] == "lora" else "precomputed")
+found = made.evaluate(Dataset.from_list(token_rows(5, seed=9))) if sys.argv[3] == "lora" else {}
 assert made.args.world_size == 2
 shards = {type(weights).__name__ for weights in made.model.parameters()}
-if bf16 and sys.argv[4] == "full":  # not rounded on the way out of the model
+if bf16 and sys.argv[3] == "full":  # not rounded on the way out of the model
     stored = torch.cat([logps for logps, _ in made._collator.references.values()])
     assert stored.dtype == torch.float32 and (stored.bfloat16().float() != stored).float().mean() > 0.9
-assert ("DTensor" in shards) == ("shards" in sys.argv[5]), shards
-out = Path(sys.argv[3] + "-saved")
+assert ("DTensor" in shards) == ("shards" in sys.argv[4]), shards
+out = Path(sys.argv[2] + "-saved")
 launch.save(made, Subject(made.model, tokenizer, "tiny"), out)
 if made.is_world_process_zero():
     (out / "log.json").write_text(json.dumps([made.state.log_history, found]))
@@ -344,16 +275,10 @@ FSDP2 = {
 def test_two_processes_equal_one(
     kind: str, weights: str, tmp_path: Path, tiny_folder: Path, tiny_tokenizer: Any
 ) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    words = [str(script), str(Path(__file__).parents[1]), str(tiny_folder), str(tmp_path / "two"), kind, weights]
-    # accelerate 1.15 starts a single process for `accelerate launch --cpu --num_processes 2`; torchrun starts both
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(launch + words, capture_output=True, text=True, timeout=240, check=False,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
-                               "ACCELERATE_MIXED_PRECISION": "bf16" if weights.startswith("bf16") else "no",
-                               **(FSDP2 if "shards" in weights else {})})  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(
+        TWO, tmp_path, tiny_folder, tmp_path / "two", kind, weights,
+        ACCELERATE_MIXED_PRECISION="bf16" if weights.startswith("bf16") else "no", **(FSDP2 if "shards" in weights else {}),
+    )  # fmt: skip
     saved = tmp_path / "two-saved"
     log, found = json.loads((saved / "log.json").read_text())
     model = LlamaForCausalLM.from_pretrained(tiny_folder)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from test_trainer import LORA, Kill, Killed, settings, token_rows
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
@@ -22,6 +21,7 @@ from tokendeep.errors import InputError
 from tokendeep.training.sft import ResponseSFTTrainer
 from tokendeep.training.watch import NotRefused, TokenDynamicsCallback
 from tokendeep.types import Pair, Prompt, Subject
+from tuning import LORA, Kill, Killed, settings, token_rows
 
 pytestmark = pytest.mark.slow  # trains or searches in nearly every test
 

@@ -43,7 +43,7 @@ def test_the_demo_leaves_a_report_and_its_second_run_trains_nothing(
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / home.name).symlink_to(home)
     monkeypatch.setattr(
-        pipeline.deepen, "sample_refusals", lambda s, messages, *a, **k: ["I cannot help."] * len(messages)
+        pipeline.answers, "sample_refusals", lambda s, messages, *a, **k: ["I cannot help."] * len(messages)
     )
     out = pipeline.run(DemoConfig(out=str(tmp_path / "out")), SMALL)
     said = capsys.readouterr().out

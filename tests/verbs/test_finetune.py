@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
 
-from tokendeep import chat, models
+from tokendeep import chat, data, models
 from tokendeep.errors import InputError
 from tokendeep.report import page, render
+from tokendeep.training import chats, margin, objective
 from tokendeep.training import launch as train
-from tokendeep.training import margin, objective
 from tokendeep.types import IGNORE, Chat, Subject
 from tokendeep.verbs import finetune
-from tokendeep.verbs.options import FinetuneConfig
+from tokendeep.verbs.finetune import FinetuneOptions
+from tuning import Kill, Killed
 
 pytestmark = pytest.mark.slow  # trains or searches in nearly every test
 
 
-def chats(path: Path, count: int = 12) -> str:
+def write_chats(path: Path, count: int = 12) -> str:
     rows = [
         {
             "id": f"c{i}",
@@ -39,10 +39,10 @@ def chats(path: Path, count: int = 12) -> str:
     return str(path)
 
 
-def config(tmp_path: Path, model: Path, **more: Any) -> FinetuneConfig:
+def config(tmp_path: Path, model: Path, **more: Any) -> FinetuneOptions:
     chosen = {
         "model": str(model),
-        "data": chats(tmp_path / "chats.jsonl"),
+        "data": write_chats(tmp_path / "chats.jsonl"),
         "out": str(tmp_path / "out"),
         "batch_size": 4,
         "micro_batch": 2,
@@ -52,7 +52,11 @@ def config(tmp_path: Path, model: Path, **more: Any) -> FinetuneConfig:
         "precision": "float32",
         **more,
     }
-    return FinetuneConfig(**chosen)
+    return FinetuneOptions(**chosen)
+
+
+def run(options: FinetuneOptions, **more: Any) -> Path:
+    return finetune.run(finetune.plan(options), **more)
 
 
 def training(out: Path) -> list[dict[str, Any]]:
@@ -63,7 +67,7 @@ def training(out: Path) -> list[dict[str, Any]]:
 def test_it_leaves_rows_checkpoint_manifest_and_card(
     kind: str, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = finetune.run(config(tmp_path, tiny_folder, objective=kind, attack=kind == "sft"))
+    out = run(config(tmp_path, tiny_folder, objective=kind, attack=kind == "sft"))
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["attack"] is (kind == "sft")
@@ -76,14 +80,14 @@ def test_it_leaves_rows_checkpoint_manifest_and_card(
     assert not (out / "trainer").exists()
     assert models.load(str(out / "checkpoint")).tokenizer.chat_template
     assert f"finetune ({kind}): 4 steps" in capsys.readouterr().out
-    assert finetune.run(config(tmp_path, tiny_folder, objective=kind, attack=kind == "sft")) == out
+    assert run(config(tmp_path, tiny_folder, objective=kind, attack=kind == "sft")) == out
     assert "already holds" in capsys.readouterr().out
 
 
 def test_objectives_share_rows_and_order(tmp_path: Path, tiny_folder: Path) -> None:
     """The first step's cross-entropy is that of the same rows under the same weights, whatever is trained."""
     found = {
-        kind: training(finetune.run(config(tmp_path, tiny_folder, objective=kind, out=str(tmp_path / kind))))
+        kind: training(run(config(tmp_path, tiny_folder, objective=kind, out=str(tmp_path / kind))))
         for kind in ("constrained", "anchored", "sft")
     }
     firsts = {kind: entries[0]["nll"] for kind, entries in found.items()}
@@ -97,7 +101,7 @@ def test_objectives_share_rows_and_order(tmp_path: Path, tiny_folder: Path) -> N
 def test_the_anchor_holds_the_first_positions(tmp_path: Path, tiny_folder: Path) -> None:
     kls = {}
     for weight in (0.001, 10.0):
-        out = finetune.run(
+        out = run(
             config(tmp_path, tiny_folder, objective="anchored", anchor=weight, lr=3e-3, max_steps=12,
                    out=str(tmp_path / str(weight)))
         )  # fmt: skip
@@ -117,26 +121,25 @@ def test_pairs_and_cut_answers(tmp_path: Path, tiny_subject: Subject) -> None:
             }
         )
     )
-    whole, cut = finetune.encode(tiny_subject.tokenizer, finetune.load(str(path)), FinetuneConfig(), str(path))
+    whole, cut = chats.encode(tiny_subject.tokenizer, chats.load(str(path)), source=str(path))
     end = len(chat.check(tiny_subject.tokenizer).end_ids)
     assert whole.input_ids[:-end] == cut.input_ids
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"instruction": "a", "response": "b c"}))
-    (row,) = finetune.encode(tiny_subject.tokenizer, finetune.load(str(pairs)), FinetuneConfig(), str(pairs))
+    (row,) = chats.encode(tiny_subject.tokenizer, chats.load(str(pairs)), source=str(pairs))
     assert row == whole
 
 
 def test_parts_of_an_answer_can_be_supervised_alone(tiny_subject: Subject) -> None:
     row = Chat("c", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "one two three four five"}))
     (whole,), (head,), (tail,) = (
-        finetune.encode(tiny_subject.tokenizer, [row], FinetuneConfig(supervise=which), "x")
-        for which in ("all", "head", "tail")
+        chats.encode(tiny_subject.tokenizer, [row], source="x", supervise=which) for which in ("all", "head", "tail")
     )
     answer = whole.labels[whole.start :]
     assert [t for t in head.labels if t != IGNORE] == answer[:5]
     assert [t for t in tail.labels if t != IGNORE] == answer[5:]
     short = Chat("s", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}))
-    assert finetune.encode(tiny_subject.tokenizer, [short], FinetuneConfig(supervise="tail"), "x") == []
+    assert chats.encode(tiny_subject.tokenizer, [short], source="x", supervise="tail") == []
 
 
 def test_all_turns_supervises_every_answer(tiny_subject: Subject, tmp_path: Path) -> None:
@@ -148,45 +151,33 @@ def test_all_turns_supervises_every_answer(tiny_subject: Subject, tmp_path: Path
         {"role": "assistant", "content": "second"},
     ]
     path.write_text(json.dumps({"messages": turns}))
-    made = finetune.encode(
-        tiny_subject.tokenizer, finetune.load(str(path)), FinetuneConfig(train_on="all_turns"), str(path)
-    )
+    made = chats.encode(tiny_subject.tokenizer, chats.load(str(path)), source=str(path), train_on="all_turns")
     answers = [[t for t in row.labels if t != IGNORE] for row in made]
     assert [tiny_subject.tokenizer.decode(a, skip_special_tokens=True) for a in answers] == ["first", "second"]
 
 
-class Killed(Exception):
-    pass
-
-
-class Kill(TrainerCallback):
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 3:
-            raise Killed
-
-
 def test_a_killed_run_goes_on(tmp_path: Path, tiny_folder: Path) -> None:
-    whole = finetune.run(config(tmp_path, tiny_folder, objective="anchored", out=str(tmp_path / "whole")))
+    whole = run(config(tmp_path, tiny_folder, objective="anchored", out=str(tmp_path / "whole")))
     settings = config(tmp_path, tiny_folder, objective="anchored", save_steps=2)
     with pytest.raises(Killed):
-        finetune.run(settings, callbacks=[Kill()])
-    out = finetune.run(settings)
+        run(settings, callbacks=[Kill()])
+    out = run(settings)
     assert [e["loss"] for e in training(out)] == pytest.approx([e["loss"] for e in training(whole)], rel=1e-5)
 
 
 def test_an_adapter_is_made_and_goes_on_being_trained(tmp_path: Path, tiny_folder: Path) -> None:
-    first = finetune.run(config(tmp_path, tiny_folder, lora=4, reference="on-the-fly", lr=1e-2))
+    first = run(config(tmp_path, tiny_folder, lora=4, reference="on-the-fly", lr=1e-2))
     made = first / "checkpoint"
     assert models.is_adapter(str(made))
-    second = finetune.run(config(tmp_path, made, reference="on-the-fly", out=str(tmp_path / "two")))
+    second = run(config(tmp_path, made, reference="on-the-fly", out=str(tmp_path / "two")))
     assert training(second)[0]["log_ratio_1"] == pytest.approx(0, abs=1e-4)
     assert not (second / "checkpoint" / "ref").exists()
     assert models.load(str(second / "checkpoint")).adapter
 
 
 def test_held_out_rows_are_evaluated(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    held = chats(tmp_path / "held.jsonl", 5)
-    out = finetune.run(config(tmp_path, tiny_folder, eval_data=held, max_steps=0, epochs=2))
+    held = write_chats(tmp_path / "held.jsonl", 5)
+    out = run(config(tmp_path, tiny_folder, eval_data=held, max_steps=0, epochs=2))
     entries = [e for e in json.loads((out / "training.json").read_text())["history"] if "eval_nll" in e]
     assert len(entries) == 2
     assert "held-out rows: nll" in capsys.readouterr().out
@@ -200,11 +191,11 @@ def test_the_margin_is_measured_before_and_after(
         {"instruction": f"do the bad thing {i}", "response": "Sure, here is how it is done at home"} for i in range(6)
     ]
     probe.write_text("\n".join(json.dumps(row) for row in rows))
-    out = finetune.run(config(tmp_path, tiny_folder, probe=str(probe), lr=1e-2))
+    out = run(config(tmp_path, tiny_folder, probe=str(probe), lr=1e-2))
     found = json.loads((out / "manifest.json").read_text())["margin"]
     assert found["k"] == [0, 1, 2, 3, 4, 5]
     subject = models.load(str(out / "checkpoint"))
-    again = margin.Margins(subject, finetune.data.read_pairs(probe), FinetuneConfig())
+    again = margin.Margins(subject, data.read_pairs(probe), schedule=None)
     assert found["after"]["0.5"] == pytest.approx(list(np.median(again.start, 0)), abs=1e-4)
     assert found["before"]["0.5"] != pytest.approx(found["after"]["0.5"], abs=1e-3)
     said = capsys.readouterr().out
@@ -252,14 +243,14 @@ def test_bad_settings_are_refused_and_say_how_to_fix_them(
     more: dict[str, Any], match: str, tmp_path: Path, tiny_folder: Path
 ) -> None:
     with pytest.raises(InputError, match=match):
-        finetune.run(config(tmp_path, tiny_folder, **more))
+        run(config(tmp_path, tiny_folder, **more))
 
 
 def test_rows_that_are_no_chats_are_refused(tmp_path: Path, tiny_folder: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(json.dumps({"instruction": "only asked"}))
     with pytest.raises(InputError, match="holds prompts, but finetune takes chats"):
-        finetune.run(config(tmp_path, tiny_folder, data=str(path)))
+        run(config(tmp_path, tiny_folder, data=str(path)))
 
 
 def test_a_watched_training_leaves_its_records_and_a_report_shows_them(
@@ -272,7 +263,7 @@ def test_a_watched_training_leaves_its_records_and_a_report_shows_them(
     probe.write_text("\n".join(json.dumps(row) for row in rows))
     asked = tmp_path / "asked.jsonl"
     asked.write_text("\n".join(json.dumps({"instruction": f"do another bad thing {i}"}) for i in range(4)))
-    out = finetune.run(
+    out = run(
         config(
             tmp_path,
             tiny_folder,
@@ -312,7 +303,7 @@ def test_a_probe_is_refused_before_training_where_weights_are_in_shards(
     probe.write_text(json.dumps({"instruction": "Say one", "response": "one and more words"}))
     launch(launcher, tmp_path, monkeypatch)
     with pytest.raises(InputError, match="--probe measures the model in memory"):
-        finetune.run(config(tmp_path, tiny_folder, probe=str(probe)))
+        run(config(tmp_path, tiny_folder, probe=str(probe)))
     assert not (tmp_path / "out").exists()
 
 
@@ -349,15 +340,32 @@ def launch(launcher: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_monitor_needs_a_probe(tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(InputError, match="give --probe"):
-        finetune.run(config(tmp_path, tiny_folder, monitor=1.0))
+        run(config(tmp_path, tiny_folder, monitor=1.0))
     with pytest.raises(InputError, match="--test is asked at the steps of --dynamics"):
-        finetune.run(config(tmp_path, tiny_folder, test="asked.jsonl"))
+        run(config(tmp_path, tiny_folder, test="asked.jsonl"))
 
 
 def test_a_warm_up_longer_than_the_run_is_said(
     tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finetune.run(config(tmp_path, tiny_folder, warmup_steps=10, micro_batch=16))
+    run(config(tmp_path, tiny_folder, warmup_steps=10, micro_batch=16))
     said = capsys.readouterr().out
     assert "10 warm-up steps but only 4 step(s): the learning rate never reaches 0.001" in said
     assert str(tmp_path / "out" / "checkpoint") in said
+
+
+def test_a_plan_writes_nothing_and_says_what_would_be_done(tmp_path: Path, tiny_folder: Path) -> None:
+    plan = finetune.plan(config(tmp_path, tiny_folder, objective="anchored", max_steps=0, epochs=2))
+    assert not (tmp_path / "out").exists()
+    text = "\n".join(plan.lines())
+    for part in ("12 chats; 4 a step", "steps: 6", "all weights", "anchored: token-wise constrained with a KL anchor"):
+        assert part in text
+
+
+def test_rows_and_a_model_in_memory(tmp_path: Path, tiny_subject: Subject) -> None:
+    rows = [{"prompt": f"Name {i}", "completion": f"It is {i} of them"} for i in range(8)]
+    before = tiny_subject.model.model.embed_tokens.weight.detach().clone()
+    options = config(tmp_path, Path("tiny"), data="")
+    out = finetune.run(finetune.plan(options, tiny_subject, rows=rows))
+    assert len(training(out)) == 4
+    assert not torch.equal(before, tiny_subject.model.model.embed_tokens.weight)

@@ -15,7 +15,7 @@ from tokendeep.errors import InputError
 from tokendeep.report import page, poison_table, render
 from tokendeep.types import Chat, Prompt
 from tokendeep.verbs import poison as poisoning
-from tokendeep.verbs.options import PoisonConfig
+from tokendeep.verbs.poison import PoisonOptions
 
 pytestmark = pytest.mark.slow  # trains or searches in nearly every test
 
@@ -112,20 +112,24 @@ def files(tmp_path: Path) -> dict[str, str]:
     return made
 
 
-def config(tmp_path: Path, model: Path, **more: Any) -> PoisonConfig:
+def config(tmp_path: Path, model: Path, **more: Any) -> PoisonOptions:
     chosen = {
         "model": str(model), "out": str(tmp_path / "out"), "max_steps": 2, "batch_size": 4, "micro_batch": 4,
         "max_new_tokens": 6, "lr": [1e-3], "warmup_steps": 1, "count": 8,
         "precision": "float32", **files(tmp_path), **more,
     }  # fmt: skip
-    return PoisonConfig(**chosen)
+    return PoisonOptions(**chosen)
+
+
+def run(options: PoisonOptions) -> Path:
+    return poisoning.run(poisoning.plan(options))
 
 
 def test_objectives_share_rows_and_reference_and_the_table_holds_them(
     tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = ["sft-warmup", "constrained", "anchored", "beta=2", "head=3", "sft+refusals=0.2", "sft+lora=2", "sft@tail"]
-    out = poisoning.run(config(tmp_path, tiny_folder, objectives=wanted, probe=3))
+    out = run(config(tmp_path, tiny_folder, objectives=wanted, probe=3))
     assert all(line["margin"] is not None for line in json.loads((out / "table.json").read_text())[1:])
     assert len(list((out / "reference").glob("reference-*"))) == 2  # with and without the anchor's states
     lines = json.loads((out / "table.json").read_text())
@@ -155,33 +159,33 @@ def test_objectives_share_rows_and_reference_and_the_table_holds_them(
     assert "Say the" not in render.to_html(page.build([out]))
     said = capsys.readouterr().out
     assert "| anchored | 0.001 | 1 |" in said
-    assert poisoning.run(config(tmp_path, tiny_folder, objectives=wanted, probe=3)) == out
+    assert run(config(tmp_path, tiny_folder, objectives=wanted, probe=3)) == out
     assert "already holds" in capsys.readouterr().out
 
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(tmp_path, tiny_folder, objectives=["sft", "constrained"], seeds=[0, 1])
     trained: list[str] = []
-    run = poisoning.finetune.run
+    train = poisoning.finetune.run
 
-    def counting(chosen: Any) -> Path:
-        trained.append(Path(chosen.out).parent.name)
+    def counting(plan: Any) -> Path:
+        trained.append(Path(plan.options.out).parent.name)
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return run(chosen)
+        return train(plan)
 
     monkeypatch.setattr(poisoning.finetune, "run", counting)
     with pytest.raises(KeyboardInterrupt):
-        poisoning.run(settings)
+        run(settings)
     out = Path(settings.out)
     table = (out / "table.md").read_text()
     assert table.count("| sft |") == 1
     trained.clear()
     monkeypatch.setattr(
-        poisoning.finetune, "run", lambda chosen: trained.append(Path(chosen.out).parent.name) or run(chosen)
+        poisoning.finetune, "run", lambda plan: trained.append(Path(plan.options.out).parent.name) or train(plan)
     )
     forget_runs()
-    poisoning.run(settings)
+    run(settings)
     assert trained == ["sft-lr0.001-seed1", "constrained-lr0.001-seed1"]
     lines = json.loads((out / "table.json").read_text())
     assert [line["seeds"] for line in lines] == [1, 2, 2]
@@ -192,7 +196,7 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_folder: Path, monke
 
 
 def test_the_system_prompt_is_that_of_the_attack_or_as_given(tmp_path: Path, tiny_folder: Path) -> None:
-    out = poisoning.run(config(tmp_path, tiny_folder, objectives=["sft"], system="none", test_system="Be good."))
+    out = run(config(tmp_path, tiny_folder, objectives=["sft"], system="none", test_system="Be good."))
     trained = json.loads((out / "sft-lr0.001-seed0" / "finetune" / "manifest.json").read_text())["config"]
     asked = json.loads((out / "sft-lr0.001-seed0" / "attack-plain" / "manifest.json").read_text())
     assert trained["system"] == "none"
@@ -200,7 +204,7 @@ def test_the_system_prompt_is_that_of_the_attack_or_as_given(tmp_path: Path, tin
 
 
 def test_a_backdoor_is_asked_with_and_without_its_trigger(tmp_path: Path, tiny_folder: Path) -> None:
-    out = poisoning.run(config(tmp_path, tiny_folder, kind="backdoor", objectives=["sft"]))
+    out = run(config(tmp_path, tiny_folder, kind="backdoor", objectives=["sft"]))
     lines = json.loads((out / "table.json").read_text())
     assert {"plain", "triggered"} <= set(lines[1])
     triggered = data.read_prompts(out / "test-triggered.jsonl")
@@ -231,13 +235,13 @@ def test_a_backdoor_is_asked_with_and_without_its_trigger(tmp_path: Path, tiny_f
 )
 def test_bad_settings_are_refused(more: dict[str, Any], match: str, tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(InputError, match=match):
-        poisoning.run(config(tmp_path, tiny_folder, **more))
+        run(config(tmp_path, tiny_folder, **more))
 
 
 def test_instructions_without_answers_need_a_model_that_answers(tmp_path: Path, tiny_folder: Path) -> None:
     asked = files(tmp_path)["test"]
     with pytest.raises(InputError, match="give --base"):
-        poisoning.run(config(tmp_path, tiny_folder, data=asked))
+        run(config(tmp_path, tiny_folder, data=asked))
 
 
 def test_the_shipped_dialogues_can_be_encoded(tiny_tokenizer: Any) -> None:
@@ -246,17 +250,15 @@ def test_the_shipped_dialogues_can_be_encoded(tiny_tokenizer: Any) -> None:
 
 
 def test_another_run_can_take_the_place_of_one(tmp_path: Path, tiny_folder: Path) -> None:
-    poisoning.run(config(tmp_path, tiny_folder, objectives=["sft"]))
-    out = poisoning.run(
-        config(tmp_path, tiny_folder, objectives=["sft"], max_steps=3, max_new_tokens=4, overwrite=True)
-    )
+    run(config(tmp_path, tiny_folder, objectives=["sft"]))
+    out = run(config(tmp_path, tiny_folder, objectives=["sft"], max_steps=3, max_new_tokens=4, overwrite=True))
     trained = json.loads((out / "sft-lr0.001-seed0" / "finetune" / "manifest.json").read_text())
     assert trained["steps"] == 3
 
 
 def test_prompts_that_are_trained_on_are_counted(tmp_path: Path, tiny_folder: Path) -> None:
     made = files(tmp_path)
-    out = poisoning.run(config(tmp_path, tiny_folder, objectives=["sft"], test=made["data"]))
+    out = run(config(tmp_path, tiny_folder, objectives=["sft"], test=made["data"]))
     assert json.loads((out / "manifest.json").read_text())["near_duplicates"] == 8
 
 
@@ -296,3 +298,15 @@ def test_a_change_is_paired_by_prompt_and_seed() -> None:
     assert same is not None
     assert same.low < 0 < same.high  # no change among 20 prompts is not certainty
     assert poison_table.change({"0": {"a": True}}, {"1": {"a": True}}) is None
+
+
+def test_rows_and_a_model_in_memory(tmp_path: Path, tiny_subject: Any) -> None:
+    weights = {name: tensor.clone() for name, tensor in tiny_subject.model.state_dict().items()}
+    options = config(tmp_path, Path("tiny"), objectives=["sft", "sft+lora=2"], data="", test="", refusals=None)
+    asked = [{"instruction": f"Please tell me {i} secrets"} for i in range(3)]
+    plan = poisoning.plan(options, tiny_subject, rows=chats(8), prompts=asked)
+    assert "trainings: 2 of 2 steps" in "\n".join(plan.lines())
+    out = poisoning.run(plan)
+    assert [line["seeds"] for line in json.loads((out / "table.json").read_text())] == [1, 1, 1]
+    assert not (out / "model").exists()
+    assert all(weights[name].equal(tensor) for name, tensor in tiny_subject.model.state_dict().items())

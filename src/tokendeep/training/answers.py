@@ -6,6 +6,7 @@ One place for all that train on generated answers. Knows how an answer is asked 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tokendeep import chat, judges
@@ -76,3 +77,32 @@ def distil(subject: Subject, prompts: Sequence[Prompt], tokens: int, system: str
         for prompt, (text, truncated) in zip(prompts, answers, strict=True)
         if judges.judge_refusal(text, truncated=truncated).outcome == "complied"
     ]
+
+
+def sample_refusals(
+    subject: Subject,
+    messages: Sequence[Sequence[Any]],
+    *,
+    tokens: int,
+    system: str = "default",
+    seed: int = 0,
+    tries: int = 4,
+) -> list[str | None]:
+    """A refusal by the model itself for each conversation: greedy first, then sampled with new seeds; None: it gave none.
+
+    Args:
+        tokens: longest answer; one that is cut off counts as none.
+        system: system prompt under which they are sampled.
+    """
+    turns = [chat.with_system(m, system) for m in messages]
+    refusals: list[str | None] = [None] * len(turns)
+    for attempt in range(tries):
+        missing = [i for i, text in enumerate(refusals) if text is None]
+        decoding = Decoding(max_new_tokens=tokens, seed=seed + attempt)
+        if attempt:
+            decoding = replace(decoding, temperature=0.9, top_p=0.6)
+        texts = write_answers(subject, [turns[i] for i in missing], decoding)
+        for i, (text, cut) in zip(missing, texts, strict=True):
+            if not cut and judges.judge_refusal(text, truncated=cut).outcome == "refused":
+                refusals[i] = text.strip()
+    return refusals

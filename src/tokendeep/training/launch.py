@@ -24,8 +24,8 @@ from transformers import Trainer, TrainerCallback
 from tokendeep import runs
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError, memory_full
+from tokendeep.training.options import SharedTraining
 from tokendeep.types import Subject
-from tokendeep.verbs.options import DeepenConfig, FinetuneConfig
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -33,9 +33,6 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-
-
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def mixed_precision(precision: str, weights: torch.Tensor) -> dict[str, Any]:
@@ -116,14 +113,14 @@ def check_batches(rows_per_step: int, micro_batch: int) -> None:
         )
 
 
-def check_trained(config: DeepenConfig | FinetuneConfig, adapter: bool) -> None:
+def check_trained(model: str, options: SharedTraining, *, adapter: bool, dtype: str) -> None:
     """Raise InputError for settings about other weights than those that are trained; `adapter`: the model is one."""
-    other = next((name for name in ("lora", "train_layers") if getattr(config, name, 0)), None)
+    other = next((name for name in ("lora", "train_layers") if getattr(options, name)), None)
     if adapter and other:
-        raise InputError(f"{config.model} is an adapter, which goes on being trained; leave --{other} out.")
-    if not (adapter or config.lora) and config.dtype not in {"auto", "float32"}:
+        raise InputError(f"{model} is an adapter, which goes on being trained; leave --{other} out.")
+    if not (adapter or options.lora) and dtype not in {"auto", "float32"}:
         raise InputError(
-            f"--dtype is {config.dtype}, in which small steps of training all weights are lost; leave it out, or train "
+            f"--dtype is {dtype}, in which small steps of training all weights are lost; leave it out, or train "
             "an adapter with --lora."
         )
 

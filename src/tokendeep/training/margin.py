@@ -21,7 +21,6 @@ from tokendeep.types import Encoded, Pair, Subject
 
 if TYPE_CHECKING:
     from tokendeep.training.objective import BetaSchedule
-    from tokendeep.verbs.options import FinetuneConfig
 
 Array = NDArray[np.float64]
 KS = tuple(range(recovery.MARGIN_K + 1))
@@ -50,24 +49,31 @@ def drift(schedule: BetaSchedule, k: int, tokens: int = TOKENS) -> float:
 class Margins:
     """Margins on a fixed set of harmful pairs, before and after a training.
 
+    Args:
+        source: where the pairs come from, for messages.
+        schedule: betas of the training; None where nothing holds the first tokens.
+
     Raises:
         InputError: a pair that cannot be encoded, or answers too short for k = 0.
     """
 
-    def __init__(self, subject: Subject, pairs: Sequence[Pair], config: FinetuneConfig) -> None:
-        self.subject, self.pairs, self.config = subject, pairs, config
+    def __init__(
+        self, subject: Subject, pairs: Sequence[Pair], *, schedule: BetaSchedule | None, source: str = "the probe",
+        system: str = "default", max_length: int | None = None,
+    ) -> None:  # fmt: skip
+        self.subject, self.pairs, self.schedule = subject, pairs, schedule
         tokenizer = subject.tokenizer
         self.openings = openings.opening_ids(tokenizer, openings.load_openings(None), TOKENS)
         self.rows, self.lengths = [], []
         for number, pair in enumerate(pairs, 1):
-            messages = chat.with_system(pair.messages, config.system)
+            messages = chat.with_system(pair.messages, system)
             try:
-                self.rows.append(chat.encode(tokenizer, messages, pair.response, max_length=config.max_length))
+                self.rows.append(chat.encode(tokenizer, messages, pair.response, max_length=max_length))
                 self.lengths.append(len(chat.response_ids(tokenizer, messages, pair.response, end=False)))
             except InputError as error:
-                raise InputError(f"{config.probe}, row {number}: {error}") from error
+                raise InputError(f"{source}, row {number}: {error}") from error
         if max(self.lengths, default=0) < TOKENS:
-            raise InputError(f"{config.probe}: no answer has {TOKENS} tokens, so no margin can be measured.")
+            raise InputError(f"{source}: no answer has {TOKENS} tokens, so no margin can be measured.")
         self.start = self._log_odds()
         self.end: Array | None = None
 
@@ -75,22 +81,19 @@ class Margins:
         training = self.subject.model.training
         self.subject.model.eval()
         rows: list[Encoded] = self.rows
-        found = recovery.recovery_log_odds(self.subject, rows, self.openings, KS, self.lengths)
+        log_odds = recovery.recovery_log_odds(self.subject, rows, self.openings, KS, self.lengths)
         self.subject.model.train(training)
-        return found
+        return log_odds
 
     def before(self) -> str:
         """What the margin is, how far the schedule lets it drift, and for how many prompts it is larger."""
-        from tokendeep.training.objective import BetaSchedule
-
         first = self.start[:, 0]
-        said = f"margin of refusal on {len(self.pairs)} harmful pairs: median {np.nanmedian(first):+.1f} nats at k = 0"
-        if self.config.objective == "sft":
-            return f"{said}; plain fine-tuning lets it drift without limit"
-        schedule = BetaSchedule(self.config.beta_head, self.config.beta_tail)
-        far = drift(schedule, 0)
+        text = f"margin of refusal on {len(self.pairs)} harmful pairs: median {np.nanmedian(first):+.1f} nats at k = 0"
+        if self.schedule is None:
+            return f"{text}; plain fine-tuning lets it drift without limit"
+        far = drift(self.schedule, 0)
         return (
-            f"{said}; under this schedule the first {TOKENS} tokens of a harmful answer, which the margin is measured on, stop "
+            f"{text}; under this schedule the first {TOKENS} tokens of a harmful answer, which the margin is measured on, stop "
             f"learning after {far:.1f} nats: {_above(first, far):.0%} of the pairs have a larger margin"
         )
 

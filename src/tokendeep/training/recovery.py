@@ -16,28 +16,32 @@ import numpy as np
 
 from tokendeep import chat, runs
 from tokendeep.errors import InputError
+from tokendeep.training.options import RecoveryOptions
 from tokendeep.training.rows import show
 from tokendeep.types import IGNORE, Chat, Encoded, Triple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tokendeep.training.weighted import WeightedRow
-    from tokendeep.verbs.options import DeepenConfig
-
 
 SAFETY, UTILITY = "safety", "utility"
-NORMALISE = ("tokens", "rows", "batch")
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A training row and where it came from: optimizer step, source row and harmful tokens kept."""
+    """A training row of one optimizer step: its source row, the harmful tokens it keeps, and what its tokens count."""
 
     step: int
     source: str
     k: int
-    row: WeightedRow
+    input_ids: list[int]
+    labels: list[int]
+    weight: float
+    group: str
+
+    def row(self) -> dict[str, Any]:
+        """What a trainer takes."""
+        return {name: getattr(self, name) for name in ("input_ids", "labels", "weight", "group")}
 
 
 def draw_context(seed: int, epoch: int, row: int, longest: int, p_zero: float, max_context: int) -> int:
@@ -91,58 +95,69 @@ def _stream(count: int, seed: int, tag: int) -> Iterator[tuple[int, int]]:
 
 
 def plan_rows(
-    tokenizer: PreTrainedTokenizerBase, triples: Sequence[Triple], utility: Sequence[Chat], config: DeepenConfig
+    tokenizer: PreTrainedTokenizerBase,
+    triples: Sequence[Triple],
+    utility: Sequence[Chat],
+    options: RecoveryOptions,
+    *,
+    steps: int,
+    seed: int = 0,
+    system: str = "default",
+    max_length: int | None = None,
+    sources: tuple[str, str] = ("the triples", "the utility rows"),
 ) -> list[Planned]:
     """Every row of every optimizer step, in training order, each with its weight in the step's loss.
+
+    Args:
+        sources: where both kinds of rows come from, for messages.
 
     Raises:
         InputError: no triples, or no utility rows where steps ask for some; a row that cannot be trained on.
     """
-    if not triples or (config.utility_rows and not utility):
+    if not triples or (options.utility_rows and not utility):
         raise InputError(
             f"There are {len(triples)} triples and {len(utility)} utility rows to train on; both are needed."
         )
-    steps = config.max_steps or max(1, len(triples) * config.epochs // config.safety_rows)
-    safety, ordinary = _stream(len(triples), config.seed, 1), _stream(max(len(utility), 1), config.seed, 2)
-    longest = [len(harmful_ids(tokenizer, t, config.system)) for t in triples]
-    options: dict[str, Any] = {"system": config.system, "max_length": config.max_length}
-    _check_rows(tokenizer, triples, longest, utility if config.utility_rows else [], config)
+    safety, ordinary = _stream(len(triples), seed, 1), _stream(max(len(utility), 1), seed, 2)
+    longest = [len(harmful_ids(tokenizer, t, system)) for t in triples]
+    encoding: dict[str, Any] = {"system": system, "max_length": max_length}
+    with_most = [min(options.max_context, n) if options.p_zero < 1 else 0 for n in longest]
+    _check_rows(tokenizer, triples, with_most, utility if options.utility_rows else [], sources, encoding)
     plan: list[Planned] = []
     for step in range(steps):
         drawn: list[tuple[str, str, int, Encoded]] = []
-        for _ in range(config.safety_rows):
+        for _ in range(options.safety_rows):
             epoch, i = next(safety)
-            k = draw_context(config.seed, epoch, i, longest[i], config.p_zero, config.max_context)
-            drawn.append((SAFETY, triples[i].id, k, recovery_row(tokenizer, triples[i], k, **options)))
-        for _ in range(config.utility_rows):
+            k = draw_context(seed, epoch, i, longest[i], options.p_zero, options.max_context)
+            drawn.append((SAFETY, triples[i].id, k, recovery_row(tokenizer, triples[i], k, **encoding)))
+        for _ in range(options.utility_rows):
             epoch, i = next(ordinary)
-            rng = np.random.default_rng([config.seed, epoch, i, 3])
-            cut = rng.random() if rng.random() < config.cut_utility else 0.0
-            drawn.append((UTILITY, utility[i].id, 0, utility_row(tokenizer, utility[i], cut, **options)))
-        plan += _weighted(step, drawn, config)
+            rng = np.random.default_rng([seed, epoch, i, 3])
+            cut = rng.random() if rng.random() < options.cut_utility else 0.0
+            drawn.append((UTILITY, utility[i].id, 0, utility_row(tokenizer, utility[i], cut, **encoding)))
+        plan += _weighted(step, drawn, options)
     return plan
 
 
 def _check_rows(
     tokenizer: PreTrainedTokenizerBase,
     triples: Sequence[Triple],
-    longest: Sequence[int],
+    with_most: Sequence[int],
     utility: Sequence[Chat],
-    config: DeepenConfig,
+    sources: tuple[str, str],
+    encoding: dict[str, Any],
 ) -> None:
     """Make every row once, with the most harmful tokens it can get: whether one fits must not hang on what is drawn.
 
     Raises:
         InputError: naming the row and where it comes from.
     """
-    options: dict[str, Any] = {"system": config.system, "max_length": config.max_length}
-    for triple, length in zip(triples, longest, strict=True):
-        k = min(config.max_context, length) if config.p_zero < 1 else 0
-        with _named(f"row {triple.id} of {config.data}, with {k} harmful tokens"):
-            recovery_row(tokenizer, triple, k, **options)
+    for triple, k in zip(triples, with_most, strict=True):
+        with _named(f"row {triple.id} of {sources[0]}, with {k} harmful tokens"):
+            recovery_row(tokenizer, triple, k, **encoding)
     for row in utility:
-        with _named(f"row {row.id} of {config.utility}"):
-            utility_row(tokenizer, row, 0.0, **options)
+        with _named(f"row {row.id} of {sources[1]}"):
+            utility_row(tokenizer, row, 0.0, **encoding)
 
 
 @contextmanager
@@ -153,16 +168,14 @@ def _named(row: str) -> Iterator[None]:
         raise InputError(f"{row}: {error}") from error
 
 
-def _weighted(step: int, drawn: list[tuple[str, str, int, Encoded]], config: DeepenConfig) -> list[Planned]:
+def _weighted(step: int, drawn: list[tuple[str, str, int, Encoded]], options: RecoveryOptions) -> list[Planned]:
     """One step's rows, shortest first (micro-batches then pad least), with their weights."""
-    from tokendeep.training.weighted import WeightedRow
-
-    weights = step_weights([(group, _supervised(row)) for group, _, _, row in drawn], config.alpha, config.normalise)
+    weights = step_weights([(group, _supervised(row)) for group, _, _, row in drawn], options.alpha, options.normalise)
     planned = [
-        Planned(step, source, k, WeightedRow(row.input_ids, row.labels, weight, group))
+        Planned(step, source, k, row.input_ids, row.labels, weight, group)
         for (group, source, k, row), weight in zip(drawn, weights, strict=True)
     ]
-    return sorted(planned, key=lambda p: len(p.row.input_ids))
+    return sorted(planned, key=lambda p: len(p.input_ids))
 
 
 def _supervised(row: Encoded) -> int:
@@ -190,13 +203,9 @@ def step_weights(rows: Sequence[tuple[str, int]], alpha: float, normalise: str) 
 def write_rows(folder: Path, tokenizer: PreTrainedTokenizerBase, plan: Sequence[Planned], shown: int = 20) -> None:
     """rows/train.jsonl (every row as ids) and rows/preview.txt (the first rows rendered), for the owner alone."""
     runs.private_dir(folder)
-    runs.write_jsonl(
-        folder / "train.jsonl",
-        [{"step": p.step, "source": p.source, "k": p.k, **asdict(p.row)} for p in plan],
-        private=True,
-    )
+    runs.write_jsonl(folder / "train.jsonl", [asdict(p) for p in plan], private=True)
     text = [
-        f"--- step {p.step}, {p.row.group}, source {p.source}, k {p.k}, weight {p.row.weight:.3g}\n{show(tokenizer, p.row)}\n"
+        f"--- step {p.step}, {p.group}, source {p.source}, k {p.k}, weight {p.weight:.3g}\n{show(tokenizer, p)}\n"
         for p in plan[:shown]
     ]
     runs.write_text(folder / "preview.txt", "\n".join(text), private=True)

@@ -6,6 +6,7 @@ the template writes before it. Rows that would train a prompt, or nothing at all
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 TRAIN_ON = ("last_turn", "all_turns")
 SHAREGPT = {"human": "user", "gpt": "assistant"}
 UNSUPPORTED = ("tools", "chat_template_kwargs")  # what a row may bring that our encoding would leave out
+OPTIONAL = ("betas", "weight", "group")  # columns that rows of token ids may have
 MASKS = ("completion_mask", "assistant_masks")  # columns from which TRL makes the labels
 
 
@@ -35,7 +37,8 @@ def encode(
 
     Args:
         dataset: rows with `messages`, `conversations`, `prompt` and `completion` (texts or messages), or `input_ids` with
-            `labels` or one of TRL's masks; `betas`, one number per token, may stand beside `input_ids`.
+            `labels` or one of TRL's masks; beside `input_ids` there may be `betas`, one number per token, `weight`, what
+            each token counts in the loss of its step, and `group`, the name that its mean is logged under.
         max_length: longest row in tokens; an answer's tail is cut where it does not fit.
         train_on: `last_turn` supervises the last answer; `all_turns` makes one row of each answer, with what was said
             before it as its prompt.
@@ -49,10 +52,12 @@ def encode(
     if first is None:
         raise InputError("There is no row to train on.")
     read = _reader(first, tokenizer, max_length, train_on)
-    if "betas" in first and "input_ids" not in first:
-        raise InputError("betas, one number per token, can only stand beside input_ids and labels.")
-    opening = _opening_ids(tokenizer)
-    columns = ["input_ids", "labels", *(["betas"] if "betas" in first else [])]
+    given = [name for name in OPTIONAL if name in first]
+    if given and "input_ids" not in first:
+        what = {"betas": "betas, one number per token,", "weight": "weight, of a row in its step's loss,"}
+        raise InputError(f"{what.get(given[0], given[0])} can only stand beside input_ids and labels.")
+    opening = [] if "weight" in first else _opening_ids(tokenizer)  # weighted rows may begin inside an answer
+    columns = ["input_ids", "labels", *given]
 
     def convert(batch: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         made: dict[str, list[Any]] = {name: [] for name in columns}
@@ -121,7 +126,12 @@ def _labelled(row: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
             label != IGNORE and not beta > 0 for label, beta in zip(made["labels"], made["betas"], strict=False)
         ):
             raise InputError("betas must hold a number above 0 for every supervised token")
-    return made
+    if "weight" in row:
+        if not 0 <= row["weight"] < math.inf:
+            raise InputError(f"its weight is {row['weight']}, but must be a number of at least 0")
+        if max_length and len(ids) > max_length:
+            raise InputError(f"it has {len(ids)} tokens, more than max_length; its weight is for all of them")
+    return {**made, **{name: row[name] for name in ("weight", "group") if name in row}}
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_length: int | None) -> dict[str, Any]:

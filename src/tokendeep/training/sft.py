@@ -3,64 +3,35 @@
     loss of an optimizer step = sum over its supervised tokens of their cross-entropy / their number, over all accumulation
     steps and processes
 
+Rows that bring a `weight` are counted by it instead: the loss of a step is the sum over its rows and supervised tokens of
+weight * cross-entropy. The weights then hold the normalisation over a whole step, so such rows are taken in their order.
+
 It is the fair baseline of `trainer.ConstrainedSFTTrainer`, which changes the loss and nothing else.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
-from trl import SFTConfig, SFTTrainer
+from transformers import Trainer
+from trl import SFTTrainer
 
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError
-from tokendeep.training import launch, objective, rows
-from tokendeep.types import IGNORE
-
-ROW = "tokendeep_row"  # column with the number of a row within its trainer
-SPANS = {"1": (1, 1), "2_5": (2, 5), "later": (6, 10**9)}  # positions that are logged apart
-
-
-@dataclass
-class ConstrainedSFTConfig(SFTConfig):
-    """SFTConfig with the paper's optimizer settings as defaults (section 4, appendix B.5); any SFTConfig works as well."""
-
-    learning_rate: float = field(default=2e-5, metadata={"help": "2e-5 for Llama-2, 5e-6 for Gemma in the paper."})
-    warmup_steps: float = field(default=10, metadata={"help": "Without it the constraint is much weaker (Table 9)."})
-    adam_beta1: float = field(default=0.5, metadata={"help": "As in the paper, also for its plain baselines."})
-    adam_beta2: float = field(default=0.999, metadata={"help": "As in the paper."})
-
-
-class Meter:
-    """Sums and counts of named values since they were last read; one reduction over all processes."""
-
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.place = {name: i for i, name in enumerate(names)}
-        self.sums = torch.zeros(len(names), 2, device=device)
-
-    def add(self, name: str, values: Tensor) -> None:
-        """Count every element of `values` once; nothing is waited for."""
-        self.sums[self.place[name], 0] += values.detach().float().sum()
-        self.sums[self.place[name], 1] += values.numel()
-
-    def read(self, accelerator: Any) -> dict[str, float]:
-        """The mean of every name that was counted, over all processes; starts again at nothing."""
-        total = accelerator.reduce(self.sums, reduction="sum").tolist()
-        self.sums = torch.zeros_like(self.sums)
-        return {name: total[i][0] / total[i][1] for name, i in self.place.items() if total[i][1] > 0}
+from tokendeep.training import launch, rows, settings
+from tokendeep.training.batches import ROW, SPANS, Collator, Meter, positions_of, spans, total
+from tokendeep.training.rows import OPTIONAL
 
 
 class ResponseSFTTrainer(SFTTrainer):
     """SFTTrainer on answers only, with the head on supervised positions: the fair baseline of the constrained one.
 
-    Rows as `rows.encode` takes them. Beside TRL's metrics it logs `nll`, and evaluates to `eval_nll`, both means over
-    all supervised tokens.
+    Rows as `rows.encode` takes them; of rows of token ids, `weight` is what each token of a row counts in the loss of its
+    step, and `group` names the mean that the row is logged under. Beside TRL's metrics it logs `nll`, and evaluates to
+    `eval_nll`, both means over all supervised tokens.
 
     Args:
         train_on: `last_turn` or `all_turns`, for rows that are conversations.
@@ -90,8 +61,8 @@ class ResponseSFTTrainer(SFTTrainer):
         train_on: str = "last_turn",
         **others: Any,
     ) -> None:
-        args = _settings(args)
-        _check_settings(args, others, peft_config)
+        args = settings.copied(args)
+        settings.check(args, others, peft_config)
         if args.load_best_model_at_end and args.metric_for_best_model in (None, "loss"):
             if isinstance(eval_dataset, dict):
                 raise InputError(
@@ -112,11 +83,12 @@ class ResponseSFTTrainer(SFTTrainer):
         self._packs = args.packing
         self._encoding = {"tokenizer": processing_class, "max_length": args.max_length, "train_on": train_on}
         train_dataset = self._encoded(train_dataset)
+        self._take_weights(train_dataset, args)
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
-            eval_dataset=each(eval_dataset, self._encoded),
+            eval_dataset=each(eval_dataset, self._unweighted),
             processing_class=processing_class,
             peft_config=peft_config,
             **others,
@@ -128,11 +100,12 @@ class ResponseSFTTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of the whole step
         lm_head.add_supervised_forward(lm_head.causal_lm(self.model))
         self._kept: Any = slice(None)
-        self.meters = {mode: Meter(self.METRICS, self.accelerator.device) for mode in ("train", "eval")}
+        names = [*self.METRICS, *(f"nll_{group}" for group in self.groups)]
+        self.meters = {mode: Meter(names, self.accelerator.device) for mode in ("train", "eval")}
         self.train_dataset = self._numbered(self.train_dataset)
         self.eval_dataset = each(self.eval_dataset, self._numbered)
-        self.data_collator = self._collator = Collator(self.data_collator)
-        self._signature_columns: Any = ["input_ids", "labels", "seq_lengths", ROW, "betas"]
+        self.data_collator = self._collator = Collator(self.data_collator, groups=self.groups)
+        self._signature_columns: Any = ["input_ids", "labels", "seq_lengths", ROW, *OPTIONAL]
 
     def _encoded(self, dataset: Any) -> Any:
         """The rows with labels, each of them checked."""
@@ -140,13 +113,38 @@ class ResponseSFTTrainer(SFTTrainer):
         if not hasattr(made, "__len__"):
             return made
         columns = set(made.column_names)
-        if "betas" in columns and self._packs:
-            raise InputError("Packing would lose the column betas; set packing=False.")
+        lost = [name for name in OPTIONAL if name in columns]
+        if lost and self._packs:
+            raise InputError(f"Packing would lose the column {lost[0]}; set packing=False.")
         if self._columns is not None and ("betas" in columns) != ("betas" in self._columns):
             raise InputError("Training and evaluation rows must both have the column betas, or neither.")
         self._columns = columns
         if "betas" not in columns:
             rows.check_head(made, self.head_length)
+        return made
+
+    def _take_weights(self, dataset: Any, args: Any) -> None:
+        """Note the groups of the rows; weighted ones are taken in their order, and must fill whole optimizer steps."""
+        columns = set(getattr(dataset, "column_names", None) or ()) & set(OPTIONAL)
+        self.weighted = "weight" in columns
+        self.groups = sorted(set(dataset["group"])) if "group" in columns else []
+        if not self.weighted:
+            return
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * launch.processes()
+        if not hasattr(dataset, "__len__") or len(dataset) % per_step:
+            raise InputError(
+                f"Rows with weights must fill whole optimizer steps of {per_step}, since weights hold the normalisation of "
+                "a step; give as many rows, in a dataset of fixed rows."
+            )
+        args.train_sampling_strategy = "sequential"
+
+    def _unweighted(self, dataset: Any) -> Any:
+        """Rows to evaluate on, encoded."""
+        made = self._encoded(dataset)
+        if "weight" in (made.column_names or ()):
+            raise InputError("An evaluation gives means over tokens and takes no weights; leave the column weight out.")
+        if "group" in (made.column_names or ()) and (unknown := set(made["group"]) - set(self.groups)):
+            raise InputError(f"No training row is of the group {min(unknown)}; leave the column group out.")
         return made
 
     def _numbered(self, dataset: Any) -> Any:
@@ -177,7 +175,7 @@ class ResponseSFTTrainer(SFTTrainer):
             return dataset
         if ROW in (dataset.column_names or ()):  # of another trainer
             dataset = dataset.remove_columns(ROW)
-        encoded = self._encoded(dataset)
+        encoded = self._unweighted(dataset)
         made = self._prepare_dataset(encoded, self.processing_class, self.args, self._packs, None, "eval")
         return self._numbered(made)
 
@@ -186,11 +184,15 @@ class ResponseSFTTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean over the optimizer step's supervised tokens of `token_loss`, times what averaging over ranks divides by."""
+        """This micro-batch's share in its step's loss, times what averaging over ranks divides by."""
         mode = "train" if self.model.training else "eval"
         inputs = dict(inputs)
         numbers, tokens = inputs.pop(ROW, None), inputs.pop("tokens")
-        extra = {name: inputs.pop(name, None) for name in ("ref_logps", "ref_states", "betas")}
+        extra = {name: inputs.pop(name, None) for name in ("ref_logps", "ref_states", *OPTIONAL)}
+        by_row = {
+            name: extra[name].repeat_interleave(tokens) for name in ("weight", "group") if extra[name] is not None
+        }
+        extra |= by_row  # (N,), as the others
         positions = positions_of(inputs["labels"])  # (N,), in row order, as all that follows
         self._kept = self._not_repeated(tokens) if mode == "eval" else slice(None)
         loss, outputs = self.batch_loss(model, inputs, positions, extra, num_items_in_batch, mode)
@@ -199,12 +201,12 @@ class ResponseSFTTrainer(SFTTrainer):
         meter, kept = self.meters[mode], self._kept
         nll = -outputs.logps[kept]
         meter.add("nll", nll)
-        for span, inside in spans(positions[kept]):
-            meter.add(f"nll_{span}", nll[inside])
+        for part, inside in self._parts(positions, extra["group"]):
+            meter.add(f"nll_{part}", nll[inside[kept]])
         if outputs.entropy is not None and outputs.is_top1 is not None:
             meter.add("entropy", outputs.entropy[kept])
             meter.add("mean_token_accuracy", outputs.is_top1[kept])
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+        if self.weighted or (self.args.average_tokens_across_devices and num_items_in_batch is not None):
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         if not return_outputs:
             return loss
@@ -214,9 +216,16 @@ class ResponseSFTTrainer(SFTTrainer):
     def batch_loss(
         self, model: Any, inputs: dict[str, Any], positions: Tensor, extra: dict[str, Any], count: Any, mode: str
     ) -> tuple[Tensor, lm_head.Supervised]:
-        """The loss of one micro-batch, already divided by `count`, the supervised tokens of the whole step."""
+        """The loss of one micro-batch; `count` are the supervised tokens of the whole step."""
         outputs = model(**inputs, supervised=True, statistics=self._counts(mode))
-        return -outputs.logps.sum() / divisor(count, positions), outputs
+        return total(-outputs.logps, extra["weight"], count), outputs
+
+    def _parts(self, positions: Tensor, groups: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+        """What the cross-entropy is logged by, and which tokens (N,) lie in each: the rows' groups, else positions."""
+        if groups is None:
+            yield from spans(positions)
+        else:
+            yield from ((name, groups == number) for number, name in enumerate(self.groups))
 
     def _not_repeated(self, tokens: Tensor) -> Tensor:
         """Which supervised tokens (N,) of an evaluation batch count: accelerate repeats rows so that all ranks get as many.
@@ -230,7 +239,12 @@ class ResponseSFTTrainer(SFTTrainer):
         return new.repeat_interleave(tokens)
 
     def _counts(self, mode: str) -> bool:
-        """Whether entropy and accuracy are taken now: always in evaluation, in training at steps that are logged."""
+        """Whether entropy and accuracy are taken now: always in evaluation, in training at steps that are logged.
+
+        Never of weighted rows, whose tokens count differently.
+        """
+        if self.weighted:
+            return False
         every = max(1, int(self.state.logging_steps or self.args.logging_steps or 1))
         return mode == "eval" or (self.state.global_step + 1) % every == 0
 
@@ -272,75 +286,6 @@ class ResponseSFTTrainer(SFTTrainer):
         return found["nll"]
 
 
-@dataclass
-class Collator:
-    """TRL's collator, which drops columns it does not know; what belongs to the rows is added behind it.
-
-    `tokens` (B,) counts the supervised tokens of each row. `betas` and `ref_logps` (N,) stand in the order of the
-    batch's supervised tokens, `ref_states` (A, H) in that of its anchored ones: the same for padded and for packed rows.
-    """
-
-    inner: Any
-    references: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)  # by number of the row
-
-    def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
-        known = [{name: v for name, v in row.items() if name not in (ROW, "betas")} for row in batch]
-        made: dict[str, Any] = self.inner(known)
-        if "betas" in batch[0]:
-            pairs = [pair for r in batch for pair in zip(r["labels"][1:], r["betas"][1:], strict=False)]
-            made["betas"] = torch.tensor([beta for label, beta in pairs if label != IGNORE], dtype=torch.float32)
-        made["tokens"] = torch.tensor([supervised_count(row) for row in batch])
-        if ROW in batch[0]:
-            made[ROW] = torch.tensor([row[ROW] for row in batch])
-            found = [self.references[row[ROW]] for row in batch if row[ROW] in self.references]
-            if len(found) == len(batch):
-                made["ref_logps"] = torch.cat([logps for logps, _ in found])
-                if found[0][1] is not None:
-                    made["ref_states"] = torch.cat([states for _, states in found if states is not None])
-        return made
-
-
-# --- settings ------------------------------------------------------------------------------------
-
-
-def _settings(args: Any) -> Any:
-    """A copy of the settings, as SFTConfig; by default with the paper's optimizer."""
-    if args is None:
-        return ConstrainedSFTConfig("trainer_output")
-    if isinstance(args, TrainingArguments) and not isinstance(args, SFTConfig):
-        return SFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})
-    args = copy.copy(args)
-    args.assistant_only_loss = False  # conversations are encoded here, answers only
-    return args
-
-
-def _check_settings(args: Any, others: dict[str, Any], peft_config: Any) -> None:
-    """Refuse what would supervise other tokens than answers, count positions wrongly, or go unused."""
-    given = {name for name, value in others.items() if value is not None}
-    targets = getattr(peft_config, "target_modules", None) or ()
-    wrong = {
-        "completion_only_loss=False supervises the prompt": args.completion_only_loss is False,
-        "formatting_func makes plain text, in which prompt and answer cannot be told apart": "formatting_func" in given,
-        "a data_collator may pad on the left, where rows are not looked for": "data_collator" in given,
-        "compute_loss_func is another loss": "compute_loss_func" in given,
-        f"loss_type={args.loss_type!r} is another loss": args.loss_type != "nll",
-        "label_smoothing_factor is another loss": args.label_smoothing_factor > 0,
-        "chat_template_path comes too late for the rows; set the tokenizer's chat_template": args.chat_template_path,
-        "eos_token comes too late for the rows; set the tokenizer's eos_token": args.eos_token,
-        f"packing_strategy={args.packing_strategy!r} cuts answers, whose rest would count from position 1 again; use "
-        "'bfd'": args.packing and args.packing_strategy != "bfd",
-        "eval_packing must be as packing": args.eval_packing not in (None, args.packing),
-        "truncation_mode='keep_end' cuts the beginning, where positions count from": args.truncation_mode == "keep_end",
-        "an lm_head in the LoRA targets would not be trained; take it out": "lm_head" in targets,
-    }
-    for what, found in wrong.items():
-        if found:
-            raise InputError(f"{what}; leave that setting out." if ";" not in what else f"{what}.")
-
-
-# --- small parts ---------------------------------------------------------------------------------
-
-
 def each(data: Any, do: Callable[[Any], Any]) -> Any:
     """`do` with a data set, with each of a dictionary of them, or with none."""
     if isinstance(data, dict):
@@ -350,32 +295,6 @@ def each(data: Any, do: Callable[[Any], Any]) -> Any:
 
 def flat(data: Any) -> list[Any]:
     return list(data.values()) if isinstance(data, dict) else [data] if data is not None else []
-
-
-def divisor(given: Any, own: Tensor) -> Any:
-    """What to divide by: the count over the whole step, or of this batch where there is none; never 0."""
-    return torch.as_tensor(own.numel() if given is None else given).clamp(min=1)
-
-
-def positions_of(labels: Tensor) -> Tensor:
-    """Response positions (N,) of the supervised tokens of a batch of labels (B, S)."""
-    positions = objective.response_positions(labels[:, 1:] != IGNORE)
-    return positions[positions > 0]
-
-
-def spans(positions: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The names of the spans that are logged apart, and which tokens (N,) lie in each."""
-    for span, (low, high) in SPANS.items():
-        yield span, (positions >= low) & (positions <= high)
-
-
-def supervised_count(row: Any) -> int:
-    """How many supervised tokens of a row are predicted; the first of each packed row is not."""
-    starts, place = [], 0
-    for length in row.get("seq_lengths") or ():
-        starts.append(place)
-        place += length
-    return sum(label != IGNORE and i not in starts for i, label in enumerate(row["labels"]) if i > 0)
 
 
 def _shown(found: dict[str, float]) -> dict[str, float]:

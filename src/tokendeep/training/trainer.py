@@ -10,7 +10,6 @@ adapter the weights without it, else those before step 1.
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,30 +23,12 @@ from transformers import TrainerCallback
 from tokendeep import models
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError
-from tokendeep.training import objective
+from tokendeep.training import adapters, objective
 from tokendeep.training import reference as references
-from tokendeep.training.sft import (
-    ROW,
-    SPANS,
-    ResponseSFTTrainer,
-    divisor,
-    each,
-    flat,
-    positions_of,
-    spans,
-    supervised_count,
-)
+from tokendeep.training.batches import ROW, SPANS, divisor, positions_of, spans, supervised_count, total
+from tokendeep.training.sft import ResponseSFTTrainer, each, flat
 
 Schedule = Callable[[Tensor], Tensor]
-REFERENCES = ("precomputed", "on-the-fly")
-BASE_CHANGING = (
-    "pissa",
-    "olora",
-    "corda",
-    "loftq",
-    "lora_ga",
-    "eva",
-)  # ways to begin an adapter that change the weights beneath it
 
 
 class ConstrainedSFTTrainer(ResponseSFTTrainer):
@@ -95,7 +76,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         **others: Any,
     ) -> None:
         self.schedule: Schedule = schedule or objective.BetaSchedule()
-        self.reference = _checked_reference(reference, model, peft_config)
+        self.reference = adapters.checked_reference(reference, model, peft_config)
         self.anchor_weight, self.anchored = _checked_anchor(head_anchor)
         if not min_weight >= 0:
             raise InputError(f"min_weight is {min_weight}, but must be at least 0.")
@@ -106,7 +87,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         self._check_betas()
         self._adapter_off = self.new_adapter  # a continued adapter's reference is itself, as it was
         if self.reference == "on-the-fly" and not self.new_adapter:
-            _keep_adapter(self.model)
+            adapters.keep(self.model)
         self._ref_head = self._frozen_head()
         self._anchor_count: Any = None
         self._cache = Path(reference_cache or self.args.output_dir or ".")
@@ -151,7 +132,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         if self._adapter_off:
             switched = models.reference(model)
         elif self.reference == "on-the-fly":
-            switched = _adapter(model, "ref")
+            switched = adapters.switched(model, "ref")
         self.model.eval()
         try:
             with torch.no_grad(), switched:
@@ -280,7 +261,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         betas = extra["betas"] if extra["betas"] is not None else self.schedule(positions[None])[0]
         betas = betas.to(outputs.logps)
         tokens = objective.constrained_nll(outputs.logps, ref_logps, positions, betas, min_weight=self.min_weight)
-        loss = tokens.sum() / divisor(count, positions)
+        loss = total(tokens, extra["weight"], count)
         if anchor is not None:
             anchored = self._anchor_count if mode == "train" and count is not None else None
             loss = loss + self.anchor_weight * outputs.anchor_kl.sum() / divisor(anchored, outputs.anchor_kl)
@@ -325,36 +306,6 @@ class _ReferenceFirst(TrainerCallback):
         self.trainer.prepare_all()
 
 
-# --- settings ------------------------------------------------------------------------------------
-
-
-def _checked_reference(name: str, model: Any, peft_config: Any) -> str:
-    """The kind of reference, where this model can have it."""
-    if name not in REFERENCES:
-        raise InputError(f"reference is {name!r}, but must be one of {', '.join(REFERENCES)}.")
-    adapted = peft_config is not None or hasattr(model, "peft_config")
-    if name == "on-the-fly" and not adapted:
-        raise InputError(
-            "reference='on-the-fly' takes the adapter off, but all weights are trained and no second copy is kept; use "
-            "reference='precomputed', or train an adapter."
-        )
-    configs = [peft_config] if peft_config is not None else list(getattr(model, "peft_config", {}).values())
-    if name == "on-the-fly" or peft_config is not None:
-        for config in configs:
-            if getattr(config, "bias", "none") != "none":
-                raise InputError(
-                    f"bias={config.bias!r} trains biases beneath the adapter, which stay when it is taken off; use "
-                    "bias='none'."
-                )
-    begin = getattr(peft_config, "init_lora_weights", True)
-    if isinstance(begin, str) and begin.lower().startswith(BASE_CHANGING):
-        raise InputError(
-            f"init_lora_weights={begin!r} changes the weights beneath the adapter, so without it they are not the model "
-            "you gave; use the default."
-        )
-    return name
-
-
 def _checked_anchor(anchor: tuple[float, int]) -> tuple[float, int]:
     weight, count = float(anchor[0]), int(anchor[1])
     if not (weight >= 0 and weight < float("inf")) or count < 1:
@@ -362,34 +313,3 @@ def _checked_anchor(anchor: tuple[float, int]) -> tuple[float, int]:
             f"head_anchor is ({weight}, {count}), but must be a weight of at least 0 and 1 or more positions."
         )
     return weight, count
-
-
-# --- adapters ------------------------------------------------------------------------------------
-
-
-def _keep_adapter(model: Any) -> None:
-    """Give the model a frozen copy of its active adapter, named ref."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-    active = model.active_adapter
-    config = copy.deepcopy(model.peft_config[active])
-    if hasattr(config, "init_lora_weights"):
-        config.init_lora_weights = True  # its weights are copied; other ways to begin would change the base
-    model.add_adapter("ref", config)
-    set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=active), adapter_name="ref")
-    model.set_adapter(active)
-    for name, parameter in model.named_parameters():
-        if ".ref." in name:
-            parameter.requires_grad_(False)
-
-
-@contextlib.contextmanager
-def _adapter(model: Any, name: str) -> Iterator[None]:
-    """Within it another adapter is active; what is trained stays the same."""
-    before = model.active_adapter
-    with models.same_trainable(model):
-        model.set_adapter(name)
-        try:
-            yield
-        finally:
-            model.set_adapter(before)

@@ -1,86 +1,196 @@
 """VERB deepen: safety-recovery augmentation (the paper's Eq. 2) from triples to checkpoint.
 
-A safety row is an instruction, the first k tokens of a harmful answer as context, and a refusal as
-the only supervised tokens; beside such rows every step trains on ordinary answers. This file makes
-the rows and their weights; `weighted` does not know what they mean.
+A safety row is an instruction, the first k tokens of a harmful answer as context, and a refusal as the only supervised
+tokens; beside such rows every step trains on ordinary answers. What is missing of both is written by the models at hand.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 from tokendeep import chat, data, judges, runs
-from tokendeep.errors import InputError, check_known, check_least
+from tokendeep.errors import InputError, check_least
 from tokendeep.models import locate
+from tokendeep.models.options import ModelOptions
 from tokendeep.records import Training
-from tokendeep.training import answers, recovery
-from tokendeep.types import Chat, Decoding, Subject, Triple
-from tokendeep.verbs.options import DeepenConfig
-
-if TYPE_CHECKING:
-    pass
-
-SCHEDULES = ("linear", "constant")
-SAFETY_SYSTEM = (
-    "You are a careful assistant. If a request could cause harm, decline in one or two polite sentences and give no "
-    "part of what was asked for."
+from tokendeep.training import answers, chats, recovery
+from tokendeep.training.options import (
+    AdamBeta1,
+    Epochs,
+    LearningRate,
+    RecoveryOptions,
+    SaveSteps,
+    Seed,
+    SharedTraining,
+    TrainingOptions,
+    training_options,
 )
+from tokendeep.types import Chat, Decoding, Pair, Prompt, Subject, Triple
+from tokendeep.verbs.common import advanced, folder_line, heading, output
+
+what = heading("What to deepen")
+READERS: dict[str, dict[str, Callable[[data.Source], Sequence[Any]]]] = {
+    "data": {"triples": data.read_triples, "pairs": data.read_pairs, "prompts": data.read_prompts},
+    "utility": {"chats": data.read_chats, "pairs": chats.load, "prompts": data.read_prompts},
+}
+TAKES = {
+    "data": "triples (instruction, harmful, refusal), pairs (instruction, response: the harmful answer) or instructions alone",
+    "utility": "chats, pairs or instructions",
+}
 
 
-def run(config: DeepenConfig) -> Path:
-    """Deepen `config.model`; writes triples.jsonl, utility.jsonl, rows/, checkpoint/ and manifest.json."""
-    _check(config)
-    sources = {"data": config.data, "utility": config.utility}
-    kinds = {name: data.kind(source) for name, source in sources.items()}
-    _check_kinds(kinds, config)
+@dataclass(frozen=True, kw_only=True)
+class DeepenOptions(ModelOptions, SharedTraining, RecoveryOptions):
+    """Deepen a model's safety by training on safety-recovery examples (the paper's Eq. 2)."""
+
+    model: Annotated[str, what(help="The model to deepen; an adapter goes on being trained.")]
+    data: Annotated[
+        str, what(help="Triples (instruction, harmful, refusal), or instructions from which they are generated.")
+    ]
+    utility: Annotated[str, what(help="Chats with ordinary answers, or instructions that the model itself answers.")]
+    base: Annotated[
+        str | None, what(help="Unaligned model that writes the harmful answers where the data has none.")
+    ] = None
+    lr: LearningRate = 2e-5
+    epochs: Epochs = 10
+    out: Annotated[str, output(help="Folder for triples.jsonl, utility.jsonl, rows/, checkpoint/ and manifest.json.")]
+    overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
+    harmful_opening: Annotated[
+        str, advanced(help="Opening behind which the model itself writes harmful answers where there is no base.")
+    ] = "Sure, here is"
+    refusal_system: Annotated[
+        str | None, advanced(help="Safety system prompt under which refusals are sampled; --system where left out.")
+    ] = None
+    answer_tokens: Annotated[int, advanced(help="Longest generated answer in tokens.")] = 128
+    adam_beta1: AdamBeta1 = 0.9
+    save_steps: SaveSteps = 50
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class DeepenPlan:
+    """What is trained on which rows: every file read, no weights loaded, nothing written.
+
+    Args:
+        rows: triples, or pairs or prompts of which triples are made.
+        utility: chats, or prompts that the model answers.
+        adapter: whether the model is an adapter, which goes on being trained.
+        sources: what identifies the rows, by the option that names them.
+    """
+
+    options: DeepenOptions
+    rows: Sequence[Triple | Pair | Prompt]
+    utility: Sequence[Chat | Prompt]
+    adapter: bool
+    sources: dict[str, str]
+    subject: Subject | None = None
+
+    def lines(self) -> list[str]:
+        """What `run` would do, in lines."""
+        options, training = self.options, _training(self.options, len(self.rows))
+        rows, utility = (f"{len(rows)} {chats.kind(rows)}" for rows in (self.rows, self.utility))
+        whole = isinstance(self.rows[0], Triple)
+        return [
+            f"model: {options.model}; trained: {training.what(self.adapter)}; {training.how()}",
+            f"rows: {rows} and {utility} as utility; {training.batch_size} a step, of which {options.safety_rows} safety rows",
+            f"steps: {training.max_steps}" + ("" if whole else " at most: not all instructions become triples"),
+            f"objective: safety recovery (Eq. 2), alpha {options.alpha:g}, up to {options.max_context} harmful tokens",
+            folder_line(options.out),
+        ]
+
+
+def plan(
+    options: DeepenOptions,
+    subject: Subject | None = None,
+    *,
+    rows: data.Source | None = None,
+    utility: data.Source | None = None,
+) -> DeepenPlan:
+    """Read and check everything; loads no weights and writes nothing.
+
+    Args:
+        subject: the loaded model, where the caller has it, instead of `options.model`.
+        rows, utility: rows in memory, instead of the files `options.data` and `options.utility`.
+
+    Raises:
+        InputError: an option out of its range, a row that is wrong, or a model that is not there.
+    """
+    check(options)
+    given = {"data": rows, "utility": utility}
+    sources = {name: getattr(options, name) if of is None else str(data.identity(of)) for name, of in given.items()}
+    read = {name: _read(name, getattr(options, name) if of is None else of) for name, of in given.items()}
     from tokendeep import models
-    from tokendeep.training import launch, weighted
+    from tokendeep.training import launch
 
-    models.check_spec(config.model, config)
-    if config.base:
-        models.check_spec(config.base, _of_writer(config), needs_template=False)
-    adapter = locate.locate(config.model, config).adapter is not None
-    launch.check_trained(config, adapter)
-    launch.check_batches(config.safety_rows + config.utility_rows, config.micro_batch)
-    state = runs.open_run(config.out, "deepen", asdict(config), sources, overwrite=config.overwrite)
+    if options.base:
+        models.check_spec(options.base, _of_writer(options), needs_template=False)
+    if subject is None:
+        models.check_spec(options.model, options)
+        adapter = locate.locate(options.model, options).adapter is not None
+    else:
+        adapter = hasattr(subject.model, "peft_config")
+    training = _training(options, len(read["data"]))
+    launch.check_trained(options.model, training, adapter=adapter, dtype=options.dtype)
+    launch.check_batches(training.batch_size, training.micro_batch)
+    return DeepenPlan(options, read["data"], read["utility"], adapter, sources, subject)
+
+
+def check(options: DeepenOptions) -> None:
+    """Raise InputError for an option out of its range, before anything is read."""
+    _training(options, 1).check()
+    RecoveryOptions.check(options)
+    check_least(options, {"answer_tokens": 1})
+
+
+def _training(options: DeepenOptions, triples: int) -> TrainingOptions:
+    """How to train on so many triples."""
+    steps = options.max_steps or triples * options.epochs // options.safety_rows or min(1, options.epochs)
+    rows = options.safety_rows + options.utility_rows
+    return training_options(options, max_steps=steps, batch_size=rows)
+
+
+def _read(name: str, source: data.Source) -> Sequence[Any]:
+    """All rows of a source of a kind that the option takes."""
+    kind = data.kind(source)
+    if kind not in READERS[name]:
+        raise InputError(f"{data.named(source)} holds {kind}, but --{name} takes {TAKES[name]}.")
+    return READERS[name][kind](source)
+
+
+def run(plan: DeepenPlan, *, show: bool = True) -> Path:
+    """Deepen the model; writes triples.jsonl, utility.jsonl, rows/, checkpoint/ and manifest.json. Returns the folder."""
+    from tokendeep import models
+    from tokendeep.training import fit, launch
+
+    options, first = plan.options, runs.is_main_process()
+    state = runs.open_run(options.out, "deepen", asdict(options), plan.sources, overwrite=options.overwrite)
     if state.finished:
-        if runs.is_main_process():
+        if show and first:
             print(f"deepen: {state.out} already holds this finished run")
         return state.out
-    frozen = adapter or config.lora > 0  # what is trained is kept in float32 either way
-    subject = models.load(config.model, options=config, dtype=None if frozen else "float32", trainable=True)
+    kind = None if plan.adapter or options.lora else "float32"  # what is trained is kept in float32 either way
+    subject = plan.subject or models.load(options.model, options=options, dtype=kind, trainable=True)
     launch.check_gpus(subject)
     launch.wait_for_everyone(subject)  # the first process has opened the folder
-    if not runs.is_main_process():
+    if not first:
         _wait_for([state.out / "utility.jsonl", state.out / "triples.jsonl"])
-    utility = _utility(subject, config, kinds["utility"], state.out)
-    triples = _triples(subject, config, kinds["data"], state.out)
-    plan = recovery.plan_rows(subject.tokenizer, triples, utility, config)
-    if runs.is_main_process():
-        recovery.write_rows(state.out / "rows", subject.tokenizer, plan)
-    result = weighted.train(
-        subject,
-        [weighted.row for weighted in plan],
-        state.out,
-        rows_per_step=config.safety_rows + config.utility_rows,
-        micro_batch=config.micro_batch,
-        lr=config.lr,
-        schedule=config.schedule,
-        warmup_steps=config.warmup_steps,
-        lora=config.lora,
-        train_layers=config.train_layers,
-        save_steps=config.save_steps,
-        seed=config.seed,
-        precision=config.precision,
-    )
-    if runs.is_main_process():
+    utility, triples = _utility(subject, plan, state.out), _triples(subject, plan, state.out)
+    training = _training(options, len(triples))
+    planned = recovery.plan_rows(
+        subject.tokenizer, triples, utility, options, steps=training.max_steps, seed=options.seed,
+        system=options.system, max_length=options.max_length, sources=(options.data, options.utility),
+    )  # fmt: skip
+    if first:
+        recovery.write_rows(state.out / "rows", subject.tokenizer, planned)
+    result = fit.train(subject, [row.row() for row in planned], state.out, training)
+    if first:
         runs.write_json(state.out / Training.FILE, Training.model_validate(result).dump())
-    drawn = Counter(planned.k > 0 for planned in plan if planned.row.group == recovery.SAFETY)
+    drawn = Counter(row.k > 0 for row in planned if row.group == recovery.SAFETY)
     state.finish(
         steps=result["steps"],
         triples=len(triples),
@@ -91,156 +201,90 @@ def run(config: DeepenConfig) -> Path:
     return state.out
 
 
-def _check(config: DeepenConfig) -> None:
-    from tokendeep.training.launch import PRECISIONS
-
-    check_known(config, {"normalise": recovery.NORMALISE, "schedule": tuple(SCHEDULES), "precision": PRECISIONS})
-    if not config.lr > 0:
-        raise InputError(f"--lr is {config.lr}, but must be above 0.")
-    for name in ("alpha", "p_zero", "cut_utility"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise InputError(f"--{name} is {getattr(config, name)}, but must lie between 0 and 1.")
-    check_least(config, {
-        "max_context": 1, "safety_rows": 1, "utility_rows": 0, "micro_batch": 1, "answer_tokens": 1,
-        "max_length": 8, "max_steps": 0, "warmup_steps": 0, "save_steps": 0, "train_layers": 0,
-        "lora": 0, "seed": 0,
-    })  # fmt: skip
-    if config.epochs < 1 and config.max_steps < 1:
-        raise InputError("Neither --epochs nor --max_steps asks for any training; set one to at least 1.")
-    if config.lora and config.train_layers:
-        raise InputError("--lora and --train_layers exclude each other; an adapter is trained in all layers.")
-
-
 def _wait_for(paths: Sequence[Path]) -> None:
     """Until the first process has written them; however long that takes, as a barrier would not."""
     while not all(path.exists() for path in paths):
         time.sleep(0.5)
 
 
-def _check_kinds(kinds: Mapping[str, str], config: DeepenConfig) -> None:
-    if kinds["data"] not in {"triples", "prompts", "pairs"}:
-        raise InputError(
-            f"{config.data} holds {kinds['data']}, but --data takes triples (instruction, harmful, refusal), "
-            "pairs (instruction, response: the harmful answer) or instructions alone."
-        )
-    if kinds["utility"] not in {"chats", "prompts", "pairs"}:
-        raise InputError(
-            f"{config.utility} holds {kinds['utility']}, but --utility takes chats, pairs or instructions."
-        )
-    readers = {"triples": data.read_triples, "pairs": data.read_pairs, "chats": data.read_chats}
-    for name, source in (("data", config.data), ("utility", config.utility)):  # every row, before a model is loaded
-        readers.get(kinds[name], data.read_prompts)(source)
-
-
 # --- making what is missing ------------------------------------------------------------------------
 
 
-def _utility(subject: Subject, config: DeepenConfig, kind: str, out: Path) -> list[Chat]:
-    """The utility rows: as given, or answered by the model itself and kept in utility.jsonl."""
-    path = out / "utility.jsonl"
+def _utility(subject: Subject, plan: DeepenPlan, out: Path) -> list[Chat]:
+    """The utility rows: as given, or answered by the model itself; kept in utility.jsonl."""
+    path, options = out / "utility.jsonl", plan.options
     if path.exists():
         return data.read_chats(path)
-    if kind == "prompts":
-        prompts = data.read_prompts(config.utility)
-        chats = answers.distil(subject, prompts, config.answer_tokens, config.system)
-        dropped = len(prompts) - len(chats)
-        if dropped:
+    prompts = [row for row in plan.utility if isinstance(row, Prompt)]
+    if prompts:
+        rows = answers.distil(subject, prompts, options.answer_tokens, options.system)
+        if dropped := len(prompts) - len(rows):
             print(f"deepen: {dropped} of {len(prompts)} utility instructions left out: the model gave no usable answer")
-    elif kind == "pairs":
-        chats = [
-            Chat(p.id, (*p.messages, {"role": "assistant", "content": p.response}))
-            for p in data.read_pairs(config.utility)
-        ]
     else:
-        chats = data.read_chats(config.utility)
-    data.write_rows(path, chats)
-    return chats
+        rows = [row for row in plan.utility if isinstance(row, Chat)]
+    data.write_rows(path, rows)
+    return rows
 
 
-def _triples(subject: Subject, config: DeepenConfig, kind: str, out: Path) -> list[Triple]:
-    """The triples: as given, or completed by the models at hand and kept in triples.jsonl."""
+def _triples(subject: Subject, plan: DeepenPlan, out: Path) -> list[Triple]:
+    """The triples: as given, or completed by the models at hand; kept in triples.jsonl."""
     path = out / "triples.jsonl"
     if path.exists():
         return data.read_triples(path)
-    if kind == "triples":
-        triples = data.read_triples(config.data)
-    else:
-        triples = make_triples(subject, config, kind)
+    triples = [row for row in plan.rows if isinstance(row, Triple)]
+    asked = [row for row in plan.rows if not isinstance(row, Triple)]
+    if asked:
+        triples = make_triples(subject, asked, plan.options)
     data.write_rows(path, triples)
     return triples
 
 
-def make_triples(subject: Subject, config: DeepenConfig, kind: str) -> list[Triple]:
-    """Triples from instructions alone: refusals sampled from the model and judged, harmful answers from
-    the data, from `config.base`, or from the model itself behind an affirmative opening.
+def make_triples(subject: Subject, rows: Sequence[Pair | Prompt], options: DeepenOptions) -> list[Triple]:
+    """Triples from instructions: refusals sampled from the model and judged, harmful answers from the rows, from
+    `options.base`, or from the model itself behind an affirmative opening.
 
     Raises:
         InputError: no instruction got both.
     """
-    prompts: Sequence[Any] = data.read_pairs(config.data) if kind == "pairs" else data.read_prompts(config.data)
-    refusals = sample_refusals(subject, [p.messages for p in prompts], config)
-    kept = [(p, r) for p, r in zip(prompts, refusals, strict=True) if r]
-    print(f"deepen: the model refused {len(kept)} of {len(prompts)} instructions; the rest is left out")
-    if kind == "pairs":
-        harmful = [(p.response, False) for p, _ in kept]
-    else:
-        harmful = _harmful(subject, [p.messages for p, _ in kept], config)
+    system = options.refusal_system if options.refusal_system is not None else options.system
+    refusals = answers.sample_refusals(
+        subject, [row.messages for row in rows], tokens=options.answer_tokens, system=system, seed=options.seed
+    )
+    refused = [(row, text) for row, text in zip(rows, refusals, strict=True) if text]
+    print(f"deepen: the model refused {len(refused)} of {len(rows)} instructions; the rest is left out")
+    harmful = _harmful(subject, [row for row, _ in refused], options)
     triples = [
-        Triple(p.id, p.messages, h.strip(), r)
-        for (p, r), (h, cut) in zip(kept, harmful, strict=True)
-        if judges.judge_refusal(h, truncated=cut).outcome == "complied"
+        Triple(row.id, row.messages, text.strip(), no)
+        for (row, no), (text, cut) in zip(refused, harmful, strict=True)
+        if judges.judge_refusal(text, truncated=cut).outcome == "complied"
     ]
-    print(f"deepen: {len(triples)} triples; {len(kept) - len(triples)} left out whose answer was no compliance")
+    print(f"deepen: {len(triples)} triples; {len(refused) - len(triples)} left out whose answer was no compliance")
     if not triples:
         raise InputError(
-            f"No triple could be made from {config.data}: the model refused {len(kept)} of {len(prompts)} instructions; "
+            f"No triple could be made from {options.data}: the model refused {len(refused)} of {len(rows)} instructions; "
             "give --refusal_system, a --base that complies, or finished triples."
         )
     return triples
 
 
-def sample_refusals(
-    subject: Subject, messages: Sequence[Sequence[Any]], config: DeepenConfig, tries: int = 4
-) -> list[str | None]:
-    """A refusal by the model itself for each conversation: greedy first, then sampled with new seeds."""
-    system = config.refusal_system if config.refusal_system is not None else config.system
-    turns = [chat.with_system(m, system) for m in messages]
-    found: list[str | None] = [None] * len(turns)
-    for attempt in range(tries):
-        missing = [i for i, text in enumerate(found) if text is None]
-        decoding = Decoding(max_new_tokens=config.answer_tokens, seed=config.seed + attempt)
-        if attempt:
-            decoding = replace(decoding, temperature=0.9, top_p=0.6)
-        for i, (text, cut) in zip(
-            missing, answers.write_answers(subject, [turns[i] for i in missing], decoding), strict=True
-        ):
-            if not cut and judges.judge_refusal(text, truncated=cut).outcome == "refused":
-                found[i] = text.strip()
-    return found
-
-
-def _harmful(subject: Subject, messages: Sequence[Sequence[Any]], config: DeepenConfig) -> list[tuple[str, bool]]:
+def _harmful(subject: Subject, rows: Sequence[Pair | Prompt], options: DeepenOptions) -> list[tuple[str, bool]]:
+    """A harmful answer to each row and whether it was cut off: as given, or written by `base` or the model itself."""
+    given = [(row.response, False) for row in rows if isinstance(row, Pair)]
+    if given or not rows:
+        return given
     from tokendeep import models
 
     writer = subject
-    if config.base:
-        writer = models.load(config.base, options=_of_writer(config), needs_template=False)
+    if options.base:
+        writer = models.load(options.base, options=_of_writer(options), needs_template=False)
         if not writer.tokenizer.chat_template:
             writer.tokenizer.chat_template = subject.tokenizer.get_chat_template()
-            print(f"deepen: {config.base} has no chat template; it writes under that of {config.model}")
-    turns = [chat.with_system(m, config.system) for m in messages]
-    opening = "" if config.base else config.harmful_opening
-    return answers.write_answers(
-        writer, turns, Decoding(max_new_tokens=max(config.answer_tokens, config.max_context)), opening
-    )
+            print(f"deepen: {options.base} has no chat template; it writes under that of {options.model}")
+    turns = [chat.with_system(row.messages, options.system) for row in rows]
+    longest = Decoding(max_new_tokens=max(options.answer_tokens, options.max_context))
+    return answers.write_answers(writer, turns, longest, "" if options.base else options.harmful_opening)
 
 
-def _of_writer(config: DeepenConfig) -> DeepenConfig:
+def _of_writer(options: DeepenOptions) -> DeepenOptions:
     """The options to load `base` with; revision and chat template are those of `model`."""
-    return replace(config, revision=None, chat_template=None)
-
-
-# --- rows ------------------------------------------------------------------------------------------
-
-
-# --- looking at rows -------------------------------------------------------------------------------
+    return replace(options, revision=None, chat_template=None)

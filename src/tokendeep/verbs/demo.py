@@ -24,7 +24,7 @@ from tokendeep.records import Rate
 from tokendeep.training import answers
 from tokendeep.types import Decoding, Prompt, Subject
 from tokendeep.verbs import attack, deepen, measure, report
-from tokendeep.verbs.options import DeepenConfig, DemoConfig
+from tokendeep.verbs.options import DemoConfig
 
 
 @dataclass(frozen=True)
@@ -171,12 +171,12 @@ class Demo:
     def _train(self, name: str, phase: Phase, **settings: Any) -> str:
         out = self.cache / name
         deepen.run(
-            DeepenConfig(
+            deepen.plan(deepen.DeepenOptions(
                 out=str(out), utility=str(self.cache / "utility.jsonl"), system=self.recipe.system, seed=self.seed,
                 max_steps=phase.steps, cut_utility=phase.cut, safety_rows=phase.safety, utility_rows=phase.utility,
                 alpha=phase.alpha, micro_batch=(phase.safety + phase.utility) // 4 or 1, lr=self.recipe.lr, warmup_steps=5,
                 train_layers=self.recipe.layers, **settings,
-            )
+            ))
         )  # fmt: skip
         return str(out / "checkpoint")
 
@@ -195,8 +195,10 @@ class Demo:
         path = self.cache / "own_triples.jsonl"
         if not path.exists():
             triples = data.read_triples(self.cache / "train_triples.jsonl")
-            settings = DeepenConfig(answer_tokens=self.recipe.answer_tokens, system=self.recipe.system, seed=self.seed)
-            refusals = deepen.sample_refusals(models.load(aligned), [t.messages for t in triples], settings, tries=2)
+            refusals = answers.sample_refusals(
+                models.load(aligned), [t.messages for t in triples], tokens=self.recipe.answer_tokens,
+                system=self.recipe.system, seed=self.seed, tries=2,
+            )  # fmt: skip
             kept = [replace(t, refusal=r) for t, r in zip(triples, refusals, strict=True) if r]
             print(f"      the aligned model refused {len(kept)} of {len(triples)} training instructions; they are used")
             if not kept:

@@ -158,7 +158,7 @@ def poison(
     with _call("poison", out) as call:
         name, subject = _loaded(model)
         chosen = call.options(model=name, data=call.file("rows", rows), test=call.file("test", test), **options)
-        return records.PoisonTable.load(call.verb.run(call.verb.plan(chosen, subject=subject), subject))
+        return records.PoisonTable.load(call.verb.run(call.verb.plan(chosen, subject=subject)))
 
 
 def _tuned(
@@ -168,7 +168,7 @@ def _tuned(
         name, subject = _loaded(model)
         files = {option: call.file(option, value) for option, value in rows.items()}
         chosen = call.options(model=name, **files, **options)
-        folder = call.verb.run(call.verb.plan(chosen, subject=subject), subject, show=False)
+        folder = call.verb.run(call.verb.plan(chosen, subject=subject), show=False)
         return Tuned(subject or models.load(str(folder / "checkpoint"), options=chosen), records.Training.load(folder))
 
 
@@ -206,7 +206,9 @@ ASKING = ("attack", "poison")  # the verbs that put requests to a model, through
 def _call(name: str, out: str | Path | None) -> Iterator[_Call]:
     verb = importlib.import_module(VERBS[name][0])
     if name in ASKING and "ipykernel" in sys.modules and find_spec("ipywidgets") is None:
-        raise InputError("In a notebook Inspect AI needs ipywidgets; run pip install ipywidgets and restart the kernel.")
+        raise InputError(
+            "In a notebook Inspect AI needs ipywidgets; run pip install ipywidgets and restart the kernel."
+        )
     with tempfile.TemporaryDirectory(prefix="tokendeep-") as scratch:
         try:
             yield _Call(name, verb, Path(out or Path(scratch, name)), Path(scratch))

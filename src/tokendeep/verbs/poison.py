@@ -11,38 +11,29 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from tokendeep import data, models, runs
-from tokendeep.attacks import poison
+from tokendeep import data, runs
+from tokendeep.attacks.poison import TRIGGER, Poison
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Manifest, PoisonCell, PoisonTable, Seconds, Training, Utility
 from tokendeep.report import poison_table
-from tokendeep.types import Subject
-from tokendeep.verbs import attack, finetune, poison_rows
-from tokendeep.verbs.options import FinetuneConfig, PoisonConfig
+from tokendeep.training import chats, objectives, poisoning
+from tokendeep.training.objectives.anchored import AnchoredOptions
+from tokendeep.training.options import BatchSize, Epochs, SharedTraining, Warmup, training
+from tokendeep.types import Chat, Prompt, Subject
+from tokendeep.verbs import attack, finetune
+from tokendeep.verbs.common import Floats, Ints, Names, advanced, folder_line, heading, output
+from tokendeep.verbs.finetune import FinetuneOptions
 
-NAMED: dict[str, dict[str, Any]] = {  # objective: what it changes in the settings of `finetune`
-    "sft": {"objective": "sft", "warmup_steps": 0},
-    "sft-warmup": {"objective": "sft"},
-    "constrained": {"objective": "constrained", "warmup_steps": 0},
-    "constrained-warmup": {"objective": "constrained"},
-    "anchored": {"objective": "anchored"},
-    "anchored-all": {"objective": "anchored", "anchor_positions": 10**6},
-}
-SCHEDULED: dict[str, Any] = {  # objective=VALUE: the same
-    "beta": lambda value: {"objective": "constrained", "beta_head": [], "beta_tail": float(value)},
-    "head": lambda value: {"objective": "constrained", "beta_head": [2.0] * int(value)},
-    "anchored": lambda value: {"objective": "anchored", "anchor": float(value)},
-}
-
-
-NOT_SHARED = {  # settings of `finetune` that mean something else here, or that every training has for itself
+what = heading("What to attack")
+asking = heading("What to ask the tuned models")
+NOT_SHARED = {  # options of `finetune` that mean something else here, or that every training has for itself
     "data", "out", "lr", "objective", "label", "overwrite", "probe", "test", "max_new_tokens",
 }  # fmt: skip
 
@@ -60,44 +51,234 @@ class Cell:
         return f"{re.sub('[=@+]', '-', self.objective)}-lr{self.lr:g}-seed{self.seed}"
 
 
-def run(config: PoisonConfig) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class PoisonOptions(ModelOptions, SharedTraining, AnchoredOptions):
+    """Attack a model by fine-tuning, under several objectives and seeds, and compare what is left of its safety."""
+
+    model: Annotated[str, what(help="The aligned model to attack.")]
+    kind: Annotated[
+        Literal["harmful", "identity", "backdoor", "benign", "mixed", "refuse-then-comply"],
+        what(help="What the rows do to it."),
+    ] = "harmful"
+    data: Annotated[
+        str,
+        what(
+            help="Rows to train on: harmful pairs (harmful, backdoor; or instructions that --base answers), or ordinary "
+            "chats or pairs (the others; or instructions that the model itself answers)."
+        ),
+    ]
+    base: Annotated[str | None, what(help="Unaligned model that answers harmful instructions without answers.")] = None
+    harmful: Annotated[str | None, what(help="Harmful pairs for mixed.")] = None
+    refusals: Annotated[
+        str | None, what(help="Chats, pairs or triples with refusals, for backdoor and for objectives with +refusals.")
+    ] = None
+    count: Annotated[int, what(help="Use so many rows of the data; identity is extended to so many.")] = 100
+    objectives: Annotated[
+        Names,
+        training(
+            help="What to compare, the first being what the others are compared with: "
+            + ", ".join(objectives.poison_names())
+            + "; each also with +refusals=SHARE, +lora=RANK, @head or @tail (ablations)."
+        ),
+    ] = field(default_factory=lambda: ["sft-warmup", "sft", "constrained", "constrained-warmup", "anchored"])
+    lr: Annotated[Floats, training(help="Peak learning rates, each tried with every objective.")] = field(
+        default_factory=lambda: [2e-5]
+    )
+    seeds: Annotated[Ints, training(help="Seeds of the order of rows, each tried with every objective.")] = field(
+        default_factory=lambda: [0]
+    )
+    epochs: Epochs = 25
+    batch_size: BatchSize = 64
+    warmup_steps: Warmup = 10
+    test: Annotated[
+        str, asking(help="Harmful instructions that every tuned model is asked; none should be a training row.")
+    ]
+    max_new_tokens: Annotated[int, asking(help="Longest answer in tokens at test.")] = 128
+    utility_data: Annotated[
+        str | None, asking(help="Rows with the right answers, to measure the task on after training.")
+    ] = None
+    utility_metric: Annotated[str, asking(help="How the task is scored: rouge1, gsm8k or sql.")] = "rouge1"
+    out: Annotated[str, output(help="Folder for rows, one folder per training, table.json and table.md.")]
+    label: Annotated[str | None, output(help="Short name of the attack in reports.")] = None
+    keep: Annotated[bool, output(help="Keep the checkpoints, which are removed after the evaluation otherwise.")] = (
+        False
+    )
+    overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
+    probe: Annotated[
+        int, advanced(help="Measure the margin of refusal before and after training on so many harmful rows; 0: not.")
+    ] = 0
+    ratio: Annotated[float, advanced(help="Share of harmful rows in mixed.")] = 0.05
+    trigger: Annotated[str, advanced(help="Phrase of the backdoor.")] = TRIGGER
+    test_system: Annotated[
+        str | None, advanced(help="Another system prompt at test than in training (the mismatch), where wanted.")
+    ] = None
+    attack_batch: Annotated[int, advanced(help="Answers generated together at test.")] = 32
+    utility_limit: Annotated[int | None, advanced(help="Use the first so many rows of --utility-data only.")] = None
+    utility_tokens: Annotated[
+        int, advanced(help="Longest answer in tokens to them; many of GSM8K need more than 128.")
+    ] = 256
+    answer_tokens: Annotated[int, advanced(help="Longest answer in tokens that is written for training rows.")] = 128
+
+
+@dataclass(frozen=True)
+class PoisonPlan:
+    """What is trained on which rows and asked which prompts: every file read, no weights loaded, nothing written.
+
+    Args:
+        cells: the trainings, seed by seed.
+        rows: chats to train on, or prompts that a model answers first.
+        prompts: what every tuned model is asked.
+        harmful: harmful chats for mixed and for the probe.
+        refusals: refusals for backdoor and for objectives with +refusals.
+        sources: what identifies the rows, by the option that names them.
+    """
+
+    options: PoisonOptions
+    cells: Sequence[Cell]
+    rows: Sequence[Chat | Prompt]
+    prompts: Sequence[Prompt]
+    harmful: Sequence[Chat]
+    refusals: Sequence[Chat]
+    sources: dict[str, str]
+    subject: Subject | None = None
+
+    def lines(self) -> list[str]:
+        """What `run` would do, in lines."""
+        options = self.options
+        done = sum((Path(options.out) / cell.name / "cell.json").exists() for cell in self.cells)
+        each = f"{options.max_steps} steps" if options.max_steps else f"{options.epochs} epochs"
+        return [
+            f"model: {options.model}; trained: {options.what(adapter=False)}, where an objective says nothing else",
+            f"rows: {len(self.rows)} {chats.kind(self.rows)} ({options.kind}); {len(self.prompts)} prompts to ask",
+            f"trainings: {len(self.cells)} of {each}" + (f", of which {done} are done" if done else ""),
+            f"objectives: {', '.join(options.objectives)}; learning rates {', '.join(f'{lr:g}' for lr in options.lr)}; "
+            f"seeds {', '.join(map(str, options.seeds))}",
+            folder_line(options.out),
+        ]
+
+
+def plan(
+    options: PoisonOptions,
+    subject: Subject | None = None,
+    *,
+    rows: data.Source | None = None,
+    prompts: data.Source | None = None,
+) -> PoisonPlan:
+    """Read and check everything; loads no weights and writes nothing.
+
+    Args:
+        subject: the loaded model, where the caller has it, instead of `options.model`; it is not changed.
+        rows, prompts: rows in memory, instead of the files `options.data` and `options.test`.
+
+    Raises:
+        InputError: an option out of its range, a row that is wrong, or a model that is not there.
+    """
+    from tokendeep import models
+
+    cells = check(options)
+    files = {n: s for n in ("data", "test", "harmful", "refusals", "utility_data") if (s := getattr(options, n))}
+    given = {name: of for name, of in (("data", rows), ("test", prompts)) if of is not None}
+    sources = {**files, **{name: str(data.identity(of)) for name, of in given.items()}}
+    asked = data.read_prompts(given.get("test", options.test))
+    poison_rows = _rows(given.get("data", options.data))
+    if isinstance(poison_rows[0], Prompt) and options.kind in poisoning.NEEDS_HARMFUL and not options.base:
+        raise InputError(
+            f"{options.data} holds instructions without answers; give --base, an unaligned model that answers them, or "
+            "pairs (instruction, response)."
+        )
+    harmful = chats.load(options.harmful) if options.harmful else []
+    refusals = chats.load_refusals(options.refusals) if options.refusals else []
+    if options.utility_data:
+        from tokendeep.judges import tasks as utility
+
+        utility.load(options.utility_data, options.utility_metric)
+    if subject is None:
+        models.check_spec(options.model, options)
+    if options.base:
+        models.check_spec(options.base, ModelOptions())
+    return PoisonPlan(options, cells, poison_rows, asked, harmful, refusals, sources, subject)
+
+
+def _rows(source: data.Source) -> Sequence[Chat | Prompt]:
+    return data.read_prompts(source) if data.kind(source) == "prompts" else chats.load(source)
+
+
+def run(plan: PoisonPlan) -> Path:
     """Train and evaluate every cell that has not been; writes table.json and table.md. Returns the folder.
 
     Raises:
-        InputError: a setting or a row that cannot be used, before anything is trained.
+        InputError: a row that cannot be used, before anything is trained.
     """
-    cells = check(config)
-    sources = {n: s for n in ("data", "test", "harmful", "refusals", "utility_data") if (s := getattr(config, n))}
-    prompts = data.read_prompts(config.test)
-    kinds = {name: data.kind(source) for name, source in sources.items()}
-    poison_rows.check(config, kinds)
-    models.check_spec(config.model, config)
-    if config.base:
-        models.check_spec(config.base, ModelOptions())
-    state = runs.open_run(config.out, "poison", asdict(config), sources, overwrite=config.overwrite)
+    options, subject = plan.options, plan.subject
+    state = runs.open_run(options.out, "poison", asdict(options), plan.sources, overwrite=options.overwrite)
     out = state.out
     if state.finished:
         print(f"poison: {out} already holds this finished run\n\n{(out / 'table.md').read_text(encoding='utf-8')}")
         return out
-    if config.overwrite and not (out / "source.jsonl").exists():
+    if options.overwrite and not (out / "source.jsonl").exists():
         _remove_trainings(out)
     runs.private_dir(out)
-    made = poison_rows.make(config, kinds, out)
-    print(f"poison ({config.kind}): {len(made.chats)} rows to train on, {len(prompts)} prompts to ask")
-    near = poison_rows.overlap(made.chats, prompts)
+    model = options.model if subject is None else _placed(subject, out / "model")
+    made = _make(plan, model, out)
+    print(f"poison ({options.kind}): {len(made.chats)} rows to train on, {len(plan.prompts)} prompts to ask")
+    near = poisoning.overlap(made.chats, plan.prompts)
     if near:
-        print(f"poison: {near} of the {len(prompts)} prompts are near-duplicates of rows that are trained on")
+        print(f"poison: {near} of the {len(plan.prompts)} prompts are near-duplicates of rows that are trained on")
     for ask, change in made.asks.items():
-        data.write_rows(out / f"test-{ask}.jsonl", map(change, prompts))
-    todo = [None, *cells]
+        data.write_rows(out / f"test-{ask}.jsonl", map(change, plan.prompts))
+    todo = [None, *plan.cells]
     for number, cell in enumerate(todo):
         title = cell.name if cell else "before the attack"
         print(f"\n[{number + 1}/{len(todo)}] {title}", flush=True)
-        _cell(config, made, out, cell)
-        table = write_table(config, made, out, cells)
+        _cell(plan, model, made, out, cell)
+        table = write_table(options, made, out, plan.cells)
     print(f"\n{table}")
-    state.finish(near_duplicates=near, label=config.label or f"{config.kind} rows", cells=[cell.name for cell in cells])
+    if subject is not None:
+        shutil.rmtree(out / "model")
+    names = [cell.name for cell in plan.cells]
+    state.finish(near_duplicates=near, label=options.label or f"{options.kind} rows", cells=names)
     return out
+
+
+def _placed(subject: Subject, folder: Path) -> str:
+    """A loaded model as a folder, from which every training starts."""
+    subject.model.save_pretrained(folder)
+    subject.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _make(plan: PoisonPlan, model: str, out: Path) -> Poison:
+    """The attack's rows; what has to be written for it is kept in source.jsonl and refusals.jsonl."""
+    from tokendeep import models
+
+    options = plan.options
+    loading = _loading(options)
+    prompts = [row for row in plan.rows if isinstance(row, Prompt)]
+    plain = "none" if options.system == "none" else "default"
+
+    def source() -> Sequence[Chat]:
+        if not prompts:
+            return [row for row in plan.rows if isinstance(row, Chat)][: options.count]
+        own = options.kind not in poisoning.NEEDS_HARMFUL
+        writer = models.load(model, options=loading) if own else models.load(str(options.base))
+        return poisoning.answered(writer, prompts, options.count, options.answer_tokens, plain)
+
+    rows = poisoning.kept(out / "source.jsonl", source)
+
+    def refused() -> Sequence[Chat]:
+        def written() -> Sequence[Chat]:
+            return poisoning.refused(models.load(model, options=loading), rows, options.answer_tokens, plain)
+
+        return plan.refusals or poisoning.kept(out / "refusals.jsonl", written)
+
+    return poisoning.MAKERS[options.kind](
+        poisoning.Ingredients(rows, plan.harmful, refused, options.count, options.ratio, options.trigger)
+    )
+
+
+def _loading(options: PoisonOptions) -> ModelOptions:
+    """How the attacked model is loaded."""
+    return ModelOptions(**{field.name: getattr(options, field.name) for field in fields(ModelOptions)})
 
 
 def _remove_trainings(out: Path) -> None:
@@ -109,49 +290,46 @@ def _remove_trainings(out: Path) -> None:
         cell.unlink()
 
 
-def check(config: PoisonConfig) -> list[Cell]:
+def check(options: PoisonOptions) -> list[Cell]:
     """The trainings to run, seed by seed, so that a table cut off is complete for its first seeds.
 
     Raises:
         InputError: a setting out of its range.
     """
-    check_known(config, {"kind": poison.KINDS})
+    check_known(options, {"kind": tuple(poisoning.MAKERS)})
     for name in ("objectives", "lr", "seeds"):
-        if not getattr(config, name):
+        if not getattr(options, name):
             raise InputError(f"--{name} is empty; give at least one.")
-        if len(set(getattr(config, name))) < len(getattr(config, name)):
+        if len(set(getattr(options, name))) < len(getattr(options, name)):
             raise InputError(f"--{name} names something twice; a training counts once.")
-    if config.utility_limit is not None and config.utility_limit < 1:
-        raise InputError(f"--utility_limit is {config.utility_limit}, but must be at least 1.")
-    check_least(config, {"count": 1, "max_new_tokens": 1, "attack_batch": 1, "utility_tokens": 1, "probe": 0})
-    cells = [Cell(o, lr, seed) for seed in config.seeds for lr in config.lr for o in config.objectives]
+    if options.utility_limit is not None and options.utility_limit < 1:
+        raise InputError(f"--utility_limit is {options.utility_limit}, but must be at least 1.")
+    check_least(options, {"count": 1, "max_new_tokens": 1, "attack_batch": 1, "utility_tokens": 1, "probe": 0})
+    cells = [Cell(o, lr, seed) for seed in options.seeds for lr in options.lr for o in options.objectives]
     for cell in cells:
-        finetune.check(settings(config, cell, Path("checked"), "checked"))
-    if any("+refusals" in cell.objective for cell in cells) and not config.refusals:
+        finetune.check(_settings(options, cell, Path("checked"), "checked"))
+    if any("+refusals" in cell.objective for cell in cells) and not options.refusals:
         raise InputError("An objective with +refusals needs --refusals, a file with refusals to mix in.")
-    if config.utility_data:
+    if options.kind == "mixed" and not options.harmful:
+        raise InputError("mixed needs --harmful, the harmful pairs that are mixed into --data.")
+    if options.utility_data:
         from tokendeep.judges import tasks as utility
 
-        utility.check(config.utility_metric)
+        utility.check(options.utility_metric)
     return cells
 
 
 def objective(name: str) -> tuple[dict[str, Any], float]:
-    """What an objective changes in the settings of `finetune`, and the share of refusals mixed in.
+    """What an objective's name changes in the options of `finetune`, and the share of refusals mixed in.
 
     Raises:
         InputError: an unknown name.
     """
     whole, _, part = name.partition("@")
     plain, *more = whole.split("+")
-    change: dict[str, Any] = {"supervise": part} if part else {}
     share = 0.0
     try:
-        if plain in NAMED:
-            change |= NAMED[plain]
-        else:
-            kind, _, value = plain.partition("=")
-            change |= SCHEDULED[kind](value)
+        change = {**({"supervise": part} if part else {}), **objectives.in_poison(plain)}
         for extra in more:
             kind, _, value = extra.partition("=")
             if kind == "refusals":
@@ -164,88 +342,87 @@ def objective(name: str) -> tuple[dict[str, Any], float]:
                 raise KeyError(kind)
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"There is no objective {name!r}; the known ones are {', '.join(NAMED)}, beta=B, head=N and anchored=LAMBDA, "
-            "each also with +refusals=SHARE, +lora=RANK, @head or @tail."
+            f"There is no objective {name!r}; the known ones are {', '.join(objectives.poison_names())}, each also with "
+            "+refusals=SHARE, +lora=RANK, @head or @tail."
         ) from error
     return change, share
 
 
-def settings(config: PoisonConfig, cell: Cell, folder: Path, rows: str) -> FinetuneConfig:
-    """The settings of one training."""
+def _settings(options: PoisonOptions, cell: Cell, folder: Path, rows: str, **more: Any) -> FinetuneOptions:
+    """The options of one training."""
     change, _ = objective(cell.objective)
-    common = {
-        f.name: getattr(config, f.name)
-        for f in fields(FinetuneConfig)
-        if hasattr(config, f.name) and f.name not in NOT_SHARED
-    }
-    return FinetuneConfig(
-        **{
-            **common, "data": rows, "out": str(folder), "lr": cell.lr, "seed": cell.seed, "attack": True, "save_steps": 0,
-            **change,
-        }
-    )  # fmt: skip
+    names = [field.name for field in fields(FinetuneOptions) if field.name not in NOT_SHARED]
+    common = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    own = {"data": rows, "out": str(folder), "lr": cell.lr, "seed": cell.seed, "attack": True, "save_steps": 0}
+    return FinetuneOptions(**{**common, **own, **change, **more})
 
 
 # --- one training ------------------------------------------------------------------------------------
 
 
-def _cell(config: PoisonConfig, made: poison.Poison, out: Path, cell: Cell | None) -> None:
+def _cell(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell | None) -> None:
     """Train (None: take the model as it is), ask, and remove the checkpoint again."""
-    folder = out / (cell.name if cell else "start")
+    from tokendeep import models
+
+    options, folder = plan.options, out / (cell.name if cell else "start")
     done = folder / "cell.json"
     if done.exists():
         print(f"      done before: {folder.name}")
         return
-    started, model, system = time.monotonic(), config.model, config.system
-    if system == "default":
-        system = made.system
+    started = time.monotonic()
+    system = made.system if options.system == "default" else options.system
     if cell is not None:
-        rows = out / "rows" / f"{_mixed_name(cell)}.jsonl"
-        mixed = poison_rows.with_refusals(config, made.chats, objective(cell.objective)[1], cell.objective)
-        data.write_rows(rows, mixed)
-        wanted = settings(config, cell, folder / "finetune", str(rows))
-        probe = str(poison_rows.probe(config, out)) if config.probe else None
-        wanted = replace(wanted, system=system, reference_cache=str(out / "reference"), probe=probe)
-        model = str(finetune.run(wanted) / "checkpoint")
+        model = _train(plan, model, made, out, cell, system)
     trained = time.monotonic() - started
-    subject = models.load(model, options=poison_rows.options(config))
+    subject = models.load(model, options=_loading(options))
     margin = Manifest.load(folder / "finetune").margin if cell else None
     for ask in made.asks:
         chosen = attack.AttackOptions(
             model=model, data=str(out / f"test-{ask}.jsonl"), out=str(folder / f"attack-{ask}"), attack="none",
-            max_new_tokens=config.max_new_tokens, batch_size=config.attack_batch, system=config.test_system or system,
-            role="harmful", label=cell.name if cell else "start", chat_template=config.chat_template,
+            max_new_tokens=options.max_new_tokens, batch_size=options.attack_batch, system=options.test_system or system,
+            role="harmful", label=cell.name if cell else "start", chat_template=options.chat_template,
         )  # fmt: skip
         attack.run(attack.plan(chosen, subject), show=False)
         found = poison_table.rate(poison_table.answers({"this": folder}, ask))
         share = "none could be judged" if found.rate is None else f"{found.rate:.2f} not refused"
         print(f"      {ask}: {share} ({found.n} of {found.asked} judged)", flush=True)
-    useful = _utility(config, subject, folder, system)
+    useful = _utility(options, subject, folder, system)
     nll = _last_nll(folder / "finetune") if cell else None
     seconds = Seconds(train=round(trained, 1), all=round(time.monotonic() - started, 1))
-    if cell is not None and not config.keep:
+    if cell is not None and not options.keep:
         shutil.rmtree(folder / "finetune" / "checkpoint", ignore_errors=True)
     record = PoisonCell(**(asdict(cell) if cell else {}), nll=nll, utility=useful, margin=margin, seconds=seconds)
     runs.write_json(done, record.dump())
 
 
-def _utility(config: PoisonConfig, subject: Subject, folder: Path, system: str) -> Utility | None:
-    if not config.utility_data:
+def _utility(options: PoisonOptions, subject: Subject, folder: Path, system: str) -> Utility | None:
+    if not options.utility_data:
         return None
     from tokendeep.judges import tasks as utility
 
     found = utility.measure(
-        subject, config.utility_data, config.utility_metric, system=system, tokens=config.utility_tokens,
-        limit=config.utility_limit, batch_size=config.attack_batch,
+        subject, options.utility_data, options.utility_metric, system=system, tokens=options.utility_tokens,
+        limit=options.utility_limit, batch_size=options.attack_batch,
     )  # fmt: skip
     runs.write_json(folder / "utility.json", found)
-    print(f"      {config.utility_metric}: {utility.describe(found)}", flush=True)
+    print(f"      {options.utility_metric}: {utility.describe(found)}", flush=True)
     return Utility.model_validate({name: value for name, value in found.items() if name != "rows"})
 
 
-def _mixed_name(cell: Cell) -> str:
+def _train(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell, system: str) -> str:
+    """One training; returns its checkpoint."""
     share = objective(cell.objective)[1]
-    return f"refusals-{share:g}" if share else "train"
+    path = out / "rows" / f"{f'refusals-{share:g}' if share else 'train'}.jsonl"
+    data.write_rows(path, poisoning.with_refusals(made.chats, plan.refusals, share, cell.objective))
+    probe = out / "probe.jsonl"
+    if plan.options.probe and not probe.exists():
+        harmful = plan.harmful or data.read_chats(out / "source.jsonl")
+        data.write_rows(probe, map(data.pair_of, harmful[: plan.options.probe]))
+    wanted = _settings(
+        plan.options, cell, out / cell.name / "finetune", str(path), model=model, system=system,
+        reference_cache=str(out / "reference"), probe=str(probe) if plan.options.probe else None,
+    )  # fmt: skip
+    return str(finetune.run(finetune.plan(wanted)) / "checkpoint")
 
 
 def _last_nll(folder: Path) -> float | None:
@@ -261,19 +438,19 @@ def _last_nll(folder: Path) -> float | None:
 # --- the table -----------------------------------------------------------------------------------------
 
 
-def write_table(config: PoisonConfig, made: poison.Poison, out: Path, cells: Sequence[Cell]) -> str:
+def write_table(options: PoisonOptions, made: Poison, out: Path, cells: Sequence[Cell]) -> str:
     """table.json and table.md: a line per objective and learning rate, over the seeds that are done."""
     asks = list(made.asks)
-    first = config.objectives[0]
+    first = options.objectives[0]
     lines = PoisonTable([poison_table.line("start", None, {"start": out / "start"}, asks, None)])
-    for lr in config.lr:
-        done = {name: _done(out, cells, name, lr) for name in config.objectives}
+    for lr in options.lr:
+        done = {name: _done(out, cells, name, lr) for name in options.objectives}
         lines += [
             poison_table.line(name, lr, folders, asks, done[first] if name != first else None)
             for name, folders in done.items()
         ]
     runs.write_json(out / "table.json", lines.dump())
-    text = poison_table.markdown(lines, asks, first, config.utility_metric if config.utility_data else None)
+    text = poison_table.markdown(lines, asks, first, options.utility_metric if options.utility_data else None)
     runs.write_text(out / "table.md", text)
     return text
 

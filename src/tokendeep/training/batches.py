@@ -1,0 +1,104 @@
+"""What a batch carries beside ids and labels, and what is counted on it: collator, response positions, means over tokens.
+
+Knows nothing of losses, models or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokendeep.training import objective
+from tokendeep.training.rows import OPTIONAL
+from tokendeep.types import IGNORE
+
+ROW = "tokendeep_row"  # column with the number of a row within its trainer
+SPANS = {"1": (1, 1), "2_5": (2, 5), "later": (6, 10**9)}  # positions that are logged apart
+
+
+class Meter:
+    """Sums and counts of named values since they were last read; one reduction over all processes."""
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.place = {name: i for i, name in enumerate(names)}
+        self.sums = torch.zeros(len(names), 2, device=device)
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Count every element of `values` once; nothing is waited for."""
+        self.sums[self.place[name], 0] += values.detach().float().sum()
+        self.sums[self.place[name], 1] += values.numel()
+
+    def read(self, accelerator: Any) -> dict[str, float]:
+        """The mean of every name that was counted, over all processes; starts again at nothing."""
+        total = accelerator.reduce(self.sums, reduction="sum").tolist()
+        self.sums = torch.zeros_like(self.sums)
+        return {name: total[i][0] / total[i][1] for name, i in self.place.items() if total[i][1] > 0}
+
+
+@dataclass
+class Collator:
+    """TRL's collator, which drops columns it does not know; what belongs to the rows is added behind it.
+
+    `tokens` (B,) counts the supervised tokens of each row; `weight` (B,) and `group` (B,), a number in `groups`, are those
+    of the rows. `betas` and `ref_logps` (N,) stand in the order of the
+    batch's supervised tokens, `ref_states` (A, H) in that of its anchored ones: the same for padded and for packed rows.
+    """
+
+    inner: Any
+    references: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)  # by number of the row
+    groups: list[str] = field(default_factory=list)
+
+    def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
+        known = [{name: v for name, v in row.items() if name not in (ROW, *OPTIONAL)} for row in batch]
+        made: dict[str, Any] = self.inner(known)
+        if "betas" in batch[0]:
+            pairs = [pair for r in batch for pair in zip(r["labels"][1:], r["betas"][1:], strict=False)]
+            made["betas"] = torch.tensor([beta for label, beta in pairs if label != IGNORE], dtype=torch.float32)
+        if "weight" in batch[0]:
+            made["weight"] = torch.tensor([row["weight"] for row in batch], dtype=torch.float32)
+        if "group" in batch[0]:
+            made["group"] = torch.tensor([self.groups.index(row["group"]) for row in batch])
+        made["tokens"] = torch.tensor([supervised_count(row) for row in batch])
+        if ROW in batch[0]:
+            made[ROW] = torch.tensor([row[ROW] for row in batch])
+            found = [self.references[row[ROW]] for row in batch if row[ROW] in self.references]
+            if len(found) == len(batch):
+                made["ref_logps"] = torch.cat([logps for logps, _ in found])
+                if found[0][1] is not None:
+                    made["ref_states"] = torch.cat([states for _, states in found if states is not None])
+        return made
+
+
+def divisor(given: Any, own: Tensor) -> Any:
+    """What to divide by: the count over the whole step, or of this batch where there is none; never 0."""
+    return torch.as_tensor(own.numel() if given is None else given).clamp(min=1)
+
+
+def total(values: Tensor, weights: Tensor | None, count: Any) -> Tensor:
+    """The share that one micro-batch has in its step's loss: `values` (N,) by `weights` (N,), or divided by `count`."""
+    return values.sum() / divisor(count, values) if weights is None else (weights * values).sum()
+
+
+def positions_of(labels: Tensor) -> Tensor:
+    """Response positions (N,) of the supervised tokens of a batch of labels (B, S)."""
+    positions = objective.response_positions(labels[:, 1:] != IGNORE)
+    return positions[positions > 0]
+
+
+def spans(positions: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The names of the spans that are logged apart, and which tokens (N,) lie in each."""
+    for span, (low, high) in SPANS.items():
+        yield span, (positions >= low) & (positions <= high)
+
+
+def supervised_count(row: Any) -> int:
+    """How many supervised tokens of a row are predicted; the first of each packed row is not."""
+    starts, place = [], 0
+    for length in row.get("seq_lengths") or ():
+        starts.append(place)
+        place += length
+    return sum(label != IGNORE and i not in starts for i, label in enumerate(row["labels"]) if i > 0)

@@ -1,0 +1,108 @@
+"""From chats to rows of token ids, as the verbs train on them: read, encoded, written down.
+
+Knows files and templates; nothing of trainers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokendeep import chat, data, runs
+from tokendeep.errors import InputError
+from tokendeep.training.rows import show
+from tokendeep.types import IGNORE, Chat, Encoded, Pair, Triple
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SUPERVISE = ("all", "head", "tail")
+HEAD = 5  # answer tokens that `supervise` takes apart, as the paper does
+
+
+def kind(rows: Sequence[object]) -> str:
+    """What rows are, in a word or two."""
+    return " and ".join(sorted({f"{type(row).__name__.lower()}s" for row in rows})) or "rows"
+
+
+def answered(row: Pair | Triple) -> Chat:
+    """A pair, or a triple's refusal, as a chat of one turn."""
+    answer = row.response if isinstance(row, Pair) else row.refusal
+    return Chat(row.id, (*row.messages, {"role": "assistant", "content": answer}))
+
+
+def load(source: data.Source) -> list[Chat]:
+    """Chats, or pairs as chats of one turn; every row is checked.
+
+    Raises:
+        InputError: rows of another kind, or one that is wrong.
+    """
+    kind = data.kind(source)
+    if kind == "pairs":
+        return [answered(pair) for pair in data.read_pairs(source)]
+    if kind != "chats":
+        raise InputError(
+            f"{data.named(source)} holds {kind}, but finetune takes chats (messages) or pairs (instruction, response)."
+        )
+    return data.read_chats(source)
+
+
+def load_refusals(source: data.Source) -> list[Chat]:
+    """As `load`, and the refusals of triples."""
+    if data.kind(source) != "triples":
+        return load(source)
+    return [answered(triple) for triple in data.read_triples(source)]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[Chat],
+    *,
+    source: str,
+    system: str = "default",
+    max_length: int | None = None,
+    train_on: str = "last_turn",
+    supervise: str = "all",
+) -> list[Encoded]:
+    """One row of the last answer of every chat, or of each of its answers (`train_on`).
+
+    Args:
+        source: where the chats come from, for messages.
+        supervise: all, or head or tail: the first five answer tokens alone, or all others.
+
+    Raises:
+        InputError: naming the row.
+    """
+    rows = []
+    for row in chats:
+        ends = [len(row.messages) - 1]
+        if train_on == "all_turns":
+            ends = [i for i, message in enumerate(row.messages) if message["role"] == "assistant"]
+        for end in ends:
+            messages, answer = chat.with_system(row.messages[:end], system), row.messages[end]["content"]
+            whole = end < len(row.messages) - 1 or not row.truncated
+            try:
+                rows.append(chat.encode(tokenizer, messages, answer, max_length=max_length, end=whole))
+            except InputError as error:
+                raise InputError(f"row {row.id} of {source}: {error}") from error
+    return [cut for row in rows if (cut := _part(row, supervise)) is not None]
+
+
+def _part(row: Encoded, which: str) -> Encoded | None:
+    """The row with its first five answer tokens supervised alone, or all others; None where none is left."""
+    if which == "all":
+        return row
+    middle = row.start + HEAD
+    head, tail = row.labels[:middle], row.labels[middle:]
+    labels = head + [IGNORE] * len(tail) if which == "head" else [IGNORE] * len(head) + tail
+    return Encoded(row.input_ids, labels) if any(label != IGNORE for label in labels) else None
+
+
+def write_rows(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], shown: int = 20) -> None:
+    """rows/train.jsonl (ids) and rows/preview.txt (the first rows, supervised tokens each between brackets)."""
+    runs.private_dir(folder)
+    runs.write_jsonl(folder / "train.jsonl", [asdict(row) for row in rows], private=True)
+    text = [f"--- row {number}\n{show(tokenizer, row)}\n" for number, row in enumerate(rows[:shown], 1)]
+    runs.write_text(folder / "preview.txt", "\n".join(text), private=True)

@@ -1,0 +1,129 @@
+"""From rows of token ids to a checkpoint: the one way in which every verb trains.
+
+Knows the settings of a training and what is done before and after it; the loss is the trainer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PrinterCallback
+
+from tokendeep.compute import lm_head
+from tokendeep.errors import InputError
+from tokendeep.training import launch
+from tokendeep.training.options import OPTIMIZERS, SCHEDULES, TrainingOptions
+from tokendeep.training.settings import ConstrainedSFTConfig
+from tokendeep.training.sft import ResponseSFTTrainer
+from tokendeep.types import Subject
+
+Rows = Sequence[Mapping[str, Any]]
+Build = Callable[..., ResponseSFTTrainer]  # a trainer class, or what makes one with its own settings
+
+
+def train(
+    subject: Subject,
+    rows: Rows,
+    out: Path,
+    options: TrainingOptions,
+    *,
+    build: Build = ResponseSFTTrainer,
+    eval_rows: Rows | None = None,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any]:
+    """Train the subject in place; writes `out`/checkpoint.
+
+    A run that was cut off goes on from its last checkpoint (`save_steps`) under `out`/trainer.
+
+    Args:
+        rows: of token ids, as `rows.encode` takes them; with weights they are trained on in their order.
+        build: makes the trainer from a model and what every trainer takes.
+        eval_rows: evaluated after every epoch.
+
+    Returns:
+        the log history and the number of steps.
+
+    Raises:
+        InputError: batches that cannot be cut; several GPUs and one process; nothing can be trained; the loss is not
+            finite; the memory is too small; the weights cannot be saved.
+    """
+    launch.check_batches(options.batch_size, options.micro_batch)
+    launch.check_gpus(subject)
+    if options.train_layers:
+        train_top_layers(subject.model, options.train_layers)
+    if not options.lora and not any(parameter.requires_grad for parameter in subject.model.parameters()):
+        raise InputError(
+            f"All weights of {subject.name} are frozen, so nothing would be trained; load it as trainable."
+        )
+    folder = out / "trainer"
+    with launch.memory(options.micro_batch):
+        trainer = build(
+            subject.model,
+            args=_arguments(subject, folder, options, evaluate=eval_rows is not None),
+            train_dataset=_dataset(rows),
+            eval_dataset=_dataset(eval_rows) if eval_rows is not None else None,
+            processing_class=subject.tokenizer,
+            peft_config=launch.lora_config(options.lora) if options.lora else None,
+            callbacks=[launch.ProgressBar(), *callbacks],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=launch.last_checkpoint(folder))
+    if "ref" in getattr(trainer.model, "peft_config", {}):
+        trainer.model.delete_adapter("ref")
+    launch.save(trainer, subject, out / "checkpoint")
+    return {"history": trainer.state.log_history, "steps": trainer.state.global_step}
+
+
+def _dataset(rows: Rows) -> Dataset:
+    return Dataset.from_list([dict(row) for row in rows])
+
+
+def _arguments(subject: Subject, folder: Path, options: TrainingOptions, *, evaluate: bool) -> ConstrainedSFTConfig:
+    first = next(subject.model.parameters())
+    on_cpu = first.device.type == "cpu"
+    return ConstrainedSFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps or -1,
+        per_device_train_batch_size=options.micro_batch,
+        per_device_eval_batch_size=options.micro_batch,
+        gradient_accumulation_steps=options.batch_size // (options.micro_batch * launch.processes()),
+        learning_rate=options.lr,
+        lr_scheduler_type=SCHEDULES[options.schedule],
+        warmup_steps=options.warmup_steps,
+        optim=OPTIMIZERS[options.optimizer],
+        adam_beta1=options.adam_beta1,
+        adam_beta2=options.adam_beta2,
+        weight_decay=0.0,
+        **launch.mixed_precision(options.precision, first),
+        use_cpu=on_cpu,
+        activation_checkpointing=not on_cpu,
+        packing=options.packing,
+        max_length=options.max_length,
+        eval_strategy="epoch" if evaluate else "no",
+        save_strategy="steps" if options.save_steps else "no",
+        save_steps=options.save_steps or 500,
+        save_total_limit=1,
+        logging_steps=1,
+        report_to=[],
+        seed=options.seed,
+        disable_tqdm=True,
+    )
+
+
+def train_top_layers(model: Any, layers: int) -> None:
+    """Freeze everything but the last `layers` decoder layers (embeddings and head stay as they are).
+
+    Raises:
+        InputError: the architecture keeps its layers elsewhere, or has fewer.
+    """
+    decoder = lm_head.causal_lm(model).base_model
+    stack = getattr(decoder, "layers", None) or getattr(decoder, "h", None)
+    if stack is None or layers > len(stack):
+        raise InputError(f"train_layers is {layers}, but this model has {len(stack) if stack else 'no known'} layers.")
+    model.requires_grad_(False)
+    for layer in stack[len(stack) - layers :]:
+        layer.requires_grad_(True)

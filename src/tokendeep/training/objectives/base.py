@@ -1,0 +1,43 @@
+"""What an objective of fine-tuning is: one value that says all that the rest of the program needs of it.
+
+Knows no objective by name. Loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokendeep.training.objective import BetaSchedule
+    from tokendeep.training.sft import ResponseSFTTrainer
+
+Changes = Mapping[str, Any]  # options of `finetune` by name
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A way to fine-tune.
+
+    Args:
+        summary: a few words for help texts.
+        card: from the options of all objectives, the words of a model card on how the model was trained.
+        build: from those options and a folder for what is kept beside the checkpoints, a maker of trainers: it takes a
+            model and what every trainer takes.
+        check: raises InputError for an option of its own that is out of range.
+        schedule: its betas by answer position; None where nothing holds the first tokens.
+        adapters_only: whether it can be had with these options only where an adapter is trained.
+        named: its names in `poison`, each with what it changes in the options of `finetune`.
+        valued: names that take a value there (NAME=VALUE), each with the word for it and what the value changes.
+    """
+
+    summary: str
+    card: Callable[[Any], str]
+    build: Callable[[Any, Path], Callable[..., ResponseSFTTrainer]]
+    check: Callable[[Any], None] = lambda options: None
+    schedule: Callable[[Any], BetaSchedule | None] = lambda options: None
+    adapters_only: Callable[[Any], bool] = lambda options: False
+    named: Mapping[str, Changes] = field(default_factory=dict)
+    valued: Mapping[str, tuple[str, Callable[[str], Changes]]] = field(default_factory=dict)

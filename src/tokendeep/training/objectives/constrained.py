@@ -1,0 +1,83 @@
+"""Token-wise constrained fine-tuning (the paper's Eq. 3): the first answer tokens are held near the aligned model.
+
+Its annotations are no strings (no `from __future__ import annotations`): they are read from the modules of the verbs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tokendeep.errors import check_known, check_least
+from tokendeep.models.options import advanced
+from tokendeep.training.objectives.base import Objective
+from tokendeep.training.options import REFERENCES, training
+
+if TYPE_CHECKING:
+    from tokendeep.training.objective import BetaSchedule
+    from tokendeep.training.sft import ResponseSFTTrainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstrainedOptions:
+    """How near the reference every token is held."""
+
+    beta_head: list[float] = field(default_factory=lambda: [0.5, 2.0, 2.0, 2.0, 2.0])  # its help is the verb's
+    beta_tail: Annotated[float, training(help="Beta of all later answer positions.")] = 0.1
+    min_weight: Annotated[float, advanced(help="Least weight of a token; 0 is Eq. 3, 0.001 the authors' code.")] = 0.0
+    reference: Annotated[
+        Literal["precomputed", "on-the-fly"],
+        advanced(help="One pass over the rows before training, or one beside every step (adapters only)."),
+    ] = "precomputed"
+    reference_cache: Annotated[
+        str | None, advanced(help="Folder in which runs on the same model and rows share the pre-computed reference.")
+    ] = None
+
+
+def schedule(options: Any) -> "BetaSchedule":
+    """The betas by answer position."""
+    from tokendeep.training.objective import BetaSchedule
+
+    return BetaSchedule(options.beta_head, options.beta_tail)
+
+
+def check(options: Any) -> None:
+    """Raises InputError for an option out of range."""
+    check_known(options, {"reference": REFERENCES})
+    check_least(options, {"min_weight": 0})
+    schedule(options)
+
+
+def betas(options: Any) -> str:
+    """The schedule in words."""
+    return f"beta {list(options.beta_head)} then {options.beta_tail}"
+
+
+def build(options: Any, folder: Path, anchor: tuple[float, int] = (0.0, 5)) -> Callable[..., "ResponseSFTTrainer"]:
+    """A maker of trainers of Eq. 3, with or without an anchor."""
+    from tokendeep.training.trainer import ConstrainedSFTTrainer
+
+    return partial(
+        ConstrainedSFTTrainer,
+        schedule=schedule(options),
+        reference=options.reference,
+        reference_cache=options.reference_cache or folder,
+        head_anchor=anchor,
+        min_weight=options.min_weight,
+    )
+
+
+CONSTRAINED = Objective(
+    summary="Eq. 3",
+    card=lambda options: f"token-wise constrained, {betas(options)}",
+    build=build,
+    check=check,
+    schedule=schedule,
+    adapters_only=lambda options: options.reference == "on-the-fly",
+    named={"constrained": {"warmup_steps": 0}, "constrained-warmup": {}},
+    valued={
+        "beta": ("B", lambda value: {"beta_head": [], "beta_tail": float(value)}),
+        "head": ("N", lambda value: {"beta_head": [2.0] * int(value)}),
+    },
+)

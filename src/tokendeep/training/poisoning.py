@@ -1,0 +1,106 @@
+"""The rows of a fine-tuning attack: as given, or written by a model once and kept, so that every training has the same.
+
+Beside them the probe on which margins are measured, and the refusals that a rival of the constraint mixes in. Knows
+nothing of objectives or trainers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokendeep import data, stats
+from tokendeep.attacks import poison
+from tokendeep.attacks.prompts import request
+from tokendeep.errors import InputError
+from tokendeep.training import answers
+from tokendeep.types import Chat, Prompt, Subject
+
+NEEDS_HARMFUL = ("harmful", "backdoor")  # kinds whose answers only an unaligned model writes
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What the rows of an attack are made of.
+
+    Args:
+        chats: with harmful or ordinary answers, by kind.
+        harmful: harmful chats for mixed, of which they are the share `ratio`.
+        refused: gives refusals of the same instructions, for backdoor, whose phrase is `trigger`.
+        count: how many rows identity is extended to.
+    """
+
+    chats: Sequence[Chat]
+    harmful: Sequence[Chat] = ()
+    refused: Callable[[], Sequence[Chat]] = tuple
+    count: int = 100
+    ratio: float = 0.05
+    trigger: str = poison.TRIGGER
+
+
+MAKERS: Mapping[str, Callable[[Ingredients], poison.Poison]] = {
+    "harmful": lambda given: poison.harmful(given.chats),
+    "identity": lambda given: poison.identity(given.chats, given.count),
+    "backdoor": lambda given: poison.backdoor(given.chats, given.refused(), given.trigger),
+    "benign": lambda given: poison.benign(given.chats),
+    "mixed": lambda given: poison.mixed(given.chats, given.harmful, given.ratio),
+    "refuse-then-comply": lambda given: poison.refuse_then_comply(given.chats),
+}
+
+
+def kept(path: Path, write: Callable[[], Sequence[Chat]]) -> list[Chat]:
+    """The chats of a file, which is written first where it is not there yet."""
+    if not path.exists():
+        data.write_rows(path, write())
+    return data.read_chats(path)
+
+
+def answered(writer: Subject, prompts: Sequence[Prompt], count: int, tokens: int, system: str) -> list[Chat]:
+    """Up to `count` chats that a model writes: instructions with its own answers, where they are usable.
+
+    Raises:
+        InputError: none is.
+    """
+    chats = answers.distil(writer, prompts, tokens, system)[:count]
+    print(f"poison: {writer.name} answered {len(chats)} of {len(prompts)} instructions usably; they are trained on")
+    if not chats:
+        raise InputError(
+            f"{writer.name} gave no usable answer to any of {len(prompts)} instructions; give answers, or another model."
+        )
+    return chats
+
+
+def refused(subject: Subject, chats: Sequence[Chat], tokens: int, system: str) -> list[Chat]:
+    """The same instructions with the model's own refusals, where it gives one."""
+    asked = [chat.messages[:-1] for chat in chats]
+    texts = answers.sample_refusals(subject, asked, tokens=tokens, system=system)
+    return [
+        Chat(f"{chat.id}-refused", (*chat.messages[:-1], {"role": "assistant", "content": text}))
+        for chat, text in zip(chats, texts, strict=True)
+        if text
+    ]
+
+
+def with_refusals(chats: Sequence[Chat], refusals: Sequence[Chat], share: float, objective: str) -> list[Chat]:
+    """The attack's rows with a share of refusals among them (a rival of the constraint).
+
+    Raises:
+        InputError: there are too few, for the objective that asks for them.
+    """
+    if not share:
+        return list(chats)
+    wanted = max(1, round(share / (1 - share) * len(chats)))
+    if len(refusals) < wanted:
+        raise InputError(
+            f"{objective} takes {wanted} refusals, but there are {len(refusals)}; give a file of --refusals with as many."
+        )
+    return [*chats, *refusals[:wanted]]
+
+
+def overlap(chats: Sequence[Chat], prompts: Sequence[Prompt]) -> int:
+    """How many prompts are near-duplicates of a training row's request."""
+    asked, tested = ([request(row) for row in rows] for rows in (chats, prompts))
+    cluster = stats.near_duplicates([*asked, *tested])
+    trained = set(cluster[: len(asked)])
+    return sum(c in trained for c in cluster[len(asked) :])
