@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ from inspect_ai.log import read_eval_log
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 from attacking import ROWS, Answers, answers, evaluate, judge, pairs, prompt_of  # noqa: F401  (fixtures)
+from tokendeep.attacks import ATTACKS
 from tokendeep.errors import InputError
 from tokendeep.evals import logs, rates
+from tokendeep.evals.options import EvalOptions
 from tokendeep.evals.provider import live_model
 from tokendeep.evals.session import Session, use
-from tokendeep.evals.tasks import TASKS
+from tokendeep.evals.tasks import TASKS, arguments
 from tokendeep.types import Subject
 
 
@@ -94,34 +98,53 @@ def test_a_prefill_is_not_lost_when_the_model_is_another(
     assert "prefill would be lost" in log.error.message
 
 
+def inspect_command(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("inspect")), "eval", "--display", "plain", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.slow
 def test_inspects_own_command_runs_the_tasks(tmp_path: Path, tiny_folder: Path, pairs: Path) -> None:
-    command = [str(Path(sys.executable).with_name("inspect")), "eval", "tokendeep/prefill"]
-    end = [
-        "--display",
-        "plain",
-        "--log-dir",
-        str(tmp_path / "logs"),
-        "--model",
-        f"tokendeep/{tiny_folder}",
-        "--max-tokens",
-        "8",
-    ]
-    good = subprocess.run(
-        [*command, "-T", "k=0,5", "-T", f"data={pairs}", *end], capture_output=True, text=True, check=False
-    )
+    common = ["--log-dir", str(tmp_path / "logs"), "--model", f"tokendeep/{tiny_folder}", "-T", f"data={pairs}"]
+    good = inspect_command("tokendeep/prefill", *common, "-T", "k=0,5", "-T", "max_new_tokens=8")
     assert good.returncode == 0, good.stderr
     [path] = (tmp_path / "logs").glob("*.eval")
     log = read_eval_log(str(path))
     assert (log.status, log.eval.task_registry_name, len(log.samples)) == ("success", "tokendeep/prefill", 5)
+    assert log.eval.task_args == {
+        "data": str(pairs),
+        **arguments(ATTACKS["prefill"]),
+        "k": ["0", "5"],
+        "max_new_tokens": 8,
+    }
     rows = rates.asr(logs.read_samples(tmp_path / "logs"), logs.read_skipped(tmp_path / "logs"))
-    assert [(row.params.k, row.params.max_new_tokens, row.skipped) for row in rows] == [
-        (0, 8, 0),
-        (5, 8, 1),
-    ]
-    bad = subprocess.run(
-        [*command, "-T", "k=-1", "-T", f"data={pairs}", *end], capture_output=True, text=True, check=False
-    )
+    assert [(row.params.k, row.params.max_new_tokens, row.skipped) for row in rows] == [(0, 8, 0), (5, 8, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("k=-1", "k = -1 is below 0"),
+        ("max_new_token=8", "Unknown argument 'max_new_token'; did you mean max_new_tokens."),
+        ("prefixes=No", "Unknown argument 'prefixes'"),
+    ],
+)
+def test_inspects_own_command_ends_with_one_sentence(
+    word: str, message: str, tmp_path: Path, tiny_folder: Path, pairs: Path
+) -> None:
+    common = ["--log-dir", str(tmp_path / "logs"), "--model", f"tokendeep/{tiny_folder}", "-T", f"data={pairs}"]
+    bad = inspect_command("tokendeep/prefill", *common, "-T", word)
+    shown = " ".join((bad.stdout + bad.stderr).split())
     assert bad.returncode != 0
-    assert "k = -1 is below 0" in bad.stdout + bad.stderr
-    assert "Traceback" not in bad.stdout + bad.stderr
+    assert message in shown
+    assert "Traceback" not in shown
+
+
+def test_the_arguments_of_a_task_are_the_options_of_its_attack() -> None:
+    shared = {field.name for field in fields(EvalOptions)}
+    assert set(TASKS) == set(ATTACKS)
+    for name, attack in ATTACKS.items():
+        taken = set(inspect.signature(TASKS[name]).parameters)
+        assert {"data", "system", *(field.name for field in fields(attack.options))} <= taken
+        assert shared - taken == set(attack.sets)

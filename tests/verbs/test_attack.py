@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from attacking import ANSWER, ROWS, Answers, answer_of, answers, attack, config,
 from tokendeep import models
 from tokendeep.errors import InputError
 from tokendeep.evals import logs
+from tokendeep.records import Rates
 from tokendeep.types import Subject
+from tokendeep.verbs import attack as verb
 
 
 def test_all_attacks_share_one_load_and_one_queue(
@@ -148,3 +152,47 @@ def test_a_user_s_own_prefixes_and_system_prompt_are_in_private_files_only(
             config(pairs, out, attack="refusal-prefix", limit=1, **{**texts, "prefixes": ["Zanzibar"]}), tiny_subject
         )
     assert "Zanzibar" not in str(caught.value)
+
+
+def test_a_plan_says_what_would_be_done_and_writes_nothing(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[object] = []
+    read = verb.data.read_pairs
+    monkeypatch.setattr(verb.data, "read_pairs", lambda source, **more: reads.append(source) or read(source, **more))
+    chosen = config(pairs, tmp_path / "out", attack="none,prefill,rank-prefill", samples=2, rank_budget=10)
+    lines = verb.plan(chosen, tiny_subject).lines()
+    assert reads == [str(pairs)]  # once for all attacks
+    assert "none: 3 prompts" in lines
+    assert "prefill: 5 prompts; 1 rows too short for k = 5" in lines
+    assert "rank-prefill: 3 prompts; found with 30 forward passes of the model at most" in lines
+    assert any(line.startswith("answers: 22, 2 to each prompt, of 16 tokens at most; 0 are there") for line in lines)
+    assert not (tmp_path / "out").exists()
+    assert not answers.requests
+
+
+def test_rates_come_back_without_a_folder_also_inside_an_event_loop(
+    tmp_path: Path, tiny_subject: Subject, answers: Answers, judge: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    async def notebook() -> Rates:
+        return verb.in_memory(config(Path("rows"), tmp_path / "out", k=[0, 5]), tiny_subject, ROWS)
+
+    rates = asyncio.run(notebook())
+    assert [(row.attack, row.params.k, row.n) for row in rates] == [
+        ("none", None, 3), ("prefill", 0, 3), ("prefill", 5, 2),
+    ]  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_inside_an_event_loop_is_the_same(
+    tmp_path: Path, tiny_subject: Subject, answers: Answers, judge: list[str]
+) -> None:
+    answers.reply = lambda request: InputError("logits are NaN")
+
+    async def notebook() -> Rates:
+        return verb.in_memory(config(Path("rows"), tmp_path, attack="none"), tiny_subject, ROWS[:1])
+
+    with pytest.raises(InputError, match="row bread: logits are NaN"):
+        asyncio.run(notebook())
