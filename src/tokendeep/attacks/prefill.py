@@ -148,7 +148,9 @@ def prepare(rows: Rows, options: PrefillOptions, victim: Victim) -> Prepared:
 
 
 def describe(params: Params) -> str:
-    behind = f" behind a text ({params['lead']})" if params.get("lead") else ""
+    """A lead goes by its hash; one that is simply True is the only one there is."""
+    lead = params.get("lead")
+    behind = "" if not lead else " behind a text" if lead is True else f" behind a text ({lead})"
     return f"prefill k = {params['k']}{behind}{' inside the thinking block' if params.get('thinking') else ''}"
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tokendeep import records
+from tokendeep.attacks import ATTACKS
 from tokendeep.attacks.decoding import KNOBS
 from tokendeep.errors import InputError
 from tokendeep.records import Cost, Dynamics, Manifest, PoisonTable, Profile, Rate, Rates, Settings, Training
@@ -27,8 +28,10 @@ LOGS = "*.eval"
 ROLES = {"measure": "harmful", "attack": "harmful", "overrefusal": "twins", "unseen": "unseen"}  # by folder name
 STORY = ("base", "aligned", "deepened")  # models with these names are shown in this order, before all others
 SKIPPED_FOLDERS = ("checkpoint", "rows", "trainer")  # parts of a run, not runs
-WHAT = ("k", "prefix", "lead", "thinking")  # the parameters that say which attack it is; all others are settings
 BY_ROW = (*KNOBS, "setting", "suffix", "any_of", "settings")  # what decoding and suffix change from row to row
+WHAT = {name for attack in ATTACKS.values() for name in attack.tells} - {
+    *BY_ROW
+}  # which attack it is; all others are settings
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tokendeep.attacks import ATTACKS
 from tokendeep.records import Params, Rate
 from tokendeep.report.load import WHAT, Run, key_of
 from tokendeep.types import Sample
@@ -17,10 +18,6 @@ from tokendeep.types import Sample
 Condition = tuple[str, int | str | None]  # the attack in words, and its k or prefix
 NOT_SETTINGS = (*WHAT, "seed", "data")  # the data has its own place, and seeds may differ in a comparison
 SECTIONS_OF_THEIR_OWN = ("decoding", "suffix")
-SCORERS = {
-    "base": " by an unaligned model",
-    "judge": " by the offline judge",
-}  # of rank-prefill, as its cost names them
 
 
 @dataclass(frozen=True)
@@ -132,15 +129,17 @@ def _comparable(before: Series, after: Series) -> bool:
 
 def condition(run: Run, rate: Rate) -> Condition:
     """What a row's attack did to the prompt, without the sampling settings."""
-    params = rate.params
-    if rate.attack == "rank-prefill":  # other walks are other attacks
-        length, by = run.config.rank_length, SCORERS.get(str(run.cost(rate.attack).scorer), "")
-        return f"{rate.attack}{f' of {length} tokens' if length else ''}{by}", None
-    if params.lead or params.thinking:  # another attack than the k tokens alone
-        which = "" if run.one_lead else f" ({params.lead})"
-        where = f" behind a text{which}" if params.lead else ""
-        return f"prefill k = {params.k}{where}{' inside the thinking block' if params.thinking else ''}", None
-    return rate.attack, params.prefix if params.k is None else params.k
+    attack, params = ATTACKS[rate.attack], rate.params.given()
+    if attack.name in SECTIONS_OF_THEIR_OWN:
+        return attack.name, None
+    if attack.group and not any(params.get(name) for name in attack.tells[1:]):
+        value = params.get(attack.group)
+        return attack.name, value if isinstance(value, int | str) else None
+    if run.one_lead and params.get("lead"):
+        params["lead"] = True  # there is no other to tell it from
+    length, scorer = run.config.rank_length, run.cost(attack.name).scorer
+    words = attack.describe({"rank_length": length, "scorer": scorer, **params})
+    return (attack.name if not attack.tells and words == attack.describe({}) else words), None
 
 
 def settings(params: Params) -> dict[str, Any]:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable, Sequence
 
 from tokendeep import stats
+from tokendeep.attacks import ATTACKS
 from tokendeep.judges import JUDGES, SCORED
 from tokendeep.records import Share
 from tokendeep.report.paired import Paired
-from tokendeep.report.series import Condition, Series
+from tokendeep.report.series import SECTIONS_OF_THEIR_OWN, Condition, Series
 
 REPEATED = "[95% Wilson interval; answers to one prompt count for as many as they differ]."
 HEADLINE_K = 10
@@ -102,14 +103,10 @@ def rate_name(judge: str) -> str:
 
 
 def condition_name(condition: Condition) -> str:
-    attack, value = condition
-    if attack == "prefill":
-        return f"prefill k = {value}"
-    if attack == "none":
-        return "plain request"
-    if value is None:
-        return attack
-    return f"{attack}, {value}" if str(value).startswith("prefix #") else f"{attack} “{value}”"
+    name, value = condition
+    if (attack := ATTACKS.get(name)) is None or name in SECTIONS_OF_THEIR_OWN:
+        return name
+    return attack.describe({attack.group: value} if attack.group else {})
 
 
 def headline_condition(series: Sequence[Series]) -> Condition | None:

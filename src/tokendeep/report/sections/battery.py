@@ -77,10 +77,15 @@ def _test_row(one: Adaptive) -> list[str]:
             percent(t.after / t.n), points_of(t), budget, p_value(one.p)]  # fmt: skip
 
 
+def _place(kind: str) -> int:
+    """Where a kind of attack stands; those that are not compared with a plain version stand last."""
+    return KINDS.index(kind) if kind in KINDS else len(KINDS)
+
+
 def _by_attack(lines: Sequence[Line]) -> list[Line]:
     """Lines of the same attack next to each other, plain ones first."""
     words = list(dict.fromkeys(line.words for line in lines))
-    return sorted(lines, key=lambda line: (KINDS.index(line.kind), words.index(line.words)))
+    return sorted(lines, key=lambda line: (_place(line.kind), words.index(line.words)))
 
 
 # --- findings -----------------------------------------------------------------------------------
