@@ -615,8 +615,14 @@ def test_another_architecture_with_the_same_weights_is_another_reference(
         ({**CHATS[0], "tools": "[{}]"}, "Row 1: its tools"),
         (
             {"messages": [CHATS[0]["messages"][0], {"role": "assistant", "content": None}]},
-            "Row 1: a message has no text",
+            "Row 1, message 2: no field 'content'",
         ),
+        ({**CHATS[0], "system": "Be brief."}, "Row 1: its system would be left out"),
+        (
+            {"messages": [CHATS[0]["messages"][0], {**CHATS[0]["messages"][1], "reasoning_content": "hm"}]},
+            "Row 1, message 2: unknown field 'reasoning_content'",
+        ),
+        ({**CHATS[0], "weight": 0.5}, "weight, of a row in its step's loss, can only stand beside input_ids"),
     ],
 )
 def test_what_our_encoding_would_leave_out_is_refused(

@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from tokendeep import chat
+from tokendeep import chat, data
 from tokendeep.errors import InputError
-from tokendeep.types import IGNORE, Encoded
+from tokendeep.types import IGNORE, Encoded, Message
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
 TRAIN_ON = ("last_turn", "all_turns")
-SHAREGPT = {"human": "user", "gpt": "assistant"}
-UNSUPPORTED = ("tools", "chat_template_kwargs")  # what a row may bring that our encoding would leave out
+UNREAD = ("system", "images", "videos", "audios")  # columns that would change a prompt, and that nothing here takes in
 OPTIONAL = ("betas", "weight", "group")  # columns that rows of token ids may have
 MASKS = ("completion_mask", "assistant_masks")  # columns from which TRL makes the labels
 
@@ -64,12 +63,13 @@ def encode(
         for place, number in enumerate(numbers):
             row = {name: values[place] for name, values in batch.items()}
             try:
-                for one in read(row):
+                for one in read(row, f"Row {number + 1}"):
                     check_row(one, opening, tokenizer)
                     for name in columns:
                         made[name].append(one[name])
             except InputError as error:
-                raise InputError(f"Row {number + 1}: {error}") from error
+                named = str(error).startswith("Row ")  # by the reader of conversations
+                raise InputError(str(error) if named else f"Row {number + 1}: {error}") from error
         return made
 
     streamed = not hasattr(dataset, "__len__")
@@ -79,32 +79,26 @@ def encode(
 
 def _reader(
     row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None, train_on: str
-) -> Callable[[Mapping[str, Any]], Iterable[dict[str, Any]]]:
+) -> Callable[[Mapping[str, Any], str], Iterable[dict[str, Any]]]:
     """How to make training rows from rows like this one."""
 
-    def turns(messages: Sequence[Any], whole: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-        for name in UNSUPPORTED:
+    def turns(whole: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
+        messages = data.conversation({name: value for name, value in whole.items() if name not in UNREAD}, where)
+        for name in UNREAD:
             if whole.get(name):
-                raise InputError(
-                    f"its {name} would be left out of the prompt; render such rows to input_ids and labels"
-                )
-        for one in _answers(tokenizer, messages, max_length, train_on):
+                raise InputError(f"its {name} would be left out; render such rows to input_ids and labels")
+        cut_off = (whole.get("meta") or {}).get("truncated") is True
+        for one in _answers(tokenizer, messages, max_length, train_on, cut_off):
             yield {"input_ids": one.input_ids, "labels": one.labels}
 
     if "input_ids" in row:
         if not {"labels", *MASKS} & set(row):
             raise InputError("The rows have input_ids but no labels; mark the answer's tokens (-100 elsewhere).")
-        return lambda r: [_labelled(r, max_length)]
-    if "messages" in row:
-        return lambda r: turns(r["messages"], r)
-    if "conversations" in row:  # ShareGPT's names
-        return lambda r: turns(
-            [{"role": SHAREGPT.get(t["from"], t["from"]), "content": t["value"]} for t in r["conversations"]], r
-        )
-    if "prompt" in row and "completion" in row:
-        if isinstance(row["prompt"], str):
-            return lambda r: [_text(tokenizer, r["prompt"], r["completion"], max_length)]
-        return lambda r: turns([*r["prompt"], *r["completion"]], r)
+        return lambda r, where: [_labelled(r, max_length)]
+    if "prompt" in row and "completion" in row and isinstance(row["prompt"], str):
+        return lambda r, where: [_text(tokenizer, r["prompt"], r["completion"], max_length)]
+    if {"messages", "conversations"} & set(row) or {"prompt", "completion"} <= set(row):
+        return turns
     raise InputError(
         f"The rows have the columns {', '.join(row)}, in which prompt and answer cannot be told apart; give messages, "
         "prompt and completion, or input_ids and labels."
@@ -144,21 +138,21 @@ def _text(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_
 
 
 def _answers(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Any], max_length: int | None, train_on: str
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    max_length: int | None,
+    train_on: str,
+    cut_off: bool,
 ) -> Iterable[Encoded]:
-    """The row of the last answer, or one of every answer."""
-    messages = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-    if any(turn.get("tool_calls") for turn in turns) or not all(isinstance(m["content"], str) for m in messages):
-        raise InputError(
-            "a message has no text but something else, such as a tool call; render it to input_ids and labels"
-        )
-    if not messages or messages[-1]["role"] != "assistant":
+    """The row of the last answer, or one of every answer; `cut_off`: the last one's end is not learnt."""
+    if messages[-1]["role"] != "assistant":
         raise InputError("the conversation must end with an answer (role assistant)")
     ends = [len(messages) - 1]
     if train_on == "all_turns":
         ends = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     for end in ends:
-        yield chat.encode(tokenizer, messages[:end], messages[end]["content"], max_length=max_length)  # type: ignore[arg-type]
+        whole = end < len(messages) - 1 or not cut_off
+        yield chat.encode(tokenizer, messages[:end], messages[end]["content"], max_length=max_length, end=whole)
 
 
 def check_row(row: Mapping[str, Any], opening: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> None:
