@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test test-fast bench bench-gcg lint lock clean
+.PHONY: env demo test test-fast bench bench-gcg lint docs wheel lock clean
 
 env: $(STAMP)
 
@@ -45,6 +45,12 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: env
+	$(BIN)/python -m mkdocs build --quiet
+
+wheel: env
+	PYTHON=$(PYTHON) .ci/wheel
 
 # Take the versions installed in .venv (after trying newer ones there) as the new lock.
 lock: env
