@@ -1,4 +1,4 @@
-"""What fine-tuning can aim at. To add an objective, write its file and add it here: to OBJECTIVES, and its options below.
+"""What fine-tuning can aim at. To add an objective: its file, its line in OBJECTIVES, and its options (if any) in the class below.
 
 Loads nothing heavy; the trainers are loaded when they are built.
 """
@@ -15,7 +15,11 @@ from tokendeep.training.objectives.sft import SFT
 
 __all__ = ["OBJECTIVES", "Objective", "ObjectiveOptions", "in_poison", "poison_names"]
 
-OBJECTIVES: dict[str, Objective] = {"sft": SFT, "constrained": CONSTRAINED, "anchored": ANCHORED}
+OBJECTIVES: dict[str, Objective] = {
+    "sft": SFT,
+    "constrained": CONSTRAINED,
+    "anchored": ANCHORED,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
