@@ -8,14 +8,14 @@ Few seeds tell little about the spread of trainings, so the rate of each seed st
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokendeep import stats
+from tokendeep import runs, stats
 from tokendeep.judges import SCORED
 from tokendeep.records import AskRate, Change, PoisonCell, PoisonLine, PoisonTable, Utility
 
@@ -179,3 +179,49 @@ def _rate_cells(rate: AskRate | None) -> list[str]:
 
 def _number(value: object, digits: int = 2) -> str:
     return re.sub(r"^-0$", "0", f"{value:.{digits}f}") if isinstance(value, int | float) else ""
+
+
+# --- written down ----------------------------------------------------------------------------------------
+
+
+class Training(Protocol):
+    """One training of the table, whose results lie in the folder of its name."""
+
+    @property
+    def objective(self) -> str: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+
+
+def write(out: Path, trainings: Sequence[Training], asks: Sequence[str], utility: str | None) -> str:
+    """table.json and table.md: a line per objective and learning rate, over the seeds that are done; returns the text.
+
+    Args:
+        trainings: all of the table; the objective of the first is what the others are compared with.
+        utility: the metric of the task, where it is measured.
+    """
+    baseline = trainings[0].objective
+    lines = PoisonTable([line("start", None, {"start": out / "start"}, asks, None)])
+    for name, lr in sorted({(one.objective, one.lr) for one in trainings}, key=_order(trainings)):
+        compared = None if name == baseline else _done(out, trainings, baseline, lr)
+        lines.append(line(name, lr, _done(out, trainings, name, lr), asks, compared))
+    runs.write_json(out / PoisonTable.FILE, lines.dump())
+    text = markdown(lines, asks, baseline, utility)
+    runs.write_text(out / "table.md", text)
+    return text
+
+
+def _order(trainings: Sequence[Training]) -> Callable[[tuple[str, float]], tuple[int, int]]:
+    """Learning rate by learning rate, and each objective, as they were given."""
+    objectives, rates = ([getattr(one, name) for one in trainings] for name in ("objective", "lr"))
+    return lambda key: (rates.index(key[1]), objectives.index(key[0]))
+
+
+def _done(out: Path, trainings: Sequence[Training], objective: str, lr: float) -> dict[str, Path]:
+    """The folders of the trainings of one line that are finished, by seed."""
+    ours = {str(one.seed): out / one.name for one in trainings if (one.objective, one.lr) == (objective, lr)}
+    return {seed: folder for seed, folder in ours.items() if (folder / PoisonCell.FILE).exists()}

@@ -1,20 +1,22 @@
 """The rows of a fine-tuning attack: as given, or written by a model once and kept, so that every training has the same.
 
 Beside them the probe on which margins are measured, and the refusals that a rival of the constraint mixes in. Knows
-nothing of objectives or trainers.
+nothing of trainers.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokendeep import data, stats
 from tokendeep.attacks import poison
 from tokendeep.attacks.prompts import request
 from tokendeep.errors import InputError
-from tokendeep.training import answers
+from tokendeep.training import answers, objectives
 from tokendeep.types import Chat, Prompt, Subject
 
 NEEDS_HARMFUL = ("harmful", "backdoor")  # kinds whose answers only an unaligned model writes
@@ -104,3 +106,48 @@ def overlap(chats: Sequence[Chat], prompts: Sequence[Prompt]) -> int:
     cluster = stats.near_duplicates([*asked, *tested])
     trained = set(cluster[: len(asked)])
     return sum(c in trained for c in cluster[len(asked) :])
+
+
+# --- the trainings of a table ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the table."""
+
+    objective: str
+    lr: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{re.sub('[=@+]', '-', self.objective)}-lr{self.lr:g}-seed{self.seed}"
+
+
+def objective(name: str) -> tuple[dict[str, Any], float]:
+    """What an objective's name changes in the options of `finetune`, and the share of refusals mixed in.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    whole, _, part = name.partition("@")
+    plain, *more = whole.split("+")
+    share = 0.0
+    try:
+        change = {**({"supervise": part} if part else {}), **objectives.in_poison(plain)}
+        for extra in more:
+            kind, _, value = extra.partition("=")
+            if kind == "refusals":
+                share = float(value)
+                if not 0 < share < 1:
+                    raise ValueError(value)
+            elif kind == "lora":
+                change["lora"] = int(value)
+            else:
+                raise KeyError(kind)
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"There is no objective {name!r}; the known ones are {', '.join(objectives.poison_names())}, each also with "
+            "+refusals=SHARE, +lora=RANK, @head or @tail."
+        ) from error
+    return change, share

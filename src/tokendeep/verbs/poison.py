@@ -7,7 +7,6 @@ disk and is not done twice; the table is written anew after every training, with
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -21,11 +20,12 @@ from tokendeep import data, runs
 from tokendeep.attacks.poison import TRIGGER, Poison
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models.options import ModelOptions
-from tokendeep.records import Manifest, PoisonCell, PoisonTable, Seconds, Training, Utility
+from tokendeep.records import Manifest, PoisonCell, Seconds, Training, Utility
 from tokendeep.report import poison_table
 from tokendeep.training import chats, objectives, poisoning
 from tokendeep.training.objectives.anchored import AnchoredOptions
 from tokendeep.training.options import BatchSize, Epochs, SharedTraining, Warmup, training
+from tokendeep.training.poisoning import Cell
 from tokendeep.types import Chat, Prompt, Subject
 from tokendeep.verbs import attack, finetune
 from tokendeep.verbs.common import Floats, Ints, Names, advanced, folder_line, heading, output
@@ -36,19 +36,6 @@ asking = heading("What to ask the tuned models")
 NOT_SHARED = {  # options of `finetune` that mean something else here, or that every training has for itself
     "data", "out", "lr", "objective", "label", "overwrite", "probe", "test", "max_new_tokens",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training of the table."""
-
-    objective: str
-    lr: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{re.sub('[=@+]', '-', self.objective)}-lr{self.lr:g}-seed{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +218,9 @@ def run(plan: PoisonPlan) -> Path:
         title = cell.name if cell else "before the attack"
         print(f"\n[{number + 1}/{len(todo)}] {title}", flush=True)
         _cell(plan, model, made, out, cell)
-        table = write_table(options, made, out, plan.cells)
+        table = poison_table.write(
+            out, plan.cells, list(made.asks), options.utility_metric if options.utility_data else None
+        )
     print(f"\n{table}")
     if subject is not None:
         shutil.rmtree(out / "model")
@@ -319,38 +308,9 @@ def check(options: PoisonOptions) -> list[Cell]:
     return cells
 
 
-def objective(name: str) -> tuple[dict[str, Any], float]:
-    """What an objective's name changes in the options of `finetune`, and the share of refusals mixed in.
-
-    Raises:
-        InputError: an unknown name.
-    """
-    whole, _, part = name.partition("@")
-    plain, *more = whole.split("+")
-    share = 0.0
-    try:
-        change = {**({"supervise": part} if part else {}), **objectives.in_poison(plain)}
-        for extra in more:
-            kind, _, value = extra.partition("=")
-            if kind == "refusals":
-                share = float(value)
-                if not 0 < share < 1:
-                    raise ValueError(value)
-            elif kind == "lora":
-                change["lora"] = int(value)
-            else:
-                raise KeyError(kind)
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"There is no objective {name!r}; the known ones are {', '.join(objectives.poison_names())}, each also with "
-            "+refusals=SHARE, +lora=RANK, @head or @tail."
-        ) from error
-    return change, share
-
-
 def _settings(options: PoisonOptions, cell: Cell, folder: Path, rows: str, **more: Any) -> FinetuneOptions:
     """The options of one training."""
-    change, _ = objective(cell.objective)
+    change, _ = poisoning.objective(cell.objective)
     names = [field.name for field in fields(FinetuneOptions) if field.name not in NOT_SHARED]
     common = {name: getattr(options, name) for name in names if hasattr(options, name)}
     own = {"data": rows, "out": str(folder), "lr": cell.lr, "seed": cell.seed, "attack": True, "save_steps": 0}
@@ -411,7 +371,7 @@ def _utility(options: PoisonOptions, subject: Subject, folder: Path, system: str
 
 def _train(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell, system: str) -> str:
     """One training; returns its checkpoint."""
-    share = objective(cell.objective)[1]
+    share = poisoning.objective(cell.objective)[1]
     path = out / "rows" / f"{f'refusals-{share:g}' if share else 'train'}.jsonl"
     data.write_rows(path, poisoning.with_refusals(made.chats, plan.refusals, share, cell.objective))
     probe = out / "probe.jsonl"
@@ -433,29 +393,3 @@ def _last_nll(folder: Path) -> float | None:
     steps = [entry for entry in Training.load(folder).history if entry.loss is not None]
     later = [e.nll_later for e in steps[-max(1, len(steps) // 4) :] if e.nll_later is not None]
     return float(np.mean(later)) if later else None
-
-
-# --- the table -----------------------------------------------------------------------------------------
-
-
-def write_table(options: PoisonOptions, made: Poison, out: Path, cells: Sequence[Cell]) -> str:
-    """table.json and table.md: a line per objective and learning rate, over the seeds that are done."""
-    asks = list(made.asks)
-    first = options.objectives[0]
-    lines = PoisonTable([poison_table.line("start", None, {"start": out / "start"}, asks, None)])
-    for lr in options.lr:
-        done = {name: _done(out, cells, name, lr) for name in options.objectives}
-        lines += [
-            poison_table.line(name, lr, folders, asks, done[first] if name != first else None)
-            for name, folders in done.items()
-        ]
-    runs.write_json(out / "table.json", lines.dump())
-    text = poison_table.markdown(lines, asks, first, options.utility_metric if options.utility_data else None)
-    runs.write_text(out / "table.md", text)
-    return text
-
-
-def _done(out: Path, cells: Sequence[Cell], name: str, lr: float) -> dict[str, Path]:
-    """The folders of the trainings of one line that are finished, by seed."""
-    own = {str(c.seed): out / c.name for c in cells if (c.objective, c.lr) == (name, lr)}
-    return {seed: folder for seed, folder in own.items() if (folder / "cell.json").exists()}
