@@ -12,7 +12,7 @@ from tokendeep import runs
 from tokendeep.errors import InputError
 from tokendeep.models import packaged
 from tokendeep.verbs import demo as pipeline
-from tokendeep.verbs.options import DemoConfig
+from tokendeep.verbs.demo import DemoOptions
 
 pytestmark = pytest.mark.slow  # a model runs in nearly every test
 
@@ -34,6 +34,10 @@ SMALL = pipeline.Recipe(
 )
 
 
+def tell(out: Path) -> Path:
+    return pipeline.run(pipeline.plan(DemoOptions(out=str(out)), SMALL))
+
+
 @pytest.mark.slow
 def test_the_demo_leaves_a_report_and_its_second_run_trains_nothing(
     tmp_path: Path, monkeypatch: Any, capsys: Any
@@ -45,7 +49,7 @@ def test_the_demo_leaves_a_report_and_its_second_run_trains_nothing(
     monkeypatch.setattr(
         pipeline.answers, "sample_refusals", lambda s, messages, *a, **k: ["I cannot help."] * len(messages)
     )
-    out = pipeline.run(DemoConfig(out=str(tmp_path / "out")), SMALL)
+    out = tell(tmp_path / "out")
     said = capsys.readouterr().out
     assert (out / "report.html").is_file()
     assert "deepened" in said.split("Share of harmful")[1]
@@ -54,12 +58,15 @@ def test_the_demo_leaves_a_report_and_its_second_run_trains_nothing(
     checkpoints = sorted((tmp_path / "cache").glob("demo-*/*/checkpoint/model.safetensors"))
     assert len(checkpoints) == 2
     trained = [path.stat().st_mtime_ns for path in checkpoints]
-    pipeline.run(DemoConfig(out=str(tmp_path / "again")), SMALL)
+    lines = pipeline.plan(DemoOptions(out=str(tmp_path / "again")), SMALL).lines()
+    assert sum("in the cache" in line for line in lines) == 3  # two trainings and the rows
+    assert not (tmp_path / "again").exists()
+    tell(tmp_path / "again")
     assert [path.stat().st_mtime_ns for path in checkpoints] == trained
     again = json.loads((tmp_path / "again" / "deepened" / "attack" / "asr.json").read_text())
     assert again == [{**row} for row in rows]  # the same seeds give the same table
     capsys.readouterr()
-    pipeline.run(DemoConfig(out=str(tmp_path / "again")), SMALL)
+    tell(tmp_path / "again")
     assert "already holds this finished run" in capsys.readouterr().out
 
 
@@ -68,5 +75,5 @@ def test_the_demo_leaves_another_run_in_its_folder_alone(tmp_path: Path) -> None
     runs.open_run(tmp_path, "attack", settings).finish()
     before = (tmp_path / "manifest.json").read_text()
     with pytest.raises(InputError, match="attack run"):
-        pipeline.run(DemoConfig(out=str(tmp_path)), SMALL)
+        tell(tmp_path)
     assert (tmp_path / "manifest.json").read_text() == before

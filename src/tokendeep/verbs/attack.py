@@ -6,9 +6,8 @@ written, so a run that is killed goes on where it was.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -164,12 +163,6 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
     if show:
         print(describe(rows))
     return state.out
-
-
-def in_memory(options: AttackOptions, subject: Subject | None = None, rows: Iterable[Any] | None = None) -> Rates:
-    """The rates alone: the run's folder is a temporary one. Arguments as of `plan`."""
-    with tempfile.TemporaryDirectory(prefix="tokendeep-") as folder:
-        return Rate.load_all(run(plan(replace(options, out=str(Path(folder) / "attack")), subject, rows), show=False))
 
 
 def describe(rows: Rates) -> str:

@@ -9,14 +9,15 @@ A verb is one module, named as the verb (the pattern is `measure.py`), with thre
         data: Annotated[str, what(help="One plain sentence: what it is, its unit, when to change it.")]
         k: Annotated[Ints, what(help="...")] = field(default_factory=lambda: [0, 5])
 
-    def plan(options: NameOptions) -> NamePlan   # reads and checks everything once; loads no weights, writes nothing
-    def run(plan: NamePlan, ...) -> Path         # does the work and returns the folder
+    def plan(options: NameOptions, subject: Subject | None = None) -> NamePlan   # subject: the model, if in memory
+    def run(plan: NamePlan, ...) -> Path                                         # does the work, returns the folder
 
 - A field without a default is required: help marks it, the command line asks for it. Nothing is repeated elsewhere.
 - Each field stands under one heading: `what` (made by `heading("What to ...")`), `loading` (the model), `output`, and
   `advanced` for what few people need. Common ones first: help keeps the order of the fields.
 - A list has one of the types below, so that `--k 0,5`, `--k 0 5` and `--k "[0, 5]"` are the same; a choice is a `Literal`.
-- A plan is a frozen dataclass that holds the options, what was read, and `lines()`, which `--dry-run` prints.
+- `plan` reads and checks everything once; it loads no weights and writes nothing. A plan is a frozen dataclass that holds
+  the options, what was read, and `lines()`, which `--dry-run` prints. `functions.py` calls the same two.
 - Nothing heavy (torch, transformers, Inspect, trl, datasets, matplotlib) is imported at the top of a verb.
 """
 

@@ -88,7 +88,7 @@ def measure(
         base_name, base_subject = (None, None) if base is None else _loaded(base)
         files = {"data": call.file("pairs", pairs), "benign": call.file("benign", benign)}
         chosen = call.options(model=name, base=base_name, **files, **options)
-        plan = call.verb.plan(chosen, subject=subject, base=base_subject)
+        plan = call.verb.plan(chosen, subject, base_subject)
         return records.Profile.load(call.verb.run(plan, show=False))
 
 
@@ -109,7 +109,7 @@ def attack(
     with _call("attack", out) as call:
         name, subject = _loaded(model)
         chosen = call.options(model=name, data=call.file("rows", rows), attack=attack, **options)
-        return records.Rate.load_all(call.verb.run(call.verb.plan(chosen, subject=subject), show=False))
+        return records.Rate.load_all(call.verb.run(call.verb.plan(chosen, subject), show=False))
 
 
 def deepen(model: Model, triples: Rows, utility: Rows, *, out: str | Path | None = None, **options: Any) -> Tuned:
@@ -158,7 +158,7 @@ def poison(
     with _call("poison", out) as call:
         name, subject = _loaded(model)
         chosen = call.options(model=name, data=call.file("rows", rows), test=call.file("test", test), **options)
-        return records.PoisonTable.load(call.verb.run(call.verb.plan(chosen, subject=subject)))
+        return records.PoisonTable.load(call.verb.run(call.verb.plan(chosen, subject)))
 
 
 def _tuned(
@@ -168,7 +168,7 @@ def _tuned(
         name, subject = _loaded(model)
         files = {option: call.file(option, value) for option, value in rows.items()}
         chosen = call.options(model=name, **files, **options)
-        folder = call.verb.run(call.verb.plan(chosen, subject=subject), show=False)
+        folder = call.verb.run(call.verb.plan(chosen, subject), show=False)
         return Tuned(subject or models.load(str(folder / "checkpoint"), options=chosen), records.Training.load(folder))
 
 
