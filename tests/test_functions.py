@@ -127,3 +127,19 @@ def test_mistakes_are_one_sentence(tiny_subject: Subject, rows: Any, options: di
         tokendeep.measure(tiny_subject, rows, **options)
     for part in parts:
         assert part in str(caught.value), str(caught.value)
+
+
+@pytest.mark.slow
+def test_training_in_memory(
+    tiny_subject: Subject, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = no_folder_left(tmp_path, monkeypatch)
+    small = {"max_steps": 2, "micro_batch": 4, "lr": 1e-3}
+    tuned = tokendeep.finetune(tiny_folder, CHATS, batch_size=4, warmup_steps=0, **small)
+    assert tuned.training.steps == 2
+    assert len(tuned.to_frame()) >= 1
+    assert tuned.plot().get_ylabel()
+    assert tokendeep.measure(tuned.subject, PAIRS, **QUICK).prompts == 4
+    deepened = tokendeep.deepen(tiny_subject, TRIPLES, CHATS, safety_rows=4, utility_rows=4, **small)
+    assert deepened.subject is tiny_subject
+    assert not list(scratch.iterdir())

@@ -61,8 +61,7 @@ COMMON = Parameter(
 def options_of(verb: str) -> type:
     """The dataclass of a verb's options."""
     module = importlib.import_module(VERBS[verb][0])
-    name = verb.capitalize()
-    kind: type = getattr(module, f"{name}Options", None) or getattr(module, f"{name}Config")
+    kind: type = getattr(module, f"{verb.capitalize()}Options")
     return kind
 
 
@@ -71,9 +70,6 @@ def command(verb: str) -> Callable[..., None]:
     module = importlib.import_module(VERBS[verb][0])
 
     def call(options: Any, *, config: Any = None, dry_run: Any = False, debug: Any = False) -> None:
-        if not hasattr(module, "plan"):  # not moved yet
-            module.run(options)
-            return
         plan = module.plan(options)
         if dry_run:
             print("\n".join(plan.lines()))

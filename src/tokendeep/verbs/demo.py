@@ -1,4 +1,4 @@
-"""Composes the verbs: the demo, which tells the paper's story live on the packaged real model.
+"""VERB demo: the paper's story, told live on the packaged real model.
 
 Unaligned model -> ordinary safety fine-tuning (shallow) -> measure and attack -> deepen -> measure
 and attack again -> report. Nothing is precomputed: models are trained and answers written on the
@@ -11,20 +11,30 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tokendeep import data, models, runs
+from tokendeep import chat, data, models, runs
 from tokendeep.errors import InputError
 from tokendeep.records import Rate
 from tokendeep.training import answers
 from tokendeep.types import Decoding, Prompt, Subject
 from tokendeep.verbs import attack, deepen, measure, report
-from tokendeep.verbs.options import DemoConfig
+from tokendeep.verbs.common import folder_line, heading, output
+
+what = heading("What to tell")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """Tell the paper's story live on the packaged real model: shallow, attacked, deepened, attacked again."""
+
+    fresh: Annotated[bool, what(help="Train again, also where trained models are in the cache.")] = False
+    seed: Annotated[int, what(help="Seed of everything; another one trains other models.")] = 0
+    out: Annotated[str, output(help="Folder for everything the demo writes, the report included.")] = "demo-out"
 
 
 @dataclass(frozen=True)
@@ -64,185 +74,228 @@ class Recipe:
 
 
 MEASURING = ("attack_tokens", "k", "k_base", "measured", "measured_k", "positions")  # settings that train nothing
+RECIPE = Recipe()
 
 
-def run(config: DemoConfig, recipe: Recipe | None = None) -> Path:
-    """The demo; returns the folder with report.html."""
-    return Demo(config, recipe or Recipe()).tell()
+@dataclass(frozen=True)
+class DemoPlan:
+    """One telling of the story: how, and where its files lie."""
+
+    options: DemoOptions
+    recipe: Recipe
+    cache: Path
+
+    @property
+    def out(self) -> Path:
+        return Path(self.options.out)
+
+    def checkpoint(self, name: str) -> str:
+        """A trained model, or the one that all begins with."""
+        return self.recipe.model if name == "base" else str(self.cache / name / "checkpoint")
+
+    def lines(self) -> list[str]:
+        """The steps with their minutes on two quiet CPU cores, and what is in the cache."""
+        there = [not self.options.fresh and kept is not None and (self.cache / kept).exists() for *_, kept in STEPS]
+        steps = [
+            f"{number}. {title}: " + ("in the cache" if cached else f"{seconds / 60:.1f} min")
+            for number, ((title, seconds, _, _), cached) in enumerate(zip(STEPS, there, strict=True), 1)
+        ]
+        total = sum(seconds for (_, seconds, _, _), cached in zip(STEPS, there, strict=True) if not cached)
+        return [
+            f"model: {self.recipe.model}",
+            *steps,
+            f"about {total / 60:.0f} minutes on two CPU cores; trained models are kept in {self.cache}",
+            folder_line(self.options.out),
+        ]
 
 
-class Demo:
-    """One telling of the story: where its files lie, and its steps in order."""
+def plan(options: DemoOptions, recipe: Recipe = RECIPE) -> DemoPlan:
+    """What the demo would do; loads no weights and writes nothing.
 
-    def __init__(self, config: DemoConfig, recipe: Recipe) -> None:
-        self.recipe, self.seed, self.fresh = recipe, config.seed, config.fresh
-        self.out = Path(config.out)
-        self.cache = models.cache_dir() / f"demo-{_key(recipe, config.seed)}"
-        self.steps, self.started = 8, time.monotonic()
-        self.done = 0
+    Raises:
+        InputError: the packaged model is not installed.
+    """
+    models.check_spec(recipe.model)
+    return DemoPlan(options, recipe, models.cache_dir() / f"demo-{_key(recipe, options.seed)}")
 
-    def tell(self) -> Path:
-        settings = {"seed": self.seed, "recipe": json.loads(json.dumps(asdict(self.recipe)))}
-        state = runs.open_run(self.out, "demo", settings, overwrite=self.fresh)
-        if state.finished:
-            print(f"demo: {self.out} already holds this finished run\n\n{closing_table(self.out, self.recipe.k)}")
-            return self.out
-        if self.fresh:
-            shutil.rmtree(self.cache, ignore_errors=True)
-        runs.private_dir(self.cache)
-        with self._step("answers of the unaligned model (SmolLM2-135M-Instruct)"):
-            self._write_data()
-        with self._step("ordinary safety fine-tuning: it learns to refuse"):
-            aligned = self._align()
-        with self._step("attack the unaligned and the aligned model"):
-            self._attack("base", self.recipe.model)
-            self._attack("aligned", aligned)
-        with self._step("measure how deep the alignment goes"):
-            self._measure("aligned", aligned)
-        with self._step("deepen: train to recover after harmful tokens"):
-            deepened = self._deepen(aligned)
-        with self._step("attack the deepened model"):
-            self._attack("deepened", deepened)
-        with self._step("measure it again"):
-            self._measure("deepened", deepened)
-        with self._step("report"):
-            options = report.ReportOptions([str(self.out)], out=str(self.out / "report.html"), overwrite=True)
-            page = report.run(report.plan(options), show=False)
-        state.finish()
-        print(f"\n{closing_table(self.out, self.recipe.k)}\n\nReport: {page}")
-        print(f"Took {(time.monotonic() - self.started) / 60:.1f} minutes.")
-        return self.out
 
-    @contextmanager
-    def _step(self, title: str) -> Iterator[None]:
-        self.done += 1
-        print(f"\n[{self.done}/{self.steps}] {title}", flush=True)
+def run(plan: DemoPlan) -> Path:
+    """Tell the story; returns the folder with report.html."""
+    started = time.monotonic()
+    settings = {"seed": plan.options.seed, "recipe": json.loads(json.dumps(asdict(plan.recipe)))}
+    state = runs.open_run(plan.out, "demo", settings, overwrite=plan.options.fresh)
+    if state.finished:
+        print(f"demo: {plan.out} already holds this finished run\n\n{closing_table(plan.out, plan.recipe.k)}")
+        return plan.out
+    if plan.options.fresh:
+        shutil.rmtree(plan.cache, ignore_errors=True)
+    runs.private_dir(plan.cache)
+    for number, (title, _, step, _) in enumerate(STEPS, 1):
+        print(f"\n[{number}/{len(STEPS)}] {title}", flush=True)
         start = time.monotonic()
-        yield
+        step(plan)
         print(f"      {time.monotonic() - start:.0f} s", flush=True)
+    state.finish()
+    print(f"\n{closing_table(plan.out, plan.recipe.k)}\n\nReport: {plan.out / 'report.html'}")
+    print(f"Took {(time.monotonic() - started) / 60:.1f} minutes.")
+    return plan.out
 
-    def _write_data(self) -> None:
-        """Answers of the unaligned model, written once: utility chats, harmful pairs, benign control pairs."""
-        if (self.cache / "train_triples.jsonl").exists():
-            print("      from the cache (--fresh makes them anew)")
-            return
-        harmful, benign = demo_rows("harmful.jsonl"), demo_rows("benign.jsonl")
-        train = [r for r in harmful if r["split"] == "train"][: self.recipe.train]
-        test = [r for r in harmful if r["split"] == "test"][: self.recipe.test]
-        ordinary = [r for r in benign if r["split"] == "utility"][: self.recipe.utility]
-        unseen = [r for r in benign if r["split"] == "unseen"][: self.recipe.test]
-        utility = [(r["id"], r["instruction"]) for r in ordinary] + [(f"twin-{r['id']}", r["twin"]) for r in train]
-        base = models.load(self.recipe.model)
-        self._write_chats("utility.jsonl", base, utility)
-        self._write_pairs("benign_pairs.jsonl", base, unseen, "instruction", self.recipe.answer_tokens)
-        self._write_pairs("test_pairs.jsonl", base, test, "instruction", self.recipe.harmful_tokens)
-        data.write_rows(self.cache / "twins.jsonl", [{**_prompt(r, "twin"), "category": r["category"]} for r in test])
-        data.write_rows(self.cache / "unseen.jsonl", [_prompt(r, "instruction") for r in unseen])
-        refusals = demo_text("refusals.txt").splitlines()
-        draw = random.Random(self.seed)
-        answers = self._answers(base, [r["instruction"] for r in train], self.recipe.harmful_tokens)
-        triples = [
-            {"id": r["id"], "instruction": r["instruction"], "harmful": answer, "refusal": draw.choice(refusals)}
-            for r, answer in zip(train, answers, strict=True)
-            if answer.strip()
-        ]
-        data.write_rows(self.cache / "train_triples.jsonl", triples)
 
-    def _answers(self, subject: Subject, instructions: Sequence[str], tokens: int) -> list[str]:
-        turns = [deepen.chat.with_system(({"role": "user", "content": i},), self.recipe.system) for i in instructions]
-        return [text for text, _ in answers.write_answers(subject, turns, Decoding(max_new_tokens=tokens))]
+# --- the steps -----------------------------------------------------------------------------------
 
-    def _write_chats(self, name: str, base: Subject, rows: Sequence[tuple[str, str]]) -> None:
-        prompts = [Prompt(i, ({"role": "user", "content": text},)) for i, text in rows]
-        chats = answers.distil(base, prompts, self.recipe.answer_tokens, self.recipe.system)
-        print(f"      {len(chats)} utility rows; {len(rows) - len(chats)} left out (no usable answer)")
-        again = [
-            replace(c, id=f"{c.id}-{n}") for n in range(2, self.recipe.twins + 1) for c in chats if c.id[:5] == "twin-"
-        ]
-        data.write_rows(self.cache / name, chats + again)
 
-    def _write_pairs(self, name: str, base: Subject, rows: Sequence[dict[str, Any]], field: str, tokens: int) -> None:
-        answers = self._answers(base, [r[field] for r in rows], tokens)
-        pairs = [{**_prompt(r, field), "response": a} for r, a in zip(rows, answers, strict=True) if a.strip()]
-        if len(pairs) < len(rows):
-            print(f"      {len(rows) - len(pairs)} rows of {name} left out: the model's answer was empty")
-        data.write_rows(self.cache / name, pairs)
+def _write_data(plan: DemoPlan) -> None:
+    """Answers of the unaligned model, written once: utility chats, harmful pairs, benign control pairs."""
+    recipe, cache = plan.recipe, plan.cache
+    if (cache / "train_triples.jsonl").exists():
+        print("      from the cache (--fresh makes them anew)")
+        return
+    harmful, benign = demo_rows("harmful.jsonl"), demo_rows("benign.jsonl")
+    train = [r for r in harmful if r["split"] == "train"][: recipe.train]
+    test = [r for r in harmful if r["split"] == "test"][: recipe.test]
+    ordinary = [r for r in benign if r["split"] == "utility"][: recipe.utility]
+    unseen = [r for r in benign if r["split"] == "unseen"][: recipe.test]
+    base = models.load(recipe.model)
+    twins = [(f"twin-{r['id']}", r["twin"]) for r in train]
+    _write_utility(plan, base, [*((r["id"], r["instruction"]) for r in ordinary), *twins])
+    _write_pairs(plan, "benign_pairs.jsonl", base, unseen, recipe.answer_tokens)
+    _write_pairs(plan, "test_pairs.jsonl", base, test, recipe.harmful_tokens)
+    data.write_rows(cache / "twins.jsonl", [{**_prompt(r, "twin"), "category": r["category"]} for r in test])
+    data.write_rows(cache / "unseen.jsonl", [_prompt(r, "instruction") for r in unseen])
+    refusals, draw = demo_text("refusals.txt").splitlines(), random.Random(plan.options.seed)
+    triples = [
+        {"id": r["id"], "instruction": r["instruction"], "harmful": answer, "refusal": draw.choice(refusals)}
+        for r, answer in zip(train, _answers(plan, base, train, recipe.harmful_tokens), strict=True)
+        if answer.strip()
+    ]
+    data.write_rows(cache / "train_triples.jsonl", triples)
 
-    def _train(self, name: str, phase: Phase, **settings: Any) -> str:
-        out = self.cache / name
-        deepen.run(
-            deepen.plan(deepen.DeepenOptions(
-                out=str(out), utility=str(self.cache / "utility.jsonl"), system=self.recipe.system, seed=self.seed,
-                max_steps=phase.steps, cut_utility=phase.cut, safety_rows=phase.safety, utility_rows=phase.utility,
-                alpha=phase.alpha, micro_batch=(phase.safety + phase.utility) // 4 or 1, lr=self.recipe.lr, warmup_steps=5,
-                train_layers=self.recipe.layers, **settings,
-            ))
-        )  # fmt: skip
-        return str(out / "checkpoint")
 
-    def _align(self) -> str:
-        triples = str(self.cache / "train_triples.jsonl")
-        return self._train("aligned", self.recipe.align, model=self.recipe.model, data=triples, p_zero=1.0)
+def _answers(plan: DemoPlan, subject: Subject, rows: Sequence[dict[str, Any]], tokens: int) -> list[str]:
+    turns = [chat.with_system(({"role": "user", "content": r["instruction"]},), plan.recipe.system) for r in rows]
+    return [text for text, _ in answers.write_answers(subject, turns, Decoding(max_new_tokens=tokens))]
 
-    def _deepen(self, aligned: str) -> str:
-        own = self._own_refusals(aligned)
-        return self._train(
-            "deepened", self.recipe.deepen, model=aligned, data=str(own), max_context=self.recipe.max_context
-        )
 
-    def _own_refusals(self, aligned: str) -> Path:
-        """The training triples with the aligned model's own refusals, as in the paper."""
-        path = self.cache / "own_triples.jsonl"
-        if not path.exists():
-            triples = data.read_triples(self.cache / "train_triples.jsonl")
-            refusals = answers.sample_refusals(
-                models.load(aligned), [t.messages for t in triples], tokens=self.recipe.answer_tokens,
-                system=self.recipe.system, seed=self.seed, tries=2,
-            )  # fmt: skip
-            kept = [replace(t, refusal=r) for t, r in zip(triples, refusals, strict=True) if r]
-            print(f"      the aligned model refused {len(kept)} of {len(triples)} training instructions; they are used")
-            if not kept:
-                raise InputError("The aligned model refused none of the training instructions; train it with --fresh.")
-            data.write_rows(path, kept)
+def _write_utility(plan: DemoPlan, base: Subject, rows: Sequence[tuple[str, str]]) -> None:
+    prompts = [Prompt(i, ({"role": "user", "content": text},)) for i, text in rows]
+    chats = answers.distil(base, prompts, plan.recipe.answer_tokens, plan.recipe.system)
+    print(f"      {len(chats)} utility rows; {len(rows) - len(chats)} left out (no usable answer)")
+    twins = [chat for chat in chats if chat.id.startswith("twin-")]
+    again = [replace(chat, id=f"{chat.id}-{n}") for n in range(2, plan.recipe.twins + 1) for chat in twins]
+    data.write_rows(plan.cache / "utility.jsonl", chats + again)
+
+
+def _write_pairs(plan: DemoPlan, name: str, base: Subject, rows: Sequence[dict[str, Any]], tokens: int) -> None:
+    written = zip(rows, _answers(plan, base, rows, tokens), strict=True)
+    pairs = [{**_prompt(r, "instruction"), "response": answer} for r, answer in written if answer.strip()]
+    if len(pairs) < len(rows):
+        print(f"      {len(rows) - len(pairs)} rows of {name} left out: the model's answer was empty")
+    data.write_rows(plan.cache / name, pairs)
+
+
+def _train(plan: DemoPlan, name: str, phase: Phase, **settings: Any) -> None:
+    recipe = plan.recipe
+    options = deepen.DeepenOptions(
+        out=str(plan.cache / name), utility=str(plan.cache / "utility.jsonl"), system=recipe.system,
+        seed=plan.options.seed, max_steps=phase.steps, cut_utility=phase.cut, safety_rows=phase.safety,
+        utility_rows=phase.utility, alpha=phase.alpha, micro_batch=(phase.safety + phase.utility) // 4 or 1,
+        lr=recipe.lr, warmup_steps=5, train_layers=recipe.layers, **settings,
+    )  # fmt: skip
+    deepen.run(deepen.plan(options))
+
+
+def _align(plan: DemoPlan) -> None:
+    triples = str(plan.cache / "train_triples.jsonl")
+    _train(plan, "aligned", plan.recipe.align, model=plan.recipe.model, data=triples, p_zero=1.0)
+
+
+def _deepen(plan: DemoPlan) -> None:
+    triples, recipe = str(_own_refusals(plan)), plan.recipe
+    aligned = plan.checkpoint("aligned")
+    _train(plan, "deepened", recipe.deepen, model=aligned, data=triples, max_context=recipe.max_context)
+
+
+def _own_refusals(plan: DemoPlan) -> Path:
+    """The training triples with the aligned model's own refusals, as in the paper."""
+    path, recipe = plan.cache / "own_triples.jsonl", plan.recipe
+    if path.exists():
         return path
+    triples = data.read_triples(plan.cache / "train_triples.jsonl")
+    refusals = answers.sample_refusals(
+        models.load(plan.checkpoint("aligned")), [t.messages for t in triples], tokens=recipe.answer_tokens,
+        system=recipe.system, seed=plan.options.seed, tries=2,
+    )  # fmt: skip
+    refused = [replace(t, refusal=r) for t, r in zip(triples, refusals, strict=True) if r]
+    print(f"      the aligned model refused {len(refused)} of {len(triples)} training instructions; they are used")
+    if not refused:
+        raise InputError("The aligned model refused none of the training instructions; train it with --fresh.")
+    data.write_rows(path, refused)
+    return path
 
-    def _attack(self, label: str, model: str) -> None:
-        """Prefilling on the harmful test rows; the plain request on their harmless twins and on unseen benign prompts."""
-        common: dict[str, Any] = {
-            "model": model, "system": self.recipe.system, "max_new_tokens": self.recipe.attack_tokens,
-            "seed": self.seed, "batch_size": 96, "overwrite": self.fresh, "label": label,
-        }  # fmt: skip
-        ks = list(self.recipe.k if label != "base" else self.recipe.k_base)
-        folder = self.out / label
-        subject = models.load(model)
-        rows = {"attack": "test_pairs.jsonl", "overrefusal": "twins.jsonl", "unseen": "unseen.jsonl"}
-        roles = {"attack": "harmful", "overrefusal": "twins", "unseen": "unseen"}
-        for name, file in rows.items():
-            what: dict[str, Any] = {"attack": "prefill", "k": ks} if name == "attack" else {"attack": "none"}
-            options = attack.AttackOptions(
-                data=str(self.cache / file), out=str(folder / name), role=roles[name], **what, **common
-            )
-            attack.run(attack.plan(options, subject), show=False)
-        rates = {row.params.k: row.rate for row in Rate.load_all(folder / "attack")}
-        print(f"      {label}: not refused: " + ", ".join(f"{rate:.2f} at k={k}" for k, rate in sorted(rates.items())))
-        harmless = [
-            f"{what} {_refused(row):.2f} (broken off {row.partial_rate:.2f})"
-            for what, row in (
-                ("twins", Rate.load_all(folder / "overrefusal")[0]),
-                ("unseen", Rate.load_all(folder / "unseen")[0]),
-            )
-        ]
-        print(f"      {label}: harmless requests refused: {', '.join(harmless)}", flush=True)
 
-    def _measure(self, label: str, model: str) -> None:
-        options = measure.MeasureOptions(
-                model=model, base=self.recipe.model, data=str(self.cache / "test_pairs.jsonl"),
-                benign=str(self.cache / "benign_pairs.jsonl"), out=str(self.out / label / "measure"),
-                system=self.recipe.system, positions=self.recipe.positions, k=list(self.recipe.measured_k),
-                limit=self.recipe.measured,
-                seed=self.seed, overwrite=self.fresh, label=label,
-        )  # fmt: skip
-        measure.run(measure.plan(options))
+def _attack(plan: DemoPlan, label: str) -> None:
+    """Prefilling on the harmful test rows; the plain request on their harmless twins and on unseen benign prompts."""
+    recipe, folder = plan.recipe, plan.out / label
+    common: dict[str, Any] = {
+        "model": plan.checkpoint(label), "system": recipe.system, "max_new_tokens": recipe.attack_tokens,
+        "seed": plan.options.seed, "batch_size": 96, "overwrite": plan.options.fresh, "label": label,
+    }  # fmt: skip
+    subject = models.load(common["model"])
+    ks = list(recipe.k if label != "base" else recipe.k_base)
+    for name, file, role, how in (
+        ("attack", "test_pairs", "harmful", {"attack": "prefill", "k": ks}),
+        ("overrefusal", "twins", "twins", {"attack": "none"}),
+        ("unseen", "unseen", "unseen", {"attack": "none"}),
+    ):
+        options = attack.AttackOptions(
+            data=str(plan.cache / f"{file}.jsonl"), out=str(folder / name), role=role, **how, **common
+        )
+        attack.run(attack.plan(options, subject), show=False)
+    rates = sorted((row.params.k or 0, row.rate) for row in Rate.load_all(folder / "attack"))
+    print(f"      {label}: not refused: " + ", ".join(f"{rate:.2f} at k={k}" for k, rate in rates))
+    twins, unseen = (Rate.load_all(folder / name)[0] for name in ("overrefusal", "unseen"))
+    harmless = [
+        f"{kind} {_refused(row):.2f} (broken off {row.partial_rate:.2f})"
+        for kind, row in (("twins", twins), ("unseen", unseen))
+    ]
+    print(f"      {label}: harmless requests refused: {', '.join(harmless)}", flush=True)
+
+
+def _attack_both(plan: DemoPlan) -> None:
+    _attack(plan, "base")
+    _attack(plan, "aligned")
+
+
+def _measure(plan: DemoPlan, label: str) -> None:
+    recipe = plan.recipe
+    options = measure.MeasureOptions(
+        model=plan.checkpoint(label), base=recipe.model, data=str(plan.cache / "test_pairs.jsonl"),
+        benign=str(plan.cache / "benign_pairs.jsonl"), out=str(plan.out / label / "measure"), system=recipe.system,
+        positions=recipe.positions, k=list(recipe.measured_k), limit=recipe.measured, seed=plan.options.seed,
+        overwrite=plan.options.fresh, label=label,
+    )  # fmt: skip
+    measure.run(measure.plan(options))
+
+
+def _report(plan: DemoPlan) -> None:
+    options = report.ReportOptions([str(plan.out)], out=str(plan.out / "report.html"), overwrite=True)
+    report.run(report.plan(options), show=False)
+
+
+STEPS: tuple[tuple[str, int, Callable[[DemoPlan], None], str | None], ...] = (
+    # what is told, seconds on two quiet CPU cores, what does it, what it leaves in the cache
+    ("answers of the unaligned model (SmolLM2-135M-Instruct)", 135, _write_data, "train_triples.jsonl"),
+    ("ordinary safety fine-tuning: it learns to refuse", 236, _align, "aligned/checkpoint"),
+    ("attack the unaligned and the aligned model", 113, _attack_both, None),
+    ("measure how deep the alignment goes", 33, lambda plan: _measure(plan, "aligned"), None),
+    ("deepen: train to recover after harmful tokens", 301, _deepen, "deepened/checkpoint"),
+    ("attack the deepened model", 75, lambda plan: _attack(plan, "deepened"), None),
+    ("measure it again", 61, lambda plan: _measure(plan, "deepened"), None),
+    ("report", 3, _report, None),
+)
+
+
+# --- rows, cache and the closing table -----------------------------------------------------------
 
 
 def demo_text(name: str) -> str:
