@@ -1,4 +1,4 @@
-"""What fine-tuning can aim at. To add an objective: its file, its line in OBJECTIVES, and its options (if any) in the class below.
+"""What fine-tuning can aim at. To add an objective: its file, its line in OBJECTIVES, its options (if any) in the class below.
 
 Loads nothing heavy; the trainers are loaded when they are built.
 """
