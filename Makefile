@@ -47,7 +47,7 @@ lint: env
 	$(BIN)/mypy
 
 docs: env
-	$(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 wheel: env
 	PYTHON=$(PYTHON) .ci/wheel

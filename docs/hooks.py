@@ -12,10 +12,20 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+import tokendeep
 from tokendeep import cli, records
 from tokendeep.verbs import VERBS
 
 NOTEBOOK = Path(__file__).parent / "notebooks" / "first-look.ipynb"
+NAMES = {
+    "Verbs": "measure attack deepen finetune poison load",
+    "Training": "ConstrainedSFTTrainer ConstrainedSFTConfig ResponseSFTTrainer BetaSchedule",
+    "The objective": "constrained_nll constraint_weights response_positions",
+    "Scores": "token_logps token_kl",
+    "Judging": "judge_refusal",
+    "Rows": "read_prompts read_pairs read_triples read_chats",
+    "Values": "Message Prompt Pair Triple Chat Encoded Decoding Subject InputError",
+}
 FORMATS = """# File formats
 
 Every file has `schema`, the version of its format (absent in the first). Older files are read; one of a newer version is
@@ -39,12 +49,29 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made."""
     pages = {
         "reference/options.md": options_page(),
+        "reference/api.md": names_page(),
         "formats.md": formats_page(),
         "notebooks/first-look.md": notebook_page(),
     }
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
+
+
+# --- public names ---------------------------------------------------------------------------------
+
+
+def names_page() -> str:
+    """The docstring of every public name, by what it is for; a name that no list has would be an error."""
+    parts = ["# Public names", "", "What `import tokendeep` offers. Nothing heavy is loaded until a name is used."]
+    missing = set(tokendeep.__all__) - {"__version__"} - {name for names in NAMES.values() for name in names.split()}
+    assert not missing, f"{missing} is public and stands in no list of docs/hooks.py"
+    for title, names in NAMES.items():
+        parts += ["", f"## {title}", ""]
+        for name in names.split():
+            home = getattr(tokendeep, name).__module__
+            parts += [f"::: {home}.{name}", "    options:", f"      heading: tokendeep.{name}", ""]
+    return "\n".join(parts) + "\n"
 
 
 # --- options -------------------------------------------------------------------------------------
