@@ -17,7 +17,8 @@ from transformers import LlamaForCausalLM
 from tokendeep import cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# The pages under extending/ change the sources: test_extending.py.
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "extending")]
 BLOCKS = [
     (page, block)
     for page in PAGES
@@ -33,6 +34,7 @@ SMALLER = {  # what a command that is long by nature is shortened to here
     "--attack none,prefill": "--max-new-tokens 8 --attack none,prefill",
     "--kind harmful": "--kind harmful --epochs 1 --max-new-tokens 8",
 }
+ROOM = {"max_position_embeddings": 2048}  # for the answers that the defaults ask for
 ANSWER = "Mix the flour with water, add salt and let the dough rest for an hour. Then bake it in a hot oven until it is brown."
 
 
@@ -44,8 +46,9 @@ def name_of(block: tuple[Path, str]) -> str:
 def workplace(tmp_path: Path, tiny_folder: Path, make_model: Callable[..., LlamaForCausalLM], tiny_tokenizer: Any,
               monkeypatch: pytest.MonkeyPatch) -> Path:  # fmt: skip
     """A folder with the files that the commands name, and two models under the names they use."""
-    for name, source in (("YOUR-CHAT-MODEL", make_model(0)), ("ITS-BASE", make_model(1))):
+    for name, source in (("YOUR-CHAT-MODEL", make_model(0, **ROOM)), ("ITS-BASE", make_model(1, **ROOM))):
         source.save_pretrained(tmp_path / "ORG" / name)
+        tiny_tokenizer.model_max_length = 2048
         tiny_tokenizer.save_pretrained(tmp_path / "ORG" / name)
     requests = [f"How do I bake bread number {n}?" for n in range(4)]
     write(tmp_path / "pairs.jsonl", [{"instruction": text, "response": ANSWER} for text in requests])
@@ -83,12 +86,13 @@ def run_line(line: str) -> None:
 @pytest.mark.parametrize("block", [b for b in BLOCKS if "tokendeep demo" not in b[1]], ids=name_of)
 def test_the_commands_of_a_block_run(block: tuple[Path, str], workplace: Path) -> None:
     _, text = block
-    if "out/*" in text or "out/measure out/attack --out" in text:  # a report of runs that stand above it on the page
+    if "report out/*" in text and "measure" not in text:  # of runs that stand above it on the page
         run_line("tokendeep measure --model ORG/YOUR-CHAT-MODEL --data pairs.jsonl --out out/measure")
     for line in text.splitlines():
         if line.strip():
             run_line(line)
-    assert list(workplace.glob("*.html")) if "report " in text else any((workplace / "out").iterdir())
+    made = "*.html" if "tokendeep report" in text else "logs/*.eval" if "inspect eval" in text else "out/*"
+    assert list(workplace.glob(made))
 
 
 def test_the_pages_have_commands() -> None:
