@@ -143,3 +143,15 @@ def test_training_in_memory(
     deepened = tokendeep.deepen(tiny_subject, TRIPLES, CHATS, safety_rows=4, utility_rows=4, **small)
     assert deepened.subject is tiny_subject
     assert not list(scratch.iterdir())
+
+
+@pytest.mark.slow
+def test_poison_in_memory(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = no_folder_left(tmp_path, monkeypatch)
+    small = {"max_steps": 1, "batch_size": 4, "micro_batch": 4, "max_new_tokens": 4, "count": 4}
+    table = tokendeep.poison(
+        tiny_folder, PAIRS, [{"instruction": "Boil an egg?"}], objectives=["sft", "constrained"], **small
+    )
+    assert {line.objective for line in table} >= {"sft", "constrained"}
+    assert len(table.to_frame()) >= 2
+    assert not list(scratch.iterdir())
