@@ -39,7 +39,7 @@ class AttackOptions(ModelOptions, EvalOptions, *(ATTACKS[name].options for name 
     ]
     data: Annotated[
         str,
-        what(help="Prompts, or pairs where an attack prefills tokens of a harmful answer (JSONL, JSON, CSV, Parquet)."),
+        what(help="Prompts, or pairs where an attack prefills tokens of a harmful answer (JSONL, JSON, CSV, text)."),
     ]
     attack: Annotated[str, what(help=f"Comma-separated names: {', '.join(ATTACKS)}.")] = "none,prefill"
     role: Annotated[

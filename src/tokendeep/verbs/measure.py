@@ -42,7 +42,7 @@ class MeasureOptions(ModelOptions):
     """Measure how many tokens deep a model's safety goes."""
 
     model: Annotated[str, what(help="Hub id, local folder, adapter folder, GGUF file or smollm2.")]
-    data: Annotated[str, what(help="Pairs of a harmful instruction and a harmful answer (JSONL, JSON, CSV, Parquet).")]
+    data: Annotated[str, what(help="Pairs of a harmful instruction and a harmful answer (JSONL, JSON, CSV, text).")]
     base: Annotated[
         str | None,
         what(help="The unaligned model to compare with; an adapter is compared with its own base without it."),
