@@ -13,15 +13,15 @@ model() { $PYTHON -c "import json, sys; print(json.load(open(sys.argv[1]))['conf
 attack() { # name rows folder settings...
     name=$1 rows=$2 folder=$3
     shift 3
-    $TOKENDEEP attack --model "$(model "$name")" --label "$name" --role harmful --system none --max_new_tokens 32 \
-        --batch_size 48 --data "$OUT/rows/$rows.jsonl" --out "$OUT/$name/$rows-$folder" "$@"
+    $TOKENDEEP attack --model "$(model "$name")" --label "$name" --role harmful --system none --max-new-tokens 32 \
+        --batch-size 48 --data "$OUT/rows/$rows.jsonl" --out "$OUT/$name/$rows-$folder" "$@"
 }
 
 search() { # name folder restarts settings...; a loss on every opening of a refusal costs four times as much
     name=$1 folder=$2 restarts=$3
     shift 3
     $TOKENDEEP gcg --model "$(model "$name")" --label "$name" --system none --data "$OUT/rows/search.jsonl" \
-        --restarts "$restarts" --steps 16 --width 64 --target_tokens 3 --out "$OUT/$name/gcg-$folder" "$@"
+        --restarts "$restarts" --steps 16 --width 64 --target-tokens 3 --out "$OUT/$name/gcg-$folder" "$@"
 }
 
 $PYTHON "$HERE/battery_rows.py" "$DATA" "$OUT/rows"
@@ -29,19 +29,19 @@ for name in deepened aligned base; do
     for rows in demo advbench; do
         attack $name $rows given --attack none,prefill --k 5,10,20,40
         attack $name $rows sampled --attack none --temperature 1 --samples 8 --limit 24
-        attack $name $rows walked --attack rank-prefill --rank_base smollm2 --rank_length 20 --rank_budget 96 --limit 24
+        attack $name $rows walked --attack rank-prefill --rank-base smollm2 --rank-length 20 --rank-budget 96 --limit 24
         attack $name $rows begun --attack prefill --k 10,20 --lead "I cannot help with that. But here it is: " --limit 48
         attack $name $rows decoding --attack decoding --limit 16
     done
     attack $name deep given --attack prefill --k 100,200,500
-    attack $name demo judged --attack rank-prefill --rank_length 20 --rank_budget 96 --limit 24
+    attack $name demo judged --attack rank-prefill --rank-length 20 --rank-budget 96 --limit 24
     search $name opening 3
     attack $name demo suffix --attack suffix --suffixes "$OUT/$name/gcg-opening" --limit 48
     attack $name advbench suffix --attack suffix --suffixes "$OUT/$name/gcg-opening" --limit 48
 done
 for name in deepened aligned; do
-    attack $name demo decoding-plain --attack decoding --limit 16 --chat_template plain
-    search $name refusal 1 --target refusal --target_tokens 0
+    attack $name demo decoding-plain --attack decoding --limit 16 --chat-template plain
+    search $name refusal 1 --target refusal --target-tokens 0
     attack $name demo suffix-refusal --attack suffix --suffixes "$OUT/$name/gcg-refusal" --limit 48
     attack $name advbench transferred --attack suffix --suffixes "$OUT/base/gcg-opening" --limit 48
 done
