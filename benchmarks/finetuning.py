@@ -40,8 +40,8 @@ def train(kind: str) -> dict[str, float]:
 
     from tokendeep import models
     from tokendeep.compute import lm_head
+    from tokendeep.training.eq3 import BetaSchedule, constrained_nll, response_positions
     from tokendeep.training.launch import has_bf16
-    from tokendeep.training.objective import BetaSchedule, constrained_nll, response_positions
     from tokendeep.training.sft import ResponseSFTTrainer
     from tokendeep.training.trainer import ConstrainedSFTTrainer
 

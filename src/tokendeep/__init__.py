@@ -17,9 +17,7 @@ _HOME = {
     **dict.fromkeys(["token_kl", "token_logps"], "compute.scoring"),
     **dict.fromkeys(["attack", "deepen", "finetune", "load", "measure", "poison"], "verbs.functions"),
     "judge_refusal": "judges",
-    **dict.fromkeys(
-        ["BetaSchedule", "constrained_nll", "constraint_weights", "response_positions"], "training.objective"
-    ),
+    **dict.fromkeys(["BetaSchedule", "constrained_nll", "constraint_weights", "response_positions"], "training.eq3"),
     "ConstrainedSFTConfig": "training.settings",
     "ResponseSFTTrainer": "training.sft",
     "ConstrainedSFTTrainer": "training.trainer",

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tokendeep import models
 from tokendeep.errors import InputError
 from tokendeep.training import fit, launch
-from tokendeep.training.objective import BetaSchedule
+from tokendeep.training.eq3 import BetaSchedule
 from tokendeep.training.sft import ResponseSFTTrainer
 from tokendeep.training.trainer import ConstrainedSFTTrainer
 from tokendeep.types import IGNORE, Subject
@@ -104,12 +104,12 @@ def test_half_written_checkpoints_are_removed_by_the_first_process(tmp_path: Pat
         (tmp_path / f"checkpoint-{step}").mkdir()
     (tmp_path / "checkpoint-8" / "trainer_state.json").write_text("{}")
     monkeypatch.setenv("RANK", "1")
-    assert launch.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    assert fit.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
     assert (tmp_path / "checkpoint-16").exists()
     monkeypatch.setenv("RANK", "0")
-    assert launch.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    assert fit.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
     assert not (tmp_path / "checkpoint-16").exists()
-    assert launch.last_checkpoint(tmp_path / "absent") is None
+    assert fit.last_checkpoint(tmp_path / "absent") is None
 
 
 def test_too_little_memory_names_the_setting_and_the_run_goes_on_with_less(tmp_path: Path, tiny_folder: Path) -> None:
@@ -222,7 +222,7 @@ def test_training_state_is_kept_where_no_weights_were_saved(
         with pytest.raises(InputError, match="FULL_STATE_DICT"):
             fitted(out, tiny_folder, save_steps=STEPS)
     assert not (out / "checkpoint").exists()
-    assert launch.last_checkpoint(out / "trainer") == str(out / "trainer" / f"checkpoint-{STEPS}")
+    assert fit.last_checkpoint(out / "trainer") == str(out / "trainer" / f"checkpoint-{STEPS}")
     (out / "checkpoint.part").mkdir()
     (out / "checkpoint.part" / "half.safetensors").touch()  # of a run that was killed while it saved
     fitted(out, tiny_folder, save_steps=STEPS)

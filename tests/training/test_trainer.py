@@ -17,8 +17,8 @@ from trl import SFTTrainer
 
 from tokendeep import chat, models
 from tokendeep.errors import InputError
-from tokendeep.training import objective
-from tokendeep.training.objective import BetaSchedule
+from tokendeep.training import eq3
+from tokendeep.training.eq3 import BetaSchedule
 from tokendeep.training.settings import ConstrainedSFTConfig
 from tokendeep.training.sft import ResponseSFTTrainer
 from tokendeep.training.trainer import ConstrainedSFTTrainer
@@ -384,7 +384,7 @@ def test_a_column_of_betas_takes_the_place_of_the_schedule(
     schedule = BetaSchedule((0.3, 4.0), 0.7)
     columns = []
     for row in rows:
-        positions = objective.response_positions(torch.tensor([row["labels"]]) != IGNORE)
+        positions = eq3.response_positions(torch.tensor([row["labels"]]) != IGNORE)
         columns.append({**row, "betas": schedule(positions)[0].tolist()})
     one = trained(make_model(), tiny_tokenizer, tmp_path / "a", columns)
     two = trained(make_model(), tiny_tokenizer, tmp_path / "b", rows, schedule=schedule)

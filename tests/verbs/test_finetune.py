@@ -14,7 +14,7 @@ import torch
 from tokendeep import chat, data, models
 from tokendeep.errors import InputError
 from tokendeep.report import page, render
-from tokendeep.training import chats, margin, objective
+from tokendeep.training import chats, eq3, margin
 from tokendeep.training import launch as train
 from tokendeep.types import IGNORE, Chat, Subject
 from tokendeep.verbs import finetune
@@ -215,9 +215,9 @@ def test_the_margin_is_measured_before_and_after(
 def test_the_drift_a_schedule_allows_is_where_its_weights_are_spent() -> None:
     for beta in (0.1, 0.5, 2.0):
         far = torch.tensor([[margin.gain(beta)]])
-        weight = objective.constraint_weights(far, torch.zeros(1, 1), torch.tensor([[beta]]))
+        weight = eq3.constraint_weights(far, torch.zeros(1, 1), torch.tensor([[beta]]))
         assert weight.item() == pytest.approx(0.05, rel=1e-5)
-    schedule = objective.BetaSchedule()
+    schedule = eq3.BetaSchedule()
     assert margin.drift(schedule, 0) == pytest.approx(math.log(39) * (2 + 0.5 + 0.5))
     assert margin.drift(schedule, 5) == pytest.approx(math.log(39) * 30, rel=1e-6)
 

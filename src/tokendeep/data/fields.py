@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokendeep.data.columns import FIELDS, Origin, Row, nearest_field, shown, type_name
 from tokendeep.data.known import KNOWN, Known
+from tokendeep.data.row import FIELDS, Origin, Row, nearest_field, shown, type_name
 from tokendeep.errors import InputError
 from tokendeep.types import Message
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tokendeep.data.columns import FIELDS, SAYS_THE_SAME, Origin, Row, nearest_field, type_name
 from tokendeep.data.known import ADVBENCH, HEADERLESS, HEX_PHI, HEX_PHI_CATEGORIES, KNOWN
+from tokendeep.data.row import FIELDS, SAYS_THE_SAME, Origin, Row, nearest_field, type_name
 from tokendeep.errors import InputError, nearest
 
 MAX_ROW = 1_000_000  # bytes; a longer row is a broken file (or a book), and would only fail later in a tokenizer

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokendeep.data.columns import Origin, Row
 from tokendeep.data.files import SUFFIXES, hex_phi_rows, local_rows
 from tokendeep.data.known import HEX_PHI, KNOWN, Known
+from tokendeep.data.row import Origin, Row
 from tokendeep.errors import InputError
 
 HUB_SOURCE = re.compile(

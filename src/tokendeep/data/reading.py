@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Literal, TypeVar
 
 from tokendeep import runs
-from tokendeep.data.columns import Row
 from tokendeep.data.fields import Fields, Kind, interpret, needed
+from tokendeep.data.row import Row
 from tokendeep.data.sources import Source, content, named, read_rows
 from tokendeep.errors import InputError
 from tokendeep.types import Chat, Message, Pair, Prompt, Triple

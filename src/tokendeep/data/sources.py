@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tokendeep import runs
-from tokendeep.data.columns import Origin, Row, type_name
 from tokendeep.data.files import local_rows
 from tokendeep.data.hub import hub_rows
+from tokendeep.data.row import Origin, Row, type_name
 from tokendeep.data.write import TYPED, as_row
 from tokendeep.errors import InputError
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokendeep.training import objective
+from tokendeep.training import eq3
 from tokendeep.training.rows import OPTIONAL
 from tokendeep.types import IGNORE
 
@@ -85,7 +85,7 @@ def total(values: Tensor, weights: Tensor | None, count: Any) -> Tensor:
 
 def positions_of(labels: Tensor) -> Tensor:
     """Response positions (N,) of the supervised tokens of a batch of labels (B, S)."""
-    positions = objective.response_positions(labels[:, 1:] != IGNORE)
+    positions = eq3.response_positions(labels[:, 1:] != IGNORE)
     return positions[positions > 0]
 
 

@@ -5,6 +5,8 @@ Knows the settings of a training and what is done before and after it; the loss 
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PrinterCallback
 
+from tokendeep import runs
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError
 from tokendeep.training import launch
@@ -70,7 +73,7 @@ def train(
             callbacks=[launch.ProgressBar(), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=launch.last_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     if "ref" in getattr(trainer.model, "peft_config", {}):
         trainer.model.delete_adapter("ref")
     launch.save(trainer, subject, out / "checkpoint")
@@ -127,3 +130,16 @@ def train_top_layers(model: Any, layers: int) -> None:
     model.requires_grad_(False)
     for layer in stack[len(stack) - layers :]:
         layer.requires_grad_(True)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint; those that a killed run left without their state, written last, are removed."""
+    whole: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            whole[int(path.name.removeprefix("checkpoint-"))] = path
+        except (OSError, ValueError):
+            if runs.is_main_process():
+                shutil.rmtree(path, ignore_errors=True)
+    return str(whole[max(whole)]) if whole else None

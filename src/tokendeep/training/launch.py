@@ -21,7 +21,6 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolic
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
-from tokendeep import runs
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError, memory_full
 from tokendeep.training.options import SharedTraining
@@ -157,19 +156,6 @@ def memory(micro_batch: int) -> Iterator[None]:
         raise InputError(
             f"The memory of the device does not hold the training of a micro-batch of {micro_batch} row(s): {way}."
         ) from error
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint; those that a killed run left without their state, written last, are removed."""
-    whole: dict[int, Path] = {}
-    for path in folder.glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            whole[int(path.name.removeprefix("checkpoint-"))] = path
-        except (OSError, ValueError):
-            if runs.is_main_process():
-                shutil.rmtree(path, ignore_errors=True)
-    return str(whole[max(whole)]) if whole else None
 
 
 def lora_config(rank: int) -> Any:

@@ -20,7 +20,7 @@ from tokendeep.errors import InputError
 from tokendeep.types import Encoded, Pair, Subject
 
 if TYPE_CHECKING:
-    from tokendeep.training.objective import BetaSchedule
+    from tokendeep.training.eq3 import BetaSchedule
 
 Array = NDArray[np.float64]
 KS = tuple(range(recovery.MARGIN_K + 1))
@@ -29,7 +29,7 @@ TOKENS = 3  # of each opening, and of the harmful answer, as in `measure`
 
 def gain(beta: float) -> float:
     """The nats a token gains over the reference until its weight 2 sigmoid(-beta gain) has fallen to `STOPPED`."""
-    from tokendeep.training.objective import STOPPED
+    from tokendeep.training.eq3 import STOPPED
 
     return math.log(2 / STOPPED - 1) / beta
 

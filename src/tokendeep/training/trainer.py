@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from tokendeep import models
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError
-from tokendeep.training import adapters, objective
+from tokendeep.training import adapters, eq3
 from tokendeep.training import reference as references
 from tokendeep.training.batches import ROW, SPANS, divisor, positions_of, spans, supervised_count, total
 from tokendeep.training.sft import ResponseSFTTrainer, each, flat
@@ -43,7 +43,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
             the same.
         head_anchor: (lambda, n): adds lambda times the mean of D_KL(reference || model), over the full vocabulary, at the
             first n answer positions of every row. Lambda 0 is Eq. 3 alone.
-        min_weight: 0 is Eq. 3; 1e-3 is the authors' code (see `objective.constrained_nll`).
+        min_weight: 0 is Eq. 3; 1e-3 is the authors' code (see `eq3.constrained_nll`).
         train_on: as ResponseSFTTrainer.
         others: what SFTTrainer takes.
 
@@ -75,7 +75,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         peft_config: Any = None,
         **others: Any,
     ) -> None:
-        self.schedule: Schedule = schedule or objective.BetaSchedule()
+        self.schedule: Schedule = schedule or eq3.BetaSchedule()
         self.reference = adapters.checked_reference(reference, model, peft_config)
         self.anchor_weight, self.anchored = _checked_anchor(head_anchor)
         if not min_weight >= 0:
@@ -260,7 +260,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         ref_logps = ref_logps.to(outputs.logps.device)
         betas = extra["betas"] if extra["betas"] is not None else self.schedule(positions[None])[0]
         betas = betas.to(outputs.logps)
-        tokens = objective.constrained_nll(outputs.logps, ref_logps, positions, betas, min_weight=self.min_weight)
+        tokens = eq3.constrained_nll(outputs.logps, ref_logps, positions, betas, min_weight=self.min_weight)
         loss = total(tokens, extra["weight"], count)
         if anchor is not None:
             anchored = self._anchor_count if mode == "train" and count is not None else None
@@ -282,11 +282,11 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
             at = positions <= self.anchored
             meter.add("anchor_kl", outputs.anchor_kl if mode == "train" else outputs.anchor_kl[kept[at]])
         logps, ref, positions, betas = outputs.logps[kept], ref[kept], positions[kept], betas[kept]
-        weights = objective.constraint_weights(logps, ref, betas)
-        meter.add("constrained", objective.constrained_nll(logps, ref, positions, betas))
-        meter.add("_objective", objective.constrained_nll(logps, ref, positions, betas, min_weight=self.min_weight))
-        meter.add("constrained_excess", objective.constrained_excess(logps, ref, betas))
-        meter.add("stopped", weights < objective.STOPPED)
+        weights = eq3.constraint_weights(logps, ref, betas)
+        meter.add("constrained", eq3.constrained_nll(logps, ref, positions, betas))
+        meter.add("_objective", eq3.constrained_nll(logps, ref, positions, betas, min_weight=self.min_weight))
+        meter.add("constrained_excess", eq3.constrained_excess(logps, ref, betas))
+        meter.add("stopped", weights < eq3.STOPPED)
         for span, inside in spans(positions):
             meter.add(f"weight_{span}", weights[inside])
             meter.add(f"log_ratio_{span}", (logps - ref)[inside])

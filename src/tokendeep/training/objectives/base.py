@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokendeep.training.objective import BetaSchedule
+    from tokendeep.training.eq3 import BetaSchedule
     from tokendeep.training.sft import ResponseSFTTrainer
 
 Changes = Mapping[str, Any]  # options of `finetune` by name

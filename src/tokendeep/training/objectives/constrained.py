@@ -15,7 +15,7 @@ from tokendeep.training.objectives.base import Objective
 from tokendeep.training.options import REFERENCES, training
 
 if TYPE_CHECKING:
-    from tokendeep.training.objective import BetaSchedule
+    from tokendeep.training.eq3 import BetaSchedule
     from tokendeep.training.sft import ResponseSFTTrainer
 
 
@@ -37,7 +37,7 @@ class ConstrainedOptions:
 
 def schedule(options: Any) -> "BetaSchedule":
     """The betas by answer position."""
-    from tokendeep.training.objective import BetaSchedule
+    from tokendeep.training.eq3 import BetaSchedule
 
     return BetaSchedule(options.beta_head, options.beta_tail)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokendeep.errors import InputError
-from tokendeep.training.objective import (
+from tokendeep.training.eq3 import (
     BetaSchedule,
     constrained_excess,
     constrained_nll,
