@@ -44,9 +44,9 @@ def forget_open_runs():
     forget_runs()
 
 
-def start(out: Path, pairs: Path, overwrite: bool = False, **changes) -> runs.Run:
+def start(out: Path, pairs: Path, overwrite: bool = False, verb="measure", nested=(), **changes) -> runs.Run:
     config = {**CONFIG, "data": str(pairs), "out": str(out), **changes}
-    return runs.open_run(out, "measure", config, {"data": str(pairs)}, overwrite=overwrite)
+    return runs.open_run(out, verb, config, {"data": str(pairs)}, overwrite=overwrite, nested=nested)
 
 
 def manifest(out: Path) -> dict:
@@ -545,6 +545,32 @@ def test_a_folder_beside_the_output_that_is_not_ours_is_left_alone(out, pairs):
     (mine / "notes.txt").write_text("mine")
     start(out, pairs).finish()
     assert names(mine) == {"notes.txt"}
+
+
+def test_runs_that_are_parts_of_one_are_moved_aside_with_it(out, pairs):
+    parts = ("*/finetune", "*/attack-*")
+    outer = start(out, pairs, nested=parts)
+    inner = start(out / "sft" / "finetune", pairs, seed=8)
+    (inner.out / "checkpoint" / "deep").mkdir(parents=True)
+    (inner.out / "checkpoint" / "deep" / "weights").write_text("old")
+    inner.finish()
+    runs.write_json(out / "sft" / "cell.json", {})
+    (inner.out / "notes.txt").write_text("mine")
+    other = start(out / "sft" / "measure", pairs, seed=8)  # no part of it
+    other.finish()
+    outer.finish()
+    assert manifest(out)["files"] == ["sft/cell.json"]  # as ever: what a part wrote stands in its own manifest
+    new = start(out, pairs, overwrite=True, seed=9, nested=parts)
+    (aside,) = replaced(out)
+    assert names(aside) == {
+        "manifest.json", "sft/cell.json", "sft/finetune/manifest.json", "sft/finetune/checkpoint/deep/weights",
+    }  # fmt: skip
+    assert names(out) == {"manifest.json", "sft/finetune/notes.txt", "sft/measure/manifest.json"}
+    new.finish()
+    assert replaced(out) == []
+    assert not (out / "sft" / "finetune" / "checkpoint").exists()
+    start(out, pairs, verb="attack", overwrite=True, nested=("*/measure",))  # of another verb nothing is known
+    assert (other.out / "manifest.json").exists()
 
 
 def test_overwrite_starts_the_same_run_anew(out, pairs):

@@ -13,7 +13,7 @@ from tokendeep import chat, data, stats
 from tokendeep.attacks import poison
 from tokendeep.errors import InputError
 from tokendeep.report import page, poison_table, render
-from tokendeep.types import Chat, Prompt
+from tokendeep.types import Chat, Prompt, Subject
 from tokendeep.verbs import poison as poisoning
 from tokendeep.verbs.poison import PoisonOptions
 
@@ -254,6 +254,34 @@ def test_another_run_can_take_the_place_of_one(tmp_path: Path, tiny_folder: Path
     out = run(config(tmp_path, tiny_folder, objectives=["sft"], max_steps=3, max_new_tokens=4, overwrite=True))
     trained = json.loads((out / "sft-lr0.001-seed0" / "finetune" / "manifest.json").read_text())
     assert trained["steps"] == 3
+
+
+def test_trainings_that_are_overwritten_lie_aside_until_the_new_ones_are_there(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = run(config(tmp_path, tiny_folder, objectives=["sft"]))
+    before = (out / "sft-lr0.001-seed0" / "finetune" / "manifest.json").read_bytes()
+
+    def fail(*args: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(poisoning.finetune, "run", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(tmp_path, tiny_folder, objectives=["sft"], max_steps=3, overwrite=True))
+    (aside,) = tmp_path.glob(".out.replaced-*")
+    assert (aside / "sft-lr0.001-seed0" / "finetune" / "manifest.json").read_bytes() == before
+    assert list(aside.glob("*/attack-*/*.eval"))
+
+
+def test_a_folder_of_the_users_own_is_no_place_for_a_loaded_model(
+    tmp_path: Path, tiny_folder: Path, tiny_subject: Subject
+) -> None:
+    mine = tmp_path / "out" / "model" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(InputError, match="was not written by this run"):
+        poisoning.run(poisoning.plan(config(tmp_path, tiny_folder, objectives=["sft"]), tiny_subject))
+    assert mine.read_text() == "mine"
 
 
 def test_prompts_that_are_trained_on_are_counted(tmp_path: Path, tiny_folder: Path) -> None:

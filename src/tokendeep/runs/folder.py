@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -80,6 +80,7 @@ def open_run(
     config: Mapping[str, Any],
     inputs: Mapping[str, str | Path] | None = None,
     overwrite: bool = False,
+    nested: Sequence[str] = (),
 ) -> Run:
     """Take `out` for this run: a new one, the same one to go on with, or the same one finished.
 
@@ -95,6 +96,7 @@ def open_run(
         inputs: name -> file or folder (hashed by content) or any other text (hashed as it is). A Path must exist.
         overwrite: start anew. What another run of ours wrote here is moved to `.NAME.replaced-XXXX` beside the folder
             and removed when this run has finished; files of the user's own stay where they are.
+        nested: patterns of folders under `out` whose runs are parts of this one, and are moved aside with it.
 
     Raises:
         InputError: `out` is empty, a file, not writable, on a full disk, holds a manifest of something else, holds a
@@ -103,7 +105,7 @@ def open_run(
     folder = _make_folder(out)
     manifest = manifests.new(verb, config, inputs or {}, BY_LIBRARIES)
     with _locked(folder):
-        run = _take(folder, manifest, overwrite)
+        run = _take(folder, manifest, overwrite, nested)
         if run.finished:
             _relabel(run, manifest["config"].get("label"))
         else:
@@ -113,15 +115,16 @@ def open_run(
     return run
 
 
-def _take(folder: Path, manifest: dict[str, Any], overwrite: bool) -> Run:
+def _take(folder: Path, manifest: dict[str, Any], overwrite: bool, nested: Sequence[str]) -> Run:
     """The run to do in `folder`, by what lies there."""
     old = manifests.read(folder)
     if old is None:
         _refuse_foreign(folder)
     elif overwrite:
         if is_main_process():
+            parts = written.nested(folder, nested) if old["verb"] == manifest["verb"] else []
             _refuse_foreign(folder, old["files"])
-            written.move_aside(folder, old)
+            written.move_aside(folder, {**old, "files": [*old["files"], *parts]})
     elif differences := manifests.differences(old, manifest):
         raise InputError(
             f"{folder} holds {'a finished' if old['status'] == 'finished' else 'an unfinished'} {old['verb']} run that "

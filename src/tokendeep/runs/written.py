@@ -45,6 +45,17 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (path for path in paths if path.is_symlink() or not path.is_dir())
 
 
+def nested(folder: Path, patterns: Iterable[str]) -> list[str]:
+    """What the runs in these folders below `folder` wrote, with their manifests, named from `folder`."""
+    places = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_dir()]
+    names: list[str] = []
+    for path in places:
+        if manifest := manifests.read(path):
+            place = path.relative_to(folder)
+            names += [(place / name).as_posix() for name in [*manifest["files"], manifests.MANIFEST]]
+    return names
+
+
 def remove_partials(folder: Path, paths: Iterable[Path]) -> None:
     """Remove the half-written files that killed processes left beside these paths."""
     for parent in {folder, *(path.parent for path in paths)}:

@@ -6,7 +6,6 @@ disk and is not done twice; the table is written anew after every training, with
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from tokendeep.verbs.finetune import FinetuneOptions
 
 what = heading("What to attack")
 asking = heading("What to ask the tuned models")
+TRAININGS = ("*/finetune", "*/attack-*")  # where the runs lie that this one is made of
 NOT_SHARED = {  # options of `finetune` that mean something else here, or that every training has for itself
     "data", "out", "lr", "objective", "label", "overwrite", "probe", "test", "max_new_tokens",
 }  # fmt: skip
@@ -197,15 +197,15 @@ def run(plan: PoisonPlan) -> Path:
         InputError: a row that cannot be used, before anything is trained.
     """
     options, subject = plan.options, plan.subject
-    state = runs.open_run(options.out, "poison", asdict(options), plan.sources, overwrite=options.overwrite)
+    state = runs.open_run(
+        options.out, "poison", asdict(options), plan.sources, overwrite=options.overwrite, nested=TRAININGS
+    )
     out = state.out
     if state.finished:
         print(f"poison: {out} already holds this finished run\n\n{(out / 'table.md').read_text(encoding='utf-8')}")
         return out
-    if options.overwrite and not (out / "source.jsonl").exists():
-        _remove_trainings(out)
     runs.private_dir(out)
-    model = options.model if subject is None else _placed(subject, out / "model")
+    model = options.model if subject is None else _placed(subject, state.claim("model"))
     made = _make(plan, model, out)
     print(f"poison ({options.kind}): {len(made.chats)} rows to train on, {len(plan.prompts)} prompts to ask")
     near = poisoning.overlap(made.chats, plan.prompts)
@@ -268,15 +268,6 @@ def _make(plan: PoisonPlan, model: str, out: Path) -> Poison:
 def _loading(options: PoisonOptions) -> ModelOptions:
     """How the attacked model is loaded."""
     return ModelOptions(**{field.name: getattr(options, field.name) for field in fields(ModelOptions)})
-
-
-def _remove_trainings(out: Path) -> None:
-    """What an earlier run wrote below the folder: only runs of ours, each known by its manifest."""
-    for manifest in [*out.glob("*/finetune/manifest.json"), *out.glob("*/attack-*/manifest.json")]:
-        if "tokendeep" in json.loads(manifest.read_text(encoding="utf-8")):
-            shutil.rmtree(manifest.parent)
-    for cell in out.glob("*/cell.json"):
-        cell.unlink()
 
 
 def check(options: PoisonOptions) -> list[Cell]:
