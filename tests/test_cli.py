@@ -263,6 +263,25 @@ def test_a_yaml_file_is_overridden_by_flags(tmp_path):
     assert (given.k, given.model, given.overwrite, given.seed) == ([7], "here", False, 5)
 
 
+def test_numbers_of_a_yaml_file_may_have_an_exponent_and_no_point(tmp_path):
+    path = tmp_path / "options.yaml"
+    path.write_text("lr: 2e-5\nbeta_head: [1e-1, 2E+0, 5]\nsystem: '1e3'\n")
+    options = parse("finetune", "--config", str(path), "--model", "m", "--data", "d", "--out", "o")
+    assert (options.lr, options.beta_head, options.system) == (2e-5, [0.1, 2.0, 5], "1e3")
+
+
+def test_null_is_no_value_where_an_option_may_have_none():
+    options = parse("measure", "--model", "m", "--data", "d", "--out", "o", "--base", "null", "--limit", "null")
+    assert (options.base, options.limit) == (None, None)
+    assert parse("measure", "--model", "m", "--data", "d", "--out", "o", "--system", "null").system == "null"
+
+
+@pytest.mark.parametrize("text", ["-x", "-- yes", "--be kind", "-5", "-", "--"])
+def test_a_text_may_begin_with_a_dash(text):
+    options = parse("gcg", "--model", "m", "--data", "d", "--out", "o", "--opening", text, "--stop", "false")
+    assert (options.opening, options.stop) == (text, False)
+
+
 def test_the_recipes_are_options():
     recipes = sorted((SOURCE.parent / "recipes").glob("*.yaml"))
     assert recipes

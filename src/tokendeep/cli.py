@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from inspect import BoundArguments
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from attrs import evolve
@@ -22,7 +22,7 @@ from cyclopts.help import DefaultFormatter
 from tokendeep import __version__
 from tokendeep.errors import InputError, did_you_mean, explain, nearest
 from tokendeep.verbs import VERBS
-from tokendeep.verbs.common import advanced, meaning, output, typed
+from tokendeep.verbs.common import advanced, meaning, output, typed, yaml_settings
 
 HELP = ("-h", "--help")
 ALONE = (*HELP, "--version", "--install-completion")  # what needs no verb
@@ -37,7 +37,9 @@ class Help(DefaultFormatter):
 
 
 def converted(hint: Any, tokens: Sequence[Token]) -> object:
-    """What words of the command line are as a value; a whole number is written as one (cyclopts would round 1.5)."""
+    """What words of the command line are as a value: null is none; a whole number is written as one, not rounded."""
+    if tokens[0].value == "null" and type(None) in get_args(hint):
+        return None
     return int(tokens[0].value) if hint is int else convert(hint, tokens)
 
 
@@ -147,16 +149,22 @@ def _verb(words: Sequence[str]) -> str | None:
 
 
 def _joined(words: Sequence[str], verb: str) -> list[str]:
-    """The words from the verb on, with `--switch true` as `--switch=true`."""
-    hints = {**get_type_hints(options_of(verb)), "dry_run": bool, "debug": bool}
-    switches = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if hint is bool}
+    """The words from the verb on, with `--switch true` as `--switch=true` and `--text "- one"` as `--text=- one`."""
+    hints = {**get_type_hints(options_of(verb)), "config": str, "dry_run": bool, "debug": bool}
+    kinds = {f"--{name.replace('_', '-')}": hint for name, hint in hints.items()}
     joined: list[str] = []
     for word in words[words.index(verb) :]:
-        if word in ("true", "false") and joined and joined[-1].replace("_", "-") in switches:
+        kind = kinds.get(joined[-1].replace("_", "-")) if joined else None
+        if word in ("true", "false") if kind is bool else kind and get_origin(kind) is not list and _dashed(word):
             joined[-1] += f"={word}"
         else:
             joined.append(word)
     return joined
+
+
+def _dashed(word: str) -> bool:
+    """Whether a word begins with a dash and is no option."""
+    return word.startswith("-") and word not in HELP and not re.match(r"--[\w-]+(=|$)", word)
 
 
 def read_yaml(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -171,7 +179,7 @@ def read_yaml(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
     path = tokens[-1].value
     for name in ("options", "dry_run", "debug"):
         del by_name[name]
-    for key, value in _settings(path).items():
+    for key, value in yaml_settings(path).items():
         name = str(key).replace("-", "_")
         if name not in by_name:
             raise InputError(f"{path}: {commands[0]} has no option {str(key)[:40]}; {did_you_mean(name, by_name)}.")
@@ -180,22 +188,6 @@ def read_yaml(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
         if not argument.tokens:
             text = "" if isinstance(value, list) else str(value)  # cyclopts would take a list's text apart
             argument.append(Token(keyword=name, value=text, source=path, implicit_value=checked))
-
-
-def _settings(path: str) -> dict[object, object]:
-    """The mapping that a YAML file holds."""
-    import yaml
-
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}; check what --config names.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        settings, path = None, f"{path}, line {mark.line + 1}" if mark else path
-    if not isinstance(settings, dict):
-        raise InputError(f"{path}: holds no options that can be read; write UTF-8 text with lines such as seed: 1.")
-    return settings
 
 
 # --- mistakes -> one sentence --------------------------------------------------------------------

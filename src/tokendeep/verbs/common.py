@@ -24,15 +24,19 @@ A verb is one module, named as the verb (the pattern is `measure.py`), with thre
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Protocol, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
 from tokendeep.errors import InputError
 from tokendeep.models.options import Floats, Ints, Names, Texts, advanced, loading
+
+if TYPE_CHECKING:
+    import yaml
 
 __all__ = [
     "Floats",
@@ -47,6 +51,7 @@ __all__ = [
     "meaning",
     "output",
     "typed",
+    "yaml_settings",
 ]
 
 
@@ -108,3 +113,37 @@ def meaning(hint: Any) -> str:
     if get_origin(hint) in (Union, UnionType):
         return meaning(next(arg for arg in get_args(hint) if arg is not type(None)))
     return MEANINGS.get(hint, str(hint))
+
+
+# --- YAML files ---------------------------------------------------------------------------------
+
+
+def yaml_settings(path: str) -> dict[object, object]:
+    """The mapping of options that a YAML file holds.
+
+    Raises:
+        InputError: no such file, or no mapping in it.
+    """
+    import yaml
+
+    try:
+        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_loader())
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}; check what --config names.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        settings, path = None, f"{path}, line {mark.line + 1}" if mark else path
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: holds no options that can be read; write UTF-8 text with lines such as seed: 1.")
+    return settings
+
+
+def _loader() -> type[yaml.SafeLoader]:
+    """Reads YAML and takes 2e-5 for a number, which YAML 1.1 does not without a point."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """The safe loader with one more form of numbers."""
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+    return Loader
