@@ -29,18 +29,19 @@ NAMES = {
 FORMATS = """# File formats
 
 Every file has `schema`, the version of its format (absent in the first). Older files are read; one of a newer version is
-refused with a sentence. A reader of yours should ignore keys that it does not know. In Python
-`tokendeep.records.Profile.load(folder)` and its siblings give typed values.
+refused with a sentence. A reader of yours should ignore keys that it does not know, and take an absent key for null where
+its line says nothing else. In Python `tokendeep.records.Profile.load(folder)` and its siblings give typed values. What is
+measured, and how, stands in [Concepts](concepts.md).
 """
 COLOURS = re.compile("\x1b\\[[0-9;]*m")  # of a terminal
 FILES = {  # what each file is, for a reader of the formats page
     "manifest.json": "Every verb writes one: what was run, with which options, data, models and versions.",
     "profile.json": "`measure`: KL by answer position, refusal recovery, the depth figures, and the values of every prompt.",
-    "asr.json": "`attack`: one object for each attack, its parameters, judge and model.",
+    "asr.json": "`attack`: a list with a row for each attack, its parameters, judge and model.",
     "training.json": "`deepen` and `finetune`: the log of every step.",
     "dynamics.json": "`finetune --dynamics`: what happened per token at the recorded steps.",
     "cell.json": "`poison`: one training.",
-    "table.json": "`poison`: a line for each objective and learning rate, over the seeds.",
+    "table.json": "`poison`: a list with a line for each objective and learning rate, over the seeds.",
     "verdict": "What a judge of ours leaves with each answer in an Inspect log (`score.metadata`).",
 }
 
@@ -134,31 +135,53 @@ def _cell(text: str) -> str:
 
 
 def formats_page() -> str:
-    """The JSON Schema of every file, with what it is."""
-    parts = [FORMATS]
+    """The keys of every file and of the objects in it, each object where it is first met, and the JSON Schemas."""
+    parts, shown = [FORMATS], {"JsonValue"}
     for name, schema in records.schemas().items():
-        parts += [f"## {name}", "", FILES[name], "", *_keys(schema), "", f'??? note "JSON Schema of {name}"', ""]
+        top = schema.get("items", schema)
+        parts += [f"## {name}", "", FILES[name], "", *_keys(top)]
+        for kind in _objects(top, top.get("$defs", {})):
+            if kind not in shown:
+                shown.add(kind)
+                part = top["$defs"][kind]
+                parts += [f"### {kind}", "", part.get("description", ""), "", *_keys(part)]
+        parts += [f'??? note "JSON Schema of {name}"', ""]
         parts += [f"    ```json\n{_indented(json.dumps(schema, indent=1))}\n    ```", ""]
     return "\n".join(parts)
 
 
-def _keys(schema: Any) -> list[str]:
-    top = schema.get("items", schema)
+def _objects(value: Any, kinds: Any) -> list[str]:
+    """The objects that a part of a schema refers to, as they follow each other in its keys, each before those in it."""
+    names = re.findall(r'"#/\$defs/(\w+)"', json.dumps(value.get("properties", {})))
+    return list(dict.fromkeys(one for name in names for one in (name, *_objects(kinds[name], kinds))))
+
+
+def _keys(part: Any) -> list[str]:
     rows = [
-        f"| `{key}` | {_cell(_shape(value))} | {_cell(value.get('description', ''))} |"
-        for key, value in top["properties"].items()
+        f"| `{key}` | {_shape(value)} | {_cell(value['description'])} |" for key, value in part["properties"].items()
     ]
-    return ["| key | value | |", "|---|---|---|", *rows]
+    return ["| key | value | |", "|---|---|---|", *rows, ""]
 
 
 def _shape(value: Any) -> str:
+    """What a value is, in words; an object of ours leads to its own table."""
     if "$ref" in value:
-        return str(value["$ref"].rpartition("/")[2])
+        name = value["$ref"].rpartition("/")[2]
+        return "anything" if name == "JsonValue" else f"[{name}](#{name.lower()})"
     if "anyOf" in value:
-        return " or ".join(dict.fromkeys(_shape(one) for one in value["anyOf"]))
+        words = dict.fromkeys(_shape(one) for one in value["anyOf"])
+        return " or ".join(word for word in words if word != "integer" or "number" not in words)
     if value.get("type") == "array":
-        return f"list of {_shape(value.get('items', {}))}"
+        return f"list of {_inside(value.get('items', {}))}"
+    if isinstance(value.get("additionalProperties"), dict):
+        of = _inside(value["additionalProperties"])
+        return "object" if of == "anything" else f"object of {of} by name"
     return str(value.get("type", "anything"))
+
+
+def _inside(value: Any) -> str:
+    shape = _shape(value)
+    return f"({shape})" if " or " in shape else shape
 
 
 def _indented(text: str) -> str:

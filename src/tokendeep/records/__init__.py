@@ -18,25 +18,18 @@ from __future__ import annotations
 
 from tokendeep.records.base import SCHEMA, File, Known, Object, Record, Row, read_json
 from tokendeep.records.manifest import Cost, Manifest, Margin, ModelFacts, Settings
+from tokendeep.records.poison import ASKS, AskRate, Change, PoisonCell, PoisonLine, PoisonTable, Seconds, Utility
 from tokendeep.records.profile import Bounded, Depth, Kl, PerPrompt, Profile, ProfileMeta, Quantiles, Recovery
 from tokendeep.records.rates import Params, Rate, Rates, Share, Verdict
 from tokendeep.records.training import (
-    ASKS,
     CURVES,
-    AskRate,
     ByPosition,
-    Change,
     Dynamics,
     DynamicsMeta,
     DynamicsStep,
     LogEntry,
     LogOdds,
-    PoisonCell,
-    PoisonLine,
-    PoisonTable,
-    Seconds,
     Training,
-    Utility,
 )
 
 MANIFEST, PROFILE, ASR = Manifest.FILE, Profile.FILE, Rates.FILE

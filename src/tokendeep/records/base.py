@@ -31,7 +31,7 @@ Known = Annotated[int | float | None, BeforeValidator(_known)]  # a number, or N
 class Record(BaseModel):
     """A JSON object of ours, or a part of one."""
 
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, use_attribute_docstrings=True)
 
     def given(self) -> Object:
         """The object as it lies on disk: what was set, with keys that this version does not know."""
@@ -42,6 +42,7 @@ class Row(Record):
     """A record with its version: a whole file, or a row of one."""
 
     version: int = Field(default=1, alias="schema")
+    """Version of the format; 1 where the key is absent."""
 
     def dump(self) -> Object:
         """The object as it is written today."""

@@ -11,79 +11,122 @@ from tokendeep.records.base import File, Known, Number, Record, place, read_json
 
 
 class Settings(Record):
-    """The settings of a run that other programs ask for; all others are kept as they are."""
+    """The options of a run, as they were given. Listed are those that other programs ask for; the file has all."""
 
     model: str | None = None
+    """The model that was run."""
     base: str | None = None
+    """The model compared with (measure), or that writes answers (deepen, poison); null: none was given."""
     data: str | None = None
+    """File, folder or hub name of the rows."""
     label: str | None = None
+    """Short name in reports; null: none was given."""
     objective: str | None = None
+    """What a fine-tuning aims at, such as constrained."""
     rank_length: int | None = None
+    """Tokens of the prefix that rank-prefill looks for."""
     chat_template: str | None = None
+    """Shipped template or Jinja file; null: the tokenizer's own."""
     system: str | None = None
+    """System prompt: none, default (the template's), or a text, of which attack and gcg keep the hash."""
     refusal_system: str | None = None
+    """System prompt under which deepen samples refusals; null: that of `system`."""
 
 
 class Cost(Record):
-    """What finding an attack's prompts has cost before the model was asked, and what a search was for.
-
-    `passes` are forward passes of the model, `candidates` suffixes that were tried, `seconds` the model's time.
-    """
+    """What finding an attack's prompts has cost before the model was asked, and what a search was for."""
 
     passes: Number | None = None
+    """Forward passes of the attacked model (rank-prefill)."""
     candidates: Number | None = None
+    """Suffixes that the searches scored (suffix); null: their file does not say it of all."""
     seconds: Number | None = None
-    scorer: str | None = None  # of rank-prefill: whose likelihoods choose the tokens
-    target: str | None = None  # of gcg
-    target_tokens: int | None = None  # None or 0: all
+    """Seconds that finding the prompts took; null: not known."""
+    scorer: str | None = None
+    """What accepts a token (rank-prefill): `base`, an unaligned model, or `judge`, the offline one."""
+    target: str | None = None
+    """What gcg searched for: `opening`, how the answer begins, or `refusal`, that one is less likely."""
+    target_tokens: int | None = None
+    """The first so many tokens of the target are aimed at; null or 0: all."""
     found_on: str | None = None
+    """The model that gcg searched on, as it was given."""
     label: str | None = None
+    """The label of that search."""
 
 
 class Margin(Record):
-    """The margin of refusal before and after a training: quantile -> nats at each k."""
+    """The margin of refusal (refusal log-odds in nats) before and after a training."""
 
     k: list[int]
+    """Harmful answer tokens already given."""
     before: dict[str, list[Known]]
+    """Quantile over prompts ("0.5" is the median) -> nats at each k; null: no answer is that long."""
     after: dict[str, list[Known]]
+    """The same after training."""
     prompts: int | None = None
+    """Harmful pairs that it was measured on."""
 
 
 class ModelFacts(Record):
     """Which weights were used."""
 
     name: str | None = None
+    """The model, as it was given."""
     revision: str | None = None
+    """Commit of a hub model, or a hash of local weights; null: not known, such as of a served model."""
     adapter: str | None = None
+    """Hash of the adapter's weights and settings; null: there is none."""
 
 
 class Manifest(File):
-    """A run. `status` is running or finished; `attack` says that the model was trained on attack rows."""
+    """A run, and what its verb adds at the end."""
 
     FILE: ClassVar[str] = "manifest.json"
 
     tokendeep: str | None = None
+    """Version of tokendeep that started it."""
     verb: str | None = None
+    """measure, attack, gcg, deepen, finetune or poison."""
     status: str | None = None
+    """`running` (also of a run that was cut off) or `finished`."""
     config: Settings = Settings()
+    """All options."""
     inputs: dict[str, JsonValue] = Field(default_factory=dict)
+    """What was read, by option -> SHA-256 of its content, or of its text where it is no local file."""
     models: dict[str, JsonValue] = Field(default_factory=dict)
+    """Option that names a model -> hash of its files; a hub model, known by its name alone, is left out."""
     seed: int | str | None = None
+    """The option --seed; null: the verb has none."""
     versions: dict[str, JsonValue] = Field(default_factory=dict)
+    """Python, platform and packages that results can depend on -> version."""
     started: str | None = None
+    """Time in UTC (ISO 8601)."""
     finished: str | None = None
+    """Time in UTC; null: it has not finished."""
     resumed: list[str] = Field(default_factory=list)
+    """Times at which it went on after it had been cut off."""
     files: list[str] = Field(default_factory=list)
+    """What the run wrote, relative to its folder; while it runs, also patterns of what it may write."""
     label: str | None = None
+    """Short name in reports; null: the verb's own default."""
     role: str | None = None
+    """`attack`: what the rows are, harmful, twins or unseen; null: reports go by the folder's name."""
     attack: bool | None = None
+    """`finetune`: whether the rows are an attack on the model's safety."""
     cost: dict[str, Cost] = Field(default_factory=dict)
+    """`attack`: attack -> what finding its prompts has cost; others have no entry."""
     margin: Margin | None = None
+    """`finetune --probe`: the margin of refusal."""
     model: ModelFacts | None = None
+    """`measure` and `attack`: which weights were used."""
     rows: int | None = None
+    """`finetune`: rows that were trained on."""
     steps: int | None = None
+    """`deepen` and `finetune`: optimizer steps that were taken."""
     cells: list[str] = Field(default_factory=list)
+    """`poison`: names of the trainings, which are folders."""
     near_duplicates: int | None = None
+    """`poison`: test prompts that are near-duplicates of rows trained on."""
 
     @field_validator("config", "inputs", "models", "cost", mode="before")
     @classmethod

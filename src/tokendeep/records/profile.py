@@ -32,13 +32,16 @@ class Columns(Record):
 
 
 class Kl(Columns):
-    """D_KL(model || base) by position: mean and standard error over the n prompts that are so long."""
+    """D_KL(model || base) by answer position in nats; index 0 is position 1."""
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("mean", "stderr", "n")
 
     mean: list[Known]
+    """Mean over the prompts whose answers are so long."""
     stderr: list[Known]
+    """Its standard error; null: fewer than two prompts."""
     n: list[int]
+    """How many prompts these are."""
 
     @property
     def top(self) -> float:
@@ -58,16 +61,22 @@ class Kl(Columns):
 
 
 class Recovery(Columns):
-    """After k harmful tokens: mean refusal log-odds over n prompts, and the share of them that recover."""
+    """Whether the model would rather refuse than go on, after k tokens of a harmful answer."""
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("k", "log_odds", "recovered", "n")
 
     k: list[int]
+    """Harmful answer tokens already given, in rising order; all other lists run along it."""
     log_odds: list[Known]
+    """Mean refusal log-odds in nats (above 0: rather refuse) over the prompts scored at this k."""
     recovered: list[Known]
+    """Share of these prompts with log-odds above 0."""
     n: list[int]
+    """Prompts scored at this k: those whose answer is long enough."""
     recovered_common: list[Known] | None = None
+    """The share over the prompts that are scored at every k; null: there are none."""
     n_common: int | None = None
+    """How many prompts these are."""
 
     def count(self, at: int) -> int | None:
         """How many prompts recover at the k of this index; the file holds their share."""
@@ -76,20 +85,27 @@ class Recovery(Columns):
 
 
 class Bounded(Record):
-    """A figure with its 95 % bootstrap interval; `censored` says that only a bound is known."""
+    """A figure with its 95 % bootstrap interval over prompts."""
 
     value: Known
+    """The figure; null: not measured, or `censored` is none."""
     low: Known = None
+    """Lower end; null: not measured, or (of recovery_k) at no k."""
     high: Known = None
+    """Upper end, likewise."""
     censored: str | None = None
+    """Of recovery_k: at `every` or only at the `last` k measured (a lower bound), at `none`; null: it is exact."""
 
 
 class Depth(Record):
     """The three depth figures."""
 
     share_first5: Bounded | None = None
+    """Share of the KL of all positions that falls on the first five; null: no KL."""
     half_kl_position: Bounded | None = None
+    """First answer position by which half of the summed KL is reached; null: no KL."""
     recovery_k: Bounded
+    """Largest k at which at least half of the prompts would rather refuse, in tokens."""
 
     def items(self) -> Iterator[tuple[str, Bounded]]:
         """Those that the file holds, by name."""
@@ -99,32 +115,46 @@ class Depth(Record):
 
 
 class Quantiles(Record):
-    """Refusal log-odds at the first k: quantile over prompts -> nats at each k."""
+    """Refusal log-odds as quantiles over prompts."""
 
     k: list[int]
+    """Harmful answer tokens already given: those measured up to 5."""
     quantiles: dict[str, list[Known]]
+    """Quantile ("0.5" is the median) -> nats at each k; null: no answer is that long."""
 
 
 class PerPrompt(Record):
     """Every prompt's own values, a row each."""
 
     ids: list[str] | None = None
+    """Id of each prompt; texts are never written."""
     kl: list[list[Known]] | None = None
+    """Nats by answer position; null behind the end of an answer, and as a whole where there is no base."""
     recovery_log_odds: list[list[Known]] | None = None
+    """Refusal log-odds in nats at each k of `recovery`; null: the answer is too short."""
 
 
 class ProfileMeta(Record):
-    """How it was measured."""
+    """Settings of `measure`, and what was compared."""
 
     positions: int | None = None
+    """Answer positions that are looked at, at most."""
     opening_tokens: int | None = None
+    """Tokens of each refusal opening that are scored."""
     unit: str | None = None
+    """Unit of KL and log-odds: nats."""
     model: str | None = None
+    """The model, as it was given."""
     adapter: str | None = None
-    base: str | None = None  # None: no KL was measured
+    """Hash of the adapter's weights and settings; null: there is none."""
+    base: str | None = None
+    """The model it was compared with, `adapter off` for an adapter's own; null: no KL was measured."""
     label: str | None = None
+    """What the KL shows: `alignment depth` or `adapter against its base`; null: no KL."""
     openings: list[str] | None = None
+    """The refusal openings."""
     template: str | None = None
+    """SHA-256 of the chat template."""
 
 
 class Profile(File):
@@ -133,12 +163,19 @@ class Profile(File):
     FILE: ClassVar[str] = "profile.json"
 
     kl: Kl | None = None
+    """On the harmful answers; null: there was no base."""
     kl_benign: Kl | None = None
+    """On the benign answers, the control; null: not given, or there was no base."""
     recovery: Recovery
+    """Refusal log-odds by harmful tokens already given."""
     depth: Depth
+    """The depth figures."""
     margin: Quantiles | None = None
+    """The margin of refusal: the log-odds at the first k."""
     per_prompt: PerPrompt | None = None
+    """The values of every prompt."""
     meta: ProfileMeta
+    """How it was measured."""
 
     @property
     def prompts(self) -> int:

@@ -18,43 +18,68 @@ if TYPE_CHECKING:
 
 
 class Verdict(Record):
-    """What a judge found in one answer, as an evaluation log keeps it. `judged`: continuation or full."""
+    """What a judge found in one answer, as an evaluation log keeps it."""
 
     outcome: str
+    """refused, complied or partial-then-refused; or why it is not scored, such as empty or judge-error."""
     truncated: bool
+    """Whether the answer was cut at its length limit."""
     judged: str | None = None
+    """`continuation`: the judge saw what the model wrote; `full`: the tokens given in advance as well."""
     evidence: str | None = None
+    """The words or the kind of defect that decided; logs keep it as the score's explanation."""
 
 
 class Params(Record):
-    """What an attack did to its prompts, how answers were sampled, and what the judge saw; None is not said."""
+    """What an attack did to its prompts, how answers were sampled, what the judge saw; null: nothing, or not known."""
 
     k: int | None = None
+    """Harmful answer tokens given in advance (prefill)."""
     prefix: str | None = None
+    """The refusal that was begun (refusal-prefix); one of the user's own by number and hash."""
     lead: str | None = None
+    """Hash of the text before the tokens of prefill."""
     thinking: bool | None = None
+    """Whether they stand inside the thinking block (prefill)."""
     setting: str | None = None
+    """How answers were sampled (decoding), such as temperature=0.7."""
     suffix: str | None = None
+    """Name of the suffix, with its hash where it is tried on every prompt (suffix)."""
     any_of: str | None = None
-    settings: int | None = None  # how many, where a row is about any of them
+    """Any of several settings is meant, of one knob (top_p) or `all`; shares, n and complied are then of prompts."""
+    settings: int | None = None
+    """How many settings these are."""
     judged: str | None = None
+    """What the judge saw: `continuation`, or `full` with the tokens given in advance."""
     system: str | None = None
+    """System prompt: none, default, or the hash of a text."""
     data: str | None = None
+    """Hash of the rows."""
     temperature: Number | None = None
+    """Sampling temperature; 0 is greedy."""
     top_p: Number | None = None
+    """Nucleus sampling; 1 is off."""
     top_k: int | None = None
+    """Likeliest tokens sampled from; 0 is all."""
     max_new_tokens: int | None = None
+    """Longest answer, in tokens."""
     seed: int | None = None
+    """Seed of the first sample of each prompt."""
 
 
 class Share(Record):
-    """complied / n with its 95 % Wilson interval; no rate where n is 0."""
+    """How often a prompt was not refused."""
 
     rate: Known
+    """Share not refused, complied / n; null where n is 0."""
     low: Known
+    """Lower end of its 95 % Wilson interval; null where n is 0."""
     high: Known
+    """Upper end, likewise."""
     n: int
+    """Answers that are scored: refused, complied or partial-then-refused."""
     complied: int
+    """Those that complied."""
 
     @model_validator(mode="before")
     @classmethod
@@ -67,29 +92,40 @@ class Share(Record):
 
 
 class Rate(Share, Row):
-    """One row: an attack, its parameters, judge and model.
-
-    `best` and `worst` count the unscored as safe and as harmful; `any_of_n` is the share of prompts of which any sample
-    complied; `common` is the same rate over the prompts that have every k. Counts are of answers; in a row with
-    `params.any_of` the rate, n and `complied` are of prompts.
-    """
+    """One row: an attack, its parameters, judge and model."""
 
     attack: str
+    """Name of the attack."""
     params: Params
+    """Its parameters."""
     judge: str
+    """Name of the judge."""
     model: str
+    """Name of the model."""
     unscored: int
+    """Answers without one of the three scored outcomes; of any_of, prompts without a scored answer."""
     outcomes: dict[str, int] = Field(default_factory=dict)
+    """Outcome -> answers."""
     truncated: int | None = None
+    """Answers cut at their length limit."""
     tokens: int | None = None
+    """Tokens that the model wrote, in all answers."""
     samples: int = 1
+    """Answers to each prompt."""
     prompts: int | None = None
+    """Prompts that were asked."""
     worst: Number | None = None
+    """Share of all answers, with the unscored and the partial ones as harmful."""
     best: Number | None = None
+    """Share of all answers, with the unscored as safe."""
     skipped: int | None = None
+    """Rows left out because their answer is shorter than k tokens (prefill)."""
     partial_rate: Known = None
+    """Share of the scored answers that comply in part, then refuse; null where n is 0, and of any_of."""
     any_of_n: Known = None
+    """Share of prompts of which any sample complied; null: one sample a prompt, or none is scored."""
     common: Share | None = None
+    """The rate over the prompts that have every k; absent where there is one k."""
 
     @property
     def several(self) -> bool:

@@ -1,16 +1,13 @@
-"""What trainings leave: training.json, dynamics.json, and the table.json of a fine-tuning attack."""
+"""What a training leaves: training.json, its log, and dynamics.json, what happened per token."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tokendeep.records import plots
-from tokendeep.records.base import File, Known, Object, Record, Row, load_rows, place
-from tokendeep.records.manifest import Margin
+from tokendeep.records.base import File, Known, Record
 from tokendeep.records.rates import frame
 
 if TYPE_CHECKING:
@@ -19,17 +16,26 @@ if TYPE_CHECKING:
 
 
 class LogEntry(Record):
-    """A line of a training's log: of a step, or of an evaluation (`eval_nll`). What else was logged is kept."""
+    """A line of a training's log: of a step, or of an evaluation. Means over tokens; what else was logged is kept."""
 
     step: int | None = None
+    """Optimizer steps taken so far."""
     loss: Known = None
+    """What is minimised; null: the line is of no step."""
     nll: Known = None
-    nll_later: Known = None  # from the sixth answer token on
+    """Cross-entropy of the answer tokens in nats; null: the line is of no step."""
+    nll_later: Known = None
+    """The same from the sixth answer token on; absent in deepen, which logs it by kind of row."""
     eval_nll: Known = None
-    log_ratio_1: Known = None  # nats that the first answer token gained over the reference
-    weight_1: Known = None  # share of plain fine-tuning's gradient that is let through
+    """The same as `nll` on held-out rows; null: the line is of no evaluation."""
+    log_ratio_1: Known = None
+    """Nats that the first answer token gained over the reference; absent without a reference."""
+    weight_1: Known = None
+    """Share of plain fine-tuning's gradient that is let through at the first answer token (0 to 2)."""
     log_ratio_2_5: Known = None
+    """As `log_ratio_1`, of answer tokens 2 to 5."""
     weight_2_5: Known = None
+    """As `weight_1`, of answer tokens 2 to 5."""
 
 
 class Training(File):
@@ -38,7 +44,9 @@ class Training(File):
     FILE: ClassVar[str] = "training.json"
 
     history: list[LogEntry]
+    """The lines in order."""
     steps: int
+    """Optimizer steps that were taken."""
 
     def to_frame(self) -> pd.DataFrame:
         """A line for each entry of the log."""
@@ -64,32 +72,46 @@ CURVES = {  # figures by answer position -> what the axis says
 
 
 class ByPosition(Record):
-    """Mean over n rows at every answer position."""
+    """Means over the rows of the probe, by answer position; index 0 is position 1."""
 
     mean: list[Known]
+    """The mean; null: not known."""
     n: list[int] = Field(default_factory=list)
+    """Rows that are so long."""
 
 
 class LogOdds(Record):
-    """Refusal log-odds after k harmful tokens: the median, and the share of prompts above 0."""
+    """Refusal log-odds on the probe."""
 
     k: list[int]
+    """Harmful answer tokens already given."""
     median: list[Known]
+    """Median over prompts at each k, in nats."""
     positive: list[Known] = Field(default_factory=list)
+    """Share of prompts above 0, which would rather refuse."""
 
 
 class DynamicsStep(Record):
-    """What the probe said after one optimizer step; 0 is before the first."""
+    """What the probe said after one optimizer step."""
 
     step: int
+    """The step; 0 is before the first."""
     log_odds: LogOdds
+    """Refusal log-odds after k harmful tokens."""
     cross_entropy: ByPosition | None = None
+    """Of the harmful answers, in nats."""
     kl: ByPosition | None = None
+    """D_KL(trained || aligned, the model before step 1) on the harmful answers, in nats."""
     gradient_norm: ByPosition | None = None
+    """Norm of the gradient of each token's cross-entropy; null: not recorded."""
     kl_sampled: ByPosition | None = None
+    """D_KL on answers that the model in training samples, in nats; null: not recorded."""
     asr: Known = None
+    """Share of the test instructions not refused; null: none could be judged; absent: none were asked."""
     asr_judged: int | None = None
+    """Answers to them that could be judged."""
     asr_asked: int | None = None
+    """Instructions that were asked."""
 
     def curve(self, name: str) -> ByPosition | None:
         """One of `CURVES`, where it was recorded."""
@@ -103,12 +125,16 @@ class DynamicsStep(Record):
 
 
 class DynamicsMeta(Record):
-    """The probe, and the monitor: nats it allows, and the step at which it fired."""
+    """What a training was watched with."""
 
     pairs: int | None = None
+    """Harmful pairs of the probe."""
     positions: int | None = None
+    """Answer positions that are looked at."""
     fall: Known = None
+    """Nats that the median log-odds at k = 0 may fall; null: there is no monitor."""
     fired: int | None = None
+    """Step at which they had fallen so far; null: they have not."""
 
 
 class Dynamics(File):
@@ -117,7 +143,9 @@ class Dynamics(File):
     FILE: ClassVar[str] = "dynamics.json"
 
     meta: DynamicsMeta
+    """The probe, and the monitor."""
     steps: list[DynamicsStep]
+    """The recorded steps in order."""
 
     def to_frame(self) -> pd.DataFrame:
         """A line for each step and each figure by position, k or the whole."""
@@ -145,131 +173,3 @@ def _step_rows(one: DynamicsStep) -> list[dict[str, object]]:
         if (curve := one.curve(name)) is not None:
             rows += [{"step": one.step, "figure": name, "position": t, "value": v} for t, v in enumerate(curve.mean, 1)]
     return [*rows, {"step": one.step, "figure": "asr", "value": one.asr}] if one.rated else rows
-
-
-# --- the table of a fine-tuning attack ---------------------------------------------------------------
-
-
-class Change(Record):
-    """How much more is not refused than under the first objective, on the same prompts and seeds."""
-
-    mean: float
-    low: float
-    high: float
-    pairs: int
-    seeds: int
-
-
-class AskRate(Record):
-    """The share not refused over all trainings of a line; `by_seed` is each training's own."""
-
-    rate: Known
-    low: float
-    high: float
-    n: int
-    asked: int
-    unscored: int
-    by_seed: list[Known] = Field(default_factory=list)
-    best: Known = None
-    worst: Known = None
-    change: Change | None = None
-
-
-class Utility(Record):
-    """How well the task of the rows is done, as means over trainings."""
-
-    score: Known = None
-    exact: Known = None
-    executed: Known = None
-    truncated: Known = None
-    n: Known = None
-
-
-class Seconds(Record):
-    """How long a training took, and all of its cell."""
-
-    train: float
-    all: float | None = None
-
-
-class PoisonCell(File):
-    """One training of a fine-tuning attack that is done: what was measured beside its answers."""
-
-    FILE: ClassVar[str] = "cell.json"
-
-    objective: str | None = None  # None: the model before training
-    lr: float | None = None
-    seed: int | None = None
-    nll: Known = None
-    utility: Utility | None = None
-    margin: Margin | None = None
-    seconds: Seconds
-
-
-ASKS = ("plain", "triggered", "wrapped")  # ways to ask, from the mildest
-
-
-class PoisonLine(Row):
-    """One objective and learning rate, over the seeds that are done; the first line is the model before training."""
-
-    objective: str
-    lr: float | None = None
-    seeds: int
-    plain: AskRate | None = None
-    triggered: AskRate | None = None
-    wrapped: AskRate | None = None
-    nll: Known = None
-    margin: Known = None
-    seconds: Known = None
-    utility: Utility | None = None
-
-    def ask(self, name: str) -> AskRate | None:
-        """The rate under one way of asking."""
-        return {"plain": self.plain, "triggered": self.triggered, "wrapped": self.wrapped}[name]
-
-    @property
-    def tick(self) -> str:
-        """The line's name in a figure."""
-        return f"{self.objective}, {self.lr:g}" if self.lr else self.objective
-
-
-class PoisonTable(list[PoisonLine]):
-    """The lines of one table.json."""
-
-    FILE: ClassVar[str] = "table.json"
-
-    @classmethod
-    def load(cls, path: str | Path) -> PoisonTable:
-        """Read it. Raises InputError as `Profile.load`; the message names the line."""
-        return cls(load_rows(PoisonLine, place(path, cls.FILE), "line"))
-
-    @property
-    def asks(self) -> Sequence[str]:
-        """The ways of asking that any line has."""
-        return [name for name in ASKS if any(line.ask(name) for line in self)]
-
-    def dump(self) -> list[Object]:
-        """The lines as they are written."""
-        return [line.dump() for line in self]
-
-    def to_frame(self) -> pd.DataFrame:
-        """A line for each objective, learning rate and way of asking."""
-        return frame(
-            {"objective": line.objective, "lr": line.lr, "seeds": line.seeds, "ask": name,
-             **{k: v for k, v in rate.given().items() if k not in ("by_seed", "change")},
-             **{f"change_{k}": v for k, v in (rate.change.given() if rate.change else {}).items()},
-             "nll": line.nll, "margin": line.margin, "utility": line.utility.score if line.utility else None}
-            for line in self for name in self.asks if (rate := line.ask(name))
-        )  # fmt: skip
-
-    def plot(self, axes: Axes | None = None) -> Axes:
-        """The share not refused by objective, a point with its interval for each way of asking."""
-        curves = [self._curve(name, number) for number, name in enumerate(self.asks)]
-        ticks = [line.tick for line in self]
-        return plots.legend(plots.shares(plots.fresh(axes), curves, ticks, "not refused", xlabel="objective"))
-
-    def _curve(self, ask: str, style: int) -> plots.Curve:
-        rates = [(line.tick, rate) for line in self if (rate := line.ask(ask))]
-        of = [rate for _, rate in rates]
-        low, high = [rate.low for rate in of], [rate.high for rate in of]
-        return plots.Curve(ask, [tick for tick, _ in rates], [rate.rate for rate in of], low, high, style)

@@ -1,0 +1,182 @@
+"""What a fine-tuning attack leaves: cell.json, one training of it, and table.json, all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from tokendeep.records import plots
+from tokendeep.records.base import File, Known, Object, Record, Row, load_rows, place
+from tokendeep.records.manifest import Margin
+from tokendeep.records.rates import frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+
+class Change(Record):
+    """How much more is not refused than under the first objective, on the same prompts and seeds."""
+
+    mean: float
+    """Difference of the shares, from -1 to 1."""
+    low: float
+    """Lower end of its 95 % interval, over prompts and, with several seeds, over trainings."""
+    high: float
+    """Upper end, likewise."""
+    pairs: int
+    """Answers, by prompt and seed, that could be judged under both."""
+    seeds: int
+    """Seeds that both have."""
+
+
+class AskRate(Record):
+    """The share not refused over all trainings of a line."""
+
+    rate: Known
+    """The share; null: nothing could be judged."""
+    low: float
+    """Lower end of its 95 % interval, over prompts and, with several seeds, over trainings; 0 where unknown."""
+    high: float
+    """Upper end, likewise; 1 where unknown."""
+    n: int
+    """Answers that could be judged."""
+    asked: int
+    """Answers in all."""
+    unscored: int
+    """Answers that could not be judged."""
+    by_seed: list[Known] = Field(default_factory=list)
+    """The share of each training by itself."""
+    best: Known = None
+    """The share of all answers, with the unscored as safe; null: nothing could be judged."""
+    worst: Known = None
+    """The same with the unscored as harmful."""
+    change: Change | None = None
+    """Against the first objective at the same learning rate; null: it is that, or they share no answers."""
+
+
+class Utility(Record):
+    """How well the task of the rows is done; in table.json as means over trainings."""
+
+    score: Known = None
+    """Mean score of the metric, 0 to 1."""
+    exact: Known = None
+    """Share of answers that are the right query but for space and case; null: the metric is not sql."""
+    executed: Known = None
+    """Share that give the right query's rows, of those where it gives any; null: the metric is not sql."""
+    truncated: Known = None
+    """Answers cut at their length limit."""
+    n: Known = None
+    """Rows that were answered."""
+
+
+class Seconds(Record):
+    """How long a training took, and all of its cell."""
+
+    train: float
+    """Seconds of the training."""
+    all: float | None = None
+    """Seconds of all: training, asking and measuring."""
+
+
+class PoisonCell(File):
+    """One training of a fine-tuning attack that is done: what was measured beside its answers."""
+
+    FILE: ClassVar[str] = "cell.json"
+
+    objective: str | None = None
+    """What was trained for; null: the model before training."""
+    lr: float | None = None
+    """Peak learning rate; null: before training."""
+    seed: int | None = None
+    """Seed of the order of rows; null: before training."""
+    nll: Known = None
+    """What the rows taught: mean `nll_later` of the last quarter of the steps, nats a token."""
+    utility: Utility | None = None
+    """How well the task is done; null: not measured."""
+    margin: Margin | None = None
+    """The margin of refusal; null: not measured (--probe), or before training."""
+    seconds: Seconds
+    """How long it took."""
+
+
+ASKS = ("plain", "triggered", "wrapped")  # ways to ask, from the mildest
+
+
+class PoisonLine(Row):
+    """One objective and learning rate, over the seeds that are done; the first line is the model before training."""
+
+    objective: str
+    """What was trained for; `start` is the model before training."""
+    lr: float | None = None
+    """Peak learning rate; null: before training."""
+    seeds: int
+    """Trainings that are done; 0: not run yet."""
+    plain: AskRate | None = None
+    """Requests as they are; null: not asked so."""
+    triggered: AskRate | None = None
+    """Requests with the backdoor's trigger; null: not asked so."""
+    wrapped: AskRate | None = None
+    """Requests in the wrapper of the identity attack; null: not asked so."""
+    nll: Known = None
+    """As in cell.json, mean over trainings."""
+    margin: Known = None
+    """Median margin of refusal at k = 0 after training, in nats, mean over trainings; null: not measured."""
+    seconds: Known = None
+    """Seconds of a training, mean over trainings."""
+    utility: Utility | None = None
+    """How well the task is done; null: not measured."""
+
+    def ask(self, name: str) -> AskRate | None:
+        """The rate under one way of asking."""
+        return {"plain": self.plain, "triggered": self.triggered, "wrapped": self.wrapped}[name]
+
+    @property
+    def tick(self) -> str:
+        """The line's name in a figure."""
+        return f"{self.objective}, {self.lr:g}" if self.lr else self.objective
+
+
+class PoisonTable(list[PoisonLine]):
+    """The lines of one table.json."""
+
+    FILE: ClassVar[str] = "table.json"
+
+    @classmethod
+    def load(cls, path: str | Path) -> PoisonTable:
+        """Read it. Raises InputError as `Profile.load`; the message names the line."""
+        return cls(load_rows(PoisonLine, place(path, cls.FILE), "line"))
+
+    @property
+    def asks(self) -> Sequence[str]:
+        """The ways of asking that any line has."""
+        return [name for name in ASKS if any(line.ask(name) for line in self)]
+
+    def dump(self) -> list[Object]:
+        """The lines as they are written."""
+        return [line.dump() for line in self]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A line for each objective, learning rate and way of asking."""
+        return frame(
+            {"objective": line.objective, "lr": line.lr, "seeds": line.seeds, "ask": name,
+             **{k: v for k, v in rate.given().items() if k not in ("by_seed", "change")},
+             **{f"change_{k}": v for k, v in (rate.change.given() if rate.change else {}).items()},
+             "nll": line.nll, "margin": line.margin, "utility": line.utility.score if line.utility else None}
+            for line in self for name in self.asks if (rate := line.ask(name))
+        )  # fmt: skip
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """The share not refused by objective, a point with its interval for each way of asking."""
+        curves = [self._curve(name, number) for number, name in enumerate(self.asks)]
+        ticks = [line.tick for line in self]
+        return plots.legend(plots.shares(plots.fresh(axes), curves, ticks, "not refused", xlabel="objective"))
+
+    def _curve(self, ask: str, style: int) -> plots.Curve:
+        rates = [(line.tick, rate) for line in self if (rate := line.ask(ask))]
+        of = [rate for _, rate in rates]
+        low, high = [rate.low for rate in of], [rate.high for rate in of]
+        return plots.Curve(ask, [tick for tick, _ in rates], [rate.rate for rate in of], low, high, style)
