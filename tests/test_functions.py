@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import tokendeep
@@ -120,6 +122,11 @@ def test_inside_a_running_event_loop(tiny_subject: Subject) -> None:
         ([*PAIRS, {"instruction": "Boil?"}], {}, ["pairs, row 5", "'response'"]),
         ([], {}, ["pairs", "empty"]),
         ("nowhere.jsonl", {}, ["nowhere.jsonl"]),
+        (["Boil?"], {}, ["pairs", "Row 1", "not a dict"]),
+        (PAIRS[0], {}, ["pairs", "not a list of dicts"]),
+        (5, {}, ["pairs", "not a list of dicts"]),
+        (None, {}, ["measure needs data"]),
+        (PAIRS, {"data": "pairs.jsonl"}, ["data", "leave the keyword out"]),
     ],
 )
 def test_mistakes_are_one_sentence(tiny_subject: Subject, rows: Any, options: dict[str, Any], parts: list[str]) -> None:
@@ -127,6 +134,20 @@ def test_mistakes_are_one_sentence(tiny_subject: Subject, rows: Any, options: di
         tokendeep.measure(tiny_subject, rows, **options)
     for part in parts:
         assert part in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("model", [None, 5, (1, 2, 3)])
+def test_what_is_no_model_is_told(model: Any) -> None:
+    with pytest.raises(InputError, match=f"The model is {type(model).__name__}; give what load returns"):
+        tokendeep.measure(model, PAIRS, **QUICK)
+
+
+def test_frames_and_numbers_of_numpy_are_taken(tiny_subject: Subject) -> None:
+    frame = pd.DataFrame(PAIRS)
+    frame.loc[0, "category"] = "baking"  # empty in the other lines
+    options = {**QUICK, "k": np.array(QUICK["k"]), "positions": np.int64(QUICK["positions"])}
+    profile = tokendeep.measure(tiny_subject, frame, **options)
+    assert profile.recovery == tokendeep.measure(tiny_subject, PAIRS, **QUICK).recovery
 
 
 @pytest.mark.slow

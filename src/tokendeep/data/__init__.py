@@ -2,7 +2,7 @@
 
 from tokendeep.data.fields import conversation
 from tokendeep.data.reading import has_field, kind, read_chats, read_pairs, read_prompts, read_triples
-from tokendeep.data.sources import Source, identity, named
+from tokendeep.data.sources import Source, identity, named, read_rows
 from tokendeep.data.write import pair_of, request_of, write_rows
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "read_chats",
     "read_pairs",
     "read_prompts",
+    "read_rows",
     "read_triples",
     "request_of",
     "write_rows",

@@ -17,7 +17,9 @@ from tokendeep.data.row import Origin, Row, type_name
 from tokendeep.data.write import TYPED, as_row
 from tokendeep.errors import InputError
 
-Source = str | Path | Iterable[Any]  # a path, a hub name, or rows: dicts, a datasets.Dataset, our own typed values
+Source = (
+    str | Path | Iterable[Any]
+)  # a path, a hub name, or rows: dicts, a datasets.Dataset or pandas frame, typed values
 
 
 def read_rows(source: Source) -> Iterator[Row]:
@@ -61,7 +63,11 @@ def _is_hub(source: str | Path) -> bool:
 
 
 def _given_rows(values: Iterable[Any]) -> Iterator[Row]:
-    """Records from memory, each named by its place."""
+    """Records from memory, each named by its place; a pandas frame is its lines, without empty cells."""
+    if isinstance(values, Mapping) or not isinstance(values, Iterable):
+        raise InputError(f"The rows are {type_name(values)}, not a list of dicts; put them into one.")
+    if hasattr(values, "iterrows"):
+        values = json.loads(values.to_json(orient="records"))
     origin = Origin("the list of rows")
     for number, value in enumerate(values, 1):
         where = f"Row {number}"

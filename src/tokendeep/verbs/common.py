@@ -75,7 +75,7 @@ def folder_line(out: str) -> str:
     manifest = Path(out) / "manifest.json"
     try:
         found = json.loads(manifest.read_text(encoding="utf-8"))
-        status = f"holds a {found['verb']} run, {found['status']}"
+        status = f"holds a run of {found['verb']}, {found['status']}"
     except FileNotFoundError:
         status = "new"
     except (OSError, ValueError, KeyError, TypeError):

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -87,7 +87,7 @@ def measure(
         name, subject = _loaded(model)
         base_name, base_subject = (None, None) if base is None else _loaded(base)
         files = {"data": call.file("pairs", pairs), "benign": call.file("benign", benign)}
-        chosen = call.options(model=name, base=base_name, **files, **options)
+        chosen = call.options(options, model=name, base=base_name, **files)
         plan = call.verb.plan(chosen, subject, base_subject)
         return records.Profile.load(call.verb.run(plan, show=False))
 
@@ -108,7 +108,7 @@ def attack(
     """
     with _call("attack", out) as call:
         name, subject = _loaded(model)
-        chosen = call.options(model=name, data=call.file("rows", rows), attack=attack, **options)
+        chosen = call.options(options, model=name, data=call.file("rows", rows), attack=attack)
         return records.Rate.load_all(call.verb.run(call.verb.plan(chosen, subject), show=False))
 
 
@@ -157,7 +157,7 @@ def poison(
     """
     with _call("poison", out) as call:
         name, subject = _loaded(model)
-        chosen = call.options(model=name, data=call.file("rows", rows), test=call.file("test", test), **options)
+        chosen = call.options(options, model=name, data=call.file("rows", rows), test=call.file("test", test))
         return records.PoisonTable.load(call.verb.run(call.verb.plan(chosen, subject)))
 
 
@@ -167,7 +167,7 @@ def _tuned(
     with _call(verb, out) as call:
         name, subject = _loaded(model)
         files = {option: call.file(option, value) for option, value in rows.items()}
-        chosen = call.options(model=name, **files, **options)
+        chosen = call.options(options, model=name, **files)
         folder = call.verb.run(call.verb.plan(chosen, subject), show=False)
         return Tuned(subject or models.load(str(folder / "checkpoint"), options=chosen), records.Training.load(folder))
 
@@ -190,13 +190,21 @@ class _Call:
             return None
         if isinstance(rows, str | Path):
             return str(rows)
-        return str(data.write_rows(self.scratch / f"{name}.jsonl", rows))
+        try:
+            return str(data.write_rows(self.scratch / f"{name}.jsonl", (row.values for row in data.read_rows(rows))))
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
 
-    def options(self, **values: Any) -> Any:
-        """The options of the verb; those that are None take their default."""
+    def options(self, given: Mapping[str, Any], **values: Any) -> Any:
+        """The options of the verb, `given` as keywords and `values` from arguments; those that are None take their default."""
         kind = getattr(self.verb, f"{self.name.capitalize()}Options")
-        given = {name: value for name, value in values.items() if value is not None}
-        return kind(out=str(self.out), **_checked(kind, self.name, given))
+        if twice := given.keys() & values.keys():
+            raise InputError(f"{self.name} has its {min(twice)} from another argument already; leave the keyword out.")
+        chosen = {name: value for name, value in {**given, **values}.items() if value is not None}
+        for field in fields(kind):
+            if field.default is field.default_factory is MISSING and field.name not in {*chosen, "out"}:
+                raise InputError(f"{self.name} needs {field.name}, but it is None.")
+        return kind(out=str(self.out), **_checked(kind, self.name, chosen))
 
 
 ASKING = ("attack", "poison")  # the verbs that put requests to a model, through Inspect AI
@@ -223,17 +231,27 @@ def _checked(kind: type, verb: str, values: Mapping[str, Any]) -> dict[str, Any]
     for name, value in values.items():
         if name not in hints:
             raise InputError(f"{verb} has no option {name}; {did_you_mean(name, hints)}.")
-        plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple | range) else value
-        checked[name] = typed(plain, hints[name], name)
+        checked[name] = typed(_plain(value), hints[name], name)
     return checked
+
+
+def _plain(value: Any) -> Any:
+    """A path as text, a sequence as a list, what is numpy's as Python's."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple | range) else value.tolist() if hasattr(value, "tolist") else value
 
 
 def _loaded(model: Model) -> tuple[str, Subject | None]:
     """The name of a model, and the model itself where it is in memory: the name tells its weights from others then."""
     if isinstance(model, str | Path):
         return str(model), None
-    if isinstance(model, tuple):
+    if isinstance(model, tuple) and len(model) == 2:
         model = Subject(model[0].eval(), model[1], getattr(model[0], "name_or_path", "") or type(model[0]).__name__)
+    if not isinstance(model, Subject):
+        raise InputError(
+            f"The model is {type(model).__name__}; give what load returns, a pair (model, tokenizer), or a name."
+        )
     return f"{model.name} in memory ({_fingerprint(model.model)})", model
 
 
