@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,9 @@ def forget_open_runs():
     forget_runs()
 
 
-def start(out: Path, pairs: Path, overwrite: bool = False, verb="measure", nested=(), **changes) -> runs.Run:
+def start(out: Path, pairs: Path, overwrite: bool = False, verb="measure", nested=(), kind=None, **changes):
     config = {**CONFIG, "data": str(pairs), "out": str(out), **changes}
-    return runs.open_run(out, verb, config, {"data": str(pairs)}, overwrite=overwrite, nested=nested)
+    return runs.open_run(out, verb, config, {"data": str(pairs)}, overwrite=overwrite, nested=nested, kind=kind)
 
 
 def manifest(out: Path) -> dict:
@@ -142,6 +143,29 @@ def test_other_settings_are_named(out, pairs, changes, parts, finished):
         start(out, pairs, **changes)
     assert "secret" not in str(check)
     assert (out / "manifest.json").read_bytes() == before
+
+
+@dataclass
+class Settings:
+    """The settings of a verb that has two more than it had."""
+
+    model: str
+    schedule: str = "linear"
+    betas: tuple[float, ...] = (0.5, 2.0)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_setting_that_an_older_run_did_not_have_was_at_its_default(out, pairs, finished):
+    run = start(out, pairs)
+    if finished:
+        run.finish()
+    new = {"schedule": "linear", "betas": [0.5, 2.0], "kind": Settings}
+    again = start(out, pairs, **new)
+    assert (again.finished, again.resumed) == (finished, not finished)
+    forget_runs()
+    if finished:
+        with refused("schedule", "betas ([0.5, 2.0] there, [1.0] now)"):
+            start(out, pairs, **{**new, "schedule": "constant", "betas": [1.0]})
 
 
 def test_other_data_and_another_verb_are_named(out, pairs):

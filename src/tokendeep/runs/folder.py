@@ -81,6 +81,7 @@ def open_run(
     inputs: Mapping[str, str | Path] | None = None,
     overwrite: bool = False,
     nested: Sequence[str] = (),
+    kind: type | None = None,
 ) -> Run:
     """Take `out` for this run: a new one, the same one to go on with, or the same one finished.
 
@@ -97,6 +98,7 @@ def open_run(
         overwrite: start anew. What another run of ours wrote here is moved to `.NAME.replaced-XXXX` beside the folder
             and removed when this run has finished; files of the user's own stay where they are.
         nested: patterns of folders under `out` whose runs are parts of this one, and are moved aside with it.
+        kind: the dataclass of the settings. One that an older version did not have was at its default there.
 
     Raises:
         InputError: `out` is empty, a file, not writable, on a full disk, holds a manifest of something else, holds a
@@ -105,7 +107,7 @@ def open_run(
     folder = _make_folder(out)
     manifest = manifests.new(verb, config, inputs or {}, BY_LIBRARIES)
     with _locked(folder):
-        run = _take(folder, manifest, overwrite, nested)
+        run = _take(folder, manifest, overwrite, nested, manifests.defaults(kind))
         if run.finished:
             _relabel(run, manifest["config"].get("label"))
         else:
@@ -115,7 +117,9 @@ def open_run(
     return run
 
 
-def _take(folder: Path, manifest: dict[str, Any], overwrite: bool, nested: Sequence[str]) -> Run:
+def _take(
+    folder: Path, manifest: dict[str, Any], overwrite: bool, nested: Sequence[str], defaults: Mapping[str, Any]
+) -> Run:
     """The run to do in `folder`, by what lies there."""
     old = manifests.read(folder)
     if old is None:
@@ -125,7 +129,7 @@ def _take(folder: Path, manifest: dict[str, Any], overwrite: bool, nested: Seque
             parts = written.nested(folder, nested) if old["verb"] == manifest["verb"] else []
             _refuse_foreign(folder, old["files"])
             written.move_aside(folder, {**old, "files": [*old["files"], *parts]})
-    elif differences := manifests.differences(old, manifest):
+    elif differences := manifests.differences({**old, "config": {**defaults, **old["config"]}}, manifest):
         raise InputError(
             f"{folder} holds {'a finished' if old['status'] == 'finished' else 'an unfinished'} {old['verb']} run that "
             f"differs in {differences}; give another --out, or --overwrite to replace it."

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -79,6 +80,16 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def save(folder: Path, manifest: Mapping[str, Any]) -> None:
     write_unclaimed(folder / MANIFEST, json_text(manifest))
+
+
+def defaults(kind: type | None) -> dict[str, Any]:
+    """The settings of a dataclass that have a default, with it, as a manifest keeps them."""
+    values = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in (fields(kind) if kind else ())
+    }
+    known = {name: _plain(value) for name, value in values.items() if value is not MISSING}
+    return dict(json.loads(json_text(known)))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -143,7 +143,9 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
     from tokendeep.evals.session import Session
 
     options = plan.options
-    state = runs.open_run(options.out, "attack", _recorded(options), plan.inputs, overwrite=options.overwrite)
+    state = runs.open_run(
+        options.out, "attack", _recorded(options), plan.inputs, overwrite=options.overwrite, kind=type(options)
+    )
     if state.finished:
         print(f"attack: {state.out} already holds this finished run")
         return state.out

@@ -168,7 +168,9 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
     from tokendeep.training import fit, launch
 
     options, first = plan.options, runs.is_main_process()
-    state = runs.open_run(options.out, "deepen", asdict(options), plan.sources, overwrite=options.overwrite)
+    state = runs.open_run(
+        options.out, "deepen", asdict(options), plan.sources, overwrite=options.overwrite, kind=type(options)
+    )
     if state.finished:
         if show and first:
             print(f"deepen: {state.out} already holds this finished run")

@@ -191,7 +191,9 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True)
 
     options, first = plan.options, runs.is_main_process()
     show = show and first
-    state = runs.open_run(options.out, "finetune", asdict(options), plan.sources, overwrite=options.overwrite)
+    state = runs.open_run(
+        options.out, "finetune", asdict(options), plan.sources, overwrite=options.overwrite, kind=type(options)
+    )
     out = state.out
     if state.finished:
         if show:

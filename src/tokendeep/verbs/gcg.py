@@ -129,7 +129,9 @@ def run(plan: GcgPlan, *, show: bool = True) -> Path:
     """
     options = plan.options
     inputs = {"data": options.data}
-    state = runs.open_run(options.out, "gcg", _recorded(options), inputs, overwrite=options.overwrite)
+    state = runs.open_run(
+        options.out, "gcg", _recorded(options), inputs, overwrite=options.overwrite, kind=type(options)
+    )
     out = state.out
     if state.finished:
         print(f"gcg: {out} already holds this finished run")

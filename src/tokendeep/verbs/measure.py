@@ -132,7 +132,9 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
     """
     options = plan.options
     inputs = {"data": options.data, **{k: v for k in ("benign", "openings") if (v := getattr(options, k))}}
-    state = runs.open_run(options.out, "measure", asdict(options), inputs, overwrite=options.overwrite)
+    state = runs.open_run(
+        options.out, "measure", asdict(options), inputs, overwrite=options.overwrite, kind=type(options)
+    )
     if state.finished:
         print(f"measure: {state.out} already holds this finished run")
         return state.out

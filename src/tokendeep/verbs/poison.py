@@ -198,7 +198,13 @@ def run(plan: PoisonPlan) -> Path:
     """
     options, subject = plan.options, plan.subject
     state = runs.open_run(
-        options.out, "poison", asdict(options), plan.sources, overwrite=options.overwrite, nested=TRAININGS
+        options.out,
+        "poison",
+        asdict(options),
+        plan.sources,
+        overwrite=options.overwrite,
+        kind=type(options),
+        nested=TRAININGS,
     )
     out = state.out
     if state.finished:
