@@ -66,8 +66,8 @@ def _given_rows(values: Iterable[Any]) -> Iterator[Row]:
     """Records from memory, each named by its place; a pandas frame is its lines, without empty cells."""
     if isinstance(values, Mapping) or not isinstance(values, Iterable):
         raise InputError(f"The rows are {type_name(values)}, not a list of dicts; put them into one.")
-    if hasattr(values, "iterrows"):
-        values = json.loads(values.to_json(orient="records"))
+    if to_json := hasattr(values, "iterrows") and getattr(values, "to_json", None):
+        values = json.loads(to_json(orient="records"))
     origin = Origin("the list of rows")
     for number, value in enumerate(values, 1):
         where = f"Row {number}"
