@@ -17,11 +17,12 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 from attacking import ROWS, Answers, answers, evaluate, judge, pairs, prompt_of  # noqa: F401  (fixtures)
 from tokendeep.attacks import ATTACKS
 from tokendeep.errors import InputError
-from tokendeep.evals import logs, rates
+from tokendeep.evals import logs, provider, rates
 from tokendeep.evals.options import EvalOptions
 from tokendeep.evals.provider import live_model
 from tokendeep.evals.session import Session, use
-from tokendeep.evals.tasks import TASKS, arguments
+from tokendeep.evals.tasks import SERVED, TASKS, arguments
+from tokendeep.models.options import ModelOptions
 from tokendeep.types import Subject
 
 
@@ -148,3 +149,14 @@ def test_the_arguments_of_a_task_are_the_options_of_its_attack() -> None:
         taken = set(inspect.signature(TASKS[name]).parameters)
         assert {"data", "system", *(field.name for field in fields(attack.options))} <= taken
         assert shared - taken == set(attack.sets)
+
+
+def test_arguments_stand_in_the_order_by_which_inspect_knows_older_evaluations() -> None:
+    shared = ["temperature", "top_p", "top_k", "max_new_tokens", "samples", "seed", "limit"]
+    prefill = [name for name in arguments(ATTACKS["prefill"]) if name not in SERVED]
+    assert prefill == ["k", "lead", "thinking", "judge", "judged", "system", *shared]
+    assert list(arguments(ATTACKS["decoding"])) == ["grid", "judge", "judged", "system", *shared[3:]]
+    assert list(arguments(ATTACKS["suffix"])) == ["suffixes", "judge", "judged", "system", *shared]
+    assert provider.OPTIONS[:4] == ("dtype", "device", "device_map", "revision")
+    assert provider.OPTIONS[4:] == ("chat_template", "trust_remote_code", "allow_pickle")
+    assert {*provider.OPTIONS, "system"} == {field.name for field in fields(ModelOptions)}

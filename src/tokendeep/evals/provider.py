@@ -11,7 +11,6 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import anyio.to_thread
@@ -49,7 +48,8 @@ CONTINUING = frozenset({"vllm", "sglang", "sagemaker"})  # Inspect providers tha
 MAX_CONNECTIONS = 4096  # requests under way at once: the engine orders its queue itself, so let it see all of it
 DEFAULT_MAX_TOKENS = 512
 UNSUPPORTED = ("stop_seqs", "num_choices", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "best_of")
-OPTIONS = tuple(field.name for field in fields(ModelOptions) if field.name != "system")
+# How a model is loaded. Inspect knows a cut-off evaluation again by the arguments in their order, so it stays.
+OPTIONS = ("dtype", "device", "device_map", "revision", "chat_template", "trust_remote_code", "allow_pickle")
 
 
 class EvalInputError(InputError, PrerequisiteError):

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
@@ -55,7 +54,7 @@ def open_model(name: str, options: ModelOptions, batch_size: int, subject: Subje
     spec = name.removeprefix(ELSEWHERE)
     if spec != name or spec.split("/")[0] in CONTINUING:
         return _served(spec, options)
-    loading = {field.name: getattr(options, field.name) for field in fields(ModelOptions) if field.name in OPTIONS}
+    loading = {field: getattr(options, field) for field in OPTIONS}
     model = get_model(f"{NAME}/{name}", memoize=False, batch_size=batch_size, **loading)
     for field in NO_IDENTITY:
         model.model_args.pop(field, None)

@@ -43,10 +43,14 @@ SERVED = {"tokenizer": None, "continues": False}  # of tasks that prefill: for m
 
 
 def arguments(attack: Attack[Any]) -> dict[str, Any]:
-    """The arguments of an attack's task with their defaults, the data left out."""
+    """The arguments of an attack's task with their defaults, the data left out.
+
+    Inspect knows a cut-off evaluation again by its arguments in their order, so the order stays.
+    """
     shared = {field.name: _default(field) for field in fields(EvalOptions) if field.name not in attack.sets}
     more = {field.name: _default(field) for field in fields(attack.options)}
-    return {**more, **(SERVED if attack.prefills else {}), "system": "default", **shared}
+    judge = {name: shared.pop(name) for name in ("judge", "judged")}
+    return {**more, **(SERVED if attack.prefills else {}), **judge, "system": "default", **shared}
 
 
 def _default(field: Field[Any]) -> Any:
