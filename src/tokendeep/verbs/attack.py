@@ -84,7 +84,7 @@ class AttackPlan:
             f"answers: {answers}, {options.samples} to each prompt, of {options.max_new_tokens} tokens at most; "
             f"{_finished(options.out)} are there already",
             f"judge: {options.judge}",
-            folder_line(options.out),
+            folder_line(options.out, "attack"),
         ]
 
     def _prompts(self, attack: Attack[Any]) -> int:

@@ -24,6 +24,7 @@ A verb is one module, named as the verb (the pattern is `measure.py`), with thre
 from __future__ import annotations
 
 import json
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -70,17 +71,22 @@ def heading(title: str) -> partial[Parameter]:
 output = partial(Parameter, group=Group("Output", sort_key=3))
 
 
-def folder_line(out: str) -> str:
-    """What lies in the output folder already, as a line of a plan."""
-    manifest = Path(out) / "manifest.json"
+def folder_line(out: str, verb: str) -> str:
+    """What lies in the output folder already, as a line of a plan of `verb`."""
+    return f"out: {out or '(none)'} ({_there(Path(out), verb) if out else 'give a folder with --out'})"
+
+
+def _there(folder: Path, verb: str) -> str:
+    if os.path.isfile(folder):
+        return "is a file; give another --out"
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         status = f"holds a run of {found['verb']}, {found['status']}"
-    except FileNotFoundError:
-        status = "new"
+        return status if found["verb"] == verb else f"{status}; give another --out, or --overwrite to replace it"
+    except (FileNotFoundError, NotADirectoryError):
+        return "new"
     except (OSError, ValueError, KeyError, TypeError):
-        status = "holds a manifest that cannot be read"
-    return f"out: {out} ({status})"
+        return "holds a manifest that cannot be read"
 
 
 # --- types of options ------------------------------------------------------------------------------

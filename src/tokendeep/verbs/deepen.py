@@ -100,7 +100,7 @@ class DeepenPlan:
             f"rows: {rows} and {utility} as utility; {training.batch_size} a step, of which {options.safety_rows} safety rows",
             f"steps: {training.max_steps}" + ("" if whole else " at most: not all instructions become triples"),
             f"objective: safety recovery (Eq. 2), alpha {options.alpha:g}, up to {options.max_context} harmful tokens",
-            folder_line(options.out),
+            folder_line(options.out, "deepen"),
         ]
 
 

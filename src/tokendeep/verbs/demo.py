@@ -105,7 +105,7 @@ class DemoPlan:
             f"model: {self.recipe.model}",
             *steps,
             f"about {total / 60:.0f} minutes on two CPU cores; trained models are kept in {self.cache}",
-            folder_line(self.options.out),
+            folder_line(self.options.out, "demo"),
         ]
 
 

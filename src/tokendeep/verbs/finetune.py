@@ -109,7 +109,7 @@ class FinetunePlan:
             f"steps: {steps}" + (" or fewer, with packing" if options.packing else ""),
             f"objective: {options.objective}: {self.objective.card(options)}",
             *remarks(options, steps),
-            folder_line(options.out),
+            folder_line(options.out, "finetune"),
         ]
 
     @property

@@ -95,7 +95,7 @@ class MeasurePlan:
             f"rows: {len(self.pairs)} harmful pairs of {options.data}"
             + (f", {len(self.benign)} benign pairs of {options.benign}" if options.benign else ""),
             f"recovery at k = {', '.join(map(str, sorted(set(options.k))))}; KL at {options.positions} positions",
-            folder_line(options.out),
+            folder_line(options.out, "measure"),
         ]
 
 

@@ -140,7 +140,7 @@ class PoisonPlan:
             f"trainings: {len(self.cells)} of {each}" + (f", of which {done} are done" if done else ""),
             f"objectives: {', '.join(options.objectives)}; learning rates {', '.join(f'{lr:g}' for lr in options.lr)}; "
             f"seeds {', '.join(map(str, options.seeds))}",
-            folder_line(options.out),
+            folder_line(options.out, "poison"),
         ]
 
 
