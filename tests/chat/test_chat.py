@@ -477,9 +477,9 @@ def test_encoding_takes_linear_time() -> None:
     def seconds(words: int) -> float:
         times = []
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.process_time()  # of this process alone, whatever else the machine does
             chat.encode(tokenizer, USER, "flour and water " * words)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         return min(times)
 
     seconds(10)

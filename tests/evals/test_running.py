@@ -176,14 +176,14 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_judged_twice(tmp_path: Path, 
     lost = [count.stat().st_size - logs.finished_samples(out)]
 
     stopped = start([*begin, "40", *command])
-    said, _ = stopped.communicate(timeout=120)
+    said, _ = stopped.communicate(timeout=300)
     assert stopped.returncode == 130, said
     kept = logs.finished_samples(out)
     assert before < kept < total
     lost.append(count.stat().st_size - kept - lost[0])
 
     last = start([*begin, "0", *command])
-    said, _ = last.communicate(timeout=120)
+    said, _ = last.communicate(timeout=300)
     assert last.returncode == 0, said
     samples = logs.read_samples(out)
     assert len(samples) == len({(s.attack, s.id, s.seed) for s in samples}) == total

@@ -19,6 +19,7 @@ from tokendeep.evals import logs
 from tokendeep.records import Rates
 from tokendeep.types import Subject
 from tokendeep.verbs import attack as verb
+from tokendeep.verbs import functions
 
 
 def test_all_attacks_share_one_load_and_one_queue(
@@ -177,7 +178,7 @@ def test_rates_come_back_without_a_folder_also_inside_an_event_loop(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     async def notebook() -> Rates:
-        return verb.in_memory(config(Path("rows"), tmp_path / "out", k=[0, 5]), tiny_subject, ROWS)
+        return functions.attack(tiny_subject, ROWS, k=[0, 5], max_new_tokens=16)
 
     rates = asyncio.run(notebook())
     assert [(row.attack, row.params.k, row.n) for row in rates] == [
@@ -186,13 +187,11 @@ def test_rates_come_back_without_a_folder_also_inside_an_event_loop(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_inside_an_event_loop_is_the_same(
-    tmp_path: Path, tiny_subject: Subject, answers: Answers, judge: list[str]
-) -> None:
+def test_an_error_inside_an_event_loop_is_the_same(tiny_subject: Subject, answers: Answers, judge: list[str]) -> None:
     answers.reply = lambda request: InputError("logits are NaN")
 
     async def notebook() -> Rates:
-        return verb.in_memory(config(Path("rows"), tmp_path, attack="none"), tiny_subject, ROWS[:1])
+        return functions.attack(tiny_subject, ROWS[:1], attack="none", max_new_tokens=16)
 
     with pytest.raises(InputError, match="row bread: logits are NaN"):
         asyncio.run(notebook())
