@@ -273,6 +273,17 @@ def test_trainings_that_are_overwritten_lie_aside_until_the_new_ones_are_there(
     assert list(aside.glob("*/attack-*/*.eval"))
 
 
+def test_a_plan_counts_what_is_there_unless_it_is_replaced(tmp_path: Path, tiny_folder: Path) -> None:
+    done = tmp_path / "out" / "sft-lr0.001-seed0" / "cell.json"
+    done.parent.mkdir(parents=True)
+    done.write_text("{}")
+    told = [
+        "\n".join(poisoning.plan(config(tmp_path, tiny_folder, objectives=["sft"], overwrite=anew)).lines())
+        for anew in (False, True)
+    ]
+    assert ["1 are done" in lines for lines in told] == [True, False]
+
+
 def test_a_folder_of_the_users_own_is_no_place_for_a_loaded_model(
     tmp_path: Path, tiny_folder: Path, tiny_subject: Subject
 ) -> None:

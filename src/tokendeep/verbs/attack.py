@@ -82,7 +82,7 @@ class AttackPlan:
             f"rows: {rows} of {options.data}",
             *(f"{one.name}: {prompts[one.name]} prompts{self._more(one)}" for one in self.attacks),
             f"answers: {answers}, {options.samples} to each prompt, of {options.max_new_tokens} tokens at most; "
-            f"{_finished(options.out)} are there already",
+            f"{0 if options.overwrite else _finished(options.out)} are there already",
             f"judge: {options.judge}",
             folder_line(options.out, "attack"),
         ]

@@ -132,7 +132,8 @@ class PoisonPlan:
     def lines(self) -> list[str]:
         """What `run` would do, in lines."""
         options = self.options
-        done = sum((Path(options.out) / cell.name / "cell.json").exists() for cell in self.cells)
+        there = sum((Path(options.out) / cell.name / "cell.json").exists() for cell in self.cells)
+        done = 0 if options.overwrite else there
         each = f"{options.max_steps} steps" if options.max_steps else f"{options.epochs} epochs"
         return [
             f"model: {options.model}; trained: {options.what(adapter=False)}, where an objective says nothing else",
