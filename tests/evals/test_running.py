@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inspect_ai.log import read_eval_log
-from inspect_ai.model import ModelOutput, get_model
+from inspect_ai.log import read_eval_log, write_eval_log
+from inspect_ai.model import GenerateConfig, ModelOutput, get_model
 
 from attacking import ANSWER, ROWS, Answers, answers, attack, config, judge, pairs, prompt_of, write  # noqa: F401  (fixtures)
 from tokendeep import models
@@ -148,6 +151,54 @@ def wait_for(finished: int, out: Path, process: subprocess.Popen[str]) -> int:
             return count
         time.sleep(0.1)
     raise AssertionError(f"the run ended or stood still: {process.communicate(timeout=10)[0]}")
+
+
+def test_a_log_that_inspect_does_not_know_again_is_asked_anew(
+    pairs: Path, tmp_path: Path, tiny_folder: Path, answers: Answers, judge: list[str]
+) -> None:
+    out = tmp_path / "out"
+    settings = config(pairs, out, model=str(tiny_folder), attack="none,prefill")
+    attack(settings)
+    for path in out.glob("*none*.eval"):  # as version 0.1.0 wrote those of rank-prefill
+        log = read_eval_log(str(path))
+        log.eval.task, log.eval.task_args_passed, log.status = "task", {}, "cancelled"
+        write_eval_log(log, str(path))
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    (out / "asr.json").unlink()
+    answers.requests.clear()
+    attack(settings)
+    assert len(answers.requests) == len(ROWS)
+    assert len(list(out.glob("*.eval"))) == 2
+    assert len(logs.read_samples(out)) == len({(s.attack, s.id) for s in logs.read_samples(out)})
+
+
+def test_ctrl_c_within_an_event_loop_ends_a_run_on_a_server_at_once(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    async def reply(*_: Any, **__: Any) -> ModelOutput:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.3)
+        return ModelOutput.from_content("mockllm/model", ANSWER)
+
+    model = get_model("mockllm/model", memoize=False, config=GenerateConfig(max_connections=2))
+    monkeypatch.setattr(model.api, "generate", reply)
+    monkeypatch.setattr(running, "get_model", lambda *_, **__: model)
+    settings = config(pairs, tmp_path / "out", model="inspect/mockllm/model", attack="none", samples=40)
+
+    async def cell() -> None:
+        attack(settings)
+
+    loop = asyncio.new_event_loop()  # as a notebook has it: Ctrl-C comes to what is called in a cell
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(cell())
+    loop.close()
+    assert asked < 40
 
 
 @pytest.mark.slow

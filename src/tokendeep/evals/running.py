@@ -138,6 +138,7 @@ def _eval_set(todo: Sequence[Task], session: Session, out: Path, largest: int, b
     _, written = eval_set(
         list(todo),
         log_dir=str(out),
+        log_dir_allow_dirty=True,  # a task that Inspect does not know again, of an older version, is asked anew
         model=session.model,
         max_tasks=len(todo),
         max_samples=QUEUED * batch_size if ours else None,
@@ -173,8 +174,8 @@ def _outside_loops(work: Callable[[], T], session: Session) -> T:
     thread.start()
     try:
         return result.result()
-    except KeyboardInterrupt:  # what waits for an answer gets none; what is on disk stays
-        session.on_failure(InputError("The run was interrupted."))
+    except KeyboardInterrupt:  # what waits for an answer gets none, nothing more is asked; what is on disk stays
+        session.interrupt()
         thread.join()
         raise
 

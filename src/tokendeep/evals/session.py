@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from inspect_ai.model import Model, get_model
 
 from tokendeep.attacks.base import Prepared
+from tokendeep.errors import InputError
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Session:
         on_judged: called after each judged answer.
         on_failure: called with the first thing that goes wrong.
         failures: all that went wrong.
+        interrupted: the user stopped the run: answers that still come are dropped.
     """
 
     model: Model
@@ -34,12 +36,18 @@ class Session:
     on_judged: Callable[[], None] = lambda: None
     on_failure: Callable[[Exception], None] = lambda error: None
     failures: list[Exception] = field(default_factory=list)
+    interrupted: bool = False
 
     def fail(self, error: Exception) -> None:
         """Keep the error; the first one also stops what still waits, for it would only fail as well."""
         self.failures.append(error)
         if len(self.failures) == 1:
             self.on_failure(error)
+
+    def interrupt(self) -> None:
+        """End the run from another thread: what waits for an answer gets none."""
+        self.interrupted = True
+        self.on_failure(InputError("The run was interrupted."))
 
 
 _current: ContextVar[Session | None] = ContextVar("session", default=None)

@@ -23,18 +23,21 @@ def prefixed(seed: int = 0, continues: bool = False) -> Solver:
     """
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        model = get_model()
+        model, ours = get_model(), session.current()
         _put_prefix(state, model, continues)
         first = seed if model.config.seed is None else model.config.seed
         drawn = first + state.epoch - 1
         chosen = state.metadata.get("decoding") or {}  # a sample's own setting comes before the task's
         try:
-            return await generate(state, seed=seed_of(_variant(state), drawn) if chosen else drawn, **chosen)
+            answered = await generate(state, seed=seed_of(_variant(state), drawn) if chosen else drawn, **chosen)
+            if ours is not None and ours.interrupted:  # one sample that fails ends its task
+                raise InputError("The run was interrupted.")
+            return answered
         except Exception as error:
             row = state.metadata["prompt_id"]
             if isinstance(error, InputError):  # a prompt too long or bad logits, say: name the row
                 error = InputError(f"row {row}: {error}")
-            if (ours := session.current()) is not None:
+            if ours is not None:
                 ours.fail(_failure(error, model, row))
             raise error
 

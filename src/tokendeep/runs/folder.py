@@ -82,6 +82,7 @@ def open_run(
     overwrite: bool = False,
     nested: Sequence[str] = (),
     kind: type | None = None,
+    models: Iterable[str] = (),
 ) -> Run:
     """Take `out` for this run: a new one, the same one to go on with, or the same one finished.
 
@@ -99,13 +100,14 @@ def open_run(
             and removed when this run has finished; files of the user's own stay where they are.
         nested: patterns of folders under `out` whose runs are parts of this one, and are moved aside with it.
         kind: the dataclass of the settings. One that an older version did not have was at its default there.
+        models: settings that name models, beside those of all verbs.
 
     Raises:
         InputError: `out` is empty, a file, not writable, on a full disk, holds a manifest of something else, holds a
             different run (the message names what differs), an input cannot be read, or another process is writing.
     """
     folder = _make_folder(out)
-    manifest = manifests.new(verb, config, inputs or {}, BY_LIBRARIES)
+    manifest = manifests.new(verb, config, inputs or {}, BY_LIBRARIES, models)
     with _locked(folder):
         run = _take(folder, manifest, overwrite, nested, manifests.defaults(kind))
         if run.finished:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from datetime import UTC, datetime
 from importlib import metadata
@@ -28,16 +28,17 @@ OWN = frozenset(
      "files"]
 )  # fmt: skip
 NEEDED = {"tokendeep", "verb", "status", "config", "inputs", "models", "files"}
-MODELS = ("model", "base", "rank_base", "others")  # settings whose local folders are part of a run's identity
+MODELS = ("model", "base", "others")  # settings whose local folders are part of a run's identity
 TEXTS = ("chat_template", "openings")  # settings whose local files are
 PACKAGES = ("tokendeep", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "inspect-ai", "gguf",
             "safetensors", "tokenizers", "numpy", "scipy")  # fmt: skip
 
 
 def new(
-    verb: str, config: Mapping[str, Any], inputs: Mapping[str, str | Path], names: tuple[str, ...]
-) -> dict[str, Any]:
-    """The manifest of a run that begins now; `names` are what it will write."""
+    verb: str, config: Mapping[str, Any], inputs: Mapping[str, str | Path], names: Iterable[str],
+    models: Iterable[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """The manifest of a run that begins now; `names` are what it will write, `models` its settings beside `MODELS`."""
     settings = json.loads(json_text({name: _plain(value) for name, value in config.items()}))
     texts = {name: path for name in TEXTS if (path := config.get(name)) and os.path.isfile(user_path(path))}
     return {
@@ -47,7 +48,7 @@ def new(
         "status": "running",
         "config": settings,
         "inputs": {name: hash_input(name, value) for name, value in {**texts, **inputs}.items()},
-        "models": {name: identity for name in MODELS if (identity := known_identity(config.get(name)))},
+        "models": {name: identity for name in (*MODELS, *models) if (identity := known_identity(config.get(name)))},
         "seed": settings.get("seed"),
         "versions": versions(),
         "started": now(),

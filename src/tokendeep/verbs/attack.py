@@ -20,12 +20,13 @@ from tokendeep.models.options import ModelOptions
 from tokendeep.records import Rate, Rates
 from tokendeep.runs import parts
 from tokendeep.types import Subject
-from tokendeep.verbs.common import folder_line, heading, loading, output
+from tokendeep.verbs.common import folder_line, heading, loading, open_run, output
 
 if TYPE_CHECKING:
     from tokendeep.evals.running import Model
 
 ROLES = ("harmful", "twins", "unseen")  # what asking for the rows is
+MODELS = tuple(name for attack in ATTACKS.values() for name in attack.models)  # options that name them
 what = heading("What to attack")
 
 
@@ -143,9 +144,7 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
     from tokendeep.evals.session import Session
 
     options = plan.options
-    state = runs.open_run(
-        options.out, "attack", _recorded(options), plan.inputs, overwrite=options.overwrite, kind=type(options)
-    )
+    state = open_run("attack", options, plan.inputs, _recorded(options), models=MODELS)
     if state.finished:
         print(f"attack: {state.out} already holds this finished run")
         return state.out

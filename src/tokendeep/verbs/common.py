@@ -26,6 +26,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import UnionType
@@ -33,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Union, get_args, get_o
 
 from cyclopts import Group, Parameter
 
+from tokendeep import runs
 from tokendeep.errors import InputError
 from tokendeep.models.options import Floats, Ints, Names, Texts, advanced, loading
 
@@ -50,6 +53,7 @@ __all__ = [
     "heading",
     "loading",
     "meaning",
+    "open_run",
     "output",
     "typed",
     "yaml_settings",
@@ -69,6 +73,20 @@ def heading(title: str) -> partial[Parameter]:
 
 
 output = partial(Parameter, group=Group("Output", sort_key=3))
+
+
+def open_run(
+    verb: str, options: Any, inputs: Mapping[str, str | Path], config: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> runs.Run:  # fmt: skip
+    """The folder of a run with these options (`runs.open_run`).
+
+    Args:
+        config: the options as the manifest keeps them, where texts of the user are among them.
+        more: what `runs.open_run` takes beside.
+    """
+    kept = asdict(options) if config is None else config
+    return runs.open_run(options.out, verb, kept, inputs, options.overwrite, kind=type(options), **more)
 
 
 def folder_line(out: str, verb: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +31,7 @@ from tokendeep.training.options import (
     training_options,
 )
 from tokendeep.types import Chat, Decoding, Pair, Prompt, Subject, Triple
-from tokendeep.verbs.common import advanced, folder_line, heading, output
+from tokendeep.verbs.common import advanced, folder_line, heading, open_run, output
 
 what = heading("What to deepen")
 READERS: dict[str, dict[str, Callable[[data.Source], Sequence[Any]]]] = {
@@ -168,9 +168,7 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
     from tokendeep.training import fit, launch
 
     options, first = plan.options, runs.is_main_process()
-    state = runs.open_run(
-        options.out, "deepen", asdict(options), plan.sources, overwrite=options.overwrite, kind=type(options)
-    )
+    state = open_run("deepen", options, plan.sources)
     if state.finished:
         if show and first:
             print(f"deepen: {state.out} already holds this finished run")

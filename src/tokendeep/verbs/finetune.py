@@ -21,7 +21,7 @@ from tokendeep.training.objectives import OBJECTIVES, Objective, ObjectiveOption
 from tokendeep.training.options import SaveSteps, TrainingOptions, Warmup, training, training_options
 from tokendeep.training.rows import TRAIN_ON
 from tokendeep.types import Chat, Encoded, Pair, Prompt, Subject
-from tokendeep.verbs.common import Floats, Ints, advanced, folder_line, heading, output
+from tokendeep.verbs.common import Floats, Ints, advanced, folder_line, heading, open_run, output
 
 what = heading("What to fine-tune")
 watching = heading("What to watch")
@@ -191,9 +191,7 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True)
 
     options, first = plan.options, runs.is_main_process()
     show = show and first
-    state = runs.open_run(
-        options.out, "finetune", asdict(options), plan.sources, overwrite=options.overwrite, kind=type(options)
-    )
+    state = open_run("finetune", options, plan.sources)
     out = state.out
     if state.finished:
         if show:

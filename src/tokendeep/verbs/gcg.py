@@ -19,7 +19,7 @@ from tokendeep.depth import openings
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models.options import ModelOptions
 from tokendeep.types import Prompt, Subject
-from tokendeep.verbs.common import Texts, advanced, folder_line, heading, loading, output
+from tokendeep.verbs.common import Texts, advanced, folder_line, heading, loading, open_run, output
 
 if TYPE_CHECKING:
     from tokendeep.attacks.gcg.behaviours import Behaviour
@@ -128,10 +128,7 @@ def run(plan: GcgPlan, *, show: bool = True) -> Path:
         KeyboardInterrupt: Ctrl-C; the same call goes on from the last step that is on disk.
     """
     options = plan.options
-    inputs = {"data": options.data}
-    state = runs.open_run(
-        options.out, "gcg", _recorded(options), inputs, overwrite=options.overwrite, kind=type(options)
-    )
+    state = open_run("gcg", options, {"data": options.data}, _recorded(options))
     out = state.out
     if state.finished:
         print(f"gcg: {out} already holds this finished run")

@@ -8,7 +8,7 @@ would rather refuse or go on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +31,7 @@ from tokendeep.models.options import ModelOptions
 from tokendeep.runs import parts
 from tokendeep.runs.parts import Parts
 from tokendeep.types import IGNORE, Encoded, Pair, Subject
-from tokendeep.verbs.common import Ints, advanced, folder_line, heading, loading, output
+from tokendeep.verbs.common import Ints, advanced, folder_line, heading, loading, open_run, output
 
 Array = NDArray[np.float64]
 what = heading("What to measure")
@@ -132,9 +132,7 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
     """
     options = plan.options
     inputs = {"data": options.data, **{k: v for k in ("benign", "openings") if (v := getattr(options, k))}}
-    state = runs.open_run(
-        options.out, "measure", asdict(options), inputs, overwrite=options.overwrite, kind=type(options)
-    )
+    state = open_run("measure", options, inputs)
     if state.finished:
         print(f"measure: {state.out} already holds this finished run")
         return state.out

@@ -27,7 +27,7 @@ from tokendeep.training.options import BatchSize, Epochs, SharedTraining, Warmup
 from tokendeep.training.poisoning import Cell
 from tokendeep.types import Chat, Prompt, Subject
 from tokendeep.verbs import attack, finetune
-from tokendeep.verbs.common import Floats, Ints, Names, advanced, folder_line, heading, output
+from tokendeep.verbs.common import Floats, Ints, Names, advanced, folder_line, heading, open_run, output
 from tokendeep.verbs.finetune import FinetuneOptions
 
 what = heading("What to attack")
@@ -198,15 +198,7 @@ def run(plan: PoisonPlan) -> Path:
         InputError: a row that cannot be used, before anything is trained.
     """
     options, subject = plan.options, plan.subject
-    state = runs.open_run(
-        options.out,
-        "poison",
-        asdict(options),
-        plan.sources,
-        overwrite=options.overwrite,
-        kind=type(options),
-        nested=TRAININGS,
-    )
+    state = open_run("poison", options, plan.sources, nested=TRAININGS)
     out = state.out
     if state.finished:
         print(f"poison: {out} already holds this finished run\n\n{(out / 'table.md').read_text(encoding='utf-8')}")

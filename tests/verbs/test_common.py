@@ -1,0 +1,29 @@
+"""What verbs share: every model that an option names is part of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from killed import forget_runs
+from tokendeep.errors import InputError
+from tokendeep.verbs.common import open_run
+
+NAMES: dict[str, Any] = {"model": "me/model", "data": "chats"}
+
+
+def test_a_model_that_an_attack_s_option_names_is_part_of_the_run(tmp_path: Path) -> None:
+    from tokendeep.verbs import attack
+
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    options = attack.AttackOptions(**NAMES, out=str(tmp_path / "out"), rank_base=str(base))
+    assert "rank_base" in open_run("attack", options, {}, models=attack.MODELS).manifest["models"]
+    forget_runs()
+    (base / "config.json").write_text("{ }")
+    with pytest.raises(InputError, match="the content of rank_base"):
+        open_run("attack", options, {}, models=attack.MODELS)
+    forget_runs()
