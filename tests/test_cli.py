@@ -590,7 +590,7 @@ def test_bad_models(command, case, fill, tiny_folder, tmp_path, capfd):
         (["measure", "--limit", "0"], ["limit", "1 or more"]),
         (["attack", "--limit", "-1"], ["limit = -1"]),
         (["attack", "--attack", "prefil"], ["prefil", "prefill"]),
-        (["attack", "--attack", ","], ["no attack", "prefill"]),
+        (["attack", "--attack", ","], ["No attack", "prefill"]),
         (["attack", "--judge", "refusals"], ["refusals", "refusal"]),
         (["attack", "--judged", "all"], ["all", "continuation"]),
         (["attack", "--role", "harmless"], ["'harmless'", "did you mean"]),

@@ -45,7 +45,7 @@ def test_a_grid_names_each_setting_once() -> None:
 @pytest.mark.parametrize(
     ("grid", "match"),
     [
-        ([], "the grid is empty"),
+        ([], "The grid is empty"),
         (["hot"], "no decoding setting 'hot'"),
         (["temperature=0"], r"above 0 \(0 is greedy\)"),
         (["temperature=inf"], "is no number"),

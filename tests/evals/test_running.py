@@ -32,7 +32,7 @@ def test_a_row_that_fails_is_named_and_the_rest_is_kept(
     bad = tuple(prompt_of(answers.tokenizer, ROWS[2]))
     answers.reply = lambda request: InputError("logits are NaN") if request.ids == bad else ANSWER
     settings = config(pairs, tmp_path / "out", attack="none", batch_size=1)
-    with pytest.raises(InputError, match="row rome: logits are NaN"):
+    with pytest.raises(InputError, match="Row rome: logits are NaN"):
         attack(settings, tiny_subject)
     kept = logs.finished_samples(tmp_path / "out")
     answers.reply = lambda request: ANSWER
@@ -56,7 +56,7 @@ def test_a_server_s_failure_is_told_without_its_message(
     monkeypatch.setattr(running, "get_model", lambda *_, **__: model)
     with pytest.raises(InputError) as caught:
         attack(settings)
-    assert str(caught.value).startswith(f"row bread: mockllm/model failed with {kind.__name__}: check that the server")
+    assert str(caught.value).startswith(f"Row bread: mockllm/model failed with {kind.__name__}: check that the server")
     assert "404" not in str(caught.value)
     assert ROWS[0]["instruction"] not in str(caught.value)
     assert caught.value.__cause__ is None
@@ -92,7 +92,7 @@ def test_a_failure_in_one_attack_ends_the_others(
     first = tuple(prompt_of(answers.tokenizer, ROWS[0]))
     late = threading.Timer(20, answers.close)  # lets the test fail, rather than hang, where nothing ends them
     late.start()
-    with pytest.raises(InputError, match="row bread: logits are NaN"):
+    with pytest.raises(InputError, match="Row bread: logits are NaN"):
         attack(config(pairs, tmp_path / "out", k=[5]), tiny_subject)
     assert late.is_alive()
     late.cancel()

@@ -124,7 +124,7 @@ def test_a_row_that_does_not_fit_is_named_whatever_is_drawn(tiny_tokenizer: Any,
             recovery.plan_rows(tiny_tokenizer, triples, [ordinary()], options, **more)
         else:
             with pytest.raises(
-                InputError, match=r"^row t3 of mine\.jsonl, with 100 harmful tokens: Prompt and context"
+                InputError, match=r"^Row t3 of mine\.jsonl, with 100 harmful tokens: Prompt and context"
             ):
                 recovery.plan_rows(tiny_tokenizer, triples, [ordinary()], options, **more)
 
@@ -134,6 +134,6 @@ def test_a_utility_row_that_does_not_fit_is_named(tiny_tokenizer: Any) -> None:
     rows = [ordinary(), Chat("u7", turns)]  # type: ignore[arg-type]
     options = replace(OPTIONS, utility_rows=1)
     more: Any = {"steps": 1, "max_length": 200, "sources": ("mine.jsonl", "chats.jsonl")}
-    with pytest.raises(InputError, match=r"^row u7 of chats\.jsonl: Prompt and context"):
+    with pytest.raises(InputError, match=r"^Row u7 of chats\.jsonl: Prompt and context"):
         recovery.plan_rows(tiny_tokenizer, [triple()], rows, options, **more)
     recovery.plan_rows(tiny_tokenizer, [triple()], rows, replace(options, utility_rows=0), **more)

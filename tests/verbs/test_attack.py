@@ -98,7 +98,7 @@ def test_samples_use_seeds_in_a_row(
     [
         ({"attack": "prefil"}, "Unknown attack 'prefil'; did you mean prefill"),
         ({"role": "twin"}, "Unknown role 'twin'; did you mean twins"),
-        ({"attack": " , "}, "no attack is named"),
+        ({"attack": " , "}, "No attack is named"),
         ({"judge": "refusal-keyword"}, "Unknown judge .* did you mean refusal-keywords"),
         ({"judged": "ful"}, "did you mean full"),
         ({"k": [0, -1]}, "k = -1 is below 0"),
@@ -109,7 +109,7 @@ def test_samples_use_seeds_in_a_row(
         ({"model": "./nowhere"}, "nowhere"),
         ({"model": "inspect/mockllm/model"}, "not known to continue"),
         ({"model": "inspect/mockllm/model", "dtype": "float16"}, "dtype is for models that tokendeep loads itself"),
-        ({"model": "inspect/nobody/model"}, "the Inspect model nobody/model cannot be used"),
+        ({"model": "inspect/nobody/model"}, "The Inspect model nobody/model cannot be used"),
     ],
 )
 def test_bad_input_ends_before_a_model_is_loaded(
@@ -193,5 +193,5 @@ def test_an_error_inside_an_event_loop_is_the_same(tiny_subject: Subject, answer
     async def notebook() -> Rates:
         return functions.attack(tiny_subject, ROWS[:1], attack="none", max_new_tokens=16)
 
-    with pytest.raises(InputError, match="row bread: logits are NaN"):
+    with pytest.raises(InputError, match="Row bread: logits are NaN"):
         asyncio.run(notebook())

@@ -74,7 +74,7 @@ def parse_grid(names: str | Iterable[str]) -> list[Setting]:
         for setting in paper_grid() if name.strip() == "paper" else [_setting(name.strip())]:
             grid.setdefault(setting.name, setting)
     if not grid:
-        raise InputError("the grid is empty: name settings such as greedy, temperature=0.7, top_p=0.9, or paper")
+        raise InputError("The grid is empty: name settings such as greedy, temperature=0.7, top_p=0.9, or paper.")
     return list(grid.values())
 
 
@@ -99,13 +99,13 @@ def _setting(name: str) -> Setting:
     knob, _, text = name.partition("=")
     if knob not in KNOBS:
         raise InputError(
-            f"there is no decoding setting '{name}': write greedy, temperature=T, top_p=P, top_k=K, or paper for all 50"
+            f"There is no decoding setting '{name}': write greedy, temperature=T, top_p=P, top_k=K, or paper for all 50."
         )
     try:
         value = float(text)
         whole = value == int(value)
     except (ValueError, OverflowError):
-        raise InputError(f"'{text}' in the decoding setting '{name}' is no number") from None
+        raise InputError(f"'{text}' in the decoding setting '{name}' is no number.") from None
     wrong = {"temperature": not value > 0, "top_p": not 0 < value <= 1, "top_k": not (value >= 1 and whole)}
     if wrong[knob]:
         need = {
@@ -113,7 +113,7 @@ def _setting(name: str) -> Setting:
             "top_p": "above 0 and at most 1",
             "top_k": "a whole number from 1",
         }
-        raise InputError(f"the decoding setting '{name}' needs a value {need[knob]}")
+        raise InputError(f"The decoding setting '{name}' needs a value {need[knob]}.")
     return Setting(f"{knob}={value:g}", knob, value)
 
 

@@ -68,7 +68,7 @@ def prefill(
     """
     wanted = check_ks(ks)
     if not pairs:
-        raise InputError("prefill needs at least one pair of instruction and answer")
+        raise InputError("prefill needs at least one pair of instruction and answer.")
     prompts: list[Prompt] = []
     skipped = dict.fromkeys(wanted, 0)
     longest = 0
@@ -86,7 +86,7 @@ def prefill(
             prompts.append(attacked(pair, NAME, {"k": k, **more}, ids=[*before, *answer[:k]], text=lead + text))
     for k, count in skipped.items():
         if count == len(pairs):
-            raise InputError(f"k = {k} is beyond every answer of the data: the longest has {longest} tokens, lower k")
+            raise InputError(f"k = {k} is beyond every answer of the data: the longest has {longest} tokens, lower k.")
     return prompts, skipped
 
 
@@ -125,11 +125,11 @@ def check_ks(ks: int | str | Iterable[int | str]) -> list[int]:
             raise ValueError
         wanted = sorted({int(part) for part in parts})
     except ValueError:
-        raise InputError(f"k = {ks} is no list of whole numbers: write it like 0,5,10") from None
+        raise InputError(f"k = {ks} is no list of whole numbers: write it like 0,5,10.") from None
     if not wanted:
-        raise InputError("prefill needs at least one k, for example k = 0,5,10")
+        raise InputError("prefill needs at least one k, for example k = 0,5,10.")
     if wanted[0] < 0:
-        raise InputError(f"k = {wanted[0]} is below 0: k counts answer tokens given in advance")
+        raise InputError(f"k = {wanted[0]} is below 0: k counts answer tokens given in advance.")
     return wanted
 
 
@@ -142,7 +142,7 @@ def prepare(rows: Rows, options: PrefillOptions, victim: Victim) -> Prepared:
     given = bool(ks[-1] or lead or thinking)
     by_text = given and victim.route() == "text"
     if thinking and by_text:
-        raise InputError("thinking needs the exact tokens of the prompt: it is for models that tokendeep loads itself")
+        raise InputError("thinking needs the exact tokens of the prompt: it is for models that tokendeep loads itself.")
     tokenizer = victim.tokenizer() if given else None
     return Prepared(*prefill(rows.pairs, ks, tokenizer, as_text=by_text, lead=lead, thinking=thinking))
 

@@ -113,7 +113,7 @@ def check_budget(budget: Budget) -> None:
     """Raises InputError for a budget of nothing."""
     for name in ("top", "length", "passes"):
         if getattr(budget, name) < 1:
-            raise InputError(f"{name} is {getattr(budget, name)}, a budget of nothing; give at least 1")
+            raise InputError(f"{name} is {getattr(budget, name)}, a budget of nothing; give at least 1.")
 
 
 class Likely:
@@ -189,7 +189,7 @@ def _walked(subject: Subject, prompt: Prompt, scorer: Scorer, budget: Budget) ->
     try:
         one = walk(subject, chat.prompt_ids(subject.tokenizer, list(prompt.messages)), scorer, budget)
     except InputError as error:
-        raise InputError(f"row {prompt.id}: {error}") from error
+        raise InputError(f"Row {prompt.id}: {error}") from error
     return time.perf_counter() - start, one
 
 

@@ -71,7 +71,7 @@ def check_prefixes(prefixes: str | Sequence[str] | None) -> tuple[str, ...]:
         return REFUSAL_PREFIXES
     openings = (prefixes,) if isinstance(prefixes, str) else tuple(prefixes)
     if not openings or not all(opening.strip() for opening in openings):
-        raise InputError("refusal-prefix needs prefixes that are not empty: leave them out for those of the paper")
+        raise InputError("refusal-prefix needs prefixes that are not empty: leave them out for those of the paper.")
     if len(set(openings)) < len(openings):
         raise InputError("A refusal prefix is given twice: name each once.")
     return openings

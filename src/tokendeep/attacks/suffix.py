@@ -63,15 +63,15 @@ def load(source: str | Path) -> list[Suffix]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the suffixes in {path} cannot be read ({error}); give the folder that gcg wrote") from error
+        raise InputError(f"The suffixes in {path} cannot be read ({error}); give the folder that gcg wrote.") from error
     suffixes: list[Suffix] = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             suffixes.append(_read(line, f"{path}, line {number}", len(suffixes) + 1))
     if not suffixes:
-        raise InputError(f"{path} holds no suffix; give at least one")
+        raise InputError(f"{path} holds no suffix; give at least one.")
     if len({(s.name, s.only) for s in suffixes}) < len(suffixes):
-        raise InputError(f"{path} gives two suffixes the same name; name each once")
+        raise InputError(f"{path} gives two suffixes the same name; name each once.")
     return suffixes
 
 
@@ -83,7 +83,7 @@ def _read(line: str, where: str, number: int) -> Suffix:
     except (ValueError, AttributeError):
         texts = [None]
     if not all(value is None or isinstance(value, str) for value in texts) or not (texts[0] or "").strip():
-        raise InputError(f'{where}: a row is {{"suffix": "a text"}}, with a text as name where it has one')
+        raise InputError(f'{where}: a row is {{"suffix": "a text"}}, with a text as name where it has one.')
     name = row.get("name") or f"suffix {number}"
     return Suffix(name, row["suffix"], row.get("for"), *(_number(row, what) for what in COST))
 
@@ -124,7 +124,7 @@ def suffix(prompts: Sequence[Prompt], suffixes: Sequence[Suffix]) -> list[Prompt
     """
     made = [_with(prompt, one) for prompt in prompts for one in suffixes if one.only in (None, key(prompt))]
     if not made:
-        raise InputError("every suffix was found for another request: give the data they were found on")
+        raise InputError("Every suffix was found for another request: give the data they were found on.")
     return made
 
 
@@ -140,7 +140,7 @@ def _with(prompt: Prompt, one: Suffix) -> Prompt:
 
 def check(options: SuffixOptions) -> None:
     if not options.suffixes:
-        raise InputError("suffix needs --suffixes: the folder that gcg wrote, or a file with rows of suffixes")
+        raise InputError("suffix needs --suffixes: the folder that gcg wrote, or a file with rows of suffixes.")
 
 
 def prepare(rows: Rows, options: SuffixOptions, victim: Victim) -> Prepared:

@@ -93,7 +93,7 @@ def _logs(folder: str | Path, header_only: bool = False) -> list[EvalLog]:
     """Our logs in `folder`, oldest first."""
     ours = [log for _, log in _read_logs(folder, header_only) if log is not None and _is_ours(log)]
     if not ours:
-        raise InputError(f"{folder} holds no evaluation log of an attack: run tokendeep attack --out {folder} first")
+        raise InputError(f"{folder} holds no evaluation log of an attack: run tokendeep attack --out {folder} first.")
     return ours
 
 

@@ -39,12 +39,12 @@ class EvalOptions:
     def decoding(self) -> Decoding:
         """The sampling settings. Raises InputError where one is out of range."""
         for wrong, message in (
-            (self.temperature < 0, f"temperature = {self.temperature} is below 0: 0 is greedy"),
-            (not 0 < self.top_p <= 1, f"top_p = {self.top_p} is not between 0 and 1: 1 is off"),
-            (self.top_k < 0, f"top_k = {self.top_k} is below 0: 0 is off"),
-            (self.max_new_tokens < 1, f"max_new_tokens = {self.max_new_tokens} is below 1"),
-            (self.samples < 1, f"samples = {self.samples} is below 1"),
-            (self.limit is not None and self.limit < 1, f"limit = {self.limit} is below 1: leave it out for all rows"),
+            (self.temperature < 0, f"temperature = {self.temperature} is below 0: 0 is greedy."),
+            (not 0 < self.top_p <= 1, f"top_p = {self.top_p} is not between 0 and 1: 1 is off."),
+            (self.top_k < 0, f"top_k = {self.top_k} is below 0: 0 is off."),
+            (self.max_new_tokens < 1, f"max_new_tokens = {self.max_new_tokens} is below 1."),
+            (self.samples < 1, f"samples = {self.samples} is below 1."),
+            (self.limit is not None and self.limit < 1, f"limit = {self.limit} is below 1: leave it out for all rows."),
         ):
             if wrong:
                 raise InputError(message)

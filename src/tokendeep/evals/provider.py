@@ -272,16 +272,16 @@ def prefill_route(model: Model, continues: bool = False) -> Literal["ids", "text
     if continues or provider in CONTINUING:
         return "text"
     raise InputError(
-        f"the provider '{provider}' is not known to continue a final assistant message, so the prefill would be lost: "
+        f"The provider '{provider}' is not known to continue a final assistant message, so the prefill would be lost: "
         f"use {NAME}/PATH, {', '.join(f'{name}/NAME' for name in sorted(CONTINUING))} "
-        "or, where your server does continue it, -T continues=true"
+        "or, where your server does continue it, -T continues=true."
     )
 
 
 def _model_options(options: dict[str, Any]) -> ModelOptions:
     for name in options:
         if name == "system":
-            raise InputError("the system prompt is a setting of the task, not of the model: give -T system=TEXT")
+            raise InputError("The system prompt is a setting of the task, not of the model: give -T system=TEXT.")
         if name not in OPTIONS:
             raise InputError(f"Unknown model option '{name}'; {did_you_mean(name, OPTIONS)}.")
     return ModelOptions(**options)
@@ -289,10 +289,10 @@ def _model_options(options: dict[str, Any]) -> ModelOptions:
 
 def _check_request(tools: Sequence[ToolInfo], config: GenerateConfig) -> None:
     if tools:
-        raise InputError(f"the {NAME} provider has no tools: run this task without them")
+        raise InputError(f"The {NAME} provider has no tools: run this task without them.")
     for name in UNSUPPORTED:
         if getattr(config, name, None):
-            raise InputError(f"the {NAME} provider does not know the setting {name}: leave it out")
+            raise InputError(f"The {NAME} provider does not know the setting {name}: leave it out.")
 
 
 def _decoding(config: GenerateConfig) -> Decoding:

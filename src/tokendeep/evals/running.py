@@ -65,11 +65,11 @@ def _served(spec: str, options: ModelOptions) -> Model:
     """A model that runs elsewhere."""
     for name in OPTIONS:
         if getattr(options, name) != getattr(ModelOptions(), name):
-            raise InputError(f"{name} is for models that tokendeep loads itself: set it where {spec} is served")
+            raise InputError(f"{name} is for models that tokendeep loads itself: set it where {spec} is served.")
     try:
         return get_model(spec, memoize=False)
     except Exception as error:  # each provider has its own way to say what it misses
-        raise InputError(f"the Inspect model {spec} cannot be used ({error}): check its name and set-up") from error
+        raise InputError(f"The Inspect model {spec} cannot be used ({error}): check its name and set-up.") from error
 
 
 def facts(model: Model, name: str) -> dict[str, Any]:
@@ -200,8 +200,8 @@ def _raise_failure(session: Session, logs: Sequence[EvalLog], out: Path) -> None
             if full := explain(RuntimeError(log.error.message), out):
                 raise full
             why = f"the reason is in {log.location}" if served else log.error.message  # a server can quote the prompt
-            raise InputError(f"the run stopped and can go on with the same command: {why}")
-    raise InputError(f"the run did not finish: the same command goes on in {out}")
+            raise InputError(f"The run stopped and can go on with the same command: {why}")
+    raise InputError(f"The run did not finish: the same command goes on in {out}.")
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def prefixed(seed: int = 0, continues: bool = False) -> Solver:
         except Exception as error:
             row = state.metadata["prompt_id"]
             if isinstance(error, InputError):  # a prompt too long or bad logits, say: name the row
-                error = InputError(f"row {row}: {error}")
+                error = InputError(f"Row {row}: {error}")
             if ours is not None:
                 ours.fail(_failure(error, model, row))
             raise error
@@ -67,6 +67,6 @@ def _failure(error: Exception, model: Model, row: str) -> Exception:
     if isinstance(error, InputError) or isinstance(model.api, TokendeepAPI):
         return error
     return InputError(
-        f"row {row}: {model} failed with {type(error).__name__}: check that the server runs, serves a model of that "
-        "name and has room for the prompt and max_new_tokens in its context, then call again to go on"
+        f"Row {row}: {model} failed with {type(error).__name__}: check that the server runs, serves a model of that "
+        "name and has room for the prompt and max_new_tokens in its context, then call again to go on."
     )

@@ -44,14 +44,14 @@ def victim(
 def check_victim(attack: Attack[Any], model: Model) -> None:
     """Raises InputError where the attack needs weights that are not here."""
     if attack.weights and not isinstance(model.api, TokendeepAPI):
-        raise InputError(f"{attack.name} reads the model's own logits: it is for models that tokendeep loads itself")
+        raise InputError(f"{attack.name} reads the model's own logits: it is for models that tokendeep loads itself.")
 
 
 def _tokenizer(model: Model, name: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer that counts prefill tokens: the model's own, or the one named for a model that runs elsewhere."""
     if isinstance(model.api, TokendeepAPI):
         if name is not None:
-            raise InputError("tokenizer is only for models that run elsewhere: a local model's own one is used")
+            raise InputError("tokenizer is only for models that run elsewhere: a local model's own one is used.")
         return model.api.tokenizer
     return models.load_tokenizer(name or model.api.model_name)
 

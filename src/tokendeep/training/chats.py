@@ -86,7 +86,7 @@ def encode(
             try:
                 rows.append(chat.encode(tokenizer, messages, answer, max_length=max_length, end=whole))
             except InputError as error:
-                raise InputError(f"row {row.id} of {source}: {error}") from error
+                raise InputError(f"Row {row.id} of {source}: {error}") from error
     return [cut for row in rows if (cut := _part(row, supervise)) is not None]
 
 

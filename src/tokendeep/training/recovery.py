@@ -153,10 +153,10 @@ def _check_rows(
         InputError: naming the row and where it comes from.
     """
     for triple, k in zip(triples, with_most, strict=True):
-        with _named(f"row {triple.id} of {sources[0]}, with {k} harmful tokens"):
+        with _named(f"Row {triple.id} of {sources[0]}, with {k} harmful tokens"):
             recovery_row(tokenizer, triple, k, **encoding)
     for row in utility:
-        with _named(f"row {row.id} of {sources[1]}"):
+        with _named(f"Row {row.id} of {sources[1]}"):
             utility_row(tokenizer, row, 0.0, **encoding)
 
 

@@ -190,7 +190,7 @@ def _check(options: AttackOptions) -> list[Attack[Any]]:
 
     names = list(dict.fromkeys(name.strip() for name in options.attack.split(",") if name.strip()))
     if not names:
-        raise InputError(f"no attack is named: choose from {', '.join(ATTACKS)}")
+        raise InputError(f"No attack is named: choose from {', '.join(ATTACKS)}.")
     for name in names:
         if name not in ATTACKS:
             raise InputError(unknown("attack", name, ATTACKS))
@@ -198,7 +198,7 @@ def _check(options: AttackOptions) -> list[Attack[Any]]:
         raise InputError(unknown("role", options.role, ROLES))
     tasks.check_shared(options)
     if options.batch_size < 1:
-        raise InputError(f"batch_size = {options.batch_size} is below 1")
+        raise InputError(f"batch_size = {options.batch_size} is below 1.")
     attacks = [ATTACKS[name] for name in names]
     for attack in attacks:
         attack.check(options)

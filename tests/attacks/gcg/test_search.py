@@ -240,7 +240,7 @@ def test_bad_input(tiny_subject: Subject, make_model: Callable[..., Any], monkey
             search(tiny_subject, [b], **{name: 0})
     with pytest.raises(InputError, match="at least one request"):
         search(tiny_subject, [])
-    with pytest.raises(InputError, match="a suffix of 0 tokens"):
+    with pytest.raises(InputError, match="A suffix of 0 tokens"):
         behaviours.start(tiny_subject, 0)
     with pytest.raises(InputError, match="the target is empty"):
         behaviours.behaviour(tiny_subject, "row", ASK, " ")  # type: ignore[arg-type]

@@ -56,14 +56,14 @@ def behaviour(
     tokenizer: Any = subject.tokenizer
     wanted = chat.response_ids(tokenizer, messages, target, end=False) if target.strip() else []
     if not wanted:
-        raise InputError(f"{name}: the target is empty; say how the answer should begin")
+        raise InputError(f"{name}: the target is empty; say how the answer should begin.")
     read = tokenizer.decode(wanted, clean_up_tokenization_spaces=False)
     unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in wanted
     if unknown or read.strip() != target.strip():
-        raise InputError(f"{name}: the tokenizer cannot represent the target; take out its unusual characters")
+        raise InputError(f"{name}: the tokenizer cannot represent the target; take out its unusual characters.")
     size = len(openings[0]) if openings else tokens or len(wanted)
     if len(wanted) < size:
-        raise InputError(f"{name}: the target has {len(wanted)} tokens, but {size} are asked for; give a longer one")
+        raise InputError(f"{name}: the target has {len(wanted)} tokens, but {size} are asked for; give a longer one.")
     before, after, spell = chat.open_prompt(tokenizer, messages)
     return Behaviour(name, tuple(before), tuple(after), tuple(wanted[:size]), tuple(openings), spell)
 
@@ -71,12 +71,12 @@ def behaviour(
 def start(subject: Subject, tokens: int) -> tuple[int, ...]:
     """A suffix of so many tokens to begin with. Raises InputError below 1."""
     if tokens < 1:
-        raise InputError(f"a suffix of {tokens} tokens is none; give at least 1")
+        raise InputError(f"A suffix of {tokens} tokens is none; give at least 1.")
     for text in STARTS:
         ids = chat.continuation_ids(subject.tokenizer, text * tokens)
         if len(ids) == tokens:
             return tuple(ids)
-    raise InputError("the tokenizer has no plain token to begin a suffix with; give the suffix to begin with")
+    raise InputError("The tokenizer has no plain token to begin a suffix with; give the suffix to begin with.")
 
 
 class Row:

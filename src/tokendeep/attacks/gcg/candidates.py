@@ -63,7 +63,7 @@ class Candidates:
             if len(kept) >= width:
                 break
         if not kept:
-            raise InputError("no candidate survives retokenisation: begin with another suffix, or allow other tokens")
+            raise InputError("No candidate survives retokenisation: begin with another suffix, or allow other tokens.")
         return kept[:width]
 
     def _steepest(self, gradient: Tensor, suffix: tuple[int, ...], top: int) -> Tensor:

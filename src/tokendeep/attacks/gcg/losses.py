@@ -32,7 +32,7 @@ class Batch:
     def halve(self) -> None:
         """Raises InputError where there is one candidate already."""
         if self.size == 1:
-            raise InputError("the memory of the device does not hold one candidate; use shorter requests or targets")
+            raise InputError("The memory of the device does not hold one candidate; use shorter requests or targets.")
         self.size //= 2
         self.say(f"The memory does not hold {self.size * 2} candidates together; going on with {self.size}.")
 
@@ -117,8 +117,8 @@ class Losses:
         logps = lm_head.label_logps(self.subject.model, states.flatten(0, 1), labels).view(len(tokens), -1)
         if not torch.isfinite(logps).all():
             raise InputError(
-                f"the model gave NaN or infinite values on {b.name}; load it in float32 (--dtype float32) or check its "
-                "weights"
+                f"The model gave NaN or infinite values on {b.name}; load it in float32 (--dtype float32) or check its "
+                "weights."
             )
         return torch.stack([combine(b, row.sums(one)) for one in logps.double().cpu()])
 

@@ -50,7 +50,7 @@ class Search:
     ) -> None:
         check(settings)
         if not behaviours or not subjects:
-            raise InputError("a suffix needs at least one request to be found on, and one model")
+            raise InputError("A suffix needs at least one request to be found on, and one model.")
         for other in subjects[1:]:
             _check_alike(other, subjects[0])
         self.subjects, self.behaviours, self.settings = list(subjects), list(behaviours), settings
@@ -74,15 +74,15 @@ class Search:
         wrong = [b.name for b in self.behaviours if not self.candidates.survive(b, [tuple(suffix)])[0]]
         if wrong:
             raise InputError(
-                f"the suffix does not survive retokenisation behind {wrong[0]}: as text it reads back as other tokens; "
-                "begin with another suffix"
+                f"The suffix does not survive retokenisation behind {wrong[0]}: as text it reads back as other tokens; "
+                "begin with another suffix."
             )
         longest = max(len(Row(b, suffix).tree.tokens) for b in self.behaviours)
         for subject in self.subjects:
             if longest > (room := context_length(lm_head.causal_lm(subject.model))):
                 raise InputError(
-                    f"request, suffix and target take {longest} tokens, more than the context of {subject.name} ({room}): "
-                    "shorten one of them"
+                    f"Request, suffix and target take {longest} tokens, more than the context of {subject.name} ({room}): "
+                    "shorten one of them."
                 )
         return State(tuple(suffix), active=1 if self.settings.one_by_one else len(self.behaviours))
 
@@ -105,8 +105,8 @@ class Search:
             if not memory_full(error):
                 raise
             raise InputError(
-                "the memory of the device does not hold the gradient of one request: shorten requests or targets, or load "
-                "the model in half precision"
+                "The memory of the device does not hold the gradient of one request: shorten requests or targets, or load "
+                "the model in half precision."
             ) from error
 
     def _step(self, state: State) -> State:
@@ -136,7 +136,7 @@ class Search:
             candidate = swapped(suffix, swaps[i])
             if all(self.candidates.survive(b, [candidate])[0] for b in self.behaviours[1:]):
                 return candidate, float(losses[i])
-        raise InputError("no candidate survives retokenisation behind every request: begin with another suffix")
+        raise InputError("No candidate survives retokenisation behind every request: begin with another suffix.")
 
     # --- means over behaviours and models --------------------------------------------------------------
 
@@ -174,8 +174,8 @@ class Search:
         longest = max(len(Row(b, range(100)).tree.tokens) for b in self.behaviours)
         if any(b.unwanted for b in self.behaviours) and not all(trees.fits(s.model, longest) for s in self.subjects):
             raise InputError(
-                "this architecture takes no tree of answers, so its refusal log-odds have no gradient here: drive it to an "
-                "opening instead"
+                "This architecture takes no tree of answers, so its refusal log-odds have no gradient here: drive it to an "
+                "opening instead."
             )
 
 
@@ -185,11 +185,11 @@ def _check_alike(other: Subject, first: Subject) -> None:
     if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
         raise InputError(
             f"{other.name} and {first.name} have different tokenizers, so no suffix is the same to both; "
-            "search on one of them and try the suffix on the other"
+            "search on one of them and try the suffix on the other."
         )
     asks = [(chat.template_hash(one), chat.check(one).bos) for one in tokenizers]  # how a request becomes tokens
     if asks[0] != asks[1]:
         raise InputError(
             f"{other.name} and {first.name} have different chat templates, so the same request is other tokens "
-            "to each; give one --chat-template for both, or search on one of them"
+            "to each; give one --chat-template for both, or search on one of them."
         )

@@ -54,4 +54,4 @@ def check(settings: Settings) -> None:
     """Raises InputError for a budget of zero."""
     for name in ("steps", "width", "top", "batch"):
         if getattr(settings, name) < 1:
-            raise InputError(f"{name} is {getattr(settings, name)}, a budget of nothing; give at least 1")
+            raise InputError(f"{name} is {getattr(settings, name)}, a budget of nothing; give at least 1.")
