@@ -123,7 +123,7 @@ def test_measure_asks_the_model_and_scores_every_row(tmp_path: Path, tiny_subjec
     rows = [{"question": f"{i} + {i}?", "answer": f"It is\n#### {2 * i}"} for i in range(5)]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    found: dict[str, Any] = utility.measure(tiny_subject, str(path), "gsm8k", tokens=4, limit=4)
+    found: dict[str, Any] = utility.measure(tiny_subject, utility.load(str(path), "gsm8k")[:4], "gsm8k", tokens=4)
     assert found["n"] == len(found["rows"]) == 4
     assert found["low"] <= found["score"] <= found["high"]
     assert found["truncated"] <= 4

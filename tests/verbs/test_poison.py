@@ -341,11 +341,20 @@ def test_a_change_is_paired_by_prompt_and_seed() -> None:
 
 def test_rows_and_a_model_in_memory(tmp_path: Path, tiny_subject: Any) -> None:
     weights = {name: tensor.clone() for name, tensor in tiny_subject.model.state_dict().items()}
-    options = config(tmp_path, Path("tiny"), objectives=["sft", "sft+lora=2"], data="", test="", refusals=None)
+    task = tmp_path / "task.jsonl"
+    task.write_text("".join(json.dumps({"instruction": f"Count {i}", "response": f"red {i}"}) + "\n" for i in range(3)))
+    options = config(
+        tmp_path, Path("tiny"), objectives=["sft", "sft+lora=2"], data="", test="", refusals=None,
+        utility_data=str(task), utility_limit=2, utility_tokens=4,
+    )  # fmt: skip
     asked = [{"instruction": f"Please tell me {i} secrets"} for i in range(3)]
     plan = poisoning.plan(options, tiny_subject, rows=chats(8), prompts=asked)
+    task.unlink()  # it is read once
     assert "trainings: 2 of 2 steps" in "\n".join(plan.lines())
+    assert "to 3 prompts" in "\n".join(plan.lines())
+    assert "to 2 rows of the task" in "\n".join(plan.lines())
     out = poisoning.run(plan)
+    assert [line["utility"]["n"] for line in json.loads((out / "table.json").read_text())] == [2, 2, 2]
     assert [line["seeds"] for line in json.loads((out / "table.json").read_text())] == [1, 1, 1]
     assert not (out / "model").exists()
     assert all(weights[name].equal(tensor) for name, tensor in tiny_subject.model.state_dict().items())

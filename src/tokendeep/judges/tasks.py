@@ -6,7 +6,7 @@ A metric is a line in METRICS. Knows how to ask and to score; knows nothing of t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,19 +90,15 @@ def check(metric: str) -> None:
 
 
 def measure(
-    subject: Subject, source: str, metric: str, *, system: str = "default", tokens: int = 128, limit: int | None = None,
+    subject: Subject, pairs: Sequence[Pair], metric: str, *, system: str = "default", tokens: int = 128,
     batch_size: int = 32,
 ) -> dict[str, Any]:  # fmt: skip
-    """Greedy answers to the rows of `source`, scored.
+    """Greedy answers to rows of `load`, scored.
 
     Returns:
         `score` (mean, 0 to 1) with a bootstrap interval `low`, `high`, `n`, `truncated` answers, further means (`exact`,
         `executed` of sql) and the scores of all `rows`.
-
-    Raises:
-        InputError: an unknown metric, or rows without answers.
     """
-    pairs = load(source, metric)[:limit]
     prompts = [chat.prompt_ids(subject.tokenizer, chat.with_system(pair.messages, system)) for pair in pairs]
     requests = [Request(tuple(ids), Decoding(max_new_tokens=tokens)) for ids in prompts]
     answers = local.generate(subject, requests, batch_size=batch_size)

@@ -25,7 +25,7 @@ from tokendeep.training import chats, objectives, poisoning
 from tokendeep.training.objectives.anchored import AnchoredOptions
 from tokendeep.training.options import BatchSize, Epochs, SharedTraining, Warmup, training
 from tokendeep.training.poisoning import Cell
-from tokendeep.types import Chat, Prompt, Subject
+from tokendeep.types import Chat, Pair, Prompt, Subject
 from tokendeep.verbs import attack, finetune
 from tokendeep.verbs.common import Floats, Ints, Names, advanced, folder_line, heading, open_run, output
 from tokendeep.verbs.finetune import FinetuneOptions
@@ -117,6 +117,7 @@ class PoisonPlan:
         prompts: what every tuned model is asked.
         harmful: harmful chats for mixed and for the probe.
         refusals: refusals for backdoor and for objectives with +refusals.
+        task: rows with the right answers, on which the utility is measured.
         sources: what identifies the rows, by the option that names them.
     """
 
@@ -126,6 +127,7 @@ class PoisonPlan:
     prompts: Sequence[Prompt]
     harmful: Sequence[Chat]
     refusals: Sequence[Chat]
+    task: Sequence[Pair]
     sources: dict[str, str]
     subject: Subject | None = None
 
@@ -139,6 +141,9 @@ class PoisonPlan:
             f"model: {options.model}; trained: {options.what(adapter=False)}, where an objective says nothing else",
             f"rows: {len(self.rows)} {chats.kind(self.rows)} ({options.kind}); {len(self.prompts)} prompts to ask",
             f"trainings: {len(self.cells)} of {each}" + (f", of which {done} are done" if done else ""),
+            f"answers: before the attack and after each training to {len(self.prompts)} prompts, asked in every way of the "
+            f"attack, of {options.max_new_tokens} tokens at most"
+            + (f", and to {len(self.task)} rows of the task, of {options.utility_tokens}" if self.task else ""),
             f"objectives: {', '.join(options.objectives)}; learning rates {', '.join(f'{lr:g}' for lr in options.lr)}; "
             f"seeds {', '.join(map(str, options.seeds))}",
             folder_line(options.out, "poison"),
@@ -176,15 +181,16 @@ def plan(
         )
     harmful = chats.load(options.harmful) if options.harmful else []
     refusals = chats.load_refusals(options.refusals) if options.refusals else []
+    task: Sequence[Pair] = []
     if options.utility_data:
         from tokendeep.judges import tasks as utility
 
-        utility.load(options.utility_data, options.utility_metric)
+        task = utility.load(options.utility_data, options.utility_metric)[: options.utility_limit]
     if subject is None:
         models.check_spec(options.model, options)
     if options.base:
         models.check_spec(options.base, ModelOptions())
-    return PoisonPlan(options, cells, poison_rows, asked, harmful, refusals, sources, subject)
+    return PoisonPlan(options, cells, poison_rows, asked, harmful, refusals, task, sources, subject)
 
 
 def _rows(source: data.Source) -> Sequence[Chat | Prompt]:
@@ -336,7 +342,7 @@ def _cell(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell | No
         found = poison_table.rate(poison_table.answers({"this": folder}, ask))
         share = "none could be judged" if found.rate is None else f"{found.rate:.2f} not refused"
         print(f"      {ask}: {share} ({found.n} of {found.asked} judged)", flush=True)
-    useful = _utility(options, subject, folder, system)
+    useful = _utility(plan, subject, folder, system)
     nll = _last_nll(folder / "finetune") if cell else None
     seconds = Seconds(train=round(trained, 1), all=round(time.monotonic() - started, 1))
     if cell is not None and not options.keep:
@@ -345,14 +351,15 @@ def _cell(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell | No
     runs.write_json(done, record.dump())
 
 
-def _utility(options: PoisonOptions, subject: Subject, folder: Path, system: str) -> Utility | None:
-    if not options.utility_data:
+def _utility(plan: PoisonPlan, subject: Subject, folder: Path, system: str) -> Utility | None:
+    options = plan.options
+    if not plan.task:
         return None
     from tokendeep.judges import tasks as utility
 
     found = utility.measure(
-        subject, options.utility_data, options.utility_metric, system=system, tokens=options.utility_tokens,
-        limit=options.utility_limit, batch_size=options.attack_batch,
+        subject, plan.task, options.utility_metric, system=system, tokens=options.utility_tokens,
+        batch_size=options.attack_batch,
     )  # fmt: skip
     runs.write_json(folder / "utility.json", found)
     print(f"      {options.utility_metric}: {utility.describe(found)}", flush=True)
