@@ -88,7 +88,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         self._adapter_off = self.new_adapter  # a continued adapter's reference is itself, as it was
         if self.reference == "on-the-fly" and not self.new_adapter:
             adapters.keep(self.model)
-        self._ref_head = self._frozen_head()
+        self._reference_lm_head = self._frozen_lm_head()
         self._anchor_count: Any = None
         self._cache = Path(reference_cache or self.args.output_dir or ".")
         self._weights = ""
@@ -115,8 +115,8 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         if betas.shape != positions.shape or not bool(((betas > 0) & betas.isfinite()).all()):
             raise InputError("The schedule must give one finite beta above 0 for every position.")
 
-    def _frozen_head(self) -> Any:
-        """A copy of the output head where an anchor needs it: only where the head is trained itself."""
+    def _frozen_lm_head(self) -> Any:
+        """A copy of the language-model head where an anchor needs it: only where the head is trained itself."""
         lm = lm_head.causal_lm(self.model)
         if not self.anchor_weight or not any(p.requires_grad for p in lm.get_output_embeddings().parameters()):
             return None
@@ -211,8 +211,8 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         """The reference of the training rows and of every evaluation set."""
         self.prepare_reference(self.train_dataset)
         each(self.eval_dataset, self.prepare_reference)
-        if self._ref_head is not None:
-            self._ref_head.get_output_embeddings().to(self.accelerator.device)
+        if self._reference_lm_head is not None:
+            self._reference_lm_head.get_output_embeddings().to(self.accelerator.device)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -255,7 +255,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         ref_logps, ref_states = extra["ref_logps"], extra["ref_states"]
         if ref_logps is None:
             ref_logps, ref_states = self._on_the_fly(model, inputs, at)
-        anchor = lm_head.Anchor(at, ref_states, self._ref_head) if self.anchor_weight else None
+        anchor = lm_head.Anchor(at, ref_states, self._reference_lm_head) if self.anchor_weight else None
         outputs = model(**inputs, supervised=True, statistics=self._counts(mode), anchor=anchor)
         ref_logps = ref_logps.to(outputs.logps.device)
         betas = extra["betas"] if extra["betas"] is not None else self.schedule(positions[None])[0]

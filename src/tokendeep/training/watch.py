@@ -97,7 +97,7 @@ class TokenDynamicsCallback(TrainerCallback):
         self.records: list[dict[str, Any]] = []
         self.fired: int | None = None
         self.start_states: list[Tensor] = []
-        self.start_head: Any = None
+        self.start_lm_head: Any = None
         self._norms: Any = None
 
     def _encoded(self) -> tuple[list[Encoded], list[int]]:
@@ -183,15 +183,18 @@ class TokenDynamicsCallback(TrainerCallback):
             if not kept.exists():
                 raise InputError(f"{kept} of the start of this training is missing; train again from the start.")
             tensors = load_file(kept)
-            self.start_states, self.start_head = list(tensors.pop("states").split(lengths)), lm_head.frozen_lm_head(lm)
-            self.start_head.get_output_embeddings().load_state_dict(tensors)
+            self.start_states, self.start_lm_head = (
+                list(tensors.pop("states").split(lengths)),
+                lm_head.frozen_lm_head(lm),
+            )
+            self.start_lm_head.get_output_embeddings().load_state_dict(tensors)
             return
-        self.start_states, self.start_head = self._states(model, self.rows), lm_head.frozen_lm_head(lm)
+        self.start_states, self.start_lm_head = self._states(model, self.rows), lm_head.frozen_lm_head(lm)
         if not runs.is_main_process():
             return
         runs.private_dir(self.out)
         weights = {
-            name: value.contiguous() for name, value in self.start_head.get_output_embeddings().state_dict().items()
+            name: value.contiguous() for name, value in self.start_lm_head.get_output_embeddings().state_dict().items()
         }
         save_file({"states": torch.cat(self.start_states), **weights}, kept)
 
@@ -251,7 +254,9 @@ class TokenDynamicsCallback(TrainerCallback):
     def _kl(self, model: Any) -> dict[str, list[float]]:
         """D_KL(trained || aligned) on the probe."""
         ours = self._states(model, self.rows)
-        return _by_position([_kl(model, a, self.start_head, b) for a, b in zip(ours, self.start_states, strict=True)])
+        return _by_position(
+            [_kl(model, a, self.start_lm_head, b) for a, b in zip(ours, self.start_states, strict=True)]
+        )
 
     def _sampled_kl(self, model: Any) -> dict[str, list[float]]:
         """D_KL(trained || aligned) on answers that the model being trained samples now."""
