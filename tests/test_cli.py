@@ -24,7 +24,6 @@ from killed import forget_runs
 from tokendeep import cli, runs
 from tokendeep.errors import InputError
 from tokendeep.verbs import VERBS
-from tokendeep.verbs.common import folder_line
 
 SOURCE = Path(cli.__file__).parents[1]
 NEEDED = {
@@ -694,13 +693,3 @@ def test_bad_folders_for_a_report(files, words, parts, fill, tmp_path, capfd):
     for part in parts:
         assert part in message, (part, message)
     assert not (tmp_path / "report.html").exists()
-
-
-def test_a_plan_tells_what_its_folder_is(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "manifest.json").write_text(json.dumps({"verb": "measure", "status": "finished"}))
-    assert folder_line(str(tmp_path), "measure") == f"out: {tmp_path} (holds a run of measure, finished)"
-    assert folder_line(str(tmp_path), "attack").endswith("give another --out, or --overwrite to replace it)")
-    assert "is a file" in folder_line(str(tmp_path / "file"), "measure")
-    assert "--out" in folder_line("", "measure")
-    assert folder_line(str(tmp_path / "new"), "measure").endswith("(new)")

@@ -855,3 +855,27 @@ def test_sha256_file(tmp_path):
     assert runs.sha256_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with refused(str(tmp_path / "y"), "cannot be read"):
         runs.sha256_file(tmp_path / "y")
+
+
+def test_a_look_says_what_opening_would_meet_and_writes_nothing(out, tmp_path):
+    settings = {"model": "m", "k": [0, 5], "label": None}
+    assert runs.look(out, "measure", settings) == "new"
+    assert not out.exists()
+    assert "--out" in runs.look("", "measure", settings)
+    (tmp_path / "file").write_text("mine")
+    assert "is a file" in runs.look(tmp_path / "file", "measure", settings)
+    run = runs.open_run(out, "measure", settings)
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir())
+    assert runs.look(out, "measure", settings) == "holds this run, unfinished: it goes on"
+    run.finish()
+    assert runs.look(out, "measure", {**settings, "label": "short"}).startswith("holds this run, finished")
+    other = runs.look(out, "measure", {**settings, "k": [0]})
+    assert "differs in k" in other
+    assert "--overwrite" in other
+    with pytest.raises(InputError, match="differs in k"):  # as opening it would say
+        runs.open_run(out, "measure", {**settings, "k": [0]})
+    assert "differs in its verb" in runs.look(out, "attack", settings)
+    assert "--overwrite replaces it" in runs.look(out, "attack", settings, overwrite=True)
+    (out / "manifest.json").write_text("{")
+    assert "cannot be read" in runs.look(out, "measure", settings)
+    assert {name for name, _ in before} >= {path.name for path in out.iterdir()} - {".lock"}

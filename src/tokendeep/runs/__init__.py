@@ -9,7 +9,7 @@ from tokendeep.runs.files import (
     write_jsonl,
     write_text,
 )
-from tokendeep.runs.folder import Run, open_run
+from tokendeep.runs.folder import Run, look, open_run
 from tokendeep.runs.identity import (
     fingerprint,
     hash_input,
@@ -26,6 +26,7 @@ __all__ = [
     "fingerprint",
     "hash_input",
     "is_main_process",
+    "look",
     "model_identity",
     "open_run",
     "private_dir",

@@ -119,6 +119,40 @@ def open_run(
     return run
 
 
+def look(
+    out: str | Path,
+    verb: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str | Path] | None = None,
+    overwrite: bool = False,
+    nested: Sequence[str] = (),
+    kind: type | None = None,
+    models: Iterable[str] = (),
+) -> str:
+    """What `open_run` with these arguments would meet in `out`, in words. Reads only."""
+    del nested
+    folder = user_path(out)
+    if not str(out):
+        return "give a folder with --out"
+    if folder.is_file():
+        return "is a file; give another --out"
+    try:
+        old = manifests.read(folder)
+    except InputError:
+        return "holds a manifest that cannot be read; give another --out"
+    if old is None:
+        return "new"
+    new = manifests.new(verb, config, inputs or {}, BY_LIBRARIES, models)
+    state = "finished" if old["status"] == "finished" else "unfinished"
+    if overwrite:
+        return f"holds a run of {old['verb']}, {state}; --overwrite replaces it once this run has finished"
+    if differences := manifests.differences({**old, "config": {**manifests.defaults(kind), **old["config"]}}, new):
+        return (
+            f"holds a run of {old['verb']}, {state}, that differs in {differences}; give another --out, or --overwrite"
+        )
+    return f"holds this run, {'finished: nothing is left to do' if state == 'finished' else 'unfinished: it goes on'}"
+
+
 def _take(
     folder: Path, manifest: dict[str, Any], overwrite: bool, nested: Sequence[str], defaults: Mapping[str, Any]
 ) -> Run:

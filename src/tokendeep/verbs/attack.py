@@ -20,7 +20,7 @@ from tokendeep.models.options import ModelOptions
 from tokendeep.records import Rate, Rates
 from tokendeep.runs import parts
 from tokendeep.types import Subject
-from tokendeep.verbs.common import folder_line, heading, loading, open_run, output
+from tokendeep.verbs.common import Place, heading, loading, output
 
 if TYPE_CHECKING:
     from tokendeep.evals.running import Model
@@ -73,6 +73,11 @@ class AttackPlan:
     model: Model = field(repr=False)  # a handle; its weights are loaded at the first request
     prepared: Mapping[str, Prepared] = field(repr=False)
 
+    @property
+    def place(self) -> Place:
+        """The output folder, and what tells this run from another."""
+        return Place("attack", self.options, self.inputs, _recorded(self.options), models=MODELS)
+
     def lines(self) -> list[str]:
         """What would run, on how many rows, what is there already and what it will cost at most."""
         options, rows = self.options, len(self.rows.prompts)
@@ -85,7 +90,7 @@ class AttackPlan:
             f"answers: {answers}, {options.samples} to each prompt, of {options.max_new_tokens} tokens at most; "
             f"{0 if options.overwrite else _finished(options.out)} are there already",
             f"judge: {options.judge}",
-            folder_line(options.out, "attack"),
+            self.place.line(),
         ]
 
     def _prompts(self, attack: Attack[Any]) -> int:
@@ -144,7 +149,7 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
     from tokendeep.evals.session import Session
 
     options = plan.options
-    state = open_run("attack", options, plan.inputs, _recorded(options), models=MODELS)
+    state = plan.place.open()
     if state.finished:
         print(f"attack: {state.out} already holds this finished run")
         return state.out

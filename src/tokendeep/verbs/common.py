@@ -23,11 +23,9 @@ A verb is one module, named as the verb (the pattern is `measure.py`), with thre
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import UnionType
@@ -46,14 +44,13 @@ __all__ = [
     "Floats",
     "Ints",
     "Names",
+    "Place",
     "Plan",
     "Texts",
     "advanced",
-    "folder_line",
     "heading",
     "loading",
     "meaning",
-    "open_run",
     "output",
     "typed",
     "yaml_settings",
@@ -75,36 +72,36 @@ def heading(title: str) -> partial[Parameter]:
 output = partial(Parameter, group=Group("Output", sort_key=3))
 
 
-def open_run(
-    verb: str, options: Any, inputs: Mapping[str, str | Path], config: Mapping[str, Any] | None = None,
-    **more: Any,
-) -> runs.Run:  # fmt: skip
-    """The folder of a run with these options (`runs.open_run`).
+@dataclass(frozen=True)
+class Place:
+    """The output folder of a run and what tells the run from another; a plan has one.
 
     Args:
+        inputs: the files of the run by the options that name them (see `runs.open_run`).
         config: the options as the manifest keeps them, where texts of the user are among them.
-        more: what `runs.open_run` takes beside.
+        models: options that name models, beside those of all verbs.
+        nested: patterns of folders below whose runs are parts of this one.
     """
-    kept = asdict(options) if config is None else config
-    return runs.open_run(options.out, verb, kept, inputs, options.overwrite, kind=type(options), **more)
 
+    verb: str
+    options: Any
+    inputs: Mapping[str, str | Path]
+    config: Mapping[str, Any] | None = None
+    models: Sequence[str] = ()
+    nested: Sequence[str] = ()
 
-def folder_line(out: str, verb: str) -> str:
-    """What lies in the output folder already, as a line of a plan of `verb`."""
-    return f"out: {out or '(none)'} ({_there(Path(out), verb) if out else 'give a folder with --out'})"
+    def _arguments(self) -> tuple[Any, ...]:
+        config = asdict(self.options) if self.config is None else self.config
+        overwrite, kind = self.options.overwrite, type(self.options)
+        return self.options.out, self.verb, config, self.inputs, overwrite, self.nested, kind, self.models
 
+    def open(self) -> runs.Run:
+        """Take the folder for this run (`runs.open_run`)."""
+        return runs.open_run(*self._arguments())
 
-def _there(folder: Path, verb: str) -> str:
-    if os.path.isfile(folder):
-        return "is a file; give another --out"
-    try:
-        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        status = f"holds a run of {found['verb']}, {found['status']}"
-        return status if found["verb"] == verb else f"{status}; give another --out, or --overwrite to replace it"
-    except (FileNotFoundError, NotADirectoryError):
-        return "new"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "holds a manifest that cannot be read"
+    def line(self) -> str:
+        """What lies there already, as a line of a plan."""
+        return f"out: {self.options.out or '(none)'} ({runs.look(*self._arguments())})"
 
 
 # --- types of options ------------------------------------------------------------------------------

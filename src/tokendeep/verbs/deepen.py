@@ -31,7 +31,7 @@ from tokendeep.training.options import (
     training_options,
 )
 from tokendeep.types import Chat, Decoding, Pair, Prompt, Subject, Triple
-from tokendeep.verbs.common import advanced, folder_line, heading, open_run, output
+from tokendeep.verbs.common import Place, advanced, heading, output
 
 what = heading("What to deepen")
 READERS: dict[str, dict[str, Callable[[data.Source], Sequence[Any]]]] = {
@@ -90,6 +90,11 @@ class DeepenPlan:
     sources: dict[str, str]
     subject: Subject | None = None
 
+    @property
+    def place(self) -> Place:
+        """The output folder, and what tells this run from another."""
+        return Place("deepen", self.options, self.sources)
+
     def lines(self) -> list[str]:
         """What `run` would do, in lines."""
         options, training = self.options, _training(self.options, len(self.rows))
@@ -100,7 +105,7 @@ class DeepenPlan:
             f"rows: {rows} and {utility} as utility; {training.batch_size} a step, of which {options.safety_rows} safety rows",
             f"steps: {training.max_steps}" + ("" if whole else " at most: not all instructions become triples"),
             f"objective: safety recovery (Eq. 2), alpha {options.alpha:g}, up to {options.max_context} harmful tokens",
-            folder_line(options.out, "deepen"),
+            self.place.line(),
         ]
 
 
@@ -168,7 +173,7 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
     from tokendeep.training import fit, launch
 
     options, first = plan.options, runs.is_main_process()
-    state = open_run("deepen", options, plan.sources)
+    state = plan.place.open()
     if state.finished:
         if show and first:
             print(f"deepen: {state.out} already holds this finished run")

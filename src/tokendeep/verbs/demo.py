@@ -23,7 +23,7 @@ from tokendeep.records import Rate
 from tokendeep.training import answers
 from tokendeep.types import Decoding, Prompt, Subject
 from tokendeep.verbs import attack, deepen, measure, report
-from tokendeep.verbs.common import folder_line, heading, output
+from tokendeep.verbs.common import heading, output
 
 what = heading("What to tell")
 
@@ -93,6 +93,11 @@ class DemoPlan:
         """A trained model, or the one that all begins with."""
         return self.recipe.model if name == "base" else str(self.cache / name / "checkpoint")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells this demo from another."""
+        return {"seed": self.options.seed, "recipe": json.loads(json.dumps(asdict(self.recipe)))}
+
     def lines(self) -> list[str]:
         """The steps with their minutes on two quiet CPU cores, and what is in the cache."""
         there = [not self.options.fresh and kept is not None and (self.cache / kept).exists() for *_, kept in STEPS]
@@ -105,7 +110,7 @@ class DemoPlan:
             f"model: {self.recipe.model}",
             *steps,
             f"about {total / 60:.0f} minutes on two CPU cores; trained models are kept in {self.cache}",
-            folder_line(self.options.out, "demo"),
+            f"out: {self.options.out} ({runs.look(self.out, 'demo', self.settings, overwrite=self.options.fresh)})",
         ]
 
 
@@ -122,8 +127,7 @@ def plan(options: DemoOptions, recipe: Recipe = RECIPE) -> DemoPlan:
 def run(plan: DemoPlan) -> Path:
     """Tell the story; returns the folder with report.html."""
     started = time.monotonic()
-    settings = {"seed": plan.options.seed, "recipe": json.loads(json.dumps(asdict(plan.recipe)))}
-    state = runs.open_run(plan.out, "demo", settings, overwrite=plan.options.fresh)
+    state = runs.open_run(plan.out, "demo", plan.settings, overwrite=plan.options.fresh)
     if state.finished:
         print(f"demo: {plan.out} already holds this finished run\n\n{closing_table(plan.out, plan.recipe.k)}")
         return plan.out

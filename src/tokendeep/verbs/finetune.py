@@ -21,7 +21,7 @@ from tokendeep.training.objectives import OBJECTIVES, Objective, ObjectiveOption
 from tokendeep.training.options import SaveSteps, TrainingOptions, Warmup, training, training_options
 from tokendeep.training.rows import TRAIN_ON
 from tokendeep.types import Chat, Encoded, Pair, Prompt, Subject
-from tokendeep.verbs.common import Floats, Ints, advanced, folder_line, heading, open_run, output
+from tokendeep.verbs.common import Floats, Ints, Place, advanced, heading, output
 
 what = heading("What to fine-tune")
 watching = heading("What to watch")
@@ -93,6 +93,11 @@ class FinetunePlan:
     sources: dict[str, str]
     subject: Subject | None = None
 
+    @property
+    def place(self) -> Place:
+        """The output folder, and what tells this run from another."""
+        return Place("finetune", self.options, self.sources)
+
     def lines(self) -> list[str]:
         """What `run` would do, in lines."""
         options, how = self.options, training_options(self.options)
@@ -109,7 +114,7 @@ class FinetunePlan:
             f"steps: {steps}" + (" or fewer, with packing" if options.packing else ""),
             f"objective: {options.objective}: {self.objective.card(options)}",
             *remarks(options, steps),
-            folder_line(options.out, "finetune"),
+            self.place.line(),
         ]
 
     @property
@@ -191,7 +196,7 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True)
 
     options, first = plan.options, runs.is_main_process()
     show = show and first
-    state = open_run("finetune", options, plan.sources)
+    state = plan.place.open()
     out = state.out
     if state.finished:
         if show:

@@ -19,7 +19,7 @@ from tokendeep.depth import openings
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models.options import ModelOptions
 from tokendeep.types import Prompt, Subject
-from tokendeep.verbs.common import Texts, advanced, folder_line, heading, loading, open_run, output
+from tokendeep.verbs.common import Place, Texts, advanced, heading, loading, output
 
 if TYPE_CHECKING:
     from tokendeep.attacks.gcg.behaviours import Behaviour
@@ -88,6 +88,11 @@ class GcgPlan:
         """The requests that a search is for."""
         return [[prompt] for prompt in self.prompts] if self.options.each else [list(self.prompts)]
 
+    @property
+    def place(self) -> Place:
+        """The output folder, and what tells this run from another."""
+        return Place("gcg", self.options, {"data": self.options.data}, _recorded(self.options))
+
     def lines(self) -> list[str]:
         options = self.options
         searches = len(self.groups) * options.restarts
@@ -97,7 +102,7 @@ class GcgPlan:
             f"rows: {len(self.prompts)} requests of {options.data}",
             f"searches: {searches}, {'each for one request' if options.each else 'each for all requests'}, of {options.steps} "
             f"steps at most: {searches * options.steps * options.width} candidates",
-            folder_line(options.out, "gcg"),
+            self.place.line(),
         ]
 
 
@@ -128,7 +133,7 @@ def run(plan: GcgPlan, *, show: bool = True) -> Path:
         KeyboardInterrupt: Ctrl-C; the same call goes on from the last step that is on disk.
     """
     options = plan.options
-    state = open_run("gcg", options, {"data": options.data}, _recorded(options))
+    state = plan.place.open()
     out = state.out
     if state.finished:
         print(f"gcg: {out} already holds this finished run")

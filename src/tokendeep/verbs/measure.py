@@ -31,7 +31,7 @@ from tokendeep.models.options import ModelOptions
 from tokendeep.runs import parts
 from tokendeep.runs.parts import Parts
 from tokendeep.types import IGNORE, Encoded, Pair, Subject
-from tokendeep.verbs.common import Ints, advanced, folder_line, heading, loading, open_run, output
+from tokendeep.verbs.common import Ints, Place, advanced, heading, loading, output
 
 Array = NDArray[np.float64]
 what = heading("What to measure")
@@ -87,6 +87,13 @@ class MeasurePlan:
     subject: Subject | None = None  # the model and its base, where the caller has them in memory already
     base: Subject | None = None
 
+    @property
+    def place(self) -> Place:
+        """The output folder, and what tells this run from another."""
+        options = self.options
+        files = {name: value for name in ("benign", "openings") if (value := getattr(options, name))}
+        return Place("measure", options, {"data": options.data, **files})
+
     def lines(self) -> list[str]:
         options = self.options
         versus = self.compared_with or ("its own base" if models.is_adapter(options.model) else None)
@@ -95,7 +102,7 @@ class MeasurePlan:
             f"rows: {len(self.pairs)} harmful pairs of {options.data}"
             + (f", {len(self.benign)} benign pairs of {options.benign}" if options.benign else ""),
             f"recovery at k = {', '.join(map(str, sorted(set(options.k))))}; KL at {options.positions} positions",
-            folder_line(options.out, "measure"),
+            self.place.line(),
         ]
 
 
@@ -131,8 +138,7 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
         InputError: the output folder holds another run, or a row is longer than the model's context.
     """
     options = plan.options
-    inputs = {"data": options.data, **{k: v for k in ("benign", "openings") if (v := getattr(options, k))}}
-    state = open_run("measure", options, inputs)
+    state = plan.place.open()
     if state.finished:
         print(f"measure: {state.out} already holds this finished run")
         return state.out

@@ -27,7 +27,7 @@ from tokendeep.training.options import BatchSize, Epochs, SharedTraining, Warmup
 from tokendeep.training.poisoning import Cell
 from tokendeep.types import Chat, Pair, Prompt, Subject
 from tokendeep.verbs import attack, finetune
-from tokendeep.verbs.common import Floats, Ints, Names, advanced, folder_line, heading, open_run, output
+from tokendeep.verbs.common import Floats, Ints, Names, Place, advanced, heading, output
 from tokendeep.verbs.finetune import FinetuneOptions
 
 what = heading("What to attack")
@@ -131,6 +131,11 @@ class PoisonPlan:
     sources: dict[str, str]
     subject: Subject | None = None
 
+    @property
+    def place(self) -> Place:
+        """The output folder, and what tells this run from another."""
+        return Place("poison", self.options, self.sources, nested=TRAININGS)
+
     def lines(self) -> list[str]:
         """What `run` would do, in lines."""
         options = self.options
@@ -146,7 +151,7 @@ class PoisonPlan:
             + (f", and to {len(self.task)} rows of the task, of {options.utility_tokens}" if self.task else ""),
             f"objectives: {', '.join(options.objectives)}; learning rates {', '.join(f'{lr:g}' for lr in options.lr)}; "
             f"seeds {', '.join(map(str, options.seeds))}",
-            folder_line(options.out, "poison"),
+            self.place.line(),
         ]
 
 
@@ -204,7 +209,7 @@ def run(plan: PoisonPlan) -> Path:
         InputError: a row that cannot be used, before anything is trained.
     """
     options, subject = plan.options, plan.subject
-    state = open_run("poison", options, plan.sources, nested=TRAININGS)
+    state = plan.place.open()
     out = state.out
     if state.finished:
         print(f"poison: {out} already holds this finished run\n\n{(out / 'table.md').read_text(encoding='utf-8')}")
