@@ -236,7 +236,7 @@ def test_the_drift_a_schedule_allows_is_where_its_weights_are_spent() -> None:
         ({"dtype": "bfloat16"}, "--dtype"),
         ({"anchor": float("nan"), "objective": "anchored"}, "--anchor"),
         ({"adam_beta1": 1.0}, "adam_beta1"),
-        ({"max_length": 8}, "row c0 of .* no room in 8"),
+        ({"max_length": 8}, "Row c0 of .* no room in 8"),
     ],
 )
 def test_bad_settings_are_refused_and_say_how_to_fix_them(
