@@ -38,7 +38,7 @@ bench-gcg: env
 		--disable-pip-version-check torch==2.13.0 nanogcg==0.3.0 transformers==4.47.1)
 	$(BIN)/python benchmarks/gcg.py ours build/gcg-ours.json
 	.venv-nanogcg/bin/python benchmarks/gcg.py nano build/gcg-nano.json --model $$($(BIN)/python -c \
-		'from tokendeep import packaged; print(packaged.smollm2_folder())')
+		'from tokendeep import models; print(models.smollm2_folder())')
 	$(BIN)/python benchmarks/gcg.py compare build/gcg-ours.json build/gcg-nano.json
 
 lint: env

@@ -29,18 +29,23 @@ class InputError(ValueError):
     """
 
 
+def flag(name: str) -> str:
+    """An option as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def check_least(config: object, least: Mapping[str, float]) -> None:
     """Raises InputError for the first setting that is below its least value, or NaN."""
     for name, bound in least.items():
         if not getattr(config, name) >= bound:
-            raise InputError(f"--{name} is {getattr(config, name)}, but must be at least {bound}.")
+            raise InputError(f"{flag(name)} is {getattr(config, name)}, but must be at least {bound}.")
 
 
 def check_known(config: object, known: Mapping[str, Sequence[str]]) -> None:
     """Raises InputError for the first setting that is none of those it can be."""
     for name, values in known.items():
         if getattr(config, name) not in values:
-            raise InputError(f"--{name} is {getattr(config, name)!r}, but must be one of {', '.join(values)}.")
+            raise InputError(f"{flag(name)} is {getattr(config, name)!r}, but must be one of {', '.join(values)}.")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

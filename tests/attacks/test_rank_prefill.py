@@ -157,5 +157,5 @@ def test_the_verb_asks_with_the_prefixes_keeps_them_and_tells_what_they_cost(
 
 
 def test_settings_are_checked_before_a_model_is_loaded(pairs: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--rank_budget is 0"):
+    with pytest.raises(InputError, match="--rank-budget is 0"):
         plan(config(pairs, tmp_path, attack="rank-prefill", rank_budget=0))

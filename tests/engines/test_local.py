@@ -592,7 +592,7 @@ def test_too_little_memory_names_the_setting(error: Exception, llama: Subject, m
     whole, requests = generate(llama, sweep(), batch_size=8), sweep()
     with monkeypatch.context() as patch:
         patch.setattr(Batcher, "_prefill", full)
-        with pytest.raises(InputError, match=r"hold 8 row\(s\) .* lower --batch_size"):
+        with pytest.raises(InputError, match=r"hold 8 row\(s\) .* lower --batch-size"):
             generate(llama, requests, batch_size=8)
         with (
             LocalEngine(llama, batch_size=1) as engine,

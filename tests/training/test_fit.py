@@ -114,7 +114,7 @@ def test_half_written_checkpoints_are_removed_by_the_first_process(tmp_path: Pat
 
 def test_too_little_memory_names_the_setting_and_the_run_goes_on_with_less(tmp_path: Path, tiny_folder: Path) -> None:
     whole, one = fitted(tmp_path / "whole", tiny_folder)
-    with pytest.raises(InputError, match=r"lower --micro_batch \(now 8\)"):
+    with pytest.raises(InputError, match=r"lower --micro-batch \(now 8\)"):
         fitted(tmp_path / "cut", tiny_folder, save_steps=2, callbacks=[Kill(torch.OutOfMemoryError)])
     cut, two = fitted(tmp_path / "cut", tiny_folder, micro_batch=2, save_steps=2)
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
@@ -180,7 +180,7 @@ def test_several_gpus_and_one_process(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(InputError, match=r"accelerate launch --num_processes 2 .*CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(InputError, match=r"accelerate launch --num-processes 2 .*CUDA_VISIBLE_DEVICES"):
         launch.check_gpus(on("cuda:0", "cuda:0"))
     launch.check_gpus(on("cpu"))
     launch.check_gpus(on("cuda:0", "cuda:1"))  # split by device_map

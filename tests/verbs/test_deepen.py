@@ -90,8 +90,8 @@ def test_only_a_frozen_base_is_half_precision(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lora": 2, "train_layers": 1}, "--lora and --train_layers exclude each other"),
-        ({"micro_batch": 5}, "12 rows per step cannot be cut .* --micro_batch"),
+        ({"lora": 2, "train_layers": 1}, "--lora and --train-layers exclude each other"),
+        ({"micro_batch": 5}, "12 rows per step cannot be cut .* --micro-batch"),
         ({"dtype": "bfloat16"}, "--dtype is bfloat16, .* --lora"),
         ({"dtype": "float16", "train_layers": 1}, "--dtype is float16, .* --lora"),
     ],

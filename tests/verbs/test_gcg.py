@@ -190,7 +190,7 @@ def test_suffixes_of_other_requests_are_refused() -> None:
         ({"target": "harm"}, "--target is 'harm'"),
         ({"steps": 0}, "--steps is 0"),
         ({"width": 0}, "--width is 0"),
-        ({"suffix_tokens": 0}, "--suffix_tokens is 0"),
+        ({"suffix_tokens": 0}, "--suffix-tokens is 0"),
         ({"opening": " "}, "--opening is empty"),
         ({"target": "refusal", "target_tokens": 5}, "compares openings of 3 tokens"),
     ],

@@ -61,7 +61,7 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase, openings: Iterable[str], tok
     telling = [ids for ids in rows if ids not in ordinary]
     if not telling:
         raise InputError(
-            f"No refusal opening can be told by {tokens} tokens of this tokenizer; change --opening_tokens or --openings."
+            f"No refusal opening can be told by {tokens} tokens of this tokenizer; change --opening-tokens or --openings."
         )
     if shared := len(rows) - len(telling):
         print(f"measure: {shared} refusal openings left out: ordinary answers begin with the same tokens")

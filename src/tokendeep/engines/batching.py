@@ -118,7 +118,7 @@ class Batcher:
         except RuntimeError as error:
             if not memory_full(error):
                 raise
-            way = "lower --batch_size" if self.batch_size > 1 else "give shorter prompts or ask for shorter answers"
+            way = "lower --batch-size" if self.batch_size > 1 else "give shorter prompts or ask for shorter answers"
             raise InputError(
                 f"The memory of the device does not hold {self.batch_size} row(s) decoded together: {way}."
             ) from error

@@ -86,7 +86,7 @@ METRICS = {
 def check(metric: str) -> None:
     """Raise InputError for an unknown metric."""
     if metric not in METRICS:
-        raise InputError(f"--utility_metric is {metric!r}, but must be one of {', '.join(METRICS)}.")
+        raise InputError(f"--utility-metric is {metric!r}, but must be one of {', '.join(METRICS)}.")
 
 
 def measure(

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, flag
 from tokendeep.runs.files import exists, user_path
 
 SMOLLM2 = "smollm2"  # the packaged demo model, by its name
@@ -76,7 +76,7 @@ def hash_input(name: str, value: str | Path) -> str:
             return _combined({file.name: sha256_file(file) for file in _top_files(path)})
         return sha256_file(path)
     if isinstance(value, Path):
-        raise InputError(f"There is no file {value}; check what --{name} names.")
+        raise InputError(f"There is no file {value}; check what {flag(name)} names.")
     return sha256_text(value)
 
 

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
 from tokendeep.compute import lm_head
-from tokendeep.errors import InputError, memory_full
+from tokendeep.errors import InputError, flag, memory_full
 from tokendeep.training.options import SharedTraining
 from tokendeep.types import Subject
 
@@ -108,7 +108,7 @@ def check_batches(rows_per_step: int, micro_batch: int) -> None:
     if rows_per_step % (micro_batch * processes()):
         raise InputError(
             f"{rows_per_step} rows per step cannot be cut into micro-batches of {micro_batch} on {processes()} "
-            f"process(es); choose --micro_batch so that {rows_per_step} is a multiple of micro_batch x processes."
+            f"process(es); choose --micro-batch so that {rows_per_step} is a multiple of micro_batch x processes."
         )
 
 
@@ -116,7 +116,7 @@ def check_trained(model: str, options: SharedTraining, *, adapter: bool, dtype: 
     """Raise InputError for settings about other weights than those that are trained; `adapter`: the model is one."""
     other = next((name for name in ("lora", "train_layers") if getattr(options, name)), None)
     if adapter and other:
-        raise InputError(f"{model} is an adapter, which goes on being trained; leave --{other} out.")
+        raise InputError(f"{model} is an adapter, which goes on being trained; leave {flag(other)} out.")
     if not (adapter or options.lora) and dtype not in {"auto", "float32"}:
         raise InputError(
             f"--dtype is {dtype}, in which small steps of training all weights are lost; leave it out, or train "
@@ -135,7 +135,7 @@ def check_gpus(subject: Subject) -> None:
     if "WORLD_SIZE" in os.environ or count < 2 or len(devices) > 1 or devices.pop().type != "cuda":
         return
     raise InputError(
-        f"There are {count} GPUs and one process; start one process per GPU with `accelerate launch --num_processes "
+        f"There are {count} GPUs and one process; start one process per GPU with `accelerate launch --num-processes "
         f"{count} -m tokendeep ...`, or choose one GPU by setting CUDA_VISIBLE_DEVICES=0."
     )
 
@@ -149,9 +149,9 @@ def memory(micro_batch: int) -> Iterator[None]:
         if not memory_full(error):
             raise
         way = (
-            f"lower --micro_batch (now {micro_batch}) and run it again"
+            f"lower --micro-batch (now {micro_batch}) and run it again"
             if micro_batch > 1
-            else "lower --max_length, or train an adapter with --lora"
+            else "lower --max-length, or train an adapter with --lora"
         )
         raise InputError(
             f"The memory of the device does not hold the training of a micro-batch of {micro_batch} row(s): {way}."

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from tokendeep.errors import InputError, check_known, check_least
+from tokendeep.errors import InputError, check_known, check_least, flag
 from tokendeep.models.options import advanced
 
 training = partial(Parameter, group=Group("Training", sort_key=2.5))
@@ -68,14 +68,14 @@ class SharedTraining:
         check_known(self, {"schedule": tuple(SCHEDULES), "optimizer": tuple(OPTIMIZERS), "precision": PRECISIONS})
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"--{name} is {getattr(self, name)}, but must be at least 0 and below 1.")
+                raise InputError(f"{flag(name)} is {getattr(self, name)}, but must be at least 0 and below 1.")
         check_least(self, {
             "max_steps": 0, "micro_batch": 1, "warmup_steps": 0, "lora": 0, "train_layers": 0, "max_length": 8,
         })  # fmt: skip
         if self.epochs < 1 and self.max_steps < 1:
-            raise InputError("Neither --epochs nor --max_steps asks for any training; set one to at least 1.")
+            raise InputError("Neither --epochs nor --max-steps asks for any training; set one to at least 1.")
         if self.lora and self.train_layers:
-            raise InputError("--lora and --train_layers exclude each other; an adapter is trained in all layers.")
+            raise InputError("--lora and --train-layers exclude each other; an adapter is trained in all layers.")
 
     def what(self, adapter: bool) -> str:
         """What is trained, in words; `adapter`: the model is one."""
@@ -139,5 +139,5 @@ class RecoveryOptions:
         check_known(self, {"normalise": ("tokens", "rows", "batch")})
         for name in ("alpha", "p_zero", "cut_utility"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"--{name} is {getattr(self, name)}, but must lie between 0 and 1.")
+                raise InputError(f"{flag(name)} is {getattr(self, name)}, but must lie between 0 and 1.")
         check_least(self, {"max_context": 1, "safety_rows": 1, "utility_rows": 0})

@@ -203,6 +203,9 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
         safety_rows={"without harmful context": drawn[False], "with": drawn[True]},
         checkpoint="checkpoint",
     )
+    if first:
+        print(f"deepen: {result['steps']} steps on {len(triples)} triples and {len(utility)} utility rows")
+        print(f"  {state.out / 'checkpoint'}")
     return state.out
 
 
@@ -267,7 +270,7 @@ def make_triples(subject: Subject, rows: Sequence[Pair | Prompt], options: Deepe
     if not triples:
         raise InputError(
             f"No triple could be made from {options.data}: the model refused {len(refused)} of {len(rows)} instructions; "
-            "give --refusal_system, a --base that complies, or finished triples."
+            "give --refusal-system, a --base that complies, or finished triples."
         )
     return triples
 

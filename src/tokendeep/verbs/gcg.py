@@ -170,7 +170,7 @@ def _check(options: GcgOptions) -> None:
         "steps": 1, "width": 1, "top": 1, "batch_size": 1, "suffix_tokens": 1, "restarts": 1, "target_tokens": 0, "seed": 0,
     })  # fmt: skip
     if options.target == "refusal" and options.target_tokens:
-        raise InputError(f"--target refusal compares openings of {TOKENS} tokens; leave --target_tokens out.")
+        raise InputError(f"--target refusal compares openings of {TOKENS} tokens; leave --target-tokens out.")
     if not options.opening.strip():
         raise InputError("--opening is empty; say how an answer should begin.")
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from tokendeep import data, runs
 from tokendeep.attacks.poison import TRIGGER, Poison
-from tokendeep.errors import InputError, check_known, check_least
+from tokendeep.errors import InputError, check_known, check_least, flag
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Manifest, PoisonCell, Seconds, Training, Utility
 from tokendeep.report import poison_table
@@ -289,11 +289,11 @@ def check(options: PoisonOptions) -> list[Cell]:
     check_known(options, {"kind": tuple(poisoning.MAKERS)})
     for name in ("objectives", "lr", "seeds"):
         if not getattr(options, name):
-            raise InputError(f"--{name} is empty; give at least one.")
+            raise InputError(f"{flag(name)} is empty; give at least one.")
         if len(set(getattr(options, name))) < len(getattr(options, name)):
-            raise InputError(f"--{name} names something twice; a training counts once.")
+            raise InputError(f"{flag(name)} names something twice; a training counts once.")
     if options.utility_limit is not None and options.utility_limit < 1:
-        raise InputError(f"--utility_limit is {options.utility_limit}, but must be at least 1.")
+        raise InputError(f"--utility-limit is {options.utility_limit}, but must be at least 1.")
     check_least(options, {"count": 1, "max_new_tokens": 1, "attack_batch": 1, "utility_tokens": 1, "probe": 0})
     cells = [Cell(o, lr, seed) for seed in options.seeds for lr in options.lr for o in options.objectives]
     for cell in cells:
