@@ -9,7 +9,7 @@ import pytest
 
 from killed import forget_runs
 from tokendeep.errors import InputError
-from tokendeep.verbs.common import open_run
+from tokendeep.verbs.common import Place
 
 NAMES: dict[str, Any] = {"model": "me/model", "data": "chats"}
 
@@ -21,9 +21,9 @@ def test_a_model_that_an_attack_s_option_names_is_part_of_the_run(tmp_path: Path
     base.mkdir()
     (base / "config.json").write_text("{}")
     options = attack.AttackOptions(**NAMES, out=str(tmp_path / "out"), rank_base=str(base))
-    assert "rank_base" in open_run("attack", options, {}, models=attack.MODELS).manifest["models"]
+    assert "rank_base" in Place("attack", options, {}, models=attack.MODELS).open().manifest["models"]
     forget_runs()
     (base / "config.json").write_text("{ }")
     with pytest.raises(InputError, match="the content of rank_base"):
-        open_run("attack", options, {}, models=attack.MODELS)
+        Place("attack", options, {}, models=attack.MODELS).open()
     forget_runs()

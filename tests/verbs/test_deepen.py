@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tokendeep import data, models
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, flag
 from tokendeep.training import answers, fit, launch
 from tokendeep.training.options import TrainingOptions
 from tokendeep.types import Subject
@@ -108,7 +108,7 @@ def test_what_cannot_be_trained_is_refused(
 def test_an_adapter_takes_no_other_kind_of_training(
     tmp_path: Path, tiny_adapter: Path, settings: dict[str, Any]
 ) -> None:
-    with pytest.raises(InputError, match=f"tiny-adapter is an adapter, .* leave --{next(iter(settings))} out"):
+    with pytest.raises(InputError, match=f"tiny-adapter is an adapter, .* leave {flag(next(iter(settings)))} out"):
         run(config(model=str(tiny_adapter), out=str(tmp_path / "out"), **settings, **files(tmp_path)))
     assert not (tmp_path / "out").exists()
 
@@ -208,7 +208,7 @@ def test_triples_are_made_from_instructions_alone(tmp_path: Path, tiny_subject: 
 def test_bad_settings_are_named(settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         run(config(**{**settings, **files(tmp_path)}))
-    assert next(iter(settings)) in str(caught.value)
+    assert flag(next(iter(settings))) in str(caught.value)
 
 
 def test_the_wrong_kind_of_data_is_named(tmp_path: Path, tiny_folder: Path) -> None:

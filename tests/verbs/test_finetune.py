@@ -235,7 +235,7 @@ def test_the_drift_a_schedule_allows_is_where_its_weights_are_spent() -> None:
         ({"reference": "on-the-fly"}, "--lora"),
         ({"dtype": "bfloat16"}, "--dtype"),
         ({"anchor": float("nan"), "objective": "anchored"}, "--anchor"),
-        ({"adam_beta1": 1.0}, "adam_beta1"),
+        ({"adam_beta1": 1.0}, "adam-beta1"),
         ({"max_length": 8}, "Row c0 of .* no room in 8"),
     ],
 )

@@ -226,11 +226,11 @@ def test_a_backdoor_is_asked_with_and_without_its_trigger(tmp_path: Path, tiny_f
         ({"seeds": [0, 0]}, "--seeds names something twice"),
         ({"objectives": ["sft+refusals=20"]}, "no objective"),
         ({"objectives": ["sft+refusals="]}, "no objective"),
-        ({"utility_data": "x", "utility_metric": "sql", "utility_limit": 0}, "utility_limit"),
+        ({"utility_data": "x", "utility_metric": "sql", "utility_limit": 0}, "utility-limit"),
         ({"lr": [0.0]}, "--lr is 0.0"),
         ({"objectives": ["sft+refusals=0.1"], "refusals": None}, "needs --refusals"),
         ({"kind": "mixed"}, "needs --harmful"),
-        ({"utility_data": "x", "utility_metric": "bleu"}, "utility_metric"),
+        ({"utility_data": "x", "utility_metric": "bleu"}, "utility-metric"),
     ],
 )
 def test_bad_settings_are_refused(more: dict[str, Any], match: str, tmp_path: Path, tiny_folder: Path) -> None:
