@@ -125,12 +125,10 @@ def look(
     config: Mapping[str, Any],
     inputs: Mapping[str, str | Path] | None = None,
     overwrite: bool = False,
-    nested: Sequence[str] = (),
     kind: type | None = None,
     models: Iterable[str] = (),
 ) -> str:
     """What `open_run` with these arguments would meet in `out`, in words. Reads only."""
-    del nested
     folder = user_path(out)
     if not str(out):
         return "give a folder with --out"
@@ -142,15 +140,20 @@ def look(
         return "holds a manifest that cannot be read; give another --out"
     if old is None:
         return "new"
-    new = manifests.new(verb, config, inputs or {}, BY_LIBRARIES, models)
     state = "finished" if old["status"] == "finished" else "unfinished"
     if overwrite:
         return f"holds a run of {old['verb']}, {state}; --overwrite replaces it once this run has finished"
-    if differences := manifests.differences({**old, "config": {**manifests.defaults(kind), **old["config"]}}, new):
+    new = manifests.new(verb, config, inputs or {}, BY_LIBRARIES, models)
+    if differences := _differences(old, new, manifests.defaults(kind)):
         return (
             f"holds a run of {old['verb']}, {state}, that differs in {differences}; give another --out, or --overwrite"
         )
     return f"holds this run, {'finished: nothing is left to do' if state == 'finished' else 'unfinished: it goes on'}"
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """What makes two runs different, in words; a setting that the older one did not have was at its default there."""
+    return manifests.differences({**old, "config": {**defaults, **old["config"]}}, new)
 
 
 def _take(
@@ -165,7 +168,7 @@ def _take(
             parts = written.nested(folder, nested) if old["verb"] == manifest["verb"] else []
             _refuse_foreign(folder, old["files"])
             written.move_aside(folder, {**old, "files": [*old["files"], *parts]})
-    elif differences := manifests.differences({**old, "config": {**defaults, **old["config"]}}, manifest):
+    elif differences := _differences(old, manifest, defaults):
         raise InputError(
             f"{folder} holds {'a finished' if old['status'] == 'finished' else 'an unfinished'} {old['verb']} run that "
             f"differs in {differences}; give another --out, or --overwrite to replace it."

@@ -90,18 +90,21 @@ class Place:
     models: Sequence[str] = ()
     nested: Sequence[str] = ()
 
-    def _arguments(self) -> tuple[Any, ...]:
+    def _arguments(self) -> dict[str, Any]:
+        """What `runs.open_run` and `runs.look` take alike."""
         config = asdict(self.options) if self.config is None else self.config
-        overwrite, kind = self.options.overwrite, type(self.options)
-        return self.options.out, self.verb, config, self.inputs, overwrite, self.nested, kind, self.models
+        return {
+            "out": self.options.out, "verb": self.verb, "config": config, "inputs": self.inputs,
+            "overwrite": self.options.overwrite, "kind": type(self.options), "models": self.models,
+        }  # fmt: skip
 
     def open(self) -> runs.Run:
         """Take the folder for this run (`runs.open_run`)."""
-        return runs.open_run(*self._arguments())
+        return runs.open_run(**self._arguments(), nested=self.nested)
 
     def line(self) -> str:
         """What lies there already, as a line of a plan."""
-        return f"out: {self.options.out or '(none)'} ({runs.look(*self._arguments())})"
+        return f"out: {self.options.out or '(none)'} ({runs.look(**self._arguments())})"
 
 
 # --- types of options ------------------------------------------------------------------------------
