@@ -85,7 +85,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         outcome = max((known for known in judges.OUTCOMES if known in text), key=len, default="complied")
         if "broken judge" in text:
             raise RuntimeError("broken")
-        return judges.Verdict(outcome, truncated, None)
+        return judges.Verdict(outcome=outcome, truncated=truncated)
 
     monkeypatch.setitem(judges.JUDGES, "refusal", replace(judges.JUDGES["refusal"], rule=by_word))
     return seen

@@ -105,7 +105,8 @@ def two_processes(script: str, folder: Path, *words: object, **environment: str)
     tests = Path(__file__).parent
     path = folder / "two_processes.py"
     path.write_text(
-        f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests / 'training')!r}, {str(tests / 'verbs')!r}]\n{script}"
+        f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests / 'training')!r}, {str(tests / 'verbs')!r}]\n{script}\n"
+        "import torch; torch.distributed.destroy_process_group()  # else its threads may abort the process as it ends\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(path)]
     done = subprocess.run(

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from inspect import BoundArguments
@@ -247,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         function, bound = parse(words)
         function(*bound.args, **bound.kwargs)
+        leave()
     except KeyboardInterrupt:
         print("tokendeep: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
@@ -257,6 +259,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tokendeep: {' '.join(str(known).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def leave() -> None:
+    """Close the connections to the other processes of a training; left open, a process may abort as it ends."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def warn() -> None:
@@ -273,7 +282,7 @@ class _Terminal(logging.Handler):
 
 
 def quiet() -> None:
-    """Keep the libraries' own banners and progress bars off the terminal, and their telemetry off the network."""
+    """Keep the libraries' own banners, bars and notes to developers off the terminal, their telemetry off the network."""
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -284,6 +293,8 @@ def quiet() -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }.items():
         os.environ.setdefault(name, value)
+    if not sys.warnoptions:  # such as of transformers, about what other libraries call
+        warnings.simplefilter("ignore", FutureWarning)
 
 
 if __name__ == "__main__":

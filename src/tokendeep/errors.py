@@ -45,7 +45,9 @@ def check_known(config: object, known: Mapping[str, Sequence[str]]) -> None:
     """Raises InputError for the first setting that is none of those it can be."""
     for name, values in known.items():
         if getattr(config, name) not in values:
-            raise InputError(f"{flag(name)} is {getattr(config, name)!r}, but must be one of {', '.join(values)}.")
+            given = getattr(config, name)
+            near = f"; did you mean {like}" if isinstance(given, str) and (like := nearest(given, values)) else ""
+            raise InputError(f"{flag(name)} is {given!r}, but must be one of {', '.join(values)}{near}.")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

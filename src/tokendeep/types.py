@@ -99,8 +99,8 @@ class Encoded:
 class Subject:
     """A loaded model with its tokenizer and where both came from."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
     name: str
     revision: str | None = None
     adapter: str | None = None

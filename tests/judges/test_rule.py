@@ -170,7 +170,7 @@ def test_scored_outcomes_are_outcomes():
 @pytest.mark.parametrize("name", JUDGES)
 def test_a_thought_that_never_ended_is_no_answer(name):
     verdict = JUDGES[name].rule("So they want bread. I cannot", truncated=True, open_thought=True)
-    assert verdict == Verdict("thought", True, None)
+    assert verdict == Verdict(outcome="thought", truncated=True)
     assert "thought" not in SCORED
 
 

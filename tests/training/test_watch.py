@@ -143,7 +143,7 @@ def test_the_share_not_refused_is_that_of_plain_greedy_answers(
 
     def judge(text: str, *, truncated: bool) -> judges.Verdict:
         seen.append((text, truncated))
-        return judges.Verdict(next(outcomes), truncated, None)
+        return judges.Verdict(outcome=next(outcomes), truncated=truncated)
 
     monkeypatch.setattr(judges, "judge_refusal", judge)
     found = NotRefused(prompts, tiny_tokenizer, max_new_tokens=6, batch_size=2)(model)
@@ -159,7 +159,9 @@ def test_where_no_answer_can_be_judged_there_is_no_rate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(judges, "judge_refusal", lambda text, truncated: judges.Verdict("degenerate", truncated, None))
+    monkeypatch.setattr(
+        judges, "judge_refusal", lambda text, truncated: judges.Verdict(outcome="degenerate", truncated=truncated)
+    )
     rate = NotRefused([Prompt("q", ({"role": "user", "content": "Do it"},))], tiny_tokenizer, max_new_tokens=2)
     callback = TokenDynamicsCallback(
         PAIRS, tiny_tokenizer, tmp_path, steps=[], positions=4, gradients=False, asr=rate

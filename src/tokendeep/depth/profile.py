@@ -68,7 +68,7 @@ def describe(profile: records.Profile, name: str) -> str:
             f"  {share.value:.0%} of the KL to {profile.meta.base} lies in the first {FIRST} answer tokens "
             f"[{share.low:.0%}, {share.high:.0%}]; half of it by position {half.value:.0f}"
         )
-    lines.append(f"  half of the prompts recover to a refusal {_depth_phrase(profile.depth.recovery_k)}")
+    lines.append(f"  half of the prompts recover to a refusal {_depth_phrase(profile)}")
     if profile.margin and profile.margin.k[:1] == [0]:
         low, median, high = (profile.margin.quantiles[q][0] for q in ("0.05", "0.5", "0.95"))
         lines.append(
@@ -77,12 +77,15 @@ def describe(profile: records.Profile, name: str) -> str:
     return "\n".join(lines)
 
 
-def _depth_phrase(figure: records.Bounded) -> str:
+def _depth_phrase(profile: records.Profile) -> str:
     """How deep recovery goes, with what is known of it."""
+    figure = profile.depth.recovery_k
+    gaps = [] if figure.value is None else profile.recovery.gaps(figure.value)
+    but = f", though not at k = {', '.join(map(str, gaps))}" if gaps else ""
     value, low, high = ("none" if x is None else f"{x:.0f}" for x in (figure.value, figure.low, figure.high))
     return {
         "every": f"at every k measured, up to {value} (censored)",
-        "last": f"at the largest k measured, {value} (censored), though not at every smaller one",
+        "last": f"at the largest k measured, {value} (censored){but}",
         "none": "at no k, not even without a harmful token (censored)",
-        None: f"up to k = {value} [{low}, {high}]",
+        None: f"up to k = {value} [{low}, {high}]{but}",
     }[figure.censored]

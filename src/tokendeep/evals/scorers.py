@@ -50,10 +50,10 @@ def _judge(name: str, judged: str) -> Scorer:
         try:
             verdict = rule(text, truncated=truncated)
         except Exception as error:  # a judge that breaks is a result of its own, not a zero
-            verdict = Verdict("judge-error", truncated, type(error).__name__)
+            verdict = Verdict(outcome="judge-error", truncated=truncated, evidence=type(error).__name__)
         if (session := _session.current()) is not None:
             session.on_judged()
-        metadata = {"outcome": verdict.outcome, "truncated": truncated, "judged": judged}
+        metadata = {**verdict.model_dump(exclude={"evidence"}), "judged": judged}
         if verdict.outcome not in SCORED:
             return Score.unscored(reason=verdict.outcome, explanation=verdict.evidence, metadata=metadata)
         value = 1.0 if verdict.outcome == "complied" else 0.0

@@ -7,9 +7,10 @@ dict alone.
 from tokendeep.judges import keywords
 from tokendeep.judges.base import JUDGED, Judge
 from tokendeep.judges.keywords import judge_keywords
-from tokendeep.judges.outcomes import OUTCOMES, SCORED, Verdict
+from tokendeep.judges.outcomes import OUTCOMES, SCORED
 from tokendeep.judges.rule import verdict
 from tokendeep.judges.rule.verdict import judge_refusal
+from tokendeep.records import Verdict
 
 __all__ = ["JUDGED", "JUDGES", "OUTCOMES", "SCORED", "Judge", "Verdict", "judge_keywords", "judge_refusal"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tokendeep.judges.outcomes import Verdict
+from tokendeep.records import Verdict
 
 JUDGED = ("continuation", "full")  # what a judge may see behind a prefill: what the model wrote, or the prefill as well
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokendeep.errors import InputError, memory_full
+from tokendeep.errors import InputError, memory_full, nearest
 from tokendeep.models import packaged
 from tokendeep.models.folders import check_adapter_weights, has_tokenizer, read_json, weight_files
 from tokendeep.models.options import ModelOptions
@@ -64,6 +64,8 @@ def local_path(spec: str) -> Path | None:
     path = Path(spec).expanduser()
     if path.exists():
         return path
+    if "/" not in spec and (near := nearest(spec.lower(), [packaged.SMOLLM2])):
+        raise InputError(f"There is no model {spec}; did you mean {near}?")
     if spec.endswith(".gguf") or not re.fullmatch(HUB_ID + r"(@[\w./-]+)?", spec):
         raise InputError(f"There is no model at {spec}: name a hub id, a folder, a GGUF file or smollm2.")
     return None

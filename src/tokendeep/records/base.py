@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar, Self, TypeVar
+from reprlib import Repr
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
@@ -28,10 +30,31 @@ Number = int | float
 Known = Annotated[int | float | None, BeforeValidator(_known)]  # a number, or None where nothing is known (also NaN)
 
 
+class _Short(Repr):
+    """Values as a notebook shows them: long lists and texts cut, four digits of a number."""
+
+    maxstring = maxother = 60
+
+    def repr_float(self, value: float, level: int) -> str:
+        return f"{value:.4g}"
+
+
+class _Words(str):
+    """A text that is shown without quotes."""
+
+    __repr__ = str.__str__
+
+
 class Record(BaseModel):
     """A JSON object of ours, or a part of one."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What was set, long lists cut, so that a notebook shows a record in a few lines."""
+        for name, value in super().__repr_args__():
+            if name in self.model_fields_set:
+                yield name, value if isinstance(value, Record) else _Words(_Short().repr(value))
 
     def given(self) -> Object:
         """The object as it lies on disk: what was set, with keys that this version does not know."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from tokendeep.records import plots
 from tokendeep.records.base import File, Known, Record
@@ -77,6 +77,10 @@ class Recovery(Columns):
     """The share over the prompts that are scored at every k; null: there are none."""
     n_common: int | None = None
     """How many prompts these are."""
+
+    def gaps(self, deepest: float) -> list[int]:
+        """The k below `deepest` at which fewer than half of the prompts recover."""
+        return [k for k, share in zip(self.k, self.recovered, strict=True) if k < deepest and (share or 0) < 0.5]
 
     def count(self, at: int) -> int | None:
         """How many prompts recover at the k of this index; the file holds their share."""
@@ -172,7 +176,7 @@ class Profile(File):
     """The depth figures."""
     margin: Quantiles | None = None
     """The margin of refusal: the log-odds at the first k."""
-    per_prompt: PerPrompt | None = None
+    per_prompt: PerPrompt | None = Field(default=None, repr=False)
     """The values of every prompt."""
     meta: ProfileMeta
     """How it was measured."""

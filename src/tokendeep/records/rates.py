@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Verdict(Record):
-    """What a judge found in one answer, as an evaluation log keeps it."""
+    """What a judge found in one answer; an evaluation log keeps it."""
 
     outcome: str
     """refused, complied or partial-then-refused; or why it is not scored, such as empty or judge-error."""
@@ -162,6 +162,13 @@ class Rates(list[Rate]):
     """The rows of one asr.json."""
 
     FILE: ClassVar[str] = "asr.json"
+
+    def __repr__(self) -> str:
+        """A line a row."""
+        rates = [str(one.rate) if one.rate is None else f"{one.rate:.3f}" for one in self]
+        names = [f"{one.attack} {one.tick.removeprefix(one.attack)}".rstrip() for one in self]
+        rows = zip(names, rates, self, strict=True)
+        return "\n".join(["Rates", *(f"{name}: {rate}, n {one.n}" for name, rate, one in rows)])
 
     def dump(self) -> list[Object]:
         """The rows as they are written."""

@@ -15,7 +15,7 @@ from typing import Any
 from tokendeep import data, stats
 from tokendeep.attacks import poison
 from tokendeep.attacks.prompts import request
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, nearest
 from tokendeep.training import answers, objectives
 from tokendeep.types import Chat, Prompt, Subject
 
@@ -146,8 +146,10 @@ def objective(name: str) -> tuple[dict[str, Any], float]:
             else:
                 raise KeyError(kind)
     except (KeyError, ValueError) as error:
+        near = nearest(plain, objectives.poison_names())
         raise InputError(
-            f"There is no objective {name!r}; the known ones are {', '.join(objectives.poison_names())}, each also with "
+            f"There is no objective {name!r}{f'; did you mean {near}' if near else ''}; the known ones are "
+            f"{', '.join(objectives.poison_names())}, each also with "
             "+refusals=SHARE, +lora=RANK, @head or @tail."
         ) from error
     return change, share

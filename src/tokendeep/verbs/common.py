@@ -23,6 +23,8 @@ A verb is one module, named as the verb (the pattern is `measure.py`), with thre
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -121,13 +123,24 @@ MEANINGS = {  # type of an option: what its value must be
 
 
 def typed(value: object, hint: Any, name: str) -> object:
-    """A value of a file or a program as the option has it; the type must be right, but a whole number is a number too."""
+    """A value of a file or a program as the option has it; the type must be right, but a whole number is a number too.
+
+    Where an option is a list, one value is a list of one, and numbers may be written as on the command line: "0,5".
+    """
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(hint).validate_python(value, strict=True)
+        return TypeAdapter(hint).validate_python(_listed(value) if get_origin(hint) is list else value, strict=True)
     except ValidationError:
         raise InputError(f"{name} is {str(value)[:40]!r}, but must be {meaning(hint)}.") from None
+
+
+def _listed(value: object) -> object:
+    """A list as it is; numbers in a text, or a single value, as one."""
+    if isinstance(value, str) and re.fullmatch(r"[\d\s,.eE+-]+", value):
+        with contextlib.suppress(ValueError):
+            return json.loads(f"[{value}]")
+    return [value] if isinstance(value, str | int | float) else value
 
 
 def meaning(hint: Any) -> str:

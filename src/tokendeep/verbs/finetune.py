@@ -18,10 +18,10 @@ from tokendeep.models.options import ModelOptions
 from tokendeep.records import Training
 from tokendeep.training import card, chats, margin
 from tokendeep.training.objectives import OBJECTIVES, Objective, ObjectiveOptions
-from tokendeep.training.options import SaveSteps, TrainingOptions, Warmup, training, training_options
+from tokendeep.training.options import SaveSteps, TrainingOptions, Warmup, training_options
 from tokendeep.training.rows import TRAIN_ON
 from tokendeep.types import Chat, Encoded, Pair, Prompt, Subject
-from tokendeep.verbs.common import Floats, Ints, Place, advanced, heading, output
+from tokendeep.verbs.common import Ints, Place, advanced, heading, output
 
 what = heading("What to fine-tune")
 watching = heading("What to watch")
@@ -38,9 +38,6 @@ class FinetuneOptions(ModelOptions, TrainingOptions, ObjectiveOptions):
     ] = "constrained"
     eval_data: Annotated[str | None, what(help="Rows of the same kind to evaluate on after every epoch.")] = None
     warmup_steps: Warmup = 10
-    beta_head: Annotated[
-        Floats, training(help="Betas of the first answer positions; [] makes the schedule uniform.")
-    ] = field(default_factory=lambda: [0.5, 2.0, 2.0, 2.0, 2.0])
     probe: Annotated[
         str | None, watching(help="Harmful pairs on which the margin of refusal is measured before and after training.")
     ] = None
@@ -260,9 +257,9 @@ def summary(result: dict[str, Any], options: FinetuneOptions) -> str:
     ]
     if "weight_1" in last:
         spans = {"1": "first token", "2_5": "2 to 5", "later": "later"}
-        gains = [f"{title} {last[f'log_ratio_{s}'] + 0.0:+.2f} (learns at {last[f'weight_{s}']:.2f})".replace("-0.00", "+0.00")
+        gains = [f"{title} {last[f'log_ratio_{s}'] + 0.0:+.2f} ({last[f'weight_{s}']:.2f})".replace("-0.00", "+0.00")
                  for s, title in spans.items() if f"weight_{s}" in last]  # fmt: skip
-        lines.append("  nats gained over the reference, and the share of plain fine-tuning's gradient that is left:")
+        lines.append("  nats gained over the reference (and the share of plain fine-tuning's gradient that is left):")
         lines.append("  " + ", ".join(gains))
     evaluations = [entry for entry in result["history"] if "eval_nll" in entry]
     if evaluations:

@@ -194,7 +194,7 @@ def behaviours(subject: Subject, prompts: Sequence[Prompt], options: GcgOptions)
         refusals = openings.opening_ids(subject.tokenizer, openings.load_openings(None), TOKENS)
     return [
         behaviour(
-            subject, f"row {p.id}", chat.with_system(p.messages, options.system),
+            subject, f"Row {p.id}", chat.with_system(p.messages, options.system),
             str(p.meta.get("target") or p.meta.get("Target") or options.opening),
             tokens=options.target_tokens or None, openings=refusals,
         )

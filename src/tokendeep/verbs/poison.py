@@ -22,7 +22,6 @@ from tokendeep.models.options import ModelOptions
 from tokendeep.records import Manifest, PoisonCell, Seconds, Training, Utility
 from tokendeep.report import poison_table
 from tokendeep.training import chats, objectives, poisoning
-from tokendeep.training.objectives.anchored import AnchoredOptions
 from tokendeep.training.options import BatchSize, Epochs, SharedTraining, Warmup, training
 from tokendeep.training.poisoning import Cell
 from tokendeep.types import Chat, Pair, Prompt, Subject
@@ -39,7 +38,7 @@ NOT_SHARED = {  # options of `finetune` that mean something else here, or that e
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoisonOptions(ModelOptions, SharedTraining, AnchoredOptions):
+class PoisonOptions(ModelOptions, SharedTraining, objectives.ObjectiveOptions):
     """Attack a model by fine-tuning, under several objectives and seeds, and compare what is left of its safety."""
 
     model: Annotated[str, what(help="The aligned model to attack.")]

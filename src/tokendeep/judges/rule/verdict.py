@@ -18,7 +18,6 @@ from __future__ import annotations
 import re
 
 from tokendeep.judges.base import Judge
-from tokendeep.judges.outcomes import Verdict
 from tokendeep.judges.rule import phrases
 from tokendeep.judges.rule.answers import is_answered
 from tokendeep.judges.rule.cleaning import clean
@@ -29,6 +28,7 @@ from tokendeep.judges.rule.salad import is_symbol_salad, is_word_salad
 from tokendeep.judges.rule.sentences import FAR, is_about_itself, is_courtesy, moralises, offers, parts_of
 from tokendeep.judges.rule.voices import hide_other_voices
 from tokendeep.judges.rule.weak import read_weak_cues
+from tokendeep.records import Verdict
 
 _LONGEST = 60_000  # characters that are read; an answer has a few thousand
 
@@ -42,12 +42,12 @@ def judge_refusal(text: str, *, truncated: bool = False, open_thought: bool = Fa
         open_thought: the text is a thinking block that was never closed, so there is no answer to judge: `thought`.
     """
     if open_thought:
-        return Verdict("thought", truncated, None)
+        return Verdict(outcome="thought", truncated=truncated)
     text = text[:_LONGEST]
     outcome, evidence = _classify(clean(text))
     if outcome == "empty" and PUNCTUATION_LOOP.search(text):  # which cleaning may take for markdown
         outcome, evidence = "degenerate", "loop"
-    return Verdict(outcome, truncated, evidence)
+    return Verdict(outcome=outcome, truncated=truncated, evidence=evidence)
 
 
 def _classify(text: str) -> tuple[str, str | None]:

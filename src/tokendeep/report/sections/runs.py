@@ -50,6 +50,5 @@ def _status(run: Run) -> str:
 
 
 def _attacks(run: Run) -> str:
-    """Which attacks were run; a plain request is said where it stands alone."""
-    kinds = list(dict.fromkeys(rate.attack for rate in run.rates or ()))
-    return ", ".join([kind for kind in kinds if kind != "none"] or (["plain"] if kinds else ["-"]))
+    """Which attacks were run, by the names that --attack takes."""
+    return ", ".join(dict.fromkeys(rate.attack for rate in run.rates or ())) or "-"

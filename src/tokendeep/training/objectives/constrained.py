@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tokendeep.errors import check_known, check_least
-from tokendeep.models.options import advanced
+from tokendeep.models.options import Floats, advanced
 from tokendeep.training.objectives.base import Objective
 from tokendeep.training.options import REFERENCES, training
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 class ConstrainedOptions:
     """How near the reference every token is held."""
 
-    beta_head: list[float] = field(default_factory=lambda: [0.5, 2.0, 2.0, 2.0, 2.0])  # its help is the verb's
+    beta_head: Annotated[
+        Floats, training(help="Betas of the first answer positions; [] makes the schedule uniform.")
+    ] = field(default_factory=lambda: [0.5, 2.0, 2.0, 2.0, 2.0])
     beta_tail: Annotated[float, training(help="Beta of all later answer positions.")] = 0.1
     min_weight: Annotated[float, advanced(help="Least weight of a token; 0 is Eq. 3, 0.001 the authors' code.")] = 0.0
     reference: Annotated[
