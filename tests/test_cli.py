@@ -209,6 +209,13 @@ def test_single_values_and_negative_numbers_of_a_list():
     assert options("attack", "--k", "0", "-5", "--limit", "3").k == [0, -5]
 
 
+@pytest.mark.parametrize(("line", "expected"), [("k: 5", [5]), ("k: 0,5", [0, 5]), ("k: '0, 5'", [0, 5])])
+def test_a_list_of_a_yaml_file_may_be_written_as_on_the_command_line(tmp_path, line, expected):
+    path = tmp_path / "options.yaml"
+    path.write_text(line)
+    assert parse("measure", "--config", str(path), "--model", "m", "--data", "d", "--out", "o").k == expected
+
+
 def test_lists_of_texts():
     assert options("attack", "--prefixes", "I cannot").prefixes == ["I cannot"]
     assert options("attack", "--prefixes=I'm sorry, but").prefixes == ["I'm sorry, but"]
@@ -342,7 +349,7 @@ def test_mistakes_on_the_command_line(words, parts, capsys):
         (b"modle: m", ["s.yaml", "measure has no option modle", "did you mean model"]),
         (b"openings-token: 3", ["s.yaml", "did you mean opening_tokens"]),
         (b"debug: true", ["s.yaml", "measure has no option debug"]),
-        (b"k: 5", ["s.yaml", "k is '5'", "[0, 5, 10]"]),
+        (b"k: five", ["s.yaml", "k is 'five'", "[0, 5, 10]"]),
         (b"label: 5", ["s.yaml", "label is '5'", "in quotes"]),
         (b"limit: x", ["s.yaml", "limit is 'x'", "a whole number"]),
         (b"overwrite: 1", ["s.yaml", "overwrite is '1'", "true or false"]),
@@ -693,3 +700,12 @@ def test_bad_folders_for_a_report(files, words, parts, fill, tmp_path, capfd):
     for part in parts:
         assert part in message, (part, message)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_connections_to_other_processes_are_closed_at_the_end(tmp_path):
+    import torch
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    cli.leave()
+    assert not torch.distributed.is_initialized()
+    cli.leave()  # nothing is left to close

@@ -105,6 +105,15 @@ def test_attack_in_memory(tiny_subject: Subject, tmp_path: Path, monkeypatch: py
     assert not list(scratch.iterdir())
 
 
+def test_what_a_notebook_shows_is_short(tiny_subject: Subject) -> None:
+    assert "Llama" not in repr(tiny_subject)
+    profile = tokendeep.measure(tiny_subject, PAIRS, **(QUICK | {"k": 1}))
+    assert profile.recovery.k == [1]
+    assert len(repr(profile)) < 2500
+    rates = tokendeep.attack(tiny_subject, PAIRS, attack="prefill", k="0,1", max_new_tokens=4)
+    assert [line.partition(":")[0] for line in repr(rates).splitlines()] == ["Rates", "prefill 0", "prefill 1"]
+
+
 def test_inside_a_running_event_loop(tiny_subject: Subject) -> None:
     async def both() -> None:
         assert tokendeep.measure(tiny_subject, PAIRS, **QUICK).prompts == 4
@@ -117,7 +126,7 @@ def test_inside_a_running_event_loop(tiny_subject: Subject) -> None:
     ("rows", "options", "parts"),
     [
         (PAIRS, {"position": 20}, ["measure has no option position", "did you mean positions"]),
-        (PAIRS, {"k": "0,5"}, ["k is '0,5'", "whole numbers"]),
+        (PAIRS, {"k": "0,five"}, ["k is '0,five'", "whole numbers"]),
         (PAIRS, {"k": [-1]}, ["-1", "none below 0"]),
         ([*PAIRS, {"instruction": "Boil?"}], {}, ["pairs, row 5", "'response'"]),
         ([], {}, ["pairs", "empty"]),

@@ -317,7 +317,7 @@ def test_what_two_models_share_is_said_once_and_what_an_attack_was_run_for_stand
     assert len(next(one for one in context.sections if one.id == "rates").figures) == 1  # the same prompts
     runs = next(one for one in context.sections if one.id == "runs").tables[0]
     assert [row[runs.columns.index("attacks")] for row in runs.rows] == 2 * [
-        "prefill", "plain", "rank-prefill", "rank-prefill"
+        "plain, prefill", "plain", "rank-prefill", "rank-prefill"
     ]  # fmt: skip
 
 

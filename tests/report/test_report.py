@@ -21,6 +21,7 @@ import pytest
 import fake_runs
 from fake_runs import sample, write_attack, write_measure
 from tokendeep import stats
+from tokendeep.depth import profile as depth_profile
 from tokendeep.errors import InputError
 from tokendeep.records import Profile, plots
 from tokendeep.report import figures, load, page, paired, render, transcripts, words
@@ -398,6 +399,15 @@ def test_censored_depth_is_said_in_words(figure: dict[str, Any], expected: str) 
     curve = {"k": ks, **{name: [1] * len(ks) for name in ("log_odds", "recovered", "n")}}
     profile = {"recovery": curve, "depth": {"recovery_k": figure}, "meta": {}}
     assert recovery.recovery_words(Profile.parse(profile, "a profile")) == expected
+
+
+@pytest.mark.parametrize(("value", "censored"), [(5, None), (10, "last")])
+def test_smaller_k_at_which_fewer_recover_are_named(value: int, censored: str | None) -> None:
+    curve = {"k": [0, 1, 2, 5, 10], "log_odds": [1] * 5, "recovered": [1, 0.4, 0.3, 0.6, 0.7], "n": [9] * 5}
+    figure = {"value": value, "low": value, "high": value, "censored": censored}
+    profile = Profile.parse({"recovery": curve, "depth": {"recovery_k": figure}, "meta": {}}, "a profile")
+    assert "though not at k = 1 and 2" in recovery.recovery_words(profile)
+    assert "though not at k = 1, 2" in depth_profile.describe(profile, "model")
 
 
 def test_recovery_is_checked_against_generation_by_prompt(context: Page, demo: Path) -> None:

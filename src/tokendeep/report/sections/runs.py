@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokendeep.attacks import ATTACKS
 from tokendeep.report import names
 from tokendeep.report.load import Run
 from tokendeep.report.report import Report
@@ -50,5 +51,6 @@ def _status(run: Run) -> str:
 
 
 def _attacks(run: Run) -> str:
-    """Which attacks were run, by the names that --attack takes."""
-    return ", ".join(dict.fromkeys(rate.attack for rate in run.rates or ())) or "-"
+    """Which attacks were run, the plain request first."""
+    tried = {rate.attack for rate in run.rates or ()}
+    return ", ".join("plain" if name == "none" else name for name in ATTACKS if name in tried) or "-"
