@@ -67,13 +67,16 @@ def recovery_words(profile: Profile) -> str:
     if figure.censored == "every":
         return f"at every k measured, up to k = {last}{bounds}; how much deeper is not known"
     if figure.censored == "last":
-        gaps = listed(map(str, profile.recovery.gaps(last)))
-        return f"at the largest k measured, k = {last}{bounds}, though not at k = {gaps}; how much deeper is not known"
+        return f"at the largest k measured, k = {last}{bounds}{_but(profile, last)}; how much deeper is not known"
     if figure.censored == "none" or figure.value is None:
         shallow = "not even with no harmful token given" if first == 0 else f"the smallest measured is k = {first}"
         return f"at no k, {shallow}{bounds}"
-    gaps = profile.recovery.gaps(figure.value)
-    return f"up to k = {figure.value:.0f}{bounds}{f', though not at k = {listed(map(str, gaps))}' if gaps else ''}"
+    return f"up to k = {figure.value:.0f}{bounds}{_but(profile, figure.value)}"
+
+
+def _but(profile: Profile, deepest: float) -> str:
+    gaps = profile.recovery.gaps(deepest)
+    return f", though not at k = {listed(map(str, gaps))}" if gaps else ""
 
 
 def _bounds(figure: Bounded, last: int) -> str:
