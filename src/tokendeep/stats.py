@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     Array = NDArray[np.float64]
+
+FEW = 15  # independent groups below which a bootstrap interval says so
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -36,9 +39,10 @@ def wilson_repeated(successes: Sequence[int], n: Sequence[int], level: float = 0
     """Wilson's interval for sum(successes) / sum(n), where the samples of one prompt are alike.
 
     The number of samples is divided by the design effect: the variance of the rate with prompts as clusters, over
-    that of as many independent samples (Kish, Survey Sampling, 1965). It lies between 1 and its value for samples
-    that are all alike within their prompt, and is taken to be that where nothing tells: all samples agree, or there is
-    one prompt. Equally many samples a prompt then count as one; with one sample a prompt this is `wilson`.
+    that of as many independent samples (Kish, Survey Sampling, 1965), made larger for few prompts by Student's t
+    (Korn and Graubard, Survey Methodology 24:193, 1998), and for uneven numbers by as much as simulation asks for. It lies between 1 and its value for samples that are all alike
+    within their prompt, and is taken to be that where nothing tells: all samples agree, or there is one prompt. Equally
+    many samples a prompt then count as one; with one sample a prompt this is `wilson`.
 
     Args:
         successes, n: (prompts,) how many samples of each prompt are true, and how many there are.
@@ -52,9 +56,14 @@ def wilson_repeated(successes: Sequence[int], n: Sequence[int], level: float = 0
     if total == 0:
         return 0.0, 1.0
     p, effect = sum(successes) / total, sum(size * size for size in n) / total
+    if effect == 1:
+        return _wilson(p, total, level)
+    few = (_student(max(1.0, total / effect - 1), level) / _z(level)) ** 2  # squared: an effect is a variance
+    uneven = 1 - total / effect / prompts  # 0 where every prompt has as many samples
+    effect *= 1 + min(1.0, 2 * uneven) * (few - 1)
     if 0 < p < 1 and prompts > 1:
         spread = sum((x - p * size) ** 2 for x, size in zip(successes, n, strict=True)) * prompts / (prompts - 1)
-        effect = min(effect, max(1.0, spread / (p * (1 - p) * total)))
+        effect = min(effect, max(1.0, spread / (p * (1 - p) * total)) * few * (1 + uneven))
     return _wilson(p, total / effect, level)
 
 
@@ -146,10 +155,10 @@ def bootstrap(
     clusters: Sequence[int] | None = None,
     vectorized: bool = False,
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic under resampling of rows (prompts) with replacement.
+    """Percentile interval of a statistic under resampling of rows (prompts) with replacement, widened where they are few.
 
     The ends are attained values of the statistic, so that a count stays a count. (nan, nan) where the statistic is
-    undefined on some resample.
+    undefined on some resample, and where there is but one row or cluster, which tells nothing of the others.
 
     Args:
         values: (n,) or (n, ...) one row per prompt; NaN is passed on to the statistic.
@@ -165,8 +174,7 @@ def bootstrap(
     rows = np.asarray(values, dtype=float)
     if not len(rows):
         raise ValueError("no rows to resample")
-    if clusters is not None and len(clusters) != len(rows):
-        raise ValueError(f"{len(clusters)} clusters for {len(rows)} rows")
+    groups = group_count(len(rows), clusters)
     rng = np.random.default_rng(seed)
     if statistic is None:
         statistic, vectorized = _mean_of_rows, True
@@ -174,12 +182,58 @@ def bootstrap(
         samples = _cluster_samples(rows, statistic, rng, n_resamples, clusters, vectorized)
     else:
         samples = _row_samples(rows, statistic, rng, n_resamples, vectorized)
-    if np.isnan(samples).any():
+    return interval(samples, groups, level)
+
+
+def group_count(rows: int, clusters: Sequence[int] | None = None) -> float:
+    """How many independent groups the rows amount to: all of them, or as many clusters of one size as tell as much.
+
+    Raises:
+        ValueError: clusters of another length.
+    """
+    if clusters is None:
+        return float(rows)
+    if len(clusters) != rows:
+        raise ValueError(f"{len(clusters)} clusters for {rows} rows")
+    return rows**2 / sum(size**2 for size in Counter(clusters).values())
+
+
+def draws(rows: int, n_resamples: int, rng: np.random.Generator, clusters: Sequence[int] | None = None) -> Array:
+    """How often each row is drawn in each resample (n_resamples, rows); rows of one cluster are drawn together."""
+    import numpy as np
+
+    _, cluster = np.unique(np.arange(rows) if clusters is None else np.asarray(clusters), return_inverse=True)
+    groups = int(cluster.max()) + 1
+    counts: Array = rng.multinomial(groups, np.full(groups, 1 / groups), size=n_resamples)[:, cluster].astype(float)
+    return counts
+
+
+def interval(samples: Array, groups: float, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of a statistic's resamples, for data of so many independent groups.
+
+    Resamples of few groups spread too little, and their ends are those of a normal distribution; so the percentiles are
+    taken as far out as Student's t lies (the expanded percentile interval of Hesterberg, The American Statistician 69:371,
+    2015). (nan, nan) for one group, and where any resample is undefined.
+    """
+    import numpy as np
+
+    if groups <= 1 or np.isnan(samples).any():
         return math.nan, math.nan
-    tail = (1 - level) / 2
-    low = np.quantile(samples, tail, method="lower")
-    high = np.quantile(samples, 1 - tail, method="higher")
+    tail = _tail(groups, level)
+    low, high = np.quantile(samples, tail, method="lower"), np.quantile(samples, 1 - tail, method="higher")
     return float(low), float(high)
+
+
+def _tail(groups: float, level: float) -> float:
+    """The share of resamples beyond either end."""
+    return NormalDist().cdf(-math.sqrt(groups / (groups - 1)) * _student(groups - 1, level))
+
+
+def _student(freedom: float, level: float) -> float:
+    """The two-sided quantile of Student's t; degrees of freedom need not be whole."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.5 + level / 2))
 
 
 def _mean_of_rows(rows: Array) -> Array:
