@@ -23,6 +23,7 @@ option = partial(
     Parameter, group=Group("Attacks", sort_key=1.1)
 )  # the heading in the help under which attacks have theirs
 Options = TypeVar("Options")
+ANY_OF = ("any_of", "settings")  # parameters of the row that takes several settings together
 Params = Mapping[str, Any]  # an attack's parameters, as results hold them
 
 
@@ -80,6 +81,7 @@ class Attack(Generic[Options]):
         sets: sampling settings that it chooses itself, one of them at a time.
         prefills: it puts tokens into the answer, which not every server takes.
         refuses: what it puts there is part of a refusal, so that each judge knows by itself what it must see.
+        together: its rows are settings of one attack, of which one may do; reports show them in a section of their own.
         weights: it reads the victim's own logits, so it is prepared when the weights are there.
         models: options that name further models.
         files: name -> file, of options whose content tells a run from another.
@@ -98,11 +100,17 @@ class Attack(Generic[Options]):
     sets: tuple[str, ...] = ()
     prefills: bool = False
     refuses: bool = False
+    together: bool = False
     weights: bool = False
     models: tuple[str, ...] = ()
     files: Callable[[Options], Mapping[str, Path]] = lambda options: {}
     recorded: Callable[[Options], Mapping[str, Any]] = lambda options: {}
     effort: Callable[[Rows, Options], str] = lambda rows, options: ""
+
+    @property
+    def by_row(self) -> tuple[str, ...]:
+        """Parameters in which the rows of one run differ, where these are settings of one attack."""
+        return (*self.tells, *self.sets, *ANY_OF) if self.together else ()
 
     @property
     def group(self) -> str | None:

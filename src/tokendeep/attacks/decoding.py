@@ -141,4 +141,5 @@ ATTACK = Attack(
     check=check,
     tells=("setting",),
     sets=KNOBS,
+    together=True,
 )

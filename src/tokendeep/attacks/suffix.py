@@ -166,5 +166,6 @@ ATTACK = Attack(
     describe,
     check=check,
     tells=("suffix",),
+    together=True,
     files=files,
 )

@@ -11,18 +11,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from tokendeep.attacks import ATTACKS
 from tokendeep.attacks.decoding import KNOBS
 from tokendeep.judges import SCORED
 from tokendeep.records import Rate
 from tokendeep.report import attacked
-from tokendeep.report.load import Run
+from tokendeep.report.load import TOGETHER, Run
 from tokendeep.report.paired import Hits, complied
 from tokendeep.report.series import condition
 from tokendeep.report.words import condition_name, percent, rate_of, share
 from tokendeep.types import Sample
 
 ALIKE = ("judged", "system", "max_new_tokens", "template", *KNOBS)  # settings that a comparison must not mix
-REFUSING = "refusal-prefix"  # asks what refusing words do, and breaks nothing
 Search = tuple[str, float, str]  # target of a suffix, its tokens, the model it was found on
 
 
@@ -86,12 +86,11 @@ def attack_lines(runs: Sequence[Run]) -> list[Line]:
 
 
 def _of_run(run: Run) -> Iterator[Line]:
-    for rates in run.batches.get("decoding", ()):
-        yield _decoding(run, rates)
-    for rates in run.batches.get("suffix", ()):
-        yield _suffix(run, rates)
+    for name in sorted(TOGETHER):
+        line = {"decoding": _decoding, "suffix": _suffix}.get(name, _best)
+        yield from (line(run, rates) for rates in run.batches.get(name, ()))
     for rate in run.rates or ():
-        if rate.attack not in ("decoding", "suffix", REFUSING):
+        if not (ATTACKS[rate.attack].together or ATTACKS[rate.attack].refuses):  # which breaks nothing
             yield _again_and_again(run, rate) if rate.attack == "none" and rate.several else _single(run, rate)
 
 
@@ -138,12 +137,18 @@ def _decoding(run: Run, rates: Sequence[Rate]) -> Line:
     return replace(_line(run, settings, "decoding", attacked.any_of(rates, "all") or settings[0]), words=words)
 
 
+def _best(run: Run, rates: Sequence[Rate]) -> Line:
+    """The best of several settings of one attack."""
+    best = attacked.best_of(rates) or rates[0]
+    words = best.attack + (f", best of {len(rates)}" if len(rates) > 1 else "")
+    return replace(_line(run, rates, best.attack, best), words=words, hits=_hits(run, run.behind(best)))
+
+
 def _suffix(run: Run, rates: Sequence[Rate]) -> Line:
-    cost, best = run.cost("suffix"), attacked.best_of(rates) or rates[0]
-    words = attacked.suffix_words(run) + (f", best of {len(rates)}" if len(rates) > 1 else "")
-    line = replace(_line(run, rates, "suffix", best), words=words, search=attacked.suffix_search(run))
+    line, cost = _best(run, rates), run.cost("suffix")
+    words = line.words.replace("suffix", attacked.suffix_words(run), 1)
     seconds = None if cost.seconds is None else line.seconds
-    return replace(line, hits=_hits(run, run.behind(best)), candidates=cost.candidates, seconds=seconds)
+    return replace(line, words=words, search=attacked.suffix_search(run), candidates=cost.candidates, seconds=seconds)
 
 
 def _line(run: Run, rates: Sequence[Rate], kind: str, counted: Rate) -> Line:

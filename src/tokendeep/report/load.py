@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from tokendeep import records
 from tokendeep.attacks import ATTACKS
-from tokendeep.attacks.decoding import KNOBS
+from tokendeep.depth.profile import with_excess
 from tokendeep.errors import InputError
 from tokendeep.records import Cost, Dynamics, Manifest, PoisonTable, Profile, Rate, Rates, Settings, Training
 from tokendeep.report import names
@@ -27,11 +27,11 @@ Reader = Callable[[Path], list[Sample]]
 LOGS = "*.eval"
 ROLES = {"measure": "harmful", "attack": "harmful", "overrefusal": "twins", "unseen": "unseen"}  # by folder name
 STORY = ("base", "aligned", "deepened")  # models with these names are shown in this order, before all others
+MAKERS = ("deepen", "finetune")  # verbs that make a model from another
 SKIPPED_FOLDERS = ("checkpoint", "rows", "trainer")  # parts of a run, not runs
-BY_ROW = (*KNOBS, "setting", "suffix", "any_of", "settings")  # what decoding and suffix change from row to row
-WHAT = {name for attack in ATTACKS.values() for name in attack.tells} - {
-    *BY_ROW
-}  # which attack it is; all others are settings
+TOGETHER = {name for name, attack in ATTACKS.items() if attack.together}  # attacks whose rows are settings of one
+BY_ROW = {name for attack in ATTACKS.values() for name in attack.by_row}  # what these change from row to row
+WHAT = {name for attack in ATTACKS.values() for name in attack.tells} - BY_ROW  # which attack it is, not how it is set
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,21 @@ class Run:
         return self.manifest.status != "running" and not self.cut
 
     @property
+    def made(self) -> str | None:
+        """The checkpoint that the run made of its model."""
+        return str(self.folder / "checkpoint") if self.verb in MAKERS else None
+
+    @property
     def model(self) -> str:
-        """The model as the run names it."""
+        """The model that was run, as the run names it."""
         measured = self.profile.meta.model if self.profile else None
         asked = self.rates[0].model if self.rates else None
         return self.config.model or measured or asked or self.folder.name
+
+    @cached_property
+    def identity(self) -> str:
+        """The model that was run, or the one that the run made, by where it lies on this machine."""
+        return names.key(self.made or self.model)
 
     @property
     def file(self) -> str:
@@ -123,7 +133,7 @@ class Run:
 
     @cached_property
     def batches(self) -> Mapping[str, list[list[Rate]]]:
-        """For each attack its rows, by all but what decoding and suffix change from row to row."""
+        """For each attack its rows, by all but what settings of one attack change from row to row."""
         groups: dict[tuple[str, str], list[Rate]] = defaultdict(list)
         for rate in self.rates or ():
             shared = {name: value for name, value in rate.params.given().items() if name not in BY_ROW}
@@ -241,6 +251,7 @@ def _read(folder: Path, read: Reader) -> Run:
     manifest = _load(Manifest, folder) or Manifest()
     running, has_logs = manifest.status == "running", _has_logs(folder)
     profile = _load(Profile, folder)
+    profile = profile and with_excess(profile)
     samples = (read(folder) or None) if has_logs and not running else None
     run = Run(
         folder,
@@ -261,6 +272,10 @@ def _rates(folder: Path, samples: Sequence[Sample] | None) -> Rates | None:
     """The rows of asr.json; counted anew in a folder that plain `inspect eval` wrote."""
     if (folder / records.ASR).is_file():
         rates = Rate.load_all(folder)
+        if strange := sorted({rate.attack for rate in rates} - ATTACKS.keys()):
+            raise InputError(
+                f"{folder / records.ASR} holds the attack {strange[0]}, which this tokendeep does not know."
+            )
         if not rates and not samples:
             raise InputError(f"{folder / records.ASR} holds no rate; run the attack again with --overwrite.")
         return rates
@@ -284,11 +299,14 @@ def _trained_on_attack(manifest: Manifest) -> bool:
 
 
 def _label(runs: Sequence[Run]) -> list[Run]:
-    """Give each run a short model name: the manifest's label, else the folder above where that tells models apart
-    (aligned/measure, deepened/measure), else the model's own name."""
+    """Give each run the short name of its model, or of the one it made: the manifest's label, else the folder above where
+    that tells models apart (aligned/measure, deepened/measure), else the model's own name."""
     above = _folders_above(runs)
-    short = names.short({run.model for run in runs})
-    return [replace(run, label=run.manifest.label or above.get(run.folder) or short[run.model]) for run in runs]
+    models = {run.folder: run.identity for run in runs}
+    short = names.short(set(models.values()))
+    return [
+        replace(run, label=run.manifest.label or above.get(run.folder) or short[models[run.folder]]) for run in runs
+    ]
 
 
 def _folders_above(runs: Sequence[Run]) -> dict[Path, str]:

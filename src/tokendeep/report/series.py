@@ -12,12 +12,11 @@ from typing import Any
 
 from tokendeep.attacks import ATTACKS
 from tokendeep.records import Params, Rate
-from tokendeep.report.load import WHAT, Run, key_of
+from tokendeep.report.load import TOGETHER, WHAT, Run, key_of
 from tokendeep.types import Sample
 
 Condition = tuple[str, int | str | None]  # the attack in words, and its k or prefix
 NOT_SETTINGS = (*WHAT, "seed", "data")  # the data has its own place, and seeds may differ in a comparison
-SECTIONS_OF_THEIR_OWN = ("decoding", "suffix")
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def _comparable(before: Series, after: Series) -> bool:
 def condition(run: Run, rate: Rate) -> Condition:
     """What a row's attack did to the prompt, without the sampling settings."""
     attack, params = ATTACKS[rate.attack], rate.params.given()
-    if attack.name in SECTIONS_OF_THEIR_OWN:
+    if attack.together:
         return attack.name, None
     if attack.group and not any(params.get(name) for name in attack.tells[1:]):
         value = params.get(attack.group)
@@ -177,9 +176,7 @@ def _together(rates: Sequence[Rate]) -> list[list[Rate]]:
     """
     views: dict[str, str | None] = {}
     keyed = [
-        (key_of(rate.model, rate.judge, rate.params.given()), rate)
-        for rate in rates
-        if rate.attack not in SECTIONS_OF_THEIR_OWN
+        (key_of(rate.model, rate.judge, rate.params.given()), rate) for rate in rates if rate.attack not in TOGETHER
     ]
     for key, rate in keyed:
         if rate.attack == "prefill":
