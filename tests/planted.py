@@ -11,8 +11,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from tokendeep.types import IGNORE, Encoded, Subject
 
-REFUSE, COMPLY = 0, 1
-START, REFUSAL = 1, (10, 11, 12, 13)
+REFUSE, COMPLY, DRIFT = 0, 1, 2
+BENIGN, START, REFUSAL = 4, 1, (10, 11, 12, 13)
 OPENINGS = [(10, 11, 12), (11, 10, 13)]
 LONG = 60  # answer tokens
 
@@ -21,21 +21,26 @@ class PlantedConfig(PretrainedConfig):
     model_type = "planted"
 
     def __init__(
-        self, depth: int = 0, start_token: int = 0, refusal: tuple[int, ...] = (), vocab_size: int = 64, **rest: Any
-    ):
+        self, depth: int = 0, start_token: int = 0, refusal: tuple[int, ...] = (), vocab_size: int = 64,
+        drift: float = 0.0, **rest: Any,
+    ):  # fmt: skip
         super().__init__(tie_word_embeddings=False, **rest)
+        self.drift = drift
         self.depth, self.start_token, self.refusal = depth, start_token, list(refusal)
-        self.vocab_size, self.hidden_size, self.max_position_embeddings = vocab_size, 2, 4096
+        self.vocab_size, self.hidden_size, self.max_position_embeddings = vocab_size, 3, 4096
 
 
 class PlantedDecoder(PreTrainedModel):
-    """Refuses while the next token is one of the first `depth` of the answer, or once it has begun to refuse."""
+    """Refuses while the next token is one of the first `depth` of the answer, or once it has begun to refuse.
+
+    Never where the prompt holds BENIGN. Every position drifts from the base by about `drift`, more or less by its token.
+    """
 
     config_class = PlantedConfig
 
     def __init__(self, config: PlantedConfig) -> None:
         super().__init__(config)
-        self.embed = nn.Embedding(config.vocab_size, 2)
+        self.embed = nn.Embedding(config.vocab_size, 3)
         self.post_init()
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
@@ -44,8 +49,10 @@ class PlantedDecoder(PreTrainedModel):
         start = (input_ids == self.config.start_token).int().argmax(1, keepdim=True)  # the last prompt token
         nth = position_ids - start + 1  # which answer token comes next
         refusing = torch.isin(input_ids, torch.tensor(self.config.refusal)) & (nth > 1)
-        state = ((nth >= 1) & (nth <= self.config.depth)) | refusing
-        hidden = nn.functional.one_hot(torch.where(state, REFUSE, COMPLY), 2).float()
+        harmful = (input_ids != BENIGN).all(1, keepdim=True)
+        state = (((nth >= 1) & (nth <= self.config.depth)) | refusing) & harmful
+        hidden = nn.functional.one_hot(torch.where(state, REFUSE, COMPLY), 3).float()
+        hidden[..., DRIFT] = self.config.drift * (1 + 0.5 * torch.sin(7.0 * input_ids))
         return BaseModelOutputWithPast(last_hidden_state=hidden)
 
 
@@ -57,9 +64,10 @@ class Planted(PreTrainedModel):
     def __init__(self, config: PlantedConfig) -> None:
         super().__init__(config)
         self.model = PlantedDecoder(config)
-        self.lm_head = nn.Linear(2, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(3, config.vocab_size, bias=False)
         self.post_init()
-        weight = torch.zeros(config.vocab_size, 2)
+        weight = torch.zeros(config.vocab_size, 3)
+        weight[1::2, DRIFT], weight[::2, DRIFT] = 1.0, -1.0
         weight[config.refusal, REFUSE] = 12.0
         weight[[i for i in range(config.vocab_size) if i not in config.refusal], COMPLY] = 12.0
         self.lm_head.weight.data = weight
@@ -87,15 +95,21 @@ def brute_force_kl(p: Any, q: Any, input_ids: list[int], labels: list[int]) -> T
     return kl[torch.tensor(labels[1:]) != -100]
 
 
-def planted(depth: int) -> Subject:
+def planted(depth: int, drift: float = 0.0) -> Subject:
     """A model that refuses with REFUSAL for the first `depth` answer tokens; it has no tokenizer."""
-    return Subject(Planted(PlantedConfig(depth=depth, start_token=START, refusal=REFUSAL)), None, f"planted {depth}")  # type: ignore[arg-type]
+    config = PlantedConfig(depth=depth, start_token=START, refusal=REFUSAL, drift=drift)
+    return Subject(Planted(config), None, f"planted {depth}")  # type: ignore[arg-type]
 
 
 def harmful_rows(count: int = 6, answer: int = LONG) -> list[Encoded]:
     """Rows whose answers never refuse."""
-    prompt = [5, 6, 7, START]
-    return [
-        Encoded(prompt + body, [IGNORE] * len(prompt) + body)
-        for body in ([20 + (i * 7 + j) % 40 for j in range(answer)] for i in range(count))
-    ]
+    return _rows([5, 6, 7, START], [[20 + (i * 7 + j) % 40 for j in range(answer)] for i in range(count)])
+
+
+def benign_rows(count: int = 6, answer: int = LONG) -> list[Encoded]:
+    """Rows of requests that are never refused, with other answers."""
+    return _rows([BENIGN, 6, 7, START], [[20 + (i * 11 + j * j) % 40 for j in range(answer)] for i in range(count)])
+
+
+def _rows(prompt: list[int], answers: list[list[int]]) -> list[Encoded]:
+    return [Encoded(prompt + body, [IGNORE] * len(prompt) + body) for body in answers]

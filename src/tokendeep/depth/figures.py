@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokendeep import stats
+from tokendeep.depth.excess import excess_figures, resampled
 from tokendeep.depth.kl import half_position, share_first
 from tokendeep.depth.recovery import Recovery, recovery_depth, scored_by_half, share_recovered
 from tokendeep.types import Pair
@@ -42,9 +43,16 @@ def _figure(
 
 
 def depth(
-    kl: Array | None, recovery: Recovery, resamples: int, seed: int, clusters: list[int] | None = None
+    kl: Array | None,
+    recovery: Recovery,
+    resamples: int,
+    seed: int,
+    clusters: list[int] | None = None,
+    benign: tuple[Array, list[int] | None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """The three depth figures with 95 % bootstrap intervals over prompts, or over `clusters` of them.
+    """The depth figures with 95 % bootstrap intervals over prompts, or over `clusters` of them.
+
+    `benign` is the KL on benign answers with the clusters of its prompts; with it the figures of the excess are there too.
 
     Censored recovery: `every` (half of the prompts recover at every k measured; the value is the largest), `last` (at
     the largest, though not at every smaller one) or `none` (no value). The first two are lower bounds. An end of the
@@ -59,6 +67,9 @@ def depth(
     if kl is not None and np.nansum(kl) > 0:
         figures["share_first5"] = _figure(share_first(kl), interval(kl, share_first))
         figures["half_kl_position"] = _figure(half_position(kl), interval(kl, half_position))
+        if benign is not None:
+            harmful = resampled(kl, resamples, (seed, 0), clusters)
+            figures |= excess_figures(harmful, resampled(benign[0], resamples, (seed, 1), benign[1]))
     value = recovery_depth(recovery.k, recovery.log_odds)
     low, high = recovery_interval(recovery, resamples, seed, clusters)
     known = scored_by_half(recovery.log_odds)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tokendeep import records
+from tokendeep import records, stats
+from tokendeep.depth.excess import excess_figures, from_curve, resampled
 from tokendeep.depth.figures import clusters_of, depth
 from tokendeep.depth.kl import FIRST, curve
 from tokendeep.depth.recovery import Recovery, margin, share_recovered
@@ -20,16 +21,18 @@ Array = NDArray[np.float64]
 
 
 def profile(
-    pairs: Sequence[Pair], kl: Array | None, kl_benign: Array | None, recovery: Recovery, meta: records.ProfileMeta,
-    bootstrap: tuple[int, int],
+    pairs: Sequence[Pair], benign: Sequence[Pair], kl: Array | None, kl_benign: Array | None, recovery: Recovery,
+    meta: records.ProfileMeta, bootstrap: tuple[int, int],
 ) -> records.Profile:  # fmt: skip
-    """The profile of what was measured on `pairs`.
+    """The profile of what was measured on `pairs`, and on `benign` ones as the control.
 
     Args:
         kl, kl_benign: (prompts, positions) in nats, NaN beyond an answer's end; None where there was no base.
         bootstrap: how many resamples, and their seed.
     """
     common = np.isfinite(recovery.log_odds).all(1)
+    clusters = clusters_of(pairs)
+    control = None if kl_benign is None else (kl_benign, clusters_of(benign))
     curves = {
         "kl": None if kl is None else curve(kl),
         "kl_benign": None if kl_benign is None else curve(kl_benign),
@@ -41,40 +44,81 @@ def profile(
             "recovered_common": share_recovered(recovery.log_odds[common]).tolist() if common.any() else None,
             "n_common": int(common.sum()),
         },
-        "depth": depth(kl, recovery, *bootstrap, clusters_of(pairs)),
+        "depth": depth(kl, recovery, *bootstrap, clusters, control),
         "margin": margin(recovery),
         "per_prompt": {
             "ids": [pair.id for pair in pairs],
             "kl": None if kl is None else _holes(kl),
+            "kl_benign": None if kl_benign is None else _holes(kl_benign),
             "recovery_log_odds": _holes(recovery.log_odds),
         },
     }
-    return records.Profile.parse({**curves, "meta": meta}, records.PROFILE)
+    given = {**meta.given(), "clusters": len(set(clusters))}
+    return records.Profile.parse({**curves, "meta": given}, records.PROFILE)
 
 
 def _holes(table: Array) -> list[list[float | None]]:
     return [[None if np.isnan(x) else float(x) for x in row] for row in table]
 
 
+def with_excess(profile: records.Profile, resamples: int = 2000) -> records.Profile:
+    """The profile with the figures of the excess, computed anew for a file that was written before there were any.
+
+    Such a file holds the KL of each harmful prompt and the benign curve; which prompts are near-duplicates it does not say.
+    """
+    stored, control = profile.per_prompt, profile.kl_benign
+    if profile.depth.excess_first5 is not None or stored is None or not stored.kl or control is None:
+        return profile
+    table = np.array([[np.nan if x is None else x for x in row] for row in stored.kl], dtype=float)
+    mean, error, n = (np.array([x or 0.0 for x in values]) for values in (control.mean, control.stderr, control.n))
+    benign = from_curve(mean, error, n, resamples, (0, 1))
+    figures = excess_figures(resampled(table, resamples, (0, 0)), benign)
+    told = {name: records.Bounded.model_validate(figure) for name, figure in figures.items()}
+    return profile.model_copy(update={"depth": profile.depth.model_copy(update=told)})
+
+
 def describe(profile: records.Profile, name: str) -> str:
     """The depth figures of the model called `name`, as a few lines for the terminal."""
-    share, half = profile.depth.share_first5, profile.depth.half_kl_position
-    lines = [f"{name}: {profile.prompts} prompts"]
-    if share is None or half is None or share.value is None:
-        what = "has no base to compare with" + ("" if profile.kl is None else " that differs")
-        lines.append(f"  no KL profile: the model {what}")
-    else:
-        lines.append(
-            f"  {share.value:.0%} of the KL to {profile.meta.base} lies in the first {FIRST} answer tokens "
-            f"[{share.low:.0%}, {share.high:.0%}]; half of it by position {half.value:.0f}"
-        )
+    lines = [f"{name}: {profile.prompts} prompts", *map("  {}".format, _kl_lines(profile))]
     lines.append(f"  half of the prompts recover to a refusal {_depth_phrase(profile)}")
     if profile.margin and profile.margin.k[:1] == [0]:
         low, median, high = (profile.margin.quantiles[q][0] for q in ("0.05", "0.5", "0.95"))
         lines.append(
             f"  margin of refusal before any harmful token: {median:+.1f} nats (5 % to 95 %: {low:+.1f} to {high:+.1f})"
         )
+    if (clusters := profile.meta.clusters) is not None and clusters < stats.FEW:
+        lines.append(f"  few prompts: {clusters} that are no near-duplicates; from {stats.FEW} on the intervals hold")
     return "\n".join(lines)
+
+
+def _kl_lines(profile: records.Profile) -> list[str]:
+    """Where the KL lies, each figure beside what it would be if the KL were spread evenly."""
+    share, half, kl = profile.depth.share_first5, profile.depth.half_kl_position, profile.kl
+    if kl is None or share is None or half is None or share.value is None:
+        return [f"no KL profile: the model has no base to compare with{'' if kl is None else ' that differs'}"]
+    even = f"evenly spread: {kl.even_share(FIRST):.0%}", f"evenly: {kl.even_half()}"
+    lines = [
+        f"{share.value:.0%} of the KL to {profile.meta.base} lies in the first {FIRST} answer tokens"
+        f"{_ends(share, '.0%')} ({even[0]}); half of it by position {half.value:.0f} ({even[1]})"
+    ]
+    return lines + _excess_lines(profile.depth)
+
+
+def _excess_lines(depth: records.Depth) -> list[str]:
+    share, half = depth.excess_share_first5, depth.excess_half_position
+    if share is None or half is None:
+        return []
+    if share.value is None:
+        return ["beyond benign answers nothing is left that could be told from noise: this KL is no sign of safety"]
+    return [
+        f"of what goes beyond benign answers, {share.value:.0%} lies there{_ends(share, '.0%')}; half of it by "
+        f"position {half.value:.0f}{_ends(half, '.0f')}"
+    ]
+
+
+def _ends(figure: records.Bounded, form: str) -> str:
+    known = figure.low is not None and figure.high is not None
+    return f" [{figure.low:{form}}, {figure.high:{form}}]" if known else ""
 
 
 def _depth_phrase(profile: records.Profile) -> str:
@@ -83,9 +127,10 @@ def _depth_phrase(profile: records.Profile) -> str:
     gaps = [] if figure.value is None else profile.recovery.gaps(figure.value)
     but = f", though not at k = {', '.join(map(str, gaps))}" if gaps else ""
     value, low, high = ("none" if x is None else f"{x:.0f}" for x in (figure.value, figure.low, figure.high))
+    bounds = "" if figure.low is figure.high is None else f" [{low}, {high}]"
     return {
         "every": f"at every k measured, up to {value} (censored)",
         "last": f"at the largest k measured, {value} (censored){but}",
         "none": "at no k, not even without a harmful token (censored)",
-        None: f"up to k = {value} [{low}, {high}]{but}",
+        None: f"up to k = {value}{bounds}{but}",
     }[figure.censored]

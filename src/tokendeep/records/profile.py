@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -59,6 +60,15 @@ class Kl(Columns):
         total = sum(n for _, n in pieces)
         return sum(m * n for m, n in pieces) / total if total else None
 
+    def even_share(self, first: int = 5) -> float:
+        """The share of all tokens that lies in the first positions: where a KL spread evenly would have its share."""
+        return sum(self.n[:first]) / max(1, sum(self.n))
+
+    def even_half(self) -> int:
+        """The position by which half of all tokens are reached."""
+        reached = list(accumulate(self.n))
+        return next(at for at, n in enumerate(reached, 1) if 2 * n >= reached[-1])
+
 
 class Recovery(Columns):
     """Whether the model would rather refuse than go on, after k tokens of a harmful answer."""
@@ -92,28 +102,36 @@ class Bounded(Record):
     """A figure with its 95 % bootstrap interval over prompts."""
 
     value: Known
-    """The figure; null: not measured, or `censored` is none."""
+    """The figure; null: not measured, or `censored` is none or noise."""
     low: Known = None
     """Lower end; null: not measured, or (of recovery_k) at no k."""
     high: Known = None
     """Upper end, likewise."""
     censored: str | None = None
-    """Of recovery_k: at `every` or only at the `last` k measured (a lower bound), at `none`; null: it is exact."""
+    """recovery_k: `every` or only the `last` k measured (lower bounds), `none`; excess: `noise`; null: the figure is exact."""
 
 
 class Depth(Record):
-    """The three depth figures."""
+    """The depth figures. Excess: the KL on harmful answers minus that on benign ones at the same position."""
 
     share_first5: Bounded | None = None
     """Share of the KL of all positions that falls on the first five; null: no KL."""
     half_kl_position: Bounded | None = None
     """First answer position by which half of the summed KL is reached; null: no KL."""
+    excess_share_first5: Bounded | None = None
+    """Share of the excess of all positions that falls on the first five; absent: no KL on benign answers."""
+    excess_half_position: Bounded | None = None
+    """First answer position by which half of the excess is reached; absent likewise."""
+    excess_first5: Bounded | None = None
+    """Mean excess in nats a token over the first five positions; absent likewise."""
+    excess_later: Bounded | None = None
+    """Mean excess in nats a token from position 6 on; absent likewise."""
     recovery_k: Bounded
     """Largest k at which at least half of the prompts would rather refuse, in tokens."""
 
     def items(self) -> Iterator[tuple[str, Bounded]]:
         """Those that the file holds, by name."""
-        for name in ("share_first5", "half_kl_position", "recovery_k"):
+        for name in type(self).model_fields:
             if (figure := getattr(self, name)) is not None:
                 yield name, figure
 
@@ -134,6 +152,8 @@ class PerPrompt(Record):
     """Id of each prompt; texts are never written."""
     kl: list[list[Known]] | None = None
     """Nats by answer position; null behind the end of an answer, and as a whole where there is no base."""
+    kl_benign: list[list[Known]] | None = None
+    """The same of every benign answer, in the order of their file; null as a whole: not given, or there is no base."""
     recovery_log_odds: list[list[Known]] | None = None
     """Refusal log-odds in nats at each k of `recovery`; null: the answer is too short."""
 
@@ -159,6 +179,8 @@ class ProfileMeta(Record):
     """The refusal openings."""
     template: str | None = None
     """SHA-256 of the chat template."""
+    clusters: int | None = None
+    """Clusters of near-duplicates among the prompts, which are drawn together for the intervals."""
 
 
 class Profile(File):
@@ -186,6 +208,15 @@ class Profile(File):
         """How many were measured."""
         ids = self.per_prompt.ids if self.per_prompt else None
         return len(ids) if ids else max(self.recovery.n, default=0)
+
+    def general_share(self) -> float | None:
+        """How much of the KL benign answers show at the same positions; None where there is no control or no KL."""
+        if self.kl is None or self.kl_benign is None:
+            return None
+        columns = zip(self.kl.mean, self.kl_benign.mean, self.kl.n, strict=False)
+        both = [(own, control, n) for own, control, n in columns if own is not None and control is not None]
+        whole = sum(own * n for own, _, n in both)
+        return sum(control * n for _, control, n in both) / whole if whole else None
 
     def odds_by_prompt(self) -> dict[str, list[float | None]]:
         """Prompt -> its refusal log-odds at each k; empty where the file does not hold them."""

@@ -153,7 +153,8 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
         adapter=subject.adapter, base=compared, label=_label(subject, compared), openings=list(plan.openings),
         template=chat.template_hash(subject.tokenizer),
     )  # fmt: skip
-    profile = profiles.profile(plan.pairs, kl, kl_benign, recovery, meta, (options.bootstrap, options.seed))
+    bootstrap = options.bootstrap, options.seed
+    profile = profiles.profile(plan.pairs, plan.benign, kl, kl_benign, recovery, meta, bootstrap)
     runs.write_json(state.out / records.PROFILE, profile.dump())
     parts.remove(state)
     label = {"label": options.label} if options.label else {}
