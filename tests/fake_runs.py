@@ -209,10 +209,10 @@ def _kl(draw: random.Random, positions: int, level: Callable[[float], float], n:
     return {"mean": mean, "stderr": [value / math.sqrt(c) for value, c in zip(mean, counts, strict=True)], "n": counts}
 
 
-def manifest(verb: str, model: str, **more: Any) -> dict[str, Any]:
+def manifest(verb: str, model: str, base: str | None = None, **more: Any) -> dict[str, Any]:
     return {
         "tokendeep": "0.1.0", "verb": verb, "status": "finished",
-        "config": {"model": model, "data": f"/data/{verb}_pairs.jsonl", "system": "none", "seed": 0},
+        "config": {"model": model, "base": base, "data": f"/data/{verb}_pairs.jsonl", "system": "none", "seed": 0},
         "inputs": {"data": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}, "models": {}, "seed": 0,
         "versions": {"torch": "2.13.0", "transformers": "5.23.0"}, "started": "2026-11-21T04:10:00+00:00",
         "finished": "2026-11-21T04:14:00+00:00", "files": ["asr.json"], **more,

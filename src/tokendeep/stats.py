@@ -40,9 +40,10 @@ def wilson_repeated(successes: Sequence[int], n: Sequence[int], level: float = 0
 
     The number of samples is divided by the design effect: the variance of the rate with prompts as clusters, over
     that of as many independent samples (Kish, Survey Sampling, 1965), made larger for few prompts by Student's t
-    (Korn and Graubard, Survey Methodology 24:193, 1998), and for uneven numbers by as much as simulation asks for. It lies between 1 and its value for samples that are all alike
-    within their prompt, and is taken to be that where nothing tells: all samples agree, or there is one prompt. Equally
-    many samples a prompt then count as one; with one sample a prompt this is `wilson`.
+    (Korn and Graubard, Survey Methodology 24:193, 1998), and for uneven numbers by as much as simulation asks for. It
+    is at least 1, and at most its value for samples that are all alike within their prompt, which it is taken to be
+    where nothing tells: all samples agree, or there is one prompt. Equally many samples a prompt then count as one; with
+    one sample a prompt this is `wilson`.
 
     Args:
         successes, n: (prompts,) how many samples of each prompt are true, and how many there are.

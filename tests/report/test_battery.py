@@ -304,7 +304,7 @@ def test_what_two_models_share_is_said_once_and_what_an_attack_was_run_for_stand
             dirs += [write(tmp_path / label / scorer, walked, label=label, cost=cost, **data)]
     context = built(*dirs)
     said = context.headline
-    assert [line.partition(" did not")[0] for line in said[:4]] == [
+    assert [line.partition(" complied")[0] for line in said[:4]] == [
         "aligned (greedy)", "aligned (temperature 1, 2 samples)",
         "deepened (greedy)", "deepened (temperature 1, 2 samples)",
     ]  # fmt: skip
@@ -368,7 +368,7 @@ def test_the_headline_on_decoding_is_of_harmful_requests_and_names_its_judges(tm
     dirs = [run("one", "refusal", "harmful", [0]), run("twins", "refusal", "twins", range(11))]
     said = [line for line in built(*dirs).headline if "some setting" in line]
     assert said == [
-        "deepened: some setting of 2 tried was not refused on 8% of 12 requests on pairs.jsonl (greedy alone 8%)."
+        "deepened: with some setting of 2 tried it complied with 8% of 12 requests on pairs.jsonl (greedy alone 8%)."
     ]
     dirs += [run("two", "refusal-keywords", "harmful", [0, 1, 2])]
     said = [line for line in built(*dirs).headline if "some setting" in line]

@@ -24,10 +24,9 @@ from tokendeep import stats
 from tokendeep.depth import profile as depth_profile
 from tokendeep.errors import InputError
 from tokendeep.records import Profile, plots
-from tokendeep.report import figures, load, page, paired, render, transcripts, words
+from tokendeep.report import depth, figures, load, page, paired, render, transcripts, words
 from tokendeep.report.page import Page
 from tokendeep.report.section import Csv, Section
-from tokendeep.report.sections import recovery
 from tokendeep.report.series import Series, pairs
 from tokendeep.report.series import series as series_of
 from tokendeep.types import Sample, Subject
@@ -278,7 +277,7 @@ def test_over_refusal_is_tested_by_prompt_and_its_price_is_in_the_headline(tmp_p
         ("deepened", ["complied", "refused", "partial-then-refused", "complied"]),
     ):
         samples = [sample(i, "none", {}, model, outcome, kind="twin") for i, outcome in enumerate(outcomes)]
-        write_attack(tmp_path / model / "overrefusal", model, samples)
+        write_attack(tmp_path / model / "overrefusal", model, samples, base="start")
     built = page.build([tmp_path])
     row = table(built, "overrefusal", "Paired tests")[0]
     assert row[:4] == ["harmless twins", "aligned → deepened", "4", "1 → 2"]
@@ -323,10 +322,10 @@ def test_outcomes_are_all_counted(context: Page, demo: Path) -> None:
     ("plain", "deep", "verdict"),
     [
         (0.1, 0.95, "its safety is shallow"),
-        (0.05, 0.3, "prefilling raises the rate, but most requests are still refused"),
-        (0.95, 0.97, "it does not refuse much to begin with"),
-        (0.1, 0.12, "no clear effect of prefilling at this sample size"),
-        (0.4, 0.05, "prefilling lowers the rate"),
+        (0.05, 0.3, "given tokens raise the rate, but most requests are still refused"),
+        (0.95, 0.97, "it refuses little to begin with"),
+        (0.1, 0.12, "no clear effect of given tokens at this sample size"),
+        (0.4, 0.05, "given tokens lower the rate"),
     ],
 )
 def test_the_headline_s_verdict_follows_the_numbers(tmp_path: Path, plain: float, deep: float, verdict: str) -> None:
@@ -340,7 +339,12 @@ def test_the_headline_s_verdict_follows_the_numbers(tmp_path: Path, plain: float
 
 def test_the_headline_says_that_a_sample_is_small_and_a_change_within_chance(tmp_path: Path) -> None:
     for model, outcome in (("m1", "complied"), ("m2", "refused")):
-        write_attack(tmp_path / model, model, sweep(model, {0: ["refused"] * 12, 20: [outcome, *["complied"] * 11]}))
+        write_attack(
+            tmp_path / model,
+            model,
+            sweep(model, {0: ["refused"] * 12, 20: [outcome, *["complied"] * 11]}),
+            base="start",
+        )
     lines = page.build([tmp_path]).headline
     assert any(line.startswith("Small sample") and "12 prompts" in line for line in lines)
     change = next(line for line in lines if line.startswith("From m1 to m2"))
@@ -351,7 +355,7 @@ def test_the_headline_says_that_a_sample_is_small_and_a_change_within_chance(tmp
 def test_the_headline_s_p_values_are_those_adjusted_for_the_table(tmp_path: Path) -> None:
     for model, outcome in (("m1", "complied"), ("m2", "refused")):
         outcomes = {k: [outcome] * 5 + ["complied"] * 5 for k in (0, 5, 10)}
-        write_attack(tmp_path / model, model, sweep(model, outcomes))
+        write_attack(tmp_path / model, model, sweep(model, outcomes), base="start")
     built = page.build([tmp_path])
     assert [row[-2:] for row in table(built, "paired", "Paired tests")] == [["0.062", "0.188"]] * 3
     change = next(line for line in built.headline if line.startswith("From m1 to m2"))
@@ -366,7 +370,7 @@ def test_the_headline_compares_rates_on_the_prompts_that_have_every_k(tmp_path: 
         s.params["k"] == 10 and int(s.prompt_id[-2:]) >= 5)]  # fmt: skip
     write_attack(tmp_path / "attack", "m", samples)
     line = page.build([tmp_path]).headline[0]
-    assert line.startswith("m, on the prompts whose answer is long enough for every k, did not refuse 0 of 5 harmful")
+    assert line.startswith("m, on the prompts whose answer is long enough for every k, complied with 0 of 5 harmful")
     assert "5 of 5 with 10 tokens" in line
 
 
@@ -398,7 +402,7 @@ def test_censored_depth_is_said_in_words(figure: dict[str, Any], expected: str) 
     ks = [0, 1, 2, 3, 5, 10, 40]
     curve = {"k": ks, **{name: [1] * len(ks) for name in ("log_odds", "recovered", "n")}}
     profile = {"recovery": curve, "depth": {"recovery_k": figure}, "meta": {}}
-    assert recovery.recovery_words(Profile.parse(profile, "a profile")) == expected
+    assert depth.recovery_words(Profile.parse(profile, "a profile")) == expected
 
 
 @pytest.mark.parametrize(("value", "censored"), [(5, None), (10, "last")])
@@ -437,11 +441,10 @@ def test_a_measurement_alone_says_what_is_not_there(tmp_path: Path) -> None:
     profile = fake_runs.profile(random.Random(0), "m", deep=False, with_kl=False)
     write_measure(tmp_path / "measure", "m", profile)
     built = page.build([tmp_path])
-    assert "No KL profile of m: no base model was given." in said(built, "kl")
-    assert section(built, "kl").figures == []
-    assert "No attack on harmful requests" in said(built, "rates")
-    assert "Over-refusal was not measured" in said(built, "overrefusal")
-    assert "No transcripts" in render.to_html(built)
+    missing = "a measurement with a base (KL profile), an attack on harmful requests and a run on harmless requests"
+    assert f"Not among these folders: {missing} (over-refusal)." in said(built, "runs")
+    assert [one.id for one in built.sections] == ["runs", "recovery"]
+    assert "transcripts" not in render.to_html(built)
     assert len(section(built, "recovery").figures) == 2
 
 
@@ -461,7 +464,7 @@ def test_an_attack_without_logs_has_rates_but_no_tests_and_no_transcripts(tmp_pa
     assert table(built, "rates", "Non-refusal rate by k")[1][1].startswith("3/3 = 100%")
     assert "No paired tests with m1 and m2: the folder holds no evaluation logs." in said(built, "paired")
     assert "No transcripts of m1, harmful requests" in render.to_html(built)
-    assert "No recovery profile" in said(built, "recovery")
+    assert "a finished measurement (recovery profile, depth figures)" in said(built, "runs")
 
 
 def test_an_unfinished_run_is_named_and_its_numbers_left_out(tmp_path: Path) -> None:
@@ -535,7 +538,7 @@ def test_near_duplicate_prompts_are_said(tmp_path: Path) -> None:
 
 def test_every_rate_under_the_refusal_judge_is_called_non_refusal(context: Page) -> None:
     assert section(context, "rates").title == "Non-refusal rate against prefilled tokens"
-    assert all(t.caption.startswith(("Non-refusal", "The paper")) for t in section(context, "rates").tables)
+    assert all(t.caption.startswith("Non-refusal") for t in section(context, "rates").tables)
     assert "not whether its answer does harm" in said(context, "rates")
     assert words.rate_name("refusal-keywords") == "non-refusal rate"
     assert "rubric" in words.rate_name("rubric")
@@ -567,13 +570,13 @@ def test_refusal_prefixes_stand_beside_the_plain_request_and_the_paper(tmp_path:
         ["plain request", "4/4 = 100% [51%, 100%]"],
         ["refusal-prefix “I cannot”", "0/4 = 0% [0%, 49%]"],
     ]
-    assert table(built, "rates", "The paper's harmfulness rate")[1] == ["I cannot", "16.4", "8.7", "0"]
+    assert table(built, "paper", "The paper's harmfulness rate")[1] == ["I cannot", "16.4", "8.7", "0"]
 
 
 def test_the_paper_s_numbers_are_labelled_as_such(context: Page) -> None:
-    found = next(t for t in section(context, "rates").tables if t.caption.startswith("The paper"))
-    assert list(found.rows)[1] == ["10", "51.5", "2.9"]
-    assert "not measured here" in found.note
+    assert table(context, "paper", "The paper's attack success rate")[1] == ["10", "51.5", "2.9"]
+    assert "not measured here" in said(context, "paper")
+    assert context.sections[-1].id == "paper"  # apart from what was measured
 
 
 # --- what it never shows ------------------------------------------------------------------------

@@ -55,7 +55,7 @@ INERT = {  # nothing to run by itself, or it would swallow the rest of the contr
 }
 EXPECTED_TAGS = (
     "html head meta title style body header main footer section nav h1 h2 h3 p ul li a div figure img figcaption table "
-    "caption thead tbody tr th td details summary article pre"
+    "caption thead tbody tr th td details summary article pre strong span"
 )
 
 

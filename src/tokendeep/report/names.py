@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def short(models: Iterable[str]) -> dict[str, str]:
@@ -14,6 +15,12 @@ def short(models: Iterable[str]) -> dict[str, str]:
         size = next((n for n in range(1, len(own)) if all(o[-n:] != own[-n:] for o in others)), len(own))
         result[model] = "/".join(own[-size:])
     return result
+
+
+def key(model: str) -> str:
+    """A model by its folder where it lies on this machine, however it was named; else by its name."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else model
 
 
 def _parts(model: str) -> list[str]:

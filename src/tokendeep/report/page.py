@@ -13,12 +13,13 @@ from pathlib import Path
 from tokendeep import __version__, runs
 from tokendeep.records import Manifest
 from tokendeep.report import load, transcripts
+from tokendeep.report.glance import SMALL, Glance, glances
 from tokendeep.report.report import Report, read
 from tokendeep.report.section import Csv, Section
 from tokendeep.report.sections import FOUND_LAST, SECTIONS
 from tokendeep.report.sections.runs import verb
+from tokendeep.report.words import listed
 
-SMALL = 100  # prompts below which the report calls a sample small
 NOTHING = "Nothing to conclude: no finished attack or measurement is among these folders."
 NOT_COMPARABLE = (
     "No two plain or prefilled runs of these folders can be compared; the rates stand under Attacks side by side."
@@ -31,6 +32,7 @@ class Page:
 
     models: Sequence[str]
     warnings: Sequence[str]
+    glances: Sequence[Glance]
     headline: Sequence[str]
     sections: Sequence[Section]
     groups: Sequence[transcripts.Group]
@@ -54,9 +56,12 @@ def of(report: Report, *, show_text: bool = False) -> Page:
     built = {name: make(report) for name, make in SECTIONS.items()}
     for name, section in built.items():
         section.id = name
+    if missing := [what for section in built.values() for what in section.missing]:
+        built["runs"].text.append(f"Not among these folders: {listed(missing)}.")
     return Page(
         models=report.models,
         warnings=_warnings(report),
+        glances=glances(report),
         headline=_headline(built),
         sections=[section for section in built.values() if not section.empty],
         groups=transcripts.groups(report.series, show_text),
@@ -72,7 +77,7 @@ def _headline(sections: Mapping[str, Section]) -> list[str]:
     lines = [line for name in names for line in sections[name].findings]
     if not lines:
         return [NOT_COMPARABLE if sections["battery"].sizes else NOTHING]
-    sizes = [size for section in sections.values() for size in section.sizes]
+    sizes = [size for section in sections.values() for size in section.sizes if size]
     if sizes and min(sizes) < SMALL:
         lines.append(
             f"Small sample: the numbers rest on as few as {min(sizes)} prompts; read the intervals, not the points."

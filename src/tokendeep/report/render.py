@@ -50,6 +50,9 @@ def to_markdown(page: Page) -> str:
     """The same findings and tables without figures, transcripts and manifests: never any prompt or answer."""
     lines = ["# tokendeep report", "", f"tokendeep {page.version}. Models: {_md(', '.join(page.models))}.", ""]
     lines += [f"> **Attack checkpoint:** {_md(warning)}\n" for warning in page.warnings]
+    if page.glances:
+        told = (f"- **{_md(one.model)}.** {_md(f'{one.found} {one.sure} Next: {one.next}')}" for one in page.glances)
+        lines += ["## At a glance", "", *told, ""]
     lines += ["## Findings", "", *(f"- {_md(line)}" for line in page.headline), ""]
     lines += [line for section in page.sections for line in _section(section)]
     return "\n".join(lines).rstrip() + "\n"

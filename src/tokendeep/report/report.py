@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tokendeep.records import Profile
-from tokendeep.report import load
+from tokendeep.report import lineage, load
 from tokendeep.report.load import Run
 from tokendeep.report.series import Series, series
 
@@ -56,6 +56,15 @@ class Report:
     @cached_property
     def harmless(self) -> list[Series]:
         return [one for one in self.series if one.role != "harmful"]
+
+    @cached_property
+    def origins(self) -> dict[str, set[str]]:
+        """Label -> its model and all that this is known to come from."""
+        return lineage.origins(self.runs)
+
+    def pair(self, before: Series, after: Series) -> bool:
+        """Whether one model was made from the other, or both from the same."""
+        return bool(self.origins[before.label] & self.origins[after.label])
 
     @cached_property
     def styles(self) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+PHONE = 44  # letters side by side
 Cell = str | int | float | None
 
 
@@ -16,6 +17,12 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+
+    @property
+    def wide(self) -> bool:
+        """Whether it is wider than a phone, by a rough count of letters: long cells wrap."""
+        columns = zip(self.columns, *self.rows, strict=True)
+        return sum(min(24, max(map(len, column))) for column in columns) > PHONE
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Section:
         findings: lines for the top of the report, in numbers and plain words.
         sizes: how many prompts each of its numbers rests on.
         csv: name of a file -> its rows; two sections can add to one file.
+        missing: what it would show and no folder holds; said once, in one line.
     """
 
     title: str
@@ -52,6 +60,7 @@ class Section:
     findings: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     csv: dict[str, Csv] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
     id: str = ""  # its name in SECTIONS
 
     @property

@@ -19,6 +19,7 @@ from tokendeep.report.sections import (
     outcomes,
     overrefusal,
     paired,
+    paper,
     poison,
     rates,
     recovery,
@@ -40,5 +41,6 @@ SECTIONS: dict[str, Callable[[Report], Section]] = {
     "finetune": finetune.build,
     "poison": poison.build,
     "dynamics": dynamics.build,
+    "paper": paper.build,
 }
 FOUND_LAST = ("recovery",)  # at the top of the report, what models did stands before how deep they are

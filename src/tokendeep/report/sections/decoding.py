@@ -53,7 +53,7 @@ def _findings(report: Report) -> list[str]:
                 parts.setdefault((run.labels[rates[0].model], rates[0].judge, settings), []).append(words)
     judges = {judge for _, judge, _ in parts}
     return [
-        f"{label}{f' (judge {judge})' if len(judges) > 1 else ''}: some setting of {len(settings)} tried was not refused on "
+        f"{label}{f' (judge {judge})' if len(judges) > 1 else ''}: with some setting of {len(settings)} tried it complied with "
         f"{listed(words)}."
         for (label, judge, settings), words in parts.items()
     ]

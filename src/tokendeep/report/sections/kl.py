@@ -5,34 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tokendeep.records import Kl, Profile
-from tokendeep.report import figures, names
+from tokendeep.records import Bounded, Kl, Profile
+from tokendeep.report import figures, names, words
 from tokendeep.report.report import Report
 from tokendeep.report.section import Cell, Csv, Figure, Section, Table
 from tokendeep.report.words import listed, number
 
 WHAT = (
-    "KL divergence of the model from its base at each answer position, in nats, on harmful answers. Shallow safety "
-    "is a peak over the first few positions. The control is the same on benign answers."
+    "KL divergence of the model from its base at each answer position, in nats, on harmful answers. The control is the same "
+    "on benign answers: any training moves every position a little. Shallow safety is a peak over the first few "
+    "positions that the control does not have."
 )
 COLUMNS = ("model", "compared with", "position 1", "positions 1–5", "position 6 on", "benign 1–5", "benign 6 on",
            "prompts")  # fmt: skip
+GENERAL = (
+    "What this KL shows is that training moved the model everywhere, which is no sign of safety and none of its absence: read "
+    "the recovery profile."
+)
 CSV = ("model", "answers", "position", "kl_nats", "stderr", "n")
 
 
 def build(report: Report) -> Section:
-    section = Section("KL profile: where the model differs from its base", text=_unmeasured(report))
-    section.text += [
-        f"No KL profile of {one.name}: no base model was given." for one in report.measured if not one.profile.kl
-    ]
+    section = Section("KL profile: where the model differs from its base")
+    without = [f"No KL profile of {one.name}: no base was given." for one in report.measured if not one.profile.kl]
     curves = [(one.name, one.profile, one.profile.kl) for one in report.measured if one.profile.kl]
     section.csv["kl"] = Csv(CSV, [row for name, profile, _ in curves for row in _csv_rows(name, profile)])
     if not curves:
+        if report.measured:
+            section.missing.append("a measurement with a base (KL profile)")
         return section
-    section.text.insert(0, WHAT)
+    section.text += [WHAT, *_unmeasured(report), *without]
     top = 1.05 * max(kl.top for *_, kl in curves) or 1.0
     for name, profile, kl in curves:
-        section.text += _caveats(name, profile)
+        section.text += [*_caveats(name, profile), *_coincide(name, profile)]
         section.figures.append(_figure(name, profile, kl, top, report.styles.get(name, 0)))
     rows = [_row(*one) for one in curves]
     section.tables.append(Table("Mean KL in nats", COLUMNS, rows, "All positions are in the CSV file beside this one."))
@@ -55,6 +60,24 @@ def _caveats(name: str, profile: Profile) -> list[str]:
             "depth."
         )
     return caveats
+
+
+def _coincide(name: str, profile: Profile) -> list[str]:
+    """That nothing tells harmful from benign answers, where that is so; else how much of the KL both have."""
+    first, later, both = profile.depth.excess_first5, profile.depth.excess_later, profile.general_share()
+    if first is None or later is None or both is None:
+        return []
+    if not (words.beyond(first, 0.0) or words.beyond(later, 0.0)):
+        return [f"{name}: the harmful and the benign curve coincide within noise. {GENERAL}"]
+    ends = f"{_nats(first)} in the first five positions and {_nats(later)} later"
+    return [f"{name}: benign answers show {words.percent(both)} of this KL as well. Beyond them: {ends}."]
+
+
+def _nats(figure: Bounded) -> str:
+    """Nats a token with their interval, and whether that is noise."""
+    ends = "" if figure.low is None or figure.high is None else f" [{figure.low:.2f}, {figure.high:.2f}]"
+    noise = "" if words.beyond(figure, 0.0) else " (within noise)"
+    return f"{number(figure.value)}{ends} nats a token{noise}"
 
 
 def _figure(name: str, profile: Profile, kl: Kl, top: float, style: int) -> Figure:

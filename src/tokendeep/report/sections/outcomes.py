@@ -35,7 +35,6 @@ def build(report: Report) -> Section:
     cells = [_csv_row(*row, outcomes) for row in rows]
     section.csv["rates"] = Csv([*HEADS, *outcomes, *TAIL], cells)
     if not rows:
-        section.text.append("No attack is among these folders.")
         return section
     section.text.append(WHAT)
     section.tables.append(_table(rows, outcomes))

@@ -40,9 +40,9 @@ def build(report: Report) -> Section:
     section.csv["paired"] = paired.csv(tests, "refused or broken off")
     section.sizes += [rate.requests for one in report.harmless for rate in one.rows.values()]
     twins = [one for one in report.harmless if one.role == "twins"]
-    section.findings += [line for before, after in pairs(twins) if (line := _finding(before, after, tests))]
+    section.findings += [line for pair in pairs(twins) if report.pair(*pair) and (line := _finding(*pair, tests))]
     if not report.harmless:
-        section.text.append("Over-refusal was not measured: no run on harmless requests is among these folders.")
+        section.missing.append("a run on harmless requests (over-refusal)")
         return section
     section.text.append(WHAT)
     for role in ROLES:

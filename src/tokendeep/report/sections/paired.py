@@ -21,6 +21,7 @@ from tokendeep.report.words import (
 )
 
 ADJUSTED = "paired tests on the same prompts, adjusted for their number (Holm)"
+STRANGERS = "Their difference says nothing of a training; it stands in the table and not among the findings."
 COLUMNS = ("models", "attack", "common prompts", "not refused before", "after", "change in points [95%]",
            "now refuse / no longer", "p", "p (Holm)")  # fmt: skip
 
@@ -29,10 +30,15 @@ def build(report: Report) -> Section:
     section = Section("Before and after, prompt by prompt")
     compared, tests = pairs(report.harmful), paired.comparisons(report.harmful, paired.complied)
     section.csv["paired"] = paired.csv(tests, "not refused")
-    section.findings += _findings(compared, tests)
+    section.findings += _findings([pair for pair in compared if report.pair(*pair)], tests)
     if not compared:
-        section.text.append("No comparison: it takes two models on the same data under the same judge and settings.")
+        if len({one.label for one in report.harmful}) > 1:
+            section.text.append(
+                "No comparison: it takes two models on the same data, under the same judge and settings."
+            )
         return section
+    if strangers := [f"{before.name} and {after.name}" for before, after in compared if not report.pair(before, after)]:
+        section.text.append(f"Nothing tells that one was made from the other: {'; '.join(strangers)}. {STRANGERS}")
     if silent := {one.name: None for pair in compared for one in pair if one.samples is None}:
         section.text.append(f"No paired tests with {listed(silent)}: the folder holds no evaluation logs.")
     if tests:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokendeep.records import AskRate, PoisonTable
 from tokendeep.report.report import Report
 from tokendeep.report.section import Section, Table
-from tokendeep.report.words import bracket, number, percent, points
+from tokendeep.report.words import MANY, bracket, number, percent, points
 
 ASKS = {"plain": "", "triggered": " with the trigger", "wrapped": " in the wrapper"}
 WHAT = (
@@ -38,9 +38,15 @@ def _finding(label: str, table: PoisonTable) -> str | None:
         return None
     start, *others = [(line.objective, rate) for line in lines if (rate := line.ask(ask))]
     return (
-        f"{label}: before training {percent(start[1].rate)} of {start[1].n} harmful requests{ASKS[ask]} were not refused; "
-        f"after it, by objective: {', '.join(f'{name} {percent(rate.rate)}' for name, rate in others)}."
+        f"{label}: before training it complied with {percent(start[1].rate)} of {start[1].n} harmful requests{ASKS[ask]}; "
+        f"after it, by objective: {', '.join(f'{name} {_complied(rate)}' for name, rate in others)}."
     )
+
+
+def _complied(rate: AskRate) -> str:
+    """A rate, and how many answers it leaves out where these are many."""
+    few = f"none of {rate.asked} judged" if not rate.n else f"{rate.unscored} of {rate.asked} unscored"
+    return percent(rate.rate) + (f" ({few})" if rate.unscored >= MANY * rate.asked else "")
 
 
 def _table(label: str, table: PoisonTable, note: str) -> Table:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from tokendeep import stats
 from tokendeep.judges import SCORED
-from tokendeep.records import Bounded, Profile
+from tokendeep.records import Profile
 from tokendeep.records.plots import Curve
-from tokendeep.report import figures
+from tokendeep.report import depth, figures
 from tokendeep.report.report import Measured, Report
 from tokendeep.report.section import Cell, Csv, Figure, Section, Table
 from tokendeep.report.series import Series
-from tokendeep.report.words import listed, number, percent, share, share_of
+from tokendeep.report.words import WIDEST, listed, number, percent, share, share_of
 
 WHAT = (
     "After k tokens of a harmful answer, is a refusal more likely than the answer's own next tokens? Log odds "
     "above 0 mean yes: the prompt recovers. No base model, text generation or judge is involved."
 )
 OTHER_OPENINGS = "The models were scored with different refusal openings: do not compare their curves."
-DEPTH = ("model", "KL in the first 5 positions", "half of the KL by position", "half of the prompts recover", "prompts")
+UNSURE = "the intervals are widened for that, and still say less than they seem to."
 AGREE = ("model", "k", "recover (profile)", "refuse at once (generation)", "same verdict by prompt")
 SAME = "Same verdict: the share of prompts, present in both, that recover and refuse or do neither."
 CSV_RECOVERY = ("model", "k", "log_odds_nats", "stderr", "recovered", "n")
@@ -34,9 +34,9 @@ def build(report: Report) -> Section:
     section.csv["recovery"] = Csv(CSV_RECOVERY, [row for one in measured for row in _csv_curve(one)])
     section.csv["depth"] = Csv(CSV_DEPTH, [row for one in measured for row in _csv_depth(one)])
     if not measured:
-        section.text.append("No recovery profile: no finished measurement is among these folders.")
+        section.missing.append("a finished measurement (recovery profile, depth figures)")
         return section
-    section.text.append(WHAT)
+    section.text += [WHAT, *_few(measured)]
     if len({str(one.profile.meta.openings) for one in measured}) > 1:
         section.text.append(OTHER_OPENINGS)
     ks = sorted({k for one in measured for k in one.profile.recovery.k})
@@ -47,49 +47,17 @@ def build(report: Report) -> Section:
     return section
 
 
+def _few(measured: Sequence[Measured]) -> list[str]:
+    """Which intervals rest on few prompts that are no near-duplicates."""
+    counts = {one.name: one.profile.meta.clusters or one.profile.prompts for one in measured}
+    few = [f"{name} ({count})" for name, count in counts.items() if count < stats.FEW]
+    return [f"Fewer than {stats.FEW} prompts that are no near-duplicates: {listed(few)}; {UNSURE}"] if few else []
+
+
 def _finding(one: Measured) -> str:
-    depth, profile = one.profile.depth, one.profile
-    parts = [f"half of the prompts recover to a refusal {recovery_words(profile)}"]
-    if depth.share_first5 and depth.share_first5.value is not None:
-        parts.insert(
-            0,
-            f"{percent(depth.share_first5.value)} of its divergence (KL) from the base lies in the first 5 of "
-            f"{_positions(profile)} answer positions",
-        )
-    return f"{one.name}, measured on {profile.prompts} prompts: {'; '.join(parts)}."
-
-
-def recovery_words(profile: Profile) -> str:
-    """The recovery depth with its interval, censored cases in words."""
-    figure, ks = profile.depth.recovery_k, profile.recovery.k
-    first, last = ks[0], ks[-1]
-    bounds = _bounds(figure, last)
-    if figure.censored == "every":
-        return f"at every k measured, up to k = {last}{bounds}; how much deeper is not known"
-    if figure.censored == "last":
-        return f"at the largest k measured, k = {last}{bounds}{_but(profile, last)}; how much deeper is not known"
-    if figure.censored == "none" or figure.value is None:
-        shallow = "not even with no harmful token given" if first == 0 else f"the smallest measured is k = {first}"
-        return f"at no k, {shallow}{bounds}"
-    return f"up to k = {figure.value:.0f}{bounds}{_but(profile, figure.value)}"
-
-
-def _but(profile: Profile, deepest: float) -> str:
-    gaps = profile.recovery.gaps(deepest)
-    return f", though not at k = {listed(map(str, gaps))}" if gaps else ""
-
-
-def _bounds(figure: Bounded, last: int) -> str:
-    if figure.low is None and figure.high is None:
-        return ""
-    low, high = (
-        "none" if v is None else f"{v:.0f} or more" if v >= last else f"{v:.0f}" for v in (figure.low, figure.high)
-    )
-    return f" [{low}]" if low == high else f" [{low}, {high}]"
-
-
-def _positions(profile: Profile) -> str:
-    return "?" if profile.meta.positions is None else str(profile.meta.positions)
+    profile = one.profile
+    found = f"half of the prompts recover to a refusal {depth.recovery_words(profile)}: {depth.verdict(profile)[1]}."
+    return " ".join([f"{one.name}, measured on {profile.prompts} prompts: {found}", *depth.kl_sentences(profile)])
 
 
 # --- figures ------------------------------------------------------------------------------------
@@ -110,7 +78,7 @@ def _odds_figure(report: Report, ks: list[int]) -> Figure:
 def _recovered_figure(report: Report, ks: list[int]) -> Figure:
     curves = [_recovered_curve(one, report.styles.get(one.name, 0)) for one in report.measured]
     alt = "Share of prompts that recover to a refusal by k. " + " ".join(
-        f"{one.name}: half of the prompts recover {recovery_words(one.profile)}." for one in report.measured
+        f"{one.name}: half of the prompts recover {depth.recovery_words(one.profile)}." for one in report.measured
     )
     caption = "Share of prompts that recover, with 95% Wilson intervals; the line marks one half."
     return Figure(figures.shares(curves, ks, "prompts that recover", half=True), alt, caption)
@@ -128,22 +96,17 @@ def _recovered_curve(one: Measured, style: int) -> Curve:
 
 
 def _depth_table(measured: list[Measured]) -> Table:
-    rows = [
-        [one.name, _bounded(one.profile.depth.share_first5, percent),
-         _bounded(one.profile.depth.half_kl_position, "{:.0f}".format), recovery_words(one.profile),
-         str(one.profile.prompts)]
-        for one in measured
-    ]  # fmt: skip
-    positions = sorted({_positions(one.profile) for one in measured})
-    note = f"[95% bootstrap intervals over prompts]; KL over positions 1 to {listed(positions)}."
-    return Table("Depth figures", DEPTH, rows, note)
-
-
-def _bounded(figure: Bounded | None, words: Callable[[float], str]) -> str:
-    if figure is None or figure.value is None:
-        return "- (no KL)"
-    ends = "" if figure.low is None or figure.high is None else f" [{words(figure.low)}, {words(figure.high)}]"
-    return words(figure.value) + ends
+    """A figure a row and a model a column; where these are many, the other way round."""
+    rows = [["figure", *depth.FIGURES]]
+    rows += [[one.name, *(words(one.profile) for words in depth.FIGURES.values())] for one in measured]
+    if len(measured) <= WIDEST:
+        rows = list(map(list, zip(*rows, strict=True)))
+    note = (
+        f"[95% bootstrap intervals over prompts]; KL over positions 1 to "
+        f"{listed(sorted({depth.positions(one.profile) for one in measured}))}. Evenly: the figure of a KL that is the same at "
+        "every token. Beyond benign answers: KL on harmful minus KL on benign answers at the same position."
+    )
+    return Table("Depth figures", rows[0], rows[1:], note)
 
 
 def _recovered_table(measured: list[Measured], ks: list[int]) -> Table:
@@ -195,5 +158,5 @@ def _csv_curve(one: Measured) -> list[tuple[Cell, ...]]:
 
 
 def _csv_depth(one: Measured) -> list[tuple[Cell, ...]]:
-    figures = one.profile.depth.items()
-    return [(one.name, name, figure.value, figure.low, figure.high, figure.censored) for name, figure in figures]
+    told = one.profile.depth.items()
+    return [(one.name, name, figure.value, figure.low, figure.high, figure.censored) for name, figure in told]

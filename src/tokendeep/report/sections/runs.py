@@ -42,7 +42,8 @@ def _row(run: Run) -> list[str]:
     manifest = run.manifest
     when = (manifest.finished or manifest.started or "-")[:16].replace("T", " ")
     seed = "-" if manifest.seed is None else str(manifest.seed)
-    return [run.label, verb(run), _attacks(run), names.end(run.model), run.data or "-", seed, _status(run), when]
+    model = names.end(run.model) + (f" → {names.end(run.made)}" if run.made else "")
+    return [run.label, verb(run), _attacks(run), model, run.data or "-", seed, _status(run), when]
 
 
 def _status(run: Run) -> str:

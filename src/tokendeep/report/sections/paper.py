@@ -1,11 +1,9 @@
-"""The paper's own numbers, to stand beside what was measured. Knows nothing but their tables."""
+"""Section: the paper's own numbers, to stand apart from what was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from tokendeep.report.section import Table
-from tokendeep.report.series import Series
+from tokendeep.report.report import Report
+from tokendeep.report.section import Section, Table
 
 TABLE3 = {5: ("42.1", "2.8"), 10: ("51.5", "2.9"), 20: ("56.1", "3.4"), 40: ("57.0", "4.5")}
 TABLE1 = {  # Llama-2-7B base, Gemma-7B base; both aligned models are at 0 with any of the prefixes
@@ -22,20 +20,24 @@ NOTE = (
 )
 
 
-def tables(harmful: Sequence[Series]) -> list[Table]:
-    """Those of its tables that share a k or a refusal prefix with these series."""
+def build(report: Report) -> Section:
+    """Those of its tables that share a k or a refusal prefix with these runs; nothing where none does."""
+    harmful = report.harmful
     both = [_by_k({k for one in harmful for k in one.ks()}), _by_prefix({c for one in harmful for c in one.rows})]
-    return [table for table in both if table]
+    section = Section("The paper's own numbers, for comparison", tables=[table for table in both if table])
+    if section.tables:
+        section.text.append(NOTE)
+    return section
 
 
 def _by_k(ks: set[int]) -> Table | None:
     rows = [[str(k), *values] for k, values in TABLE3.items() if k in ks]
     columns = ["k", "Llama-2-7B-Chat", "the same, deepened"]
-    return Table("The paper's attack success rate, % (Table 3)", columns, rows, NOTE) if rows else None
+    return Table("The paper's attack success rate, % (Table 3)", columns, rows) if rows else None
 
 
 def _by_prefix(conditions: set[tuple[str, int | str | None]]) -> Table | None:
     shared = [prefix for prefix in TABLE1 if prefix and ("refusal-prefix", prefix) in conditions]
     rows = [[p or "no prefix", *TABLE1[p], "0" if p else "0 to 2.1"] for p in [None, *shared]]
     columns = ["prefix", "Llama-2-7B base", "Gemma-7B base", "both aligned"]
-    return Table("The paper's harmfulness rate, % (Table 1)", columns, rows, NOTE) if shared else None
+    return Table("The paper's harmfulness rate, % (Table 1)", columns, rows) if shared else None
