@@ -410,7 +410,7 @@ def test_smaller_k_at_which_fewer_recover_are_named(value: int, censored: str | 
     curve = {"k": [0, 1, 2, 5, 10], "log_odds": [1] * 5, "recovered": [1, 0.4, 0.3, 0.6, 0.7], "n": [9] * 5}
     figure = {"value": value, "low": value, "high": value, "censored": censored}
     profile = Profile.parse({"recovery": curve, "depth": {"recovery_k": figure}, "meta": {}}, "a profile")
-    assert "though not at k = 1 and 2" in recovery.recovery_words(profile)
+    assert "though not at k = 1 and 2" in depth.recovery_words(profile)
     assert "though not at k = 1, 2" in depth_profile.describe(profile, "model")
 
 

@@ -110,6 +110,7 @@ def test_the_terminal_says_reference_excess_and_few_prompts() -> None:
     told = describe(Profile.parse(content, "a profile"), "m")
     assert "[20%, 24%] (evenly spread: 12%); half of it by position 17 (evenly: 20)" in told
     assert "of what goes beyond benign answers, 90% lies there [80%, 100%]; half of it by position 3 [2, 4]" in told
+    assert "up to k = 0 [0, 0]: shallow, a single given token undoes it" in told
     assert "few prompts: 8 that are no near-duplicates; from 15 on" in told
     for name in ("share_first5", "recovery_k"):  # the interval of one prompt is not known
         content["depth"][name] |= {"low": None, "high": None}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tokendeep import stats
 from tokendeep.attacks import ATTACKS
+from tokendeep.depth.profile import verdict as recovery_verdict
 from tokendeep.records import Profile, Rate
 from tokendeep.report import depth
 from tokendeep.report.report import Report
@@ -65,7 +66,7 @@ def _glance(report: Report, model: str) -> Glance | None:
     if asked is None and profile is None:
         return None
     seen = asked.word if asked else ""
-    recovers = depth.verdict(profile)[0] if profile else ""
+    recovers = recovery_verdict(profile)[0] if profile else ""
     word = seen or recovers
     parts = [_rates(asked)] if asked else []
     parts += [f"half of the prompts recover {depth.recovery_short(profile)}"] if profile else []

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from tokendeep import stats
+from tokendeep.depth.profile import verdict as recovery_verdict
 from tokendeep.judges import SCORED
 from tokendeep.records import Profile
 from tokendeep.records.plots import Curve
@@ -56,7 +57,7 @@ def _few(measured: Sequence[Measured]) -> list[str]:
 
 def _finding(one: Measured) -> str:
     profile = one.profile
-    found = f"half of the prompts recover to a refusal {depth.recovery_words(profile)}: {depth.verdict(profile)[1]}."
+    found = f"half of the prompts recover to a refusal {depth.recovery_words(profile)}: {recovery_verdict(profile)[1]}."
     return " ".join([f"{one.name}, measured on {profile.prompts} prompts: {found}", *depth.kl_sentences(profile)])
 
 
