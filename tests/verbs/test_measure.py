@@ -49,7 +49,7 @@ def test_run_writes_the_profile_of_a_model_against_its_base(
     assert profile["kl"]["n"][0] == 5
     assert profile["kl_benign"]["n"][0] == 3
     assert len(profile["per_prompt"]["kl_benign"]) == 3
-    assert profile["meta"]["clusters"] == 1  # near-duplicates all: no interval is known, so no excess is told from noise
+    assert profile["meta"]["clusters"] == 1  # all are near-duplicates: no interval
     assert profile["depth"]["excess_half_position"]["censored"] == "noise"
     assert profile["depth"]["excess_first5"]["value"] is not None
     from tokendeep import chat
