@@ -29,6 +29,10 @@ class InputError(ValueError):
     """
 
 
+class Unusable(InputError):
+    """A row that holds nothing to train on: empty, or too long. Where few are, a training goes on without them."""
+
+
 def flag(name: str) -> str:
     """An option as it is written on the command line."""
     return f"--{name.replace('_', '-')}"

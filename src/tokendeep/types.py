@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,10 +16,14 @@ IGNORE = -100  # the label of a token that is not supervised, as in PyTorch's cr
 
 
 class Message(TypedDict):
-    """One chat turn, in the shape every Hugging Face chat template takes."""
+    """One chat turn, in the shape every Hugging Face chat template takes; `weight` 0: an answer that is not trained on."""
 
     role: str
     content: str
+    name: NotRequired[str]
+    tool_calls: NotRequired[list[Any]]
+    tool_call_id: NotRequired[str]
+    weight: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,15 @@ class Triple:
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation whose last message is the assistant's; `truncated` where that answer was cut off."""
+    """A conversation whose last message is the assistant's; `truncated` where that answer was cut off.
+
+    `arguments` are what its row gives to the chat template: `tools`, and whatever `chat_template_kwargs` holds.
+    """
 
     id: str
     messages: tuple[Message, ...]
     truncated: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
