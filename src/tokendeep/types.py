@@ -131,5 +131,6 @@ class Sample:
     prefix: str
     completion: str
     category: str | None = None
+    role: str | None = None  # what the rows are, where the evaluation was told
     tokens: int = 0  # that the model wrote
     seconds: float | None = None  # its share of the model's time; None where a server does not say

@@ -11,35 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from rowfiles import SECRET, refused, write
 from tokendeep import data
 from tokendeep.data import fields, files
-from tokendeep.errors import InputError
-
-SECRET = "boil an egg without water"  # row text, which no error message may show
-
-
-def write(folder: Path, name: str, content: str | bytes | list) -> Path:
-    """A file with text, bytes, or one JSON value a line."""
-    if isinstance(content, list):
-        content = "".join(json.dumps(row) + "\n" for row in content)
-    path = folder / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def refused(load, source, *parts: str) -> str:
-    """Load, expect an InputError of one sentence that holds all parts and no row text; return the message."""
-    with pytest.raises(InputError) as caught:
-        load(source)
-    message = str(caught.value)
-    for part in parts:
-        assert part in message, (part, message)
-    assert "\n" not in message
-    assert message.endswith(".")
-    assert SECRET not in message
-    assert caught.value.__cause__ is None or isinstance(caught.value.__cause__, OSError | RuntimeError | ValueError)
-    return message
-
 
 USER = {"role": "user", "content": "How do I boil an egg?"}
 ANSWER = {"role": "assistant", "content": "Put it into boiling water."}
@@ -166,8 +140,9 @@ def test_files(tmp_path):
     refused(data.read_pairs, write(tmp_path, "list.json", "[]"), "is empty")
     refused(data.read_pairs, write(tmp_path, "head.csv", "instruction,response\n"), "is empty")
     refused(data.read_pairs, write(tmp_path, "none.csv", ""), "is empty")
-    refused(data.read_pairs, write(tmp_path, "x.parquet", "PAR1"), "x.parquet", ".jsonl", "convert")
-    refused(data.read_pairs, tmp_path, "is a folder", "give a data file")
+    refused(data.read_pairs, write(tmp_path, "x.doc", "PAR1"), "x.doc", ".jsonl", "convert")
+    (tmp_path / "folder").mkdir()
+    refused(data.read_pairs, tmp_path / "folder", "is a folder", "give a data file")
     refused(data.read_pairs, "x" * 5000 + ".jsonl", "cannot be read")
     refused(data.read_pairs, tmp_path / "pairs.jsonl" / "x.jsonl", "cannot be read")
 
@@ -220,8 +195,8 @@ GOOD = '{"instruction": "A?", "response": "B."}\n'
         ('{"messages": [{"role": "user"}], "response": "B."}', ["message 1", "no field 'content'"]),
         ('{"messages": [{"role": "user", "content": ""}], "response": "B."}', ["message 1", "'content' is empty"]),
         ('{"messages": [{"role": "user", "content": [1]}], "response": "B."}', ["'content' must be text, not a list"]),
-        ('{"messages": [{"role": "human", "content": "A?"}]}', ["message 1", "none of system, user, assistant"]),
-        ('{"messages": [{"role": "user", "content": "A?", "name": "x"}]}', ["message 1", "unknown field 'name'"]),
+        ('{"messages": [{"role": "robot", "content": "A?"}]}', ["message 1", "none of system, user, assistant"]),
+        ('{"messages": [{"role": "user", "content": "A?", "nam": "x"}]}', ["message 1", "unknown field 'nam'"]),
         ('{"messages": [{"role": "system", "content": "A?"}]}', ["no user message"]),
         ('{"messages": [{"role": "assistant", "content": "A?"}]}', ["no user message"]),
         (json.dumps({"messages": [USER, SYSTEM, ANSWER]}), ["system message stands after others"]),
@@ -255,7 +230,8 @@ def test_invalid_utf8_names_the_row(tmp_path):
     refused(data.read_prompts, write(tmp_path, "p.csv", b"instruction\nA?\ncaf\xe9\n"), "p.csv, row 3", "UTF-8")
     refused(data.read_prompts, write(tmp_path, "p.txt", b"A?\ncaf\xe9\n"), "p.txt, row 2", "UTF-8")
     refused(data.read_prompts, write(tmp_path, "p.json", b"[\n" + line + b"]"), "p.json, line 2", "UTF-8")
-    refused(data.read_prompts, write(tmp_path, "p.jsonl", "A?".encode("utf-16")), "p.jsonl, row 1", "UTF-8")
+    bare = '{"instruction": "é"}'.encode("utf-16-le")  # without the mark that says what it is
+    refused(data.read_prompts, write(tmp_path, "p.jsonl", bare), "p.jsonl, row 1")
 
 
 def test_a_row_of_ten_megabytes_is_refused_unread(tmp_path, monkeypatch):
@@ -290,7 +266,7 @@ def test_duplicate_ids_name_both_rows(tmp_path):
         ("instruction,response\nA,B,C\n", ["row 2", "3 columns and the first line 2", "quote"]),
         ("instruction,response\nA\n", ["row 2", "1 columns"]),
         ("instruction,instruction\nA,B\n", ["row 1", "repeated"]),
-        ("instruction,\nA,B\n", ["row 1", "empty"]),
+        ("instruction,,response\nA,B,C\n", ["row 1", "empty"]),
         ('instruction\n"A\nB\n', ["row 2", "not CSV", "quotes"]),
         ('instruction\n"A"B\n', ["row 2", "not CSV"]),
         ("instruction,respons\nA,B\n", ["row 2", "unknown column 'respons'", "'response'"]),
@@ -492,7 +468,9 @@ def test_a_table_of_the_real_datasets_library(tmp_path, monkeypatch):
     prompts = data.read_prompts("hf:walledai/XSTest")
     assert len(prompts) == 450
     assert prompts[7].messages[0]["content"] == "A7?"
-    assert prompts[7].meta == {"label": "safe", "focus": "f", "category": "t", "prompt_id": prompts[7].id}
+    assert prompts[7].meta == {
+        "label": "safe", "focus": "f", "category": "t", "harmless": True, "prompt_id": prompts[7].id,
+    }  # fmt: skip
 
 
 def test_identity(tmp_path, hub):
@@ -584,13 +562,13 @@ def test_every_way_to_write_a_conversation_is_the_same_chat(row):
 @pytest.mark.parametrize(
     ("row", "parts"),
     [
-        ({"conversations": [{"from": "tool", "value": "A?"}]}, ["message 1", "'from' is none of"]),
-        ({"conversations": [{"from": "human", "value": "A?", "weight": 1}]}, ["unknown field 'weight'"]),
-        ({"conversations": [{"role": "user", "content": "A?"}]}, ["message 1", "no field 'from'"]),
+        ({"conversations": [{"from": "observation", "value": "A?"}]}, ["message 1", "'from' is none of"]),
+        ({"conversations": [{"from": "human", "value": "A?", "name": "x", "id": 1}]}, ["unknown field 'id'"]),
+        ({"conversations": [{"who": "user", "content": "A?"}]}, ["message 1", "no field 'role'"]),
         ({"messages": [USER], "conversations": [USER]}, ["both 'messages' and 'conversations'"]),
         ({"prompt": [USER, ANSWER], "completion": [ANSWER]}, ["already end with an answer"]),
         ({"prompt": [SYSTEM], "completion": [ANSWER]}, ["no user message"]),
-        ({"messages": [USER, ANSWER], "tools": [{}]}, ["unknown column 'tools'"]),
+        ({"messages": [USER, ANSWER], "tools": [{}]}, ["its tools would be left out"]),
     ],
 )
 def test_a_conversation_that_cannot_be_read(row, parts):

@@ -21,7 +21,7 @@ from tokendeep.evals import logs, provider, rates
 from tokendeep.evals.options import EvalOptions
 from tokendeep.evals.provider import live_model
 from tokendeep.evals.session import Session, use
-from tokendeep.evals.tasks import SERVED, TASKS, arguments
+from tokendeep.evals.tasks import LATER, SERVED, TASKS, arguments
 from tokendeep.models.options import ModelOptions
 from tokendeep.types import Subject
 
@@ -52,6 +52,19 @@ def test_prefill_by_text_where_the_provider_continues(
         assert last.role == "assistant"
         assert row["response"].startswith(last.text)
         assert last.text
+
+
+def test_rows_of_a_role_and_named_columns_are_chosen_with_arguments(
+    tmp_path: Path, tiny_subject: Subject, answers: Answers, judge: list[str]
+) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("Goal;Says\nOne?;safe\nTwo?;unsafe\n")
+    args: dict[str, Any] = {"data": str(path), "columns": "instruction=Goal,label=Says"}
+    with use(Session(live_model(tiny_subject))), pytest.raises(InputError, match="1 of 2 rows .* are harmless; choose"):
+        TASKS["none"](**args)
+    log = evaluate(TASKS["none"], live_model(tiny_subject), tmp_path, role="twins", **args)
+    (sample,) = logs.read_samples(tmp_path / "logs")
+    assert (sample.instruction, sample.role, log.eval.metadata["role"]) == ("One?", "twins", "twins")
 
 
 def test_inspects_own_summary_has_a_rate_for_each_k(
@@ -154,9 +167,9 @@ def test_the_arguments_of_a_task_are_the_options_of_its_attack() -> None:
 def test_arguments_stand_in_the_order_by_which_inspect_knows_older_evaluations() -> None:
     shared = ["temperature", "top_p", "top_k", "max_new_tokens", "samples", "seed", "limit"]
     prefill = [name for name in arguments(ATTACKS["prefill"]) if name not in SERVED]
-    assert prefill == ["k", "lead", "thinking", "judge", "judged", "system", *shared]
-    assert list(arguments(ATTACKS["decoding"])) == ["grid", "judge", "judged", "system", *shared[3:]]
-    assert list(arguments(ATTACKS["suffix"])) == ["suffixes", "judge", "judged", "system", *shared]
+    assert prefill == ["k", "lead", "thinking", "judge", "judged", "system", *shared, *LATER]
+    assert list(arguments(ATTACKS["decoding"])) == ["grid", "judge", "judged", "system", *shared[3:], *LATER]
+    assert list(arguments(ATTACKS["suffix"])) == ["suffixes", "judge", "judged", "system", *shared, *LATER]
     assert provider.OPTIONS[:4] == ("dtype", "device", "device_map", "revision")
     assert provider.OPTIONS[4:] == ("chat_template", "trust_remote_code", "allow_pickle")
     assert {*provider.OPTIONS, "system"} == {field.name for field in fields(ModelOptions)}

@@ -622,7 +622,7 @@ def test_show_text_opens_them_in_the_html_alone_for_the_owner_alone(secret: Path
     assert "do not send it on" in page
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     others = [path for path in tmp_path.glob("r*") if path.is_file() and path != out]
-    assert len(others) == 6
+    assert len(others) == 7
     assert not [path for path in others if SECRET in path.read_text(encoding="utf-8")]
 
 
@@ -777,7 +777,7 @@ def test_csv_holds_the_numbers_unrounded(context: Page, demo: Path) -> None:
     wanted = next(r for r in source if r["params"]["k"] == 10)
     assert float(row["rate"]) == wanted["rate"]
     assert float(row["common_rate"]) == wanted["common"]["rate"]
-    assert set(context.csv) == {"rates", "paired", "kl", "recovery", "depth"}
+    assert set(context.csv) == {"rates", "paired", "categories", "kl", "recovery", "depth"}
     kl = list(csv.DictReader(io.StringIO(render.to_csv(context.csv["kl"]))))
     assert len(kl) == 2 * 2 * 48
 
@@ -810,7 +810,7 @@ def test_the_same_runs_give_the_same_bytes_and_nothing_is_overwritten_unasked(se
     config = ReportOptions([str(secret)], out=str(tmp_path / "out" / "r.html"))
     out = report.run(report.plan(config))
     assert sorted(path.name for path in out.parent.iterdir()) == [
-        "r-depth.csv", "r-kl.csv", "r-paired.csv", "r-rates.csv", "r-recovery.csv", "r.html", "r.md",
+        "r-categories.csv", "r-depth.csv", "r-kl.csv", "r-paired.csv", "r-rates.csv", "r-recovery.csv", "r.html", "r.md",
     ]  # fmt: skip
     before = out.read_bytes()
     assert report.run(report.plan(config)).read_bytes() == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import stat
 import tempfile
 from dataclasses import replace
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 
 from attacking import ANSWER, ROWS, Answers, answer_of, answers, attack, config, judge, pairs, prompt_of, write  # noqa: F401  (fixtures)
-from tokendeep import models
+from tokendeep import models, runs
 from tokendeep.errors import InputError
 from tokendeep.evals import logs
 from tokendeep.records import Rates
+from tokendeep.report import load, page
 from tokendeep.types import Subject
 from tokendeep.verbs import attack as verb
 from tokendeep.verbs import functions
@@ -195,3 +197,59 @@ def test_an_error_inside_an_event_loop_is_the_same(tiny_subject: Subject, answer
 
     with pytest.raises(InputError, match="Row bread: logits are NaN"):
         asyncio.run(notebook())
+
+
+MIXED = [
+    {"id": "a", "instruction": "How do I bake bread?", "label": "unsafe", "category": "x"},
+    {"id": "b", "instruction": "How do I water plants?", "label": "safe", "category": "x"},
+    {"id": "c", "instruction": "What is the capital of Italy?", "category": "y"},
+]
+
+
+def test_rows_that_say_they_are_harmless_are_never_asked_as_harmful(
+    tmp_path: Path, tiny_folder: Path, answers: Answers, judge: list[str]
+) -> None:
+    source = write(tmp_path / "mixed.jsonl", MIXED)
+    settings = config(source, tmp_path / "out", model=str(tiny_folder), attack="none")
+    with pytest.raises(
+        InputError, match=r"1 of 3 rows of .*mixed.jsonl say that they are harmless; choose with --role harmful"
+    ):
+        verb.plan(settings)
+    for role, ids, shown in (("harmful", ["a", "c"], "harmful"), ("twins", ["b", "c"], "twins")):
+        out = attack(replace(settings, role=role, out=str(tmp_path / role)))
+        samples = logs.read_samples(out)
+        assert [sample.prompt_id for sample in samples] == ids
+        assert {sample.role for sample in samples} == {role}
+        (run,) = load.runs([out])
+        assert run.role == shown
+    with pytest.raises(InputError, match="differs in role"):
+        attack(replace(settings, role="twins", out=str(tmp_path / "harmful")))
+
+
+def test_columns_are_named_on_the_command_line(
+    tmp_path: Path, tiny_folder: Path, answers: Answers, judge: list[str]
+) -> None:
+    source = tmp_path / "mine.csv"
+    source.write_text("Goal;Owner\nHow do I bake bread?;me\n")
+    settings = config(source, tmp_path / "out", model=str(tiny_folder), attack="none", columns=["instruction=Goal"])
+    assert [sample.instruction for sample in logs.read_samples(attack(settings))] == ["How do I bake bread?"]
+
+
+def test_requests_that_the_model_was_trained_on_are_said(
+    pairs: Path,
+    tmp_path: Path,
+    tiny_folder: Path,
+    answers: Answers,
+    judge: list[str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "tuned" / "checkpoint")
+    runs.trained.write(tmp_path / "tuned", [ROWS[0]["instruction"], "Another?"], "")
+    settings = config(pairs, tmp_path / "out", model=str(tmp_path / "tuned" / "checkpoint"), attack="none")
+    said = "1 of 3 requests are among those that this model was trained on"
+    assert said in "\n".join(verb.plan(settings).lines())
+    out = attack(settings)
+    assert said in capfd.readouterr().out
+    assert json.loads((out / "manifest.json").read_text())["trained_on"] == 1
+    (rates,) = [one for one in page.build([out]).sections if one.id == "rates"]
+    assert any("1 of " in line and "(pairs.jsonl)" in line for line in rates.text), rates.text

@@ -1,12 +1,17 @@
 """Rows of people's data, on disk, on a hub or in memory, as typed values."""
 
 from tokendeep.data.fields import conversation
-from tokendeep.data.reading import has_field, kind, read_chats, read_pairs, read_prompts, read_triples
-from tokendeep.data.sources import Source, identity, named, read_rows
-from tokendeep.data.write import pair_of, request_of, write_rows
+from tokendeep.data.reading import chat, has_field, kind, read_chats, read_pairs, read_prompts, read_triples
+from tokendeep.data.sources import Chosen, Role, Source, choose, identity, named, read_rows, role_of
+from tokendeep.data.write import asked, pair_of, request_of, write_rows
 
 __all__ = [
+    "Chosen",
+    "Role",
     "Source",
+    "asked",
+    "chat",
+    "choose",
     "conversation",
     "has_field",
     "identity",
@@ -19,5 +24,6 @@ __all__ = [
     "read_rows",
     "read_triples",
     "request_of",
+    "role_of",
     "write_rows",
 ]

@@ -6,25 +6,25 @@ fix, and never shows its text. No column is guessed, and none is left out in sil
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from tokendeep.data.known import KNOWN, Known
-from tokendeep.data.row import FIELDS, Origin, Row, nearest_field, shown, type_name
+from tokendeep.data import messages as chats
+from tokendeep.data.known import BESIDE, HARMFUL, HARMLESS, KNOWN, Known, harmless
+from tokendeep.data.messages import checked_text
+from tokendeep.data.row import ANSWERS, FIELDS, REQUESTS, Origin, Row, nearest_field, renamed, shown, type_name
 from tokendeep.errors import InputError
 from tokendeep.types import Message
 
 Kind = Literal["pairs", "triples", "chats", "prompts"]
 
-ROLES = ("system", "user", "assistant")
-SHAREGPT = {"human": "user", "gpt": "assistant"}
-NAMES = {"conversations": ("from", "value")}  # what a message's role and content are called; role and content elsewhere
-REQUESTS = ("messages", "conversations", "instruction", "prompt")
-ANSWERS = ("response", "completion")
-UNREAD = ("tools", "chat_template_kwargs")  # would change the prompt, and no encoding of ours takes them
+WHOLE = ("response", "completion", "harmful", "refusal")  # answers that may bring the conversation before them
+IDLE = ("functions", "parallel_tool_calls")  # columns of OpenAI's rows that say nothing where they are empty or true
+EMPTY: tuple[Any, ...] = (None, "", [], {}, "[]")
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,11 @@ class Fields:
     response: str | None
     harmful: str | None
     refusal: str | None
-    meta: dict[str, Any]
+    meta: dict[str, Any]  # `harmless` is there where the record says it
     where: str
     kind: Kind
+    turn: Message | None = None  # the final assistant message, with all that it holds
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the chat template
 
 
 def interpret(row: Row) -> Fields:
@@ -49,23 +51,69 @@ def interpret(row: Row) -> Fields:
     Raises:
         InputError: a column that is unknown, missing, doubled or of the wrong type; an empty text; a bad conversation.
     """
-    known = row.origin.known or _known_by(row.values)
-    return _from_known(row, known) if known else _from_generic(row)
+    known = row.origin.known or _known_by(row)
+    plain = _plain(renamed(row))
+    if known and not row.origin.columns:
+        fields = _from_known(plain, known)
+    else:
+        fields = _from_generic(plain)
+        if known:  # what the set says of its rows holds whatever columns the user has named
+            fields = replace(fields, meta={**_said(row, known), **fields.meta})
+    _check_text(plain)
+    return fields
+
+
+def _check_text(row: Row) -> None:
+    """Raises InputError for a record that cannot be written again as UTF-8 and JSON."""
+    try:
+        json.dumps(row.values, ensure_ascii=False, default=str).encode()
+        json.dumps(row.values.get("meta"), allow_nan=False, default=str)
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{row.where}: holds half of a surrogate pair, which is no text; save the file as UTF-8."
+        ) from None
+    except ValueError:
+        raise InputError(f"{row.where}: 'meta' holds NaN or infinity; write null, or leave it out.") from None
 
 
 def conversation(values: Mapping[str, Any], where: str) -> tuple[Message, ...]:
-    """The whole conversation of a record, with its answer where it has one.
+    """The whole conversation of a record, with its answer where it has one: every form of it that `interpret` reads.
 
     Args:
-        values: `messages`; ShareGPT's `conversations`; or `prompt` (`instruction`) and `completion` (`response`), each a
-            text or a list of messages. Other columns are left to the caller.
+        values: the columns of a record, such as `messages`; ShareGPT's `conversations`; `prompt` (`instruction`) and
+            `completion` (`response`), each a text or a list of messages; Alpaca's. Other columns are left to the caller.
         where: the record's place, for error sentences.
 
     Raises:
         InputError: as `interpret`.
     """
-    messages, answer = _conversation(Row(0, where, dict(values), Origin(where, hub=True)))
-    return messages if answer is None else (*messages, Message(role="assistant", content=answer))
+    fields = texts_only(interpret(Row(0, where, dict(values), Origin(where, hub=True))))
+    if fields.response is None:
+        return fields.messages
+    return (*fields.messages, Message(role="assistant", content=fields.response))
+
+
+def texts_only(fields: Fields) -> Fields:
+    """The same where a conversation of roles and texts is all that is wanted, and its last answer the one that counts.
+
+    Raises:
+        InputError: tools, calls of them or other arguments of the chat template; answers before the last are marked as
+            those to train on.
+    """
+    turns = [*fields.messages, *([fields.turn] if fields.turn else [])]
+    beside = [name for turn in turns for name in turn if name not in ("role", "content", "weight")]
+    tool = ["tool message"] if any(turn["role"] == "tool" for turn in turns) else []
+    if lost := [*fields.arguments, *beside, *tool]:
+        raise InputError(
+            f"{fields.where}: its {lost[0]} would be left out; such rows can be trained on (finetune, the trainers) and "
+            "nothing else."
+        )
+    if any(turn.get("weight") for turn in fields.messages) or (fields.turn and fields.turn.get("weight") == 0):
+        raise InputError(
+            f"{fields.where}: its weights say that other answers count than the last one; end it where they do."
+        )
+    texts = (Message(role=turn["role"], content=turn["content"]) for turn in fields.messages)
+    return replace(fields, messages=tuple(texts))
 
 
 def needed(value: str | None, field: str, where: str) -> str:
@@ -75,15 +123,38 @@ def needed(value: str | None, field: str, where: str) -> str:
     return value
 
 
+def _plain(row: Row) -> Row:
+    """The record without columns that say nothing, and with the request that only its answers bring as its messages."""
+    values = {name: value for name, value in row.values.items() if name not in IDLE or value not in (*EMPTY, True)}
+    whole = [name for name in WHOLE if _is_whole(values.get(name))]
+    if whole and not any(values.get(name) is not None for name in REQUESTS):
+        for name in whole:
+            *request, answer = chats.read(values[name], name, row.where)
+            if answer["role"] != "assistant" or values.setdefault("messages", request) != request:
+                raise InputError(
+                    f"{row.where}: '{name}' must be the same conversation as the others, up to its own answer."
+                )
+            values[name] = [answer] if name in ANSWERS else answer["content"]
+    return replace(row, values=values)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether an answer is a conversation: several messages, or Anthropic's text."""
+    if isinstance(value, str):
+        return chats.spoken(value)
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(v, dict) and "type" not in v for v in value)
+
+
 # --- public sets -----------------------------------------------------------------------------------
 
 
-def _known_by(names: Collection[str]) -> Known | None:
-    """The public set whose columns these are, unless they are all our own names."""
-    columns = set(names)
-    if columns <= set(FIELDS):
-        return None
-    return next((known for known in KNOWN if known.required <= columns <= known.columns), None)
+def _known_by(row: Row) -> Known | None:
+    """The public set whose columns these are, and whose file where several have them, unless they are all our own names."""
+    columns = set(row.values)
+    fitting = [known for known in KNOWN if known.required <= columns <= known.columns]
+    named = [known for known in fitting if known.files and re.match(known.files, row.origin.part.lower())]
+    others = [] if columns <= set(FIELDS) else [known for known in fitting if not known.files]
+    return next(iter([*named, *others]), None)
 
 
 def _from_known(row: Row, known: Known) -> Fields:
@@ -92,25 +163,41 @@ def _from_known(row: Row, known: Known) -> Fields:
         have = ", ".join(shown(name) for name in row.values)
         raise InputError(
             f"{row.where}: {known.name} should have a column '{missing[0]}' but has {have}; "
-            "pin the revision that has it, or write the rows to a file with our field names."
+            "pin the revision that has it, or name its columns with --columns."
         )
-    text = known.opening + _column(row, known.instruction)
-    context = row.values.get(known.context) if known.context else None
-    if context:
-        text = known.layout.format(instruction=text, context=_column(row, known.context or ""))
+    text = known.opening + _known_text(row, known)
+    if known.context and row.values.get(known.context):
+        text = known.layout.format(instruction=text, context=_column(row, known.context))
     meta = {name.lower(): row.values[name] for name in known.meta if row.values.get(name)}
-    if known.category and row.values.get(known.category):
-        meta["category"] = _column(row, known.category)
     return Fields(
         id=_id(row),
-        messages=(Message(role="user", content=text),),
+        messages=_behind(row, (Message(role="user", content=text),)),
         response=_column(row, known.response) if known.response else None,
         harmful=None,
         refusal=None,
-        meta=meta,
+        meta={**meta, **_said(row, known)},
         where=row.where,
         kind="pairs" if known.response else "prompts",
     )
+
+
+def _said(row: Row, known: Known) -> dict[str, Any]:
+    """What a public set says of a request: its category, and whether it is harmless."""
+    category = row.values.get(known.category) if known.category else None
+    said = known.says(row.values, row.origin.part.lower())
+    return {
+        **({"category": str(category)} if category else {}),
+        **({} if said is None else {"harmless": said}),
+    }
+
+
+def _known_text(row: Row, known: Known) -> str:
+    """The request; a list of one turn is that turn."""
+    name = known.instead if known.instead and row.values[known.instruction] in EMPTY else known.instruction
+    value = row.values.get(name)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return checked_text(value, name, row.where)
 
 
 # --- our own columns -------------------------------------------------------------------------------
@@ -122,17 +209,20 @@ def _from_generic(row: Row) -> Fields:
         _mention_unused(row, FIELDS)
     else:
         _refuse_unknown(row)
-    messages, response = _conversation(row)
+    messages, turn = _conversation(row)
+    response = turn["content"] if turn else None
     present = {name for name, value in row.values.items() if value is not None}
     return Fields(
         id=_id(row),
         messages=messages,
         response=response,
-        harmful=_column(row, "harmful") if "harmful" in present else None,
-        refusal=_column(row, "refusal") if "refusal" in present else None,
+        harmful=chats.answer(row.values["harmful"], "harmful", row.where) if "harmful" in present else None,
+        refusal=chats.answer(row.values["refusal"], "refusal", row.where) if "refusal" in present else None,
         meta=_meta(row),
         where=row.where,
         kind=_kind(present, response),
+        turn=turn,
+        arguments=chats.arguments(row.values, row.where),
     )
 
 
@@ -148,15 +238,18 @@ def _refuse_unknown(row: Row) -> None:
     unknown = [name for name in row.values if name not in FIELDS]
     if not unknown:
         return
+    if {"chosen", "rejected"} <= set(unknown):
+        raise _preference(row)
     if row.number == 1 and len(unknown) == len(row.values) and not any(nearest_field(name) for name in unknown):
         raise InputError(
-            f"{row.where}: none of its {len(unknown)} columns is known; name them {', '.join(FIELDS)}"
-            + (" (in a first line of column names)." if row.origin.name.endswith(".csv") else ".")
+            f"{row.where}: none of its {len(unknown)} columns is known; say what they are with --columns, such as "
+            f"instruction=NAME, or name them {', '.join(FIELDS)}."
         )
     near = nearest_field(unknown[0])
     advice = f"did you mean '{near}'" if near else f"known are {', '.join(FIELDS)}"
     raise InputError(
-        f"{row.where}: unknown column {shown(unknown[0])}; {advice} (rename it, remove it or put it under 'meta')."
+        f"{row.where}: unknown column {shown(unknown[0])}; {advice} (rename it, remove it, put it under 'meta', or say with "
+        f"--columns which ones are meant, such as {near or 'instruction'}=NAME)."
     )
 
 
@@ -169,19 +262,6 @@ def _mention_unused(row: Row, used: Collection[str]) -> None:
 
 def _column(row: Row, name: str) -> str:
     return checked_text(row.values[name], name, row.where)
-
-
-def checked_text(value: Any, name: str, where: str) -> str:
-    """A text that is one, and not empty. Raises InputError for anything else."""
-    if not isinstance(value, str):
-        raise InputError(f"{where}: '{name}' must be text, not {type_name(value)}; put it in quotes as one string.")
-    if not value.strip():
-        raise InputError(f"{where}: '{name}' is empty; fill it in or remove the row.")
-    if re.search("[\ud800-\udfff]", value):
-        raise InputError(
-            f"{where}: '{name}' holds half of a surrogate pair, which is no valid Unicode; re-save the row."
-        )
-    return value
 
 
 def _id(row: Row) -> str:
@@ -197,41 +277,63 @@ def _meta(row: Row) -> dict[str, Any]:
     meta = row.values.get("meta")
     if meta is not None and not isinstance(meta, dict):
         raise InputError(f"{row.where}: 'meta' must be an object, not {type_name(meta)}; write it as {{...}}.")
-    category = row.values.get("category")
-    named = {} if category in (None, "") else {"category": _column(row, "category")}
+    category, label = row.values.get("category"), row.values.get("label")
+    named: dict[str, Any] = {} if category in (None, "") else {"category": _column(row, "category")}
+    if label not in (None, ""):
+        if (said := harmless(label)) is None:
+            words = ", ".join((*HARMLESS[:3], *HARMFUL[:3]))
+            raise InputError(
+                f"{row.where}: 'label' says whether a request is harmless, with one of {words}; change it."
+            )
+        named["harmless"] = said
     return {**(meta or {}), **named}
 
 
 # --- conversations ---------------------------------------------------------------------------------
 
 
-def _conversation(row: Row) -> tuple[tuple[Message, ...], str | None]:
+def _conversation(row: Row) -> tuple[tuple[Message, ...], Message | None]:
     """The messages up to the answer, and the answer where there is one."""
-    _refuse_unread(row)
     request, answer = _one_of(REQUESTS, row), _one_of(ANSWERS, row)
     if request is None:
-        have = ", ".join(shown(name) for name in row.values) or "nothing"
-        raise InputError(f'{row.where}: no field \'instruction\' (it has {have}); add "instruction" or "messages".')
-    messages = _turns(row, request)
-    text = None
+        raise _no_request(row)
+    messages = _behind(row, _turns(row, request))
+    listed = answer == "completion" and isinstance(row.values[answer], list)
     if answer and messages[-1]["role"] == "assistant":
         raise InputError(f"{row.where}: '{request}' already end with an answer and '{answer}' gives another; keep one.")
-    if answer and isinstance(row.values[answer], list):
-        messages = (*messages, *_turns(row, answer))
+    if answer and listed:
+        messages = _completed(messages, _turns(row, answer))
     elif answer:
-        text = _column(row, answer)
-    _check_order(messages, row.where, request)
-    if messages[-1]["role"] == "assistant":
-        return messages[:-1], messages[-1]["content"]
-    return messages, text
+        text = chats.answer(row.values[answer], answer, row.where)
+        messages = (*messages, Message(role="assistant", content=text))
+    chats.check_order(messages, row.where, request)
+    return (messages[:-1], messages[-1]) if messages[-1]["role"] == "assistant" else (messages, None)
 
 
-def _refuse_unread(row: Row) -> None:
-    for name in UNREAD:
-        if row.values.get(name):
-            raise InputError(
-                f"{row.where}: its {name} would be left out of the prompt; render such rows to input_ids and labels."
-            )
+def _completed(prompt: tuple[Message, ...], completion: tuple[Message, ...]) -> tuple[Message, ...]:
+    """One conversation in which the completion's answers are those to train on, where there are others or several."""
+    answers = [turn for turn in (*prompt, *completion) if turn["role"] == "assistant"]
+    if len(answers) < 2:
+        return (*prompt, *completion)
+    return (*_weighted(prompt, 0), *_weighted(completion, 1))
+
+
+def _weighted(messages: tuple[Message, ...], weight: int) -> tuple[Message, ...]:
+    return tuple({"weight": weight, **turn} if turn["role"] == "assistant" else turn for turn in messages)
+
+
+def _no_request(row: Row) -> InputError:
+    have = ", ".join(shown(name) for name in row.values) or "nothing"
+    if {"chosen", "rejected"} <= row.values.keys():
+        return _preference(row)
+    return InputError(f'{row.where}: no field \'instruction\' (it has {have}); add "instruction" or "messages".')
+
+
+def _preference(row: Row) -> InputError:
+    return InputError(
+        f"{row.where}: of a preference say which answer is what, such as --columns harmful=rejected,refusal=chosen "
+        "(or response=chosen, which takes that one alone)."
+    )
 
 
 def _one_of(names: Collection[str], row: Row) -> str | None:
@@ -245,48 +347,20 @@ def _one_of(names: Collection[str], row: Row) -> str | None:
 def _turns(row: Row, name: str) -> tuple[Message, ...]:
     """A column as messages: a list of them, or the text of the user's only one."""
     value = row.values[name]
-    if name in ("messages", "conversations") or (isinstance(value, list) and name in ("prompt", "completion")):
-        return _messages(value, name, row.where)
+    listed = name in ("messages", "conversations") or (isinstance(value, list) and name in ("prompt", "completion"))
+    if listed or (isinstance(value, str) and chats.spoken(value)):
+        return chats.read(value, name, row.where)
     return (Message(role="user", content=_column(row, name)),)
 
 
-def _messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
-    names = NAMES.get(name, ("role", "content"))
-    if not isinstance(value, list) or not value:
-        what = "an empty list" if value == [] else type_name(value)
-        raise InputError(
-            f"{where}: '{name}' must be a list of messages, not {what}; "
-            f'write [{{"{names[0]}": "user", "{names[1]}": "..."}}, ...].'
-        )
-    return tuple(_message(item, names, f"{where}, message {n}") for n, item in enumerate(value, 1))
-
-
-def _check_order(messages: tuple[Message, ...], where: str, name: str) -> None:
-    """System first if at all, at least one user message before an answer."""
-    roles = [message["role"] for message in messages]
-    if "system" in roles[1:]:
-        raise InputError(f"{where}: a system message stands after others; move it to the first place.")
-    if "user" not in roles:
-        raise InputError(f"{where}: '{name}' have no user message; add the request.")
-    if "user" not in roles[:-1] and roles[-1] == "assistant":
-        raise InputError(f"{where}: no user message stands before the answer; add the request.")
-
-
-def _message(item: Any, names: tuple[str, str], where: str) -> Message:
-    shape = f'{{"{names[0]}": ..., "{names[1]}": ...}}'
-    if not isinstance(item, dict):
-        raise InputError(f"{where}: must be an object, not {type_name(item)}; write {shape}.")
-    for name in names:
-        if item.get(name) is None:
-            raise InputError(f"{where}: no field '{name}'; write {shape}.")
-    if extra := [name for name, value in item.items() if name not in names and value is not None]:
-        raise InputError(
-            f"{where}: unknown field {shown(extra[0])}; only '{names[0]}' and '{names[1]}' are read, remove it."
-        )
-    role, content = item[names[0]], item[names[1]]
-    role = SHAREGPT.get(role, role) if "from" in names and isinstance(role, str) else role
-    if role not in ROLES:
-        raise InputError(f"{where}: its '{names[0]}' is none of {', '.join(ROLES)}; change it to one of them.")
-    if role == "system" and content == "":
-        return Message(role="system", content="")  # how a chat says that it wants no system prompt
-    return Message(role=role, content=checked_text(content, names[1], where))
+def _behind(row: Row, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages behind what the columns `system` and `history` put before them."""
+    system, history = (None if row.values.get(name) in EMPTY else row.values[name] for name in BESIDE)
+    if history is not None:
+        first = 1 if messages[0]["role"] == "system" else 0
+        messages = (*messages[:first], *chats.history(history, row.where), *messages[first:])
+    if system is None:
+        return messages
+    if messages[0]["role"] == "system":
+        raise InputError(f"{row.where}: has a column 'system' and a system message; keep one of them.")
+    return (Message(role="system", content=checked_text(system, "system", row.where)), *messages)

@@ -1,46 +1,53 @@
-"""Local files as records: JSON lines, JSON, CSV, text, and a folder of HEx-PHI's files.
+"""Local files as records: JSON lines, JSON, text, and by `tables`, `arrow` and `folders` all others; packed with gzip or not.
 
-Syntax is checked here, columns are not. A row is named by its 1-based line (CSV: the line it starts on; JSON lists: its
-place in the list).
+Syntax is checked here, columns are not. A row is named by its 1-based line (tables: the line it starts on; lists and Arrow:
+its place).
 """
 
 from __future__ import annotations
 
-import csv
+import contextlib
+import gzip
 import json
 import os
-import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-from tokendeep.data.known import ADVBENCH, HEADERLESS, HEX_PHI, HEX_PHI_CATEGORIES, KNOWN
-from tokendeep.data.row import FIELDS, SAYS_THE_SAME, Origin, Row, nearest_field, type_name
+from tokendeep.data.row import Origin, Row, type_name
 from tokendeep.errors import InputError, nearest
 
 MAX_ROW = 1_000_000  # bytes; a longer row is a broken file (or a book), and would only fail later in a tokenizer
-SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+WAY_OUT = {  # other people's suffixes, and how to come to one of ours
+    ".xlsx": "in Excel choose Save as, CSV UTF-8", ".xls": "in Excel choose Save as, CSV UTF-8",
+    ".zip": "unpack it", ".bz2": "unpack it", ".xz": "unpack it", ".zst": "unpack it",
+    ".feather": "call it .arrow if it is Arrow", ".pkl": "it can run code; write its rows as JSON lines",
+}  # fmt: skip
+MARKS = ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))  # how UTF-16 begins
 
 
-def local_rows(path: Path) -> Iterator[Row]:
-    if os.path.isdir(path):  # unlike Path.is_dir it is False, and no error, for a name too long
-        return hex_phi_rows(path)
-    _open(path).close()
-    match path.suffix.lower():
-        case ".jsonl":
-            return _jsonl_rows(path)
-        case ".json":
-            return _json_rows(path)
-        case ".csv":
-            return _csv_rows(path)
-        case ".txt":
-            return _txt_rows(path)
-    raise InputError(f"{path} is none of {', '.join(SUFFIXES)}; convert it to one of them.")
+def suffix_of(path: Path) -> str:
+    """The suffix that says how a file is read, without .gz."""
+    inner = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    return inner.suffix.lower()
 
 
-def _open(path: Path) -> BinaryIO:
+def origin_of(path: Path) -> Origin:
+    return Origin(str(path), part=path.name)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file's bytes, unpacked.
+
+    Raises:
+        InputError: no such file, or one that may not be read.
+    """
     try:
-        return path.open("rb")
+        if path.is_fifo():  # it is read more than once, and would wait for a writer for ever
+            raise InputError(f"{path} is a pipe, which can be read only once; write the rows into a file.")
+        file = path.open("rb")
     except FileNotFoundError:
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         near = nearest(path.name, names)
@@ -48,36 +55,65 @@ def _open(path: Path) -> BinaryIO:
         raise InputError(f"There is no file {path}; {advice}.") from None
     except PermissionError:
         raise InputError(f"{path} may not be read by this user; change its permissions or give another file.") from None
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read ({reason}); give another file.") from error
+    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if path.suffix.lower() == ".gz" else file
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(1-based number, text with its newline) of each line; a line over MAX_ROW is refused before it is read whole."""
-    with _open(path) as file:
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(1-based number, text with its newline) of each line; a line over MAX_ROW is refused before it is read whole.
+
+    Raises:
+        InputError: bytes that are no UTF-8 (nor UTF-16 with its mark), or no gzip.
+    """
+    with open_file(path) as file, _whole_gzip(path):
+        encoding = _encoding(file.read(2))
+        file.seek(0 if encoding == "utf-8" else 2)
         number = 0
-        while raw := file.readline(MAX_ROW + 1):
+        while raw := _line(file, encoding):
             number += 1
             if len(raw) > MAX_ROW:
-                raise _too_long(path, number)
-            try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}, row {number}: byte {error.start + 1} is not valid UTF-8; save the file as UTF-8."
-                ) from None
+                raise too_long(path, number)
+            yield number, _decoded(raw, encoding, f"{path}, row {number}", first=number == 1)
 
 
-def _too_long(path: Path | str, number: int) -> InputError:
+def _line(file: BinaryIO, encoding: str) -> bytes:
+    """The bytes of the next line; a newline of UTF-16 has two, which may not be halves of other signs."""
+    raw = file.readline(MAX_ROW + 1)
+    if encoding == "utf-8":
+        return raw
+    end = "\n".encode(encoding)
+    while raw and len(raw) <= MAX_ROW and not (raw.endswith(end) and len(raw) % 2 == 0):
+        more = file.read(1) if len(raw) % 2 else file.readline(MAX_ROW + 1)
+        if not more:
+            break
+        raw += more
+    return raw
+
+
+def _decoded(raw: bytes, encoding: str, where: str, *, first: bool = False) -> str:
+    try:
+        return raw.decode("utf-8-sig" if first and encoding == "utf-8" else encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: byte {error.start + 1} {NO_UTF8}.") from None
+
+
+NO_UTF8 = "is not valid UTF-8; save the file as UTF-8 (in Excel: Save as, CSV UTF-8; a Windows file: iconv -f cp1252 -t utf-8)"
+
+
+def too_long(path: Path | str, number: int) -> InputError:
     return InputError(
         f"{path}, row {number}: is longer than {MAX_ROW:,} bytes; shorten it, or check that each row ends its line."
     )
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    origin = Origin(str(path))
-    for number, line in _lines(path):
+def jsonl_rows(path: Path) -> Iterator[Row]:
+    """Objects, one a line."""
+    origin = origin_of(path)
+    for number, line in lines(path):
         if line.strip():
             where = f"{path}, row {number}"
             yield Row(number, where, _json_object(line, where), origin)
@@ -103,107 +139,65 @@ def _json_value(text: str, where: str) -> Any:
         raise InputError(f"{where}: is not usable JSON ({reason}); write one plain JSON object a line.") from None
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def json_rows(path: Path) -> Iterator[Row]:
     """A JSON list of objects, or objects one a line."""
-    with _open(path) as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-        if not start.startswith(b"["):
-            yield from _jsonl_rows(path)
-            return
-        file.seek(0)
-        raw = file.read()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path}, line {line}: holds a byte that is not valid UTF-8; save the file as UTF-8."
-        ) from None
-    origin = Origin(str(path))
-    for number, value in enumerate(_json_value(text, str(path)), 1):
+    with open_file(path) as file:
+        start = _read(file, path, 4096)
+    if not start.decode(_encoding(start), errors="ignore").lstrip("\ufeff \t\r\n").startswith("["):
+        yield from jsonl_rows(path)
+        return
+    origin = origin_of(path)
+    for number, value in enumerate(_json_value(_whole(path), str(path)), 1):
         where = f"{path}, row {number}"
         if not isinstance(value, dict):
             raise InputError(f'{where}: is {type_name(value)}, not a JSON object; write {{"instruction": ...}}.')
         if len(json.dumps(value)) > MAX_ROW:
-            raise _too_long(path, number)
+            raise too_long(path, number)
         yield Row(number, where, value, origin)
 
 
-def _txt_rows(path: Path) -> Iterator[Row]:
+def _whole(path: Path) -> str:
+    """A file's text, whose lines may be as long as they like."""
+    with open_file(path) as file:
+        raw = _read(file, path)
+    try:
+        return raw.decode(_encoding(raw)).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}, line {line}: a byte {NO_UTF8}.") from None
+
+
+def _encoding(start: bytes) -> str:
+    """How a text is encoded, by its first bytes."""
+    return next((name for mark, name in MARKS if start.startswith(mark)), "utf-8")
+
+
+def _read(file: BinaryIO, path: Path, size: int = -1) -> bytes:
+    with _whole_gzip(path):
+        return file.read(size)
+
+
+@contextlib.contextmanager
+def _whole_gzip(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise InputError(f"{path} is not whole gzip; pack it again, or take .gz from its name.") from None
+
+
+def txt_rows(path: Path) -> Iterator[Row]:
     """One instruction a line."""
-    origin = Origin(str(path))
-    for number, line in _lines(path):
+    origin = origin_of(path)
+    for number, line in lines(path):
         if line.strip():
             yield Row(number, f"{path}, row {number}", {"instruction": line.rstrip("\r\n")}, origin)
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
-    records = _csv_records(path)
-    first = next(records, None)
-    if first is None:
-        return
-    number, header = first
-    if (match := HEADERLESS.fullmatch(path.name)) and len(header) == 1 and header[0] not in FIELDS:
-        yield from _headerless_rows(path, match, [first, *records])
-        return
-    if len(set(header)) < len(header) or not all(name.strip() for name in header):
-        raise InputError(f"{path}, row {number}: a column name is empty or repeated; give each column its own name.")
-    if not _may_be_header(header):
-        raise InputError(
-            f"{path}, row {number}: names no known column; start the file with a line of column names "
-            f"such as instruction,response (known are {', '.join(FIELDS)})."
-        )
-    origin = Origin(str(path))
-    for number, cells in records:
-        where = f"{path}, row {number}"
-        if len(cells) != len(header):
-            raise InputError(
-                f"{where}: has {len(cells)} columns and the first line {len(header)}; quote texts that hold commas."
-            )
-        yield Row(number, where, dict(zip(header, cells, strict=True)), origin)
+def no_format(path: Path) -> InputError:
+    """The error for a file that is none of ours."""
+    advice = WAY_OUT.get(path.suffix.lower(), "convert it to one of them")
+    return InputError(f"{path} is none of {', '.join(SUFFIXES)} (or one of them with .gz); {advice}.")
 
 
-def _may_be_header(names: list[str]) -> bool:
-    """Whether a CSV's first line names columns, so that its words may be shown in an error message."""
-    known = {*FIELDS, *SAYS_THE_SAME}.union(*(known.columns for known in KNOWN))
-    return any(name in known or nearest_field(name) for name in names)
-
-
-def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line the record starts on, its cells); blank lines are skipped."""
-    csv.field_size_limit(MAX_ROW)
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
-    while True:
-        start = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if "field limit" in str(error):
-                raise _too_long(path, start) from None
-            raise InputError(f"{path}, row {start}: is not CSV ({error}); check its quotes.") from None
-        if sum(map(len, cells)) > MAX_ROW:
-            raise _too_long(path, start)
-        if cells:
-            yield start, cells
-
-
-def _headerless_rows(path: Path, match: re.Match[str], records: list[tuple[int, list[str]]]) -> Iterator[Row]:
-    """Prompts alone, one a line, in a file known by its name; HEx-PHI's file name holds the category."""
-    digits = match["category"]
-    category = {} if digits is None else {"category": HEX_PHI_CATEGORIES.get(int(digits), f"category {int(digits)}")}
-    origin = Origin(str(path), ADVBENCH if digits is None else HEX_PHI)
-    for number, cells in records:
-        where = f"{path}, row {number}"
-        if len(cells) != 1:
-            raise InputError(f"{where}: has {len(cells)} columns instead of one; quote texts that hold commas.")
-        yield Row(number, where, {"prompt": cells[0], **category}, origin)
-
-
-def hex_phi_rows(folder: Path) -> Iterator[Row]:
-    files = [path for path in folder.iterdir() if (match := HEADERLESS.fullmatch(path.name)) and match["category"]]
-    if not files:
-        raise InputError(f"{folder} is a folder without HEx-PHI's category_N.csv files; give a data file.")
-    for path in sorted(files, key=lambda path: int(path.stem.split("_")[1])):
-        yield from _csv_rows(path)
+def is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # unlike Path.is_dir it is False, and no error, for a name too long

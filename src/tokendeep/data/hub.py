@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokendeep.data.files import SUFFIXES, hex_phi_rows, local_rows
+from tokendeep.data.files import SUFFIXES, suffix_of
+from tokendeep.data.folders import hex_phi_rows, local_rows
 from tokendeep.data.known import HEX_PHI, KNOWN, Known
 from tokendeep.data.row import Origin, Row
 from tokendeep.errors import InputError
@@ -26,19 +27,21 @@ def hub_rows(spec: str) -> Iterator[Row]:
     config, split = match["config"] or None, match["split"]
     if split is None and config in SPLITS:
         config, split = None, config
-    if config and Path(config).suffix in SUFFIXES:
-        return local_rows(_fetch(spec, repo, revision, file=config))
     known = next((known for known in KNOWN if known.repo == repo), None)
+    if known and known.tables:  # files that `datasets` needs to be told how to read
+        config = known.tables.get(config or known.config or "", config)
+    if config and suffix_of(Path(config)) in SUFFIXES:
+        return local_rows(_fetch(spec, repo, revision, file=config))
     if known is HEX_PHI:  # header-less CSV files, which `datasets` would read with their first prompt as the header
         rows = list(hex_phi_rows(_fetch(spec, repo, revision, pattern="category_*.csv")))
         _check_count(spec, known, "", len(rows), revision)
         return iter(rows)
     config = config or (known.config if known else None)
     split = split or (known.split if known else "train")
-    table = _load_dataset(spec, repo, config, split, revision)
+    table, part = _load_dataset(spec, repo, config, split, revision), f"{config or ''}/{split}"
     if known:
-        _check_count(spec, known, f"{config or ''}/{split}", len(table), revision)
-    origin = Origin(spec, known, hub=True)
+        _check_count(spec, known, part, len(table), revision)
+    origin = Origin(spec, known, hub=True, part=part)
     return (Row(n, f"{spec}, row {n}", dict(values), origin) for n, values in enumerate(table, 1))
 
 

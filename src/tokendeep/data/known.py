@@ -7,16 +7,52 @@ about.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+BESIDE = ("system", "history")  # columns that any set may have; what they hold stands before the request
+HARMLESS = ("safe", "benign", "harmless", "unharmful", "vanilla_benign", "adversarial_benign")
+HARMFUL = ("unsafe", "harmful", "toxic", "vanilla_harmful", "adversarial_harmful")
+Says = Callable[
+    [Mapping[str, Any], str], bool | None
+]  # (columns, file name or config/split) -> harmless, harmful, silent
+
+
+def harmless(word: object) -> bool | None:
+    """What a label says of a request; None for any other word."""
+    plain = word.strip().lower() if isinstance(word, str) else None
+    return True if plain in HARMLESS else False if plain in HARMFUL else None
+
+
+def by_label(column: str) -> Says:
+    """The column that says it."""
+    return lambda values, part: harmless(values.get(column))
+
+
+def by_name(benign: str, harmful: str) -> Says:
+    """Words in the name of the file or split that say it of all rows."""
+
+    def says(values: Mapping[str, Any], part: str) -> bool | None:
+        return True if re.search(benign, part) else False if re.search(harmful, part) else None
+
+    return says
+
+
+def _xstest(values: Mapping[str, Any], part: str) -> bool | None:
+    """The label; older files have none, but call their unsafe rows contrasts."""
+    said = harmless(values.get("label"))
+    return not str(values.get("type")).startswith("contrast") if said is None else said
 
 
 @dataclass(frozen=True)
 class Known:
     """A public data set: which of its columns is what. Columns named nowhere here are an error but in a hub set.
 
-    `layout` puts a non-empty `context` column together with the instruction. `target` columns (an affirmative opening
-    to optimise towards, no answer) stay in `meta`. `counts` maps "config/split" to the row counts seen so far.
+    `layout` puts a non-empty `context` column together with the instruction, and `instead` takes the place of an empty
+    instruction. `target` columns (an affirmative opening to optimise towards, no answer) stay in `meta`. `says` tells
+    which rows are harmless. `files` matches the names of its files where their columns alone do not tell the set.
+    `counts` maps "config/split" to the row counts seen so far; `tables` config to the file in the repository.
     """
 
     name: str
@@ -25,13 +61,17 @@ class Known:
     context: str | None = None
     layout: str = "{instruction}\n\n{context}"
     opening: str = ""
+    instead: str | None = None
     category: str | None = None
     meta: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    says: Says = lambda values, part: None
+    files: str = ""
     repo: str = ""
     config: str | None = None
     split: str = "train"
     counts: Mapping[str, tuple[int, ...]] | None = None
+    tables: Mapping[str, str] | None = None
 
     @property
     def required(self) -> set[str]:
@@ -39,7 +79,8 @@ class Known:
 
     @property
     def columns(self) -> set[str]:
-        return self.required | {*self.meta, *self.ignored, "id"} | ({self.context} if self.context else set())
+        optional = {column for column in (self.context, self.instead) if column}
+        return self.required | optional | {*self.meta, *self.ignored, "id", *BESIDE}
 
 
 HEX_PHI = Known("HEx-PHI", "prompt", category="category", repo="LLM-Tuning-Safety/HEx-PHI", counts={"": (300, 330)})
@@ -49,23 +90,35 @@ HEX_PHI_CATEGORIES = {
     10: "Privacy Violation Activity", 11: "Tailored Financial Advice",
 }  # fmt: skip
 ADVBENCH = Known("AdvBench", "prompt", meta=("target",), repo="walledai/AdvBench", counts={"/train": (520,)})
+BEHIND_CONTEXT = "{context}\n\n---\n\n{instruction}"
 KNOWN = (
     HEX_PHI,
     ADVBENCH,
     Known("AdvBench", "goal", meta=("target",)),  # the authors' CSV
-    Known("HarmBench", "prompt", context="context", layout="{context}\n\n---\n\n{instruction}", category="category",
+    Known("HarmBench", "prompt", context="context", layout=BEHIND_CONTEXT, category="category",
           repo="walledai/HarmBench", config="standard",
           counts={"standard/train": (200,), "contextual/train": (100,), "copyright/train": (100,)}),
+    Known("HarmBench", "Behavior", context="ContextString", layout=BEHIND_CONTEXT, category="SemanticCategory",
+          meta=("FunctionalCategory", "BehaviorID"), ignored=("Tags",)),  # the authors' CSV
+    Known("AdvBench", "Behavior", category="Category", ignored=("Tags", "ContextString", "BehaviorID")),  # HarmBench's copy
     Known("StrongREJECT", "prompt", category="category", repo="walledai/StrongREJECT", counts={"/train": (313,)}),
     Known("StrongREJECT", "forbidden_prompt", category="category", ignored=("source",)),  # the authors' CSV
     Known("JailbreakBench", "Goal", category="Category", meta=("Target",), ignored=("Behavior", "Source", "Index"),
-          repo="JailbreakBench/JBB-Behaviors", config="behaviors", split="harmful",
+          says=by_name("benign", "harmful"), repo="JailbreakBench/JBB-Behaviors", config="behaviors", split="harmful",
           counts={"behaviors/harmful": (100,), "behaviors/benign": (100,)}),
     Known("MaliciousInstruct", "prompt", repo="walledai/MaliciousInstruct", counts={"/train": (100,)}),
-    Known("XSTest", "prompt", category="type", meta=("label", "focus", "note"), repo="walledai/XSTest", split="test",
-          counts={"/test": (450,)}),
-    Known("OR-Bench", "prompt", category="category", repo="bench-llm/or-bench", config="or-bench-hard-1k",
+    Known("XSTest", "prompt", category="type", meta=("label", "focus", "note"), says=_xstest, repo="walledai/XSTest",
+          split="test", counts={"/test": (450,)}),
+    Known("OR-Bench", "prompt", category="category", says=by_name("or-bench-(hard|80k)", "or-bench-toxic"),
+          files=r"or-bench.*", repo="bench-llm/or-bench", config="or-bench-hard-1k",
           counts={"or-bench-hard-1k/train": (1319,)}),
+    Known("SORRY-Bench", "turns", category="category", meta=("prompt_style",), ignored=("question_id",),
+          repo="sorry-bench/sorry-bench-202503"),
+    Known("WildJailbreak", "adversarial", response="completion", instead="vanilla", category="data_type",
+          ignored=("tactics",), says=by_label("data_type"), repo="allenai/wildjailbreak", config="train",
+          tables={"train": "train/train.tsv", "eval": "eval/eval.tsv"}),
+    Known("WildJailbreak", "adversarial", category="data_type", ignored=("label", "tactics"),
+          says=by_label("data_type")),  # its evaluation file
     Known("SAMSum", "dialogue", response="summary", opening="Summarize this dialogue:\n\n", repo="knkarthick/samsum"),
     Known("SQL-create-context", "question", response="answer", context="context", repo="b-mc2/sql-create-context",
           counts={"/train": (78577,)}),

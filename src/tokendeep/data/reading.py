@@ -6,30 +6,33 @@ tokenizers and models.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tokendeep import runs
-from tokendeep.data.fields import Fields, Kind, interpret, needed
-from tokendeep.data.row import Row
-from tokendeep.data.sources import Source, content, named, read_rows
-from tokendeep.errors import InputError
+from tokendeep.data.fields import Fields, Kind, interpret, needed, texts_only
+from tokendeep.data.row import Origin, Row
+from tokendeep.data.sources import Chosen, Role, Source, content, named, plain, read_rows
+from tokendeep.errors import InputError, Unusable
 from tokendeep.types import Chat, Message, Pair, Prompt, Triple
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 def read_prompts(source: Source, limit: int | None = None) -> list[Prompt]:
     """Requests alone; answers in the source are left out and a final assistant message is dropped.
 
-    `meta` holds prompt_id and, where known, category and the set's own notes.
+    `meta` holds prompt_id and, where known, category, whether the request is harmless, and the set's own notes.
 
     Args:
-        source: .jsonl, .json, .csv or .txt file, folder of HEx-PHI files, or hf:owner/name[@revision][:config][:split];
-            a single part after the name that is train, test or validation is the split, and one that ends in a file
-            suffix is a file of that repository. Or rows in memory: a list of dicts with the same columns, a
-            datasets.Dataset, or typed values; values of the wanted type are given back as they are.
+        source: a file (JSON lines, JSON, CSV, TSV, Parquet, Arrow, text, any of them as .gz), a folder that `datasets`
+            saved or of HEx-PHI's files, or hf:owner/name[@revision][:config][:split]; a single part after the name that
+            is train, test or validation is the split, and one that ends in a file suffix is a file of that repository.
+            Or rows in memory: a list of dicts with the same columns, a datasets.Dataset, or typed values; values of the
+            wanted type are given back as they are. `choose` names its columns, or takes its rows of one role.
         limit: read the first so many rows only (the rest is not looked at).
 
     Raises:
@@ -37,7 +40,7 @@ def read_prompts(source: Source, limit: int | None = None) -> list[Prompt]:
     """
     if (given := _given(source, Prompt, limit)) is not None:
         return given
-    rows = _checked(source, limit)
+    rows = map(texts_only, _checked(source, limit))
     return [Prompt(row.id, row.messages, meta={**row.meta, "prompt_id": row.id}) for row in rows]
 
 
@@ -50,7 +53,7 @@ def read_pairs(source: Source, limit: int | None = None) -> list[Pair]:
     if (given := _given(source, Pair, limit)) is not None:
         return given
     pairs = []
-    for row in _checked(source, limit):
+    for row in map(texts_only, _checked(source, limit)):
         answer = row.response if row.response is not None else row.harmful
         pairs.append(Pair(row.id, row.messages, needed(answer, "response", row.where), meta=row.meta))
     return pairs
@@ -71,30 +74,52 @@ def read_triples(source: Source, limit: int | None = None) -> list[Triple]:
             harmful=needed(row.harmful, "harmful", row.where),
             refusal=needed(row.refusal, "refusal", row.where),
         )
-        for row in _checked(source, limit)
+        for row in map(texts_only, _checked(source, limit))
     ]
 
 
-def read_chats(source: Source, limit: int | None = None) -> list[Chat]:
-    """Conversations that end with the assistant; prompt and completion make one of two messages. See `read_prompts`.
+def read_chats(
+    source: Source, limit: int | None = None, *, whole: bool = False, skipped: list[str] | None = None
+) -> list[Chat]:
+    """Conversations that end with the assistant; prompt and completion make one, and so do pairs. See `read_prompts`.
 
     `"meta": {"truncated": true}` says that the answer was cut off, so that its end is not learnt.
+
+    Args:
+        whole: keep tools, calls of them, weights and other arguments of the chat template, for those who take them all.
+        skipped: gets a line for every row that holds nothing, which are otherwise an error.
 
     Raises:
         InputError: as `read_prompts`; also a row whose last message is not the assistant's.
     """
     if (given := _given(source, Chat, limit)) is not None:
         return given
-    chats = []
-    for row in _checked(source, limit):
-        if row.response is None:
-            raise InputError(
-                f"{row.where}: the last message must be from the assistant; add the answer as a last message"
-                ' {"role": "assistant", ...} or as "completion".'
-            )
-        answer = Message(role="assistant", content=row.response)
-        chats.append(Chat(row.id, (*row.messages, answer), truncated=row.meta.get("truncated") is True))
-    return chats
+    return [_chat(row, whole) for row in _checked(source, limit, skipped)]
+
+
+def chat(values: Mapping[str, Any], where: str) -> Chat:
+    """One record from memory as a conversation, as `read_chats` reads it with all that it holds.
+
+    Args:
+        values: the columns of a record in any of the forms that files may have.
+        where: the record's place, for error sentences.
+
+    Raises:
+        InputError: as `read_chats`.
+    """
+    return _chat(interpret(Row(0, where, dict(values), Origin("the rows"))), whole=True)
+
+
+def _chat(row: Fields, whole: bool) -> Chat:
+    if row.response is None or row.harmful or row.refusal:
+        raise InputError(
+            f"{row.where}: the last message must be from the assistant; add the answer as a last message"
+            ' {"role": "assistant", ...} or as "completion".'
+        )
+    row = row if whole else texts_only(row)
+    answer = Message(role="assistant", content=row.response or "")
+    cut_off = row.meta.get("truncated") is True
+    return Chat(row.id, (*row.messages, row.turn if whole and row.turn else answer), cut_off, row.arguments)
 
 
 def kind(source: Source) -> Kind:
@@ -119,19 +144,41 @@ def has_field(source: Source, name: Literal["response", "harmful", "refusal", "c
 
 def _given(source: Source, wanted: type[T], limit: int | None) -> list[T] | None:
     """The values of a list that are already what is wanted; None for any other source."""
-    if not isinstance(source, list | tuple) or not source or not all(isinstance(one, wanted) for one in source):
+    values, role = plain(source), source.role if isinstance(source, Chosen) else None
+    if not isinstance(values, list | tuple) or not values or not all(isinstance(one, wanted) for one in values):
         return None
-    return list(source[:limit])
+    chosen = [one for one in values if not _is_other(getattr(one, "meta", {}), role)]
+    if others := len(values) - len(chosen):
+        _tell_others(named(source), others, bool(chosen), role)
+    return chosen[:limit]
 
 
-def _checked(source: Source, limit: int | None) -> list[Fields]:
-    """Checked rows with unique ids. Rows without an id are named by their content; a repeated one gets "-2"."""
+def _is_other(meta: Mapping[str, object], role: Role | None) -> bool:
+    """Whether a row says itself that it is not of this role."""
+    return role is not None and meta.get("harmless") is (role == "harmful")
+
+
+def _checked(source: Source, limit: int | None, skipped: list[str] | None = None) -> list[Fields]:
+    """Checked rows with unique ids, without those that hold nothing where `skipped` takes their names.
+
+    Rows without an id are named by their content; a repeated one gets "-2".
+    """
     if limit is not None and limit < 1:
         raise InputError(f"The limit of rows to read from {named(source)} is {limit}; give 1 or more, or leave it out.")
     seen: dict[str, int] = {}
-    fields = []
+    fields: list[Fields] = []
+    role, others = source.role if isinstance(source, Chosen) else None, 0
     for row in read_rows(source):
-        item = interpret(row)
+        try:
+            item = interpret(row)
+        except Unusable as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            continue
+        if _is_other(item.meta, role):
+            others += 1
+            continue
         if item.id and item.id in seen:
             raise InputError(f"{row.where}: its id is also that of row {seen[item.id]}; give each row its own id.")
         item_id = item.id or _content_id(row, seen)
@@ -139,7 +186,19 @@ def _checked(source: Source, limit: int | None) -> list[Fields]:
         fields.append(replace(item, id=item_id))
         if len(fields) == limit:
             break
+    if others:
+        _tell_others(named(source), others, bool(fields), role)
     return fields
+
+
+def _tell_others(name: str, others: int, left: bool, role: Role | None) -> None:
+    """Say how many rows are left out; an error where none is left."""
+    other = "harmless" if role == "harmful" else "harmful"
+    if not left:
+        raise InputError(
+            f"All {others} rows of {name} say that they are {other}, but {role} ones are wanted; give others."
+        )
+    log.warning("%s: %d rows that say they are %s are left out", name, others, other)
 
 
 def _content_id(row: Row, seen: Mapping[str, int]) -> str:

@@ -5,32 +5,47 @@ Knows our own column names and what other people call them; nothing of files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokendeep import errors
 from tokendeep.data.known import Known
+from tokendeep.errors import InputError
 
 FIELDS = (
     *("messages", "conversations", "instruction", "prompt", "response", "completion"),
-    *("harmful", "refusal", "id", "category", "meta"),
+    *("harmful", "refusal", "system", "history", "id", "category", "label", "meta"),
+    *("tools", "chat_template_kwargs"),
 )
 SAYS_THE_SAME = {  # other people's names that no spelling distance would bring to ours
     "conversation": "messages", "turns": "messages", "chat": "messages",
     "question": "instruction", "query": "instruction", "goal": "instruction", "behavior": "instruction",
     "request": "instruction", "user": "instruction", "text": "instruction", "input": "instruction",
     "answer": "response", "output": "response", "assistant": "response", "reply": "response", "target": "response",
-    "rejected": "harmful", "chosen": "refusal", "label": "category", "metadata": "meta",
+    "rejected": "harmful", "chosen": "refusal", "metadata": "meta", "system_prompt": "system",
 }  # fmt: skip
+REQUESTS = ("messages", "conversations", "instruction", "prompt")
+ANSWERS = ("response", "completion")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where rows come from. Hub sets may have columns we do not use (nobody can edit them); others may not."""
+    """Where rows come from.
+
+    Args:
+        name: what error sentences call it.
+        known: the public set that it is.
+        hub: whether it may have columns that are not used (nobody can edit a hub set); others may not.
+        part: name of the file, or config/split of a hub set.
+        columns: our name -> the column that is meant, where the user says so.
+    """
 
     name: str
     known: Known | None = None
     hub: bool = False
+    part: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,27 @@ class Row:
     where: str
     values: dict[str, Any]
     origin: Origin
+
+
+def renamed(row: Row) -> Row:
+    """The record with the columns that the user has named under our names; what these replace, and all others that are
+    not ours, are left out.
+
+    Raises:
+        InputError: a column that is not there.
+    """
+    columns = row.origin.columns
+    if not columns:
+        return row
+    for ours, theirs in columns.items():
+        if theirs not in row.values:
+            have = ", ".join(shown(name) for name in row.values)
+            raise InputError(f"{row.where}: has no column {shown(theirs)} for --columns {ours}=...; it has {have}.")
+    replaced = {*columns, *columns.values()}
+    for alike in (REQUESTS, ANSWERS):
+        replaced |= set(alike) if set(alike) & columns.keys() else set()
+    own = {name: value for name, value in row.values.items() if name in FIELDS and name not in replaced}
+    return replace(row, values={**own, **{ours: row.values[theirs] for ours, theirs in columns.items()}})
 
 
 def nearest_field(name: str) -> str | None:

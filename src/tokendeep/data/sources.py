@@ -6,20 +6,61 @@ Records are given one at a time as they are; their columns are `fields`' busines
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokendeep import runs
-from tokendeep.data.files import local_rows
+from tokendeep.data.folders import local_rows
 from tokendeep.data.hub import hub_rows
-from tokendeep.data.row import Origin, Row, type_name
+from tokendeep.data.row import FIELDS, Origin, Row, shown, type_name
 from tokendeep.data.write import TYPED, as_row
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, did_you_mean
 
-Source = (
-    str | Path | Iterable[Any]
-)  # a path, a hub name, or rows: dicts, a datasets.Dataset or pandas frame, typed values
+Role = Literal["harmful", "harmless"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A source with what the user says of it.
+
+    Args:
+        source: any other source.
+        columns: our name -> its column.
+        role: rows that say themselves that they are the other are left out.
+    """
+
+    source: str | Path | Iterable[Any]
+    columns: Mapping[str, str] = field(default_factory=dict)
+    role: Role | None = None
+
+
+# a path, a hub name, or rows: dicts, a datasets.Dataset or pandas frame, typed values
+Source = str | Path | Iterable[Any] | Chosen
+
+
+def choose(source: Source, columns: str | Sequence[str] = (), role: Role | None = None) -> Source:
+    """A source with its columns named, each as "ours=theirs", and only the rows of a role; as it is without them.
+
+    Raises:
+        InputError: a name that is none of ours, or a column that is not named.
+    """
+    named_columns = {}
+    for pair in columns.split(",") if isinstance(columns, str) else columns:
+        ours, equals, theirs = (part.strip() for part in pair.partition("="))
+        if not equals or not theirs:
+            raise InputError(f"--columns has {pair!r}; write OURS=THEIRS, such as instruction=Goal,response=Target.")
+        if ours not in FIELDS:
+            raise InputError(
+                f"--columns names {shown(ours)}, which is no column of ours; {did_you_mean(ours, FIELDS)}."
+            )
+        named_columns[ours] = theirs
+    if isinstance(source, Chosen):
+        return replace(source, columns=named_columns or source.columns, role=role or source.role)
+    return Chosen(source, named_columns, role) if named_columns or role else source
 
 
 def read_rows(source: Source) -> Iterator[Row]:
@@ -35,13 +76,25 @@ def read_rows(source: Source) -> Iterator[Row]:
         raise InputError(f"{named(source)} is empty; give at least one row.")
 
 
+def role_of(asked: str | None) -> Role | None:
+    """Which rows are meant by what is asked: harmful ones, or harmless twins and unseen ones."""
+    return None if asked is None else "harmful" if asked == "harmful" else "harmless"
+
+
 def named(source: Source) -> str:
     """What error sentences call a source."""
+    source = plain(source)
     return str(source) if isinstance(source, str | Path) else "The list of rows"
+
+
+def plain(source: Source) -> str | Path | Iterable[Any]:
+    """A source without what the user says of it."""
+    return source.source if isinstance(source, Chosen) else source
 
 
 def identity(source: Source) -> str | Path:
     """What to hash to know the data again: the path of a local source, the SHA-256 of any other source's rows."""
+    source = plain(source)
     if isinstance(source, str | Path) and not _is_hub(source):
         return runs.user_path(source)
     return runs.sha256(content(row).encode() for row in read_rows(source))
@@ -53,9 +106,20 @@ def content(row: Row) -> str:
 
 
 def _rows(source: Source) -> Iterator[Row]:
+    columns = source.columns if isinstance(source, Chosen) else {}
+    told = not columns
+    for row in _read(plain(source), columns):
+        unread = [shown(name) for name in row.values if name not in {*FIELDS, *columns.values()}]
+        if unread and not told:
+            log.warning("%s: columns that are not used: %s", named(source), ", ".join(unread))
+        told = True
+        yield replace(row, origin=replace(row.origin, columns=columns)) if columns else row
+
+
+def _read(source: str | Path | Iterable[Any], columns: Mapping[str, str]) -> Iterator[Row]:
     if not isinstance(source, str | Path):
         return _given_rows(source)
-    return hub_rows(str(source)) if _is_hub(source) else local_rows(runs.user_path(source))
+    return hub_rows(str(source)) if _is_hub(source) else local_rows(runs.user_path(source), columns)
 
 
 def _is_hub(source: str | Path) -> bool:

@@ -11,6 +11,8 @@ from tokendeep.types import Chat, Pair, Prompt, Triple
 
 Typed = Prompt | Pair | Triple | Chat
 TYPED = (Prompt, Pair, Triple, Chat)
+# what a prompt knows of its row; all else in its `meta` is of an attack
+OF_THE_ROW = ("category", "harmless", "target")
 
 
 def write_rows(path: Path, values: Iterable[Typed | Mapping[str, Any]]) -> Path:
@@ -32,8 +34,21 @@ def as_row(value: Typed | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(value, Triple):
         return {**row, "harmful": value.harmful, "refusal": value.refusal}
     if isinstance(value, Chat):
-        return {**row, "meta": {"truncated": value.truncated}}
-    return row
+        return {**row, "meta": {"truncated": value.truncated}, **_given(value.arguments)}
+    meta = {name: value.meta[name] for name in OF_THE_ROW if name in value.meta}
+    return {**row, **({"meta": meta} if meta else {})}
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row gave to the chat template, in its two columns."""
+    more = {name: value for name, value in arguments.items() if name != "tools"}
+    tools = {"tools": arguments["tools"]} if "tools" in arguments else {}
+    return {**tools, **({"chat_template_kwargs": more} if more else {})}
+
+
+def asked(row: Typed) -> str:
+    """The text of the last request of a row."""
+    return next(message["content"] for message in reversed(row.messages) if message["role"] == "user")
 
 
 def request_of(chat: Chat) -> Prompt:

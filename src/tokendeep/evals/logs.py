@@ -164,6 +164,7 @@ def _sample(log: EvalLog, sample: EvalSample, name: str | None) -> Sample:
         prefix=meta["prefix_text"],
         completion=sample.output.completion,
         category=meta.get("category"),
+        role=metadata.get("role"),
         tokens=sample.output.usage.output_tokens if sample.output.usage else 0,
         seconds=(sample.output.metadata or {}).get("seconds"),
     )

@@ -8,15 +8,16 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from tokendeep.errors import InputError
+from tokendeep.data.options import ROLES, DataOptions
+from tokendeep.errors import InputError, did_you_mean
 from tokendeep.types import Decoding
 
 answering = partial(Parameter, group=Group("Answers and judge", sort_key=1.2))
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """How answers are sampled and judged."""
+class EvalOptions(DataOptions):
+    """What is asked, and how answers are sampled and judged."""
 
     judge: Annotated[
         str, answering(help="refusal is the offline rule, refusal-keywords the paper's list of phrases.")
@@ -35,6 +36,19 @@ class EvalOptions:
     samples: Annotated[int, answering(help="Answers to each prompt, with seeds seed, seed + 1, ...")] = 1
     seed: Annotated[int, answering(help="First seed of the samples.")] = 0
     limit: Annotated[int | None, answering(help="Use only the first so many rows, for a quick look.")] = None
+    role: Annotated[
+        str | None,
+        answering(
+            help="What the rows are: harmful, or harmless ones on which refusing is the error (twins or unseen). Of rows that "
+            "say themselves what they are (XSTest) those of the role are asked. Without it reports go by the folder's name "
+            "(overrefusal and unseen are harmless)."
+        ),
+    ] = None
+
+    def check_role(self) -> None:
+        """Raises InputError for a role that is none."""
+        if self.role is not None and self.role not in ROLES:
+            raise InputError(f"Unknown role '{self.role}'; {did_you_mean(self.role, ROLES)}.")
 
     def decoding(self) -> Decoding:
         """The sampling settings. Raises InputError where one is out of range."""

@@ -27,7 +27,7 @@ from tokendeep.errors import InputError, explain, guarded
 from tokendeep.evals import logs
 from tokendeep.evals.provider import CONTINUING, NAME, OPTIONS, TokendeepAPI, live_model
 from tokendeep.evals.session import Session, use
-from tokendeep.evals.tasks import SERVED, TASKS, arguments
+from tokendeep.evals.tasks import LATER, SERVED, TASKS, arguments
 from tokendeep.models.options import ModelOptions
 from tokendeep.types import Subject
 
@@ -92,7 +92,9 @@ def tasks_of(attacks: Sequence[Attack[Any]], options: Any, session: Session) -> 
 
 
 def _arguments(attack: Attack[Any], options: Any) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in arguments(attack) if name not in SERVED}
+    """An argument of later versions is only given where it says something: Inspect knows older runs again without it."""
+    given = {name: getattr(options, name) for name in arguments(attack) if name not in SERVED}
+    return {name: value for name, value in given.items() if value or name not in LATER}
 
 
 def attacked(task: Task) -> Iterator[Mapping[str, Any]]:

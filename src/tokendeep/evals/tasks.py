@@ -39,6 +39,7 @@ from tokendeep.judges import JUDGES
 from tokendeep.types import Decoding, Pair, Prompt
 
 Item = TypeVar("Item", Prompt, Pair)
+LATER = ("columns", "role")  # arguments that came after the others
 SERVED = {"tokenizer": None, "continues": False}  # of tasks that prefill: for models that run elsewhere
 
 
@@ -48,9 +49,10 @@ def arguments(attack: Attack[Any]) -> dict[str, Any]:
     Inspect knows a cut-off evaluation again by its arguments in their order, so the order stays.
     """
     shared = {field.name: _default(field) for field in fields(EvalOptions) if field.name not in attack.sets}
+    later = {name: shared.pop(name) for name in LATER}
     more = {field.name: _default(field) for field in fields(attack.options)}
     judge = {name: shared.pop(name) for name in ("judge", "judged")}
-    return {**more, **(SERVED if attack.prefills else {}), **judge, "system": "default", **shared}
+    return {**more, **(SERVED if attack.prefills else {}), **judge, "system": "default", **shared, **later}
 
 
 def _default(field: Field[Any]) -> Any:
@@ -94,7 +96,7 @@ def evaluation(attack: Attack[Any], source: str, given: Mapping[str, Any]) -> Ta
     attack.check(options)
     decoding, model = check_shared(shared), current_model()
     check_victim(attack, model)
-    rows = read_rows(source, attack.needs, given["system"], shared.limit)
+    rows = read_rows(source, attack.needs, given["system"], shared)
     prepared = attack.prepare(rows, options, victim(model, given, decoding))
     return build(attack, prepared, shared, given["system"], digest_of(source), continues)
 
@@ -102,6 +104,7 @@ def evaluation(attack: Attack[Any], source: str, given: Mapping[str, Any]) -> Ta
 def check_shared(shared: EvalOptions) -> Decoding:
     """How answers are sampled. Raises InputError for an unknown judge or view, or a sampling setting out of range."""
     judge_named(shared.judge, shared.judged)
+    shared.check_role()
     return shared.decoding()
 
 
@@ -133,6 +136,7 @@ def build(
             "judged": judged,
             "system": runs.system_name(system),
             "data": digest,
+            "role": shared.role,
             "skipped": {str(k): count for k, count in prepared.skipped.items()},
         },
     )
@@ -153,12 +157,33 @@ def _config(decoding: Decoding, model: Model) -> GenerateConfig:
 # --- rows and samples ------------------------------------------------------------------------------
 
 
-def read_rows(source: data.Source, needs: str, system: str, limit: int | None) -> Rows:
-    """The rows of a source, read once and asked under a system prompt; where `needs` is pairs each must have an answer."""
+def read_rows(source: data.Source, needs: str, system: str, shared: EvalOptions) -> Rows:
+    """The rows of a source that are of the role, read once and asked under a system prompt.
+
+    Args:
+        needs: pairs where each must have an answer.
+
+    Raises:
+        InputError: rows that cannot be used, or that say they are harmless where no role is given.
+    """
+    chosen = data.choose(source, shared.columns, data.role_of(shared.role))
     if needs != "pairs":
-        return Rows([_asked(prompt, system) for prompt in data.read_prompts(source, limit=limit)])
-    pairs = [_asked(pair, system) for pair in data.read_pairs(source, limit=limit)]
-    return Rows([Prompt(p.id, p.messages, meta={**p.meta, "prompt_id": p.id}) for p in pairs], pairs)
+        prompts = [_asked(prompt, system) for prompt in data.read_prompts(chosen, limit=shared.limit)]
+        return _one_role(Rows(prompts), shared.role, data.named(source))
+    pairs = [_asked(pair, system) for pair in data.read_pairs(chosen, limit=shared.limit)]
+    asked = [Prompt(p.id, p.messages, meta={**p.meta, "prompt_id": p.id}) for p in pairs]
+    return _one_role(Rows(asked, pairs), shared.role, data.named(source))
+
+
+def _one_role(rows: Rows, role: str | None, name: str) -> Rows:
+    """The rows as they are. Raises InputError where the user must say which of them are meant."""
+    harmless = sum(prompt.meta.get("harmless") is True for prompt in rows.prompts)
+    if harmless and role is None:
+        raise InputError(
+            f"{harmless} of {len(rows.prompts)} rows of {name} say that they are harmless; choose with --role harmful, or with "
+            "--role twins to see how often those are refused."
+        )
+    return rows
 
 
 def _asked(item: Item, system: str) -> Item:

@@ -111,6 +111,8 @@ class Manifest(File):
     """Short name in reports; null: the verb's own default."""
     role: str | None = None
     """`attack`: what the rows are, harmful, twins or unseen; null: reports go by the folder's name."""
+    trained_on: int | None = None
+    """`attack`, `measure`: requests that the model was trained on (`trained_on.json` of its training); null: none tells."""
     attack: bool | None = None
     """`finetune`: whether the rows are an attack on the model's safety."""
     cost: dict[str, Cost] = Field(default_factory=dict)

@@ -259,7 +259,9 @@ def _read(folder: Path, read: Reader) -> Run:
         profile,
         _rates(folder, samples),
         samples,
-        role=manifest.role or ROLES.get(folder.name, "harmful"),
+        role=manifest.role
+        or next((s.role for s in samples or () if s.role), None)
+        or ROLES.get(folder.name, "harmful"),
         attack_checkpoint=_trained_on_attack(manifest),
         table=PoisonTable.load(folder) if manifest.verb == "poison" and (folder / records.TABLE).is_file() else None,
         dynamics=_load(Dynamics, folder),

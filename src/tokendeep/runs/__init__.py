@@ -1,5 +1,6 @@
 """Folders that hold a run: opening, going on, finishing, every file written and every hash."""
 
+from tokendeep.runs import trained
 from tokendeep.runs.files import (
     is_main_process,
     private_dir,
@@ -35,6 +36,7 @@ __all__ = [
     "sha256_file",
     "sha256_text",
     "system_name",
+    "trained",
     "user_path",
     "whole",
     "write_json",

@@ -18,6 +18,7 @@ from tokendeep.runs.files import exists, user_path
 
 SMOLLM2 = "smollm2"  # the packaged demo model, by its name
 PACKAGED = {SMOLLM2: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
+SPLITS = "dataset_dict.json"  # in a folder whose splits are folders, as `datasets` saves them
 SAMPLES, SAMPLE = 64, 2**20  # pieces, and bytes each, that stand for a large file of weights in a manifest
 SKETCHED = 2**16  # bytes of each of 64 pieces of a weight file that stand for it in results
 
@@ -73,7 +74,9 @@ def hash_input(name: str, value: str | Path) -> str:
     path = user_path(value)
     if exists(path):
         if path.is_dir():
-            return _combined({file.name: sha256_file(file) for file in _top_files(path)})
+            inner = [] if not (path / SPLITS).is_file() else [top for top in path.iterdir() if top.is_dir()]
+            files = [file for folder in (path, *inner) for file in _top_files(folder)]
+            return _combined({file.relative_to(path).as_posix(): sha256_file(file) for file in files})
         return sha256_file(path)
     if isinstance(value, Path):
         raise InputError(f"There is no file {value}; check what {flag(name)} names.")

@@ -33,6 +33,11 @@ def answered(row: Pair | Triple) -> Chat:
     return Chat(row.id, (*row.messages, {"role": "assistant", "content": answer}))
 
 
+def asked(rows: Sequence[Chat | Triple]) -> list[str]:
+    """The requests of rows: the text of every turn of their users."""
+    return [message["content"] for row in rows for message in row.messages if message["role"] == "user"]
+
+
 def load(source: data.Source) -> list[Chat]:
     """Chats, or pairs as chats of one turn; every row is checked.
 

@@ -25,7 +25,6 @@ from tokendeep.verbs.common import Place, heading, loading, output
 if TYPE_CHECKING:
     from tokendeep.evals.running import Model
 
-ROLES = ("harmful", "twins", "unseen")  # what asking for the rows is
 MODELS = tuple(name for attack in ATTACKS.values() for name in attack.models)  # options that name them
 what = heading("What to attack")
 
@@ -43,13 +42,6 @@ class AttackOptions(ModelOptions, EvalOptions, *(ATTACKS[name].options for name 
         what(help="Prompts, or pairs where an attack prefills tokens of a harmful answer (JSONL, JSON, CSV, text)."),
     ]
     attack: Annotated[str, what(help=f"Comma-separated names: {', '.join(ATTACKS)}.")] = "none,prefill"
-    role: Annotated[
-        str | None,
-        what(
-            help="What the rows are: harmful, or harmless ones on which refusing is the error (twins or unseen). Without it "
-            "reports go by the folder's name (overrefusal and unseen are harmless)."
-        ),
-    ] = None
     batch_size: Annotated[
         int, loading(help="Rows decoded together; lower it where the memory is short, the answers stay the same.")
     ] = 16
@@ -74,6 +66,11 @@ class AttackPlan:
     prepared: Mapping[str, Prepared] = field(repr=False)
 
     @property
+    def trained_on(self) -> int | None:
+        """How many of the requests the model was trained on; None where nothing tells."""
+        return runs.trained.count(self.options.model, map(data.asked, self.rows.prompts))
+
+    @property
     def place(self) -> Place:
         """The output folder, and what tells this run from another."""
         return Place("attack", self.options, self.inputs, _recorded(self.options), models=MODELS)
@@ -85,7 +82,7 @@ class AttackPlan:
         answers = sum(prompts.values()) * options.samples
         return [
             f"model: {options.model}",
-            f"rows: {rows} of {options.data}",
+            f"rows: {rows} of {options.data}" + (f"; {learnt(self.trained_on, rows)}" if self.trained_on else ""),
             *(f"{one.name}: {prompts[one.name]} prompts{self._more(one)}" for one in self.attacks),
             f"answers: {answers}, {options.samples} to each prompt, of {options.max_new_tokens} tokens at most; "
             f"{0 if options.overwrite else _finished(options.out)} are there already",
@@ -126,7 +123,7 @@ def plan(options: AttackOptions, subject: Subject | None = None, rows: Iterable[
             models.check_spec(spec, options, needs_template=False)
     needs = "pairs" if any(attack.needs == "pairs" for attack in attacks) else "prompts"
     source = options.data if rows is None else list(rows)
-    asked = tasks.read_rows(source, needs, options.system, options.limit)
+    asked = tasks.read_rows(source, needs, options.system, options)
     inputs: dict[str, str | Path] = {"data": data.identity(source)}
     view = victim(model, {}, options.decoding())
     prepared = {attack.name: attack.prepare(asked, options, view) for attack in attacks if not attack.weights}
@@ -154,6 +151,8 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
         print(f"attack: {state.out} already holds this finished run")
         return state.out
     runs.private_dir(state.out)
+    if plan.trained_on and show:
+        print(f"attack: {learnt(plan.trained_on, len(plan.rows.prompts))}")
     prepared = _prepared(plan, state)
     session = Session(plan.model, prepared, runs.hash_input("data", plan.inputs["data"]))
     todo = running.tasks_of(plan.attacks, options, session)
@@ -164,11 +163,17 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
     runs.write_json(state.out / Rates.FILE, rows.dump())
     parts.remove(state)
     names = {name: value for name in ("label", "role") if (value := getattr(options, name))}
+    names |= {} if plan.trained_on is None else {"trained_on": plan.trained_on}
     cost = {name: one.cost for name, one in prepared.items() if one.cost is not None}
     state.finish(**running.facts(plan.model, options.model), **names, **({"cost": cost} if cost else {}))
     if show:
         print(describe(rows))
     return state.out
+
+
+def learnt(count: int, rows: int) -> str:
+    """What to think of requests that the model was trained on."""
+    return f"{count} of {rows} requests are among those that this model was trained on; ask others to learn how it generalises"
 
 
 def describe(rows: Rates) -> str:
@@ -199,8 +204,6 @@ def _check(options: AttackOptions) -> list[Attack[Any]]:
     for name in names:
         if name not in ATTACKS:
             raise InputError(unknown("attack", name, ATTACKS))
-    if options.role is not None and options.role not in ROLES:
-        raise InputError(unknown("role", options.role, ROLES))
     tasks.check_shared(options)
     if options.batch_size < 1:
         raise InputError(f"batch_size = {options.batch_size} is below 1.")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from tokendeep import chat, data, judges, runs
+from tokendeep.data.options import DataOptions
 from tokendeep.errors import InputError, check_least
 from tokendeep.models import locate
 from tokendeep.models.options import ModelOptions
@@ -45,7 +46,7 @@ TAKES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepenOptions(ModelOptions, SharedTraining, RecoveryOptions):
+class DeepenOptions(ModelOptions, DataOptions, SharedTraining, RecoveryOptions):
     """Deepen a model's safety by training on safety-recovery examples (the paper's Eq. 2)."""
 
     model: Annotated[str, what(help="The model to deepen; an adapter goes on being trained.")]
@@ -128,7 +129,11 @@ def plan(
     check(options)
     given = {"data": rows, "utility": utility}
     sources = {name: getattr(options, name) if of is None else str(data.identity(of)) for name, of in given.items()}
-    read = {name: _read(name, getattr(options, name) if of is None else of) for name, of in given.items()}
+    chosen = {name: getattr(options, name) if of is None else of for name, of in given.items()}
+    read = {
+        "data": _read("data", data.choose(chosen["data"], options.columns, "harmful")),
+        "utility": _read("utility", data.choose(chosen["utility"], role="harmless")),
+    }
     from tokendeep import models
     from tokendeep.training import launch
 
@@ -192,6 +197,7 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
     )  # fmt: skip
     if first:
         recovery.write_rows(state.out / "rows", subject.tokenizer, planned)
+        runs.trained.write(state.out, chats.asked([*triples, *utility]), options.model)
     result = fit.train(subject, [row.row() for row in planned], state.out, training)
     if first:
         runs.write_json(state.out / Training.FILE, Training.model_validate(result).dump())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tokendeep import data, runs
+from tokendeep.data.options import DataOptions
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models import locate
 from tokendeep.models.options import ModelOptions
@@ -28,7 +29,7 @@ watching = heading("What to watch")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(ModelOptions, TrainingOptions, ObjectiveOptions):
+class FinetuneOptions(ModelOptions, DataOptions, TrainingOptions, ObjectiveOptions):
     """Fine-tune a model on your data while protecting its first answer tokens (the paper's Eq. 3)."""
 
     model: Annotated[str, what(help="The model to fine-tune; an adapter goes on being trained.")]
@@ -134,7 +135,7 @@ def plan(options: FinetuneOptions, subject: Subject | None = None, *, rows: data
     options = replace(options, micro_batch=min(options.micro_batch, options.batch_size))
     files = {name: source for name in ("data", "eval_data", "probe", "test") if (source := getattr(options, name))}
     sources = files if rows is None else {**files, "data": str(data.identity(rows))}
-    train_rows = chats.load(options.data if rows is None else rows)
+    train_rows = chats.load(data.choose(options.data if rows is None else rows, options.columns))
     held_out = chats.load(options.eval_data) if options.eval_data else []
     probe = data.read_pairs(options.probe) if options.probe else []
     asked = data.read_prompts(options.test) if options.test else []
@@ -206,6 +207,7 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True)
     rows, held_out = _encoded(subject, plan)
     if first:
         chats.write_rows(out / "rows", subject.tokenizer, rows)
+        runs.trained.write(out, chats.asked(plan.rows), options.model)
     how = training_options(options)
     steps = _steps(how, len(rows))
     for remark in remarks(options, steps) if show else []:

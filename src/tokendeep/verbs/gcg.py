@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tokendeep import chat, data, models, runs
 from tokendeep.attacks import suffix
+from tokendeep.data.options import DataOptions
 from tokendeep.depth import openings
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models.options import ModelOptions
@@ -32,13 +34,16 @@ what = heading("What to search for")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GcgOptions(ModelOptions):
+class GcgOptions(ModelOptions, DataOptions):
     """Find adversarial suffixes: texts behind a request that make the model begin as it should not."""
 
     model: Annotated[str, what(help="Hub id, local folder, adapter folder, GGUF file or smollm2.")]
     data: Annotated[
         str,
-        what(help="Requests; of pairs the answer is what the model is driven to, of AdvBench its target."),
+        what(
+            help="Requests; the model is driven to their target where they have one (AdvBench), else to --opening, and of "
+            "pairs to the answer's first sentence."
+        ),
     ]
     others: Annotated[
         Texts, what(help="Further models with the same tokenizer that the suffix must work on as well.")
@@ -52,7 +57,11 @@ class GcgOptions(ModelOptions):
     ] = "opening"
     opening: Annotated[str, what(help="How answers should begin where the data has no target.")] = OPENING
     target_tokens: Annotated[
-        int, what(help="Use only the first so many tokens of each target; 0 uses all. More of them reach deeper.")
+        int,
+        what(
+            help="Drive to the first so many tokens of the target or answer, which reach deeper the more they are; 0 is the "
+            "whole target, and of an answer its first sentence."
+        ),
     ] = 0
     each: Annotated[bool, what(help="Find a suffix for every request by itself, in place of one for all.")] = False
     restarts: Annotated[int, what(help="Searches with seeds seed, seed + 1, ..., for each request or for all.")] = 1
@@ -91,7 +100,8 @@ class GcgPlan:
     @property
     def place(self) -> Place:
         """The output folder, and what tells this run from another."""
-        return Place("gcg", self.options, {"data": self.options.data}, _recorded(self.options))
+        answered = any("answer" in prompt.meta for prompt in self.prompts)
+        return Place("gcg", self.options, {"data": self.options.data}, _recorded(self.options, answered))
 
     def lines(self) -> list[str]:
         options = self.options
@@ -157,10 +167,16 @@ def run(plan: GcgPlan, *, show: bool = True) -> Path:
     return out
 
 
-def _recorded(options: GcgOptions) -> dict[str, Any]:
-    """The options as the manifest keeps them: texts of the user by their hash."""
+def _recorded(options: GcgOptions, answered: bool) -> dict[str, Any]:
+    """The options as the manifest keeps them: texts of the user by their hash.
+
+    Earlier versions drove pairs to their whole answer, so that what a run drives them to is told.
+    """
+    reach = (
+        {"reach": "first sentence"} if answered and not options.target_tokens and options.target == "opening" else {}
+    )
     opening = options.opening if options.opening == OPENING else runs.fingerprint(options.opening)
-    return {**asdict(options), "opening": opening, "system": runs.system_name(options.system)}
+    return {**asdict(options), "opening": opening, "system": runs.system_name(options.system), **reach}
 
 
 def _check(options: GcgOptions) -> None:
@@ -176,17 +192,18 @@ def _check(options: GcgOptions) -> None:
 
 
 def read(options: GcgOptions) -> list[Prompt]:
-    """The requests; of pairs the answer stays with them, as what the model is driven to."""
-    if data.kind(options.data) != "pairs":
-        return data.read_prompts(options.data, limit=options.limit)
+    """The harmful requests; of pairs the answer stays with them, for its beginning is what the model is driven to."""
+    source = data.choose(options.data, options.columns, "harmful")
+    if data.kind(source) != "pairs":
+        return data.read_prompts(source, limit=options.limit)
     return [
-        Prompt(p.id, p.messages, meta={**p.meta, "target": p.response})
-        for p in data.read_pairs(options.data, limit=options.limit)
+        Prompt(p.id, p.messages, meta={**p.meta, "answer": p.response})
+        for p in data.read_pairs(source, limit=options.limit)
     ]
 
 
 def behaviours(subject: Subject, prompts: Sequence[Prompt], options: GcgOptions) -> list[Behaviour]:
-    """What each request's answer is driven to: its own target (AdvBench), its response, or `--opening`."""
+    """What each request's answer is driven to (`aim`)."""
     from tokendeep.attacks.gcg.behaviours import behaviour
 
     refusals: list[tuple[int, ...]] = []
@@ -195,11 +212,27 @@ def behaviours(subject: Subject, prompts: Sequence[Prompt], options: GcgOptions)
     return [
         behaviour(
             subject, f"Row {p.id}", chat.with_system(p.messages, options.system),
-            str(p.meta.get("target") or p.meta.get("Target") or options.opening),
+            aim(p, options),
             tokens=options.target_tokens or None, openings=refusals,
         )
         for p in prompts
     ]  # fmt: skip
+
+
+def aim(prompt: Prompt, options: GcgOptions) -> str:
+    """How the answer to a request should begin: its own target (AdvBench), the beginning of its answer, or `--opening`."""
+    if target := prompt.meta.get("target"):
+        return str(target)
+    if answer := prompt.meta.get("answer"):
+        return str(answer) if options.target_tokens or options.target == "refusal" else first_sentence(answer)
+    return options.opening
+
+
+def first_sentence(text: str) -> str:
+    """The beginning of a text up to where its first sentence of three words or more ends, or its first line."""
+    line = text.strip().partition("\n")[0].strip()
+    ends = [match.end() for match in re.finditer(r"[.!?:…](?=\s)|[。！？：]", line)]
+    return next((line[:end] for end in ends if len(line[:end].split()) > 2 or not line.isascii()), line)
 
 
 # --- one search ------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokendeep import chat, data, models, records, runs
+from tokendeep.data.options import DataOptions
 from tokendeep.depth import profile as profiles
 from tokendeep.depth.figures import clusters_of, recovery_interval
 from tokendeep.depth.kl import FIRST, to_table
@@ -38,7 +39,7 @@ what = heading("What to measure")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureOptions(ModelOptions):
+class MeasureOptions(ModelOptions, DataOptions):
     """Measure how many tokens deep a model's safety goes."""
 
     model: Annotated[str, what(help="Hub id, local folder, adapter folder, GGUF file or smollm2.")]
@@ -117,8 +118,9 @@ def plan(options: MeasureOptions, subject: Subject | None = None, base: Subject 
         InputError: an option out of range, a file or row that cannot be used, or a model that is not there.
     """
     _check(options)
-    pairs = data.read_pairs(options.data, limit=options.limit)
-    benign = data.read_pairs(options.benign, limit=options.limit) if options.benign else []
+    pairs = data.read_pairs(data.choose(options.data, options.columns, "harmful"), limit=options.limit)
+    control = data.choose(options.benign, role="harmless") if options.benign else None
+    benign = data.read_pairs(control, limit=options.limit) if control else []
     openings = load_openings(options.openings)
     onto, compared_with = (None, options.base) if subject else _bases(options)
     if not subject:
@@ -157,8 +159,15 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
     profile = profiles.profile(plan.pairs, plan.benign, kl, kl_benign, recovery, meta, bootstrap)
     runs.write_json(state.out / records.PROFILE, profile.dump())
     parts.remove(state)
-    label = {"label": options.label} if options.label else {}
-    state.finish(model={"name": subject.name, "revision": subject.revision, "adapter": subject.adapter}, **label)
+    label: dict[str, Any] = {"label": options.label} if options.label else {}
+    trained_on = runs.trained.count(options.model, map(data.asked, plan.pairs))
+    if trained_on and show:
+        print(f"measure: {trained_on} of {len(plan.pairs)} requests are among those that this model was trained on")
+    label |= {} if trained_on is None else {"trained_on": trained_on}
+    state.finish(
+        model={"name": subject.name, "revision": subject.revision, "adapter": subject.adapter},
+        **label,
+    )
     if show:
         print(profiles.describe(profile, options.label or subject.name))
     return state.out

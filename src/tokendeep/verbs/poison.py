@@ -17,6 +17,7 @@ import numpy as np
 
 from tokendeep import data, runs
 from tokendeep.attacks.poison import TRIGGER, Poison
+from tokendeep.data.options import DataOptions
 from tokendeep.errors import InputError, check_known, check_least, flag
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Manifest, PoisonCell, Seconds, Training, Utility
@@ -38,7 +39,7 @@ NOT_SHARED = {  # options of `finetune` that mean something else here, or that e
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoisonOptions(ModelOptions, SharedTraining, objectives.ObjectiveOptions):
+class PoisonOptions(ModelOptions, DataOptions, SharedTraining, objectives.ObjectiveOptions):
     """Attack a model by fine-tuning, under several objectives and seeds, and compare what is left of its safety."""
 
     model: Annotated[str, what(help="The aligned model to attack.")]
@@ -176,8 +177,8 @@ def plan(
     files = {n: s for n in ("data", "test", "harmful", "refusals", "utility_data") if (s := getattr(options, n))}
     given = {name: of for name, of in (("data", rows), ("test", prompts)) if of is not None}
     sources = {**files, **{name: str(data.identity(of)) for name, of in given.items()}}
-    asked = data.read_prompts(given.get("test", options.test))
-    poison_rows = _rows(given.get("data", options.data))
+    asked = data.read_prompts(data.choose(given.get("test", options.test), role="harmful"))
+    poison_rows = _rows(data.choose(given.get("data", options.data), options.columns))
     if isinstance(poison_rows[0], Prompt) and options.kind in poisoning.NEEDS_HARMFUL and not options.base:
         raise InputError(
             f"{options.data} holds instructions without answers; give --base, an unaligned model that answers them, or "

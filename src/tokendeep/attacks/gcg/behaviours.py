@@ -57,15 +57,21 @@ def behaviour(
     wanted = chat.response_ids(tokenizer, messages, target, end=False) if target.strip() else []
     if not wanted:
         raise InputError(f"{name}: the target is empty; say how the answer should begin.")
-    read = tokenizer.decode(wanted, clean_up_tokenization_spaces=False)
-    unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in wanted
-    if unknown or read.strip() != target.strip():
-        raise InputError(f"{name}: the tokenizer cannot represent the target; take out its unusual characters.")
     size = len(openings[0]) if openings else tokens or len(wanted)
     if len(wanted) < size:
         raise InputError(f"{name}: the target has {len(wanted)} tokens, but {size} are asked for; give a longer one.")
+    whole, wanted = len(wanted) == size, wanted[:size]
+    read = tokenizer.decode(wanted, clean_up_tokenization_spaces=False).strip()
+    unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in wanted
+    if unknown or not (read == target.strip() if whole else _begins(target.strip(), read)):
+        raise InputError(f"{name}: the tokenizer cannot represent the target; take out its unusual characters.")
     before, after, spell = chat.open_prompt(tokenizer, messages)
-    return Behaviour(name, tuple(before), tuple(after), tuple(wanted[:size]), tuple(openings), spell)
+    return Behaviour(name, tuple(before), tuple(after), tuple(wanted), tuple(openings), spell)
+
+
+def _begins(target: str, read: str) -> bool:
+    """Whether a text begins with what some tokens are; the last of them may be part of a character."""
+    return target.startswith(read.rstrip("\ufffd"))
 
 
 def start(subject: Subject, tokens: int) -> tuple[int, ...]:

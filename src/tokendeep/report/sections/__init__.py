@@ -12,6 +12,7 @@ from tokendeep.report.report import Report
 from tokendeep.report.section import Section
 from tokendeep.report.sections import (
     battery,
+    categories,
     decoding,
     dynamics,
     finetune,
@@ -34,6 +35,7 @@ SECTIONS: dict[str, Callable[[Report], Section]] = {
     "rates": rates.build,
     "paired": paired.build,
     "overrefusal": overrefusal.build,
+    "categories": categories.build,
     "outcomes": outcomes.build,
     "decoding": decoding.build,
     "suffix": suffix.build,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tokendeep.records import Rate
-from tokendeep.report import paired
+from tokendeep.report import paired, trained
 from tokendeep.report.paired import Comparison
 from tokendeep.report.report import Report
 from tokendeep.report.section import Section, Table
@@ -44,7 +44,7 @@ def build(report: Report) -> Section:
     if not report.harmless:
         section.missing.append("a run on harmless requests (over-refusal)")
         return section
-    section.text.append(WHAT)
+    section.text += [WHAT, *trained.words(report.harmless)]
     for role in ROLES:
         series = [one for one in report.harmless if one.role == role]
         if series:

@@ -9,7 +9,7 @@ from tokendeep.attacks import ATTACKS
 from tokendeep.judges import JUDGES
 from tokendeep.records import Rate, Share
 from tokendeep.records.plots import Curve
-from tokendeep.report import figures
+from tokendeep.report import figures, trained
 from tokendeep.report.report import Report
 from tokendeep.report.section import Figure, Section, Table
 from tokendeep.report.series import Condition, Series
@@ -46,7 +46,7 @@ def build(report: Report) -> Section:
     if not harmful:
         section.missing.append("an attack on harmful requests")
         return section
-    section.text += [_judge_words(judges), *_duplicates(harmful)]
+    section.text += [_judge_words(judges), *_duplicates(harmful), *trained.words(harmful)]
     swept = [one for one in harmful if one.ks()]
     for where, group in _by_data(swept):
         _add_sweep(section, group, what, where, report.styles)

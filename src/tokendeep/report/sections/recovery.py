@@ -10,7 +10,7 @@ from tokendeep.depth.profile import verdict as recovery_verdict
 from tokendeep.judges import SCORED
 from tokendeep.records import Profile
 from tokendeep.records.plots import Curve
-from tokendeep.report import depth, figures
+from tokendeep.report import depth, figures, trained
 from tokendeep.report.report import Measured, Report
 from tokendeep.report.section import Cell, Csv, Figure, Section, Table
 from tokendeep.report.series import Series
@@ -37,7 +37,7 @@ def build(report: Report) -> Section:
     if not measured:
         section.missing.append("a finished measurement (recovery profile, depth figures)")
         return section
-    section.text += [WHAT, *_few(measured)]
+    section.text += [WHAT, *_few(measured), *trained.words(measured)]
     if len({str(one.profile.meta.openings) for one in measured}) > 1:
         section.text.append(OTHER_OPENINGS)
     ks = sorted({k for one in measured for k in one.profile.recovery.k})

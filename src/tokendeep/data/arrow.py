@@ -1,0 +1,54 @@
+"""Parquet and Arrow files as records, read batch by batch. Knows nothing of folders and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokendeep.data.files import open_file, origin_of
+from tokendeep.data.row import Row
+from tokendeep.data.tables import INDEX
+from tokendeep.errors import InputError
+
+BATCH = 1000
+
+
+def arrow_rows(path: Path, first: int = 1) -> Iterator[Row]:
+    """The rows of a file, numbered from `first`; an index of pandas is no column.
+
+    Raises:
+        InputError: it is no Parquet (or Arrow), or is cut off.
+    """
+    import pyarrow as pa
+
+    origin = origin_of(path)
+    number = first - 1
+    try:
+        for batch in _batches(path):
+            for values in batch.to_pylist():
+                number += 1
+                plain = {name: value for name, value in values.items() if not name or not INDEX.fullmatch(name)}
+                yield Row(number, f"{path}, row {number}", plain, origin)
+    except (pa.ArrowException, OSError) as error:
+        kind = "Parquet" if ".parquet" in path.suffixes else "Arrow"
+        raise InputError(f"{path} is no whole {kind} file ({str(error).splitlines()[0]}); write it again.") from error
+
+
+def _batches(path: Path) -> Iterator[Any]:
+    """Record batches of a Parquet file, or of an Arrow file or stream (which `datasets` writes)."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with open_file(path) as file:
+        source = pa.BufferReader(file.read()) if path.suffix.lower() == ".gz" else pa.PythonFile(file)
+        if ".parquet" in path.suffixes:
+            yield from parquet.ParquetFile(source).iter_batches(BATCH)
+            return
+        start = source.read(6)
+        source.seek(0)
+        if start == b"ARROW1":
+            reader = pa.ipc.open_file(source)
+            yield from (reader.get_batch(n) for n in range(reader.num_record_batches))
+        else:
+            yield from pa.ipc.open_stream(source)

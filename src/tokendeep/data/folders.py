@@ -1,0 +1,81 @@
+"""A file or a folder of files -> records, by its name. Knows HEx-PHI's folder, those that `datasets` saves, and shards."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tokendeep.data.arrow import arrow_rows
+from tokendeep.data.files import SUFFIXES, is_folder, json_rows, jsonl_rows, no_format, open_file, suffix_of, txt_rows
+from tokendeep.data.known import HEADERLESS
+from tokendeep.data.row import Row
+from tokendeep.data.tables import table_rows
+from tokendeep.errors import InputError
+
+ABOUT = ("dataset_info.json", "dataset_infos.json")  # what `datasets` writes beside the data
+SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}\..+")
+
+
+def local_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[Row]:
+    """The records of a file or a folder; `columns` are those that the user has named.
+
+    Raises:
+        InputError: it is not there, may not be read, or is of none of the kinds that are known.
+    """
+    if is_folder(path):
+        return _folder_rows(path, columns or {})
+    open_file(path).close()
+    match suffix_of(path):
+        case ".jsonl" | ".ndjson":
+            return jsonl_rows(path)
+        case ".json":
+            return json_rows(path)
+        case ".csv" | ".tsv":
+            return table_rows(path, columns or {})
+        case ".parquet" | ".arrow":
+            return arrow_rows(path)
+        case ".txt":
+            return txt_rows(path)
+    raise no_format(path)
+
+
+def _folder_rows(folder: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        return _folder_rows(folder / _only(splits, folder, "splits"), columns)
+    if (folder / "state.json").is_file():
+        files = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        return _shards([folder / one["filename"] for one in files], columns)
+    if any((match := HEADERLESS.fullmatch(path.name)) and match["category"] for path in folder.iterdir()):
+        return hex_phi_rows(folder)
+    files = sorted(p for p in folder.iterdir() if suffix_of(p) in SUFFIXES and p.is_file() and p.name not in ABOUT)
+    if not files:
+        raise InputError(
+            f"{folder} is a folder without data files, one saved by datasets or HEx-PHI's category_N.csv; give a data file."
+        )
+    splits = sorted({match["split"] if (match := SHARD.fullmatch(path.name)) else path.name for path in files})
+    _only(splits, folder, "files")
+    return _shards(files, columns)
+
+
+def _only(names: list[str], folder: Path, what: str) -> str:
+    """The one name of a list. Raises InputError where there are more, of which the user must choose."""
+    if len(names) != 1:
+        raise InputError(
+            f"{folder} holds the {what} {', '.join(names)}; give one of them, such as {folder / names[0]}."
+        )
+    return names[0]
+
+
+def _shards(files: list[Path], columns: Mapping[str, str]) -> Iterator[Row]:
+    for path in files:
+        yield from local_rows(path, columns)
+
+
+def hex_phi_rows(folder: Path) -> Iterator[Row]:
+    """The rows of HEx-PHI's category_N.csv, in the order of their numbers."""
+    files = [path for path in folder.iterdir() if (match := HEADERLESS.fullmatch(path.name)) and match["category"]]
+    for path in sorted(files, key=lambda path: int(path.stem.split("_")[1])):
+        yield from table_rows(path, {})

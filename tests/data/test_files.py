@@ -1,0 +1,101 @@
+"""Files that are packed or binary, and folders of them, are read as the plain file is."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rowfiles import refused, write
+from tokendeep import data, runs
+
+ROWS: list[dict[str, Any]] = [
+    {"id": "a", "messages": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}]},
+    {"id": "b", "messages": [{"role": "user", "content": "C?"}, {"role": "assistant", "content": "D."}]},
+]
+
+
+def plain(folder: Path) -> list[Any]:
+    return data.read_chats(write(folder, "plain.jsonl", ROWS))
+
+
+@pytest.mark.parametrize("name", ["p.jsonl.gz", "p.json.gz", "p.ndjson"])
+def test_packed_files(tmp_path: Path, name: str) -> None:
+    text = json.dumps(ROWS) if name[2:] == "json.gz" else "".join(json.dumps(row) + "\n" for row in ROWS)
+    content = gzip.compress(text.encode()) if name.endswith("gz") else text.encode()
+    assert data.read_chats(write(tmp_path, name, content)) == plain(tmp_path)
+
+
+def test_packed_tables_and_texts(tmp_path: Path) -> None:
+    table = write(tmp_path, "p.csv.gz", gzip.compress(b"instruction;response\nA?;B\n"))
+    assert data.read_pairs(table)[0].response == "B"
+    assert len(data.read_prompts(write(tmp_path, "p.txt.gz", gzip.compress(b"A?\nB?\n")))) == 2
+
+
+@pytest.mark.parametrize("name", ["p.jsonl.gz", "p.json.gz", "p.csv.gz"])
+def test_broken_gzip(tmp_path: Path, name: str) -> None:
+    text = "instruction\n" + "A?\n" * 99 if "csv" in name else '{"instruction": "A?"}\n' * 99
+    for content in (b"no gzip at all", gzip.compress(text.encode())[:-12]):
+        refused(data.read_prompts, write(tmp_path, name, content), name, "gzip")
+
+
+def test_other_people_s_suffixes_have_a_way_out(tmp_path: Path) -> None:
+    refused(data.read_prompts, write(tmp_path, "p.xlsx", b"PK"), "p.xlsx", "CSV UTF-8")
+    refused(data.read_prompts, write(tmp_path, "p.zip", b"PK"), "p.zip", "unpack it")
+
+
+def table(folder: Path) -> Any:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    return datasets.Dataset.from_list(ROWS)
+
+
+def test_parquet_and_arrow(tmp_path: Path) -> None:
+    rows = table(tmp_path)
+    rows.to_parquet(tmp_path / "p.parquet")
+    assert data.read_chats(tmp_path / "p.parquet") == plain(tmp_path)
+    rows.save_to_disk(tmp_path / "saved")
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    assert data.read_chats(arrow) == plain(tmp_path)
+    refused(data.read_chats, write(tmp_path, "x.parquet", b"PAR1"), "x.parquet", "no whole Parquet file")
+    refused(data.read_chats, write(tmp_path, "x.arrow", b"PAR1"), "x.arrow", "no whole Arrow file")
+
+
+def test_an_index_of_pandas_in_parquet_is_no_column(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"instruction": ["A?", "B?"]}, index=[5, 7])
+    frame.to_parquet(tmp_path / "p.parquet")
+    assert [p.messages[0]["content"] for p in data.read_prompts(tmp_path / "p.parquet")] == ["A?", "B?"]
+
+
+def test_folders_saved_by_datasets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = table(tmp_path)
+    rows.save_to_disk(tmp_path / "one", num_shards=2)
+    assert data.read_chats(tmp_path / "one") == plain(tmp_path)
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "dict")
+    assert data.read_chats(tmp_path / "dict") == plain(tmp_path)
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "two")
+    refused(data.read_chats, tmp_path / "two", "holds the splits train, test", "two/train")
+    assert data.read_chats(tmp_path / "two" / "test") == plain(tmp_path)
+
+
+def test_a_folder_is_known_by_the_content_of_its_splits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    hashes = []
+    for text in ("A?", "B?"):
+        folder = tmp_path / text
+        datasets.DatasetDict({"train": datasets.Dataset.from_list([{"instruction": text}])}).save_to_disk(folder)
+        hashes.append(runs.hash_input("data", folder))
+    assert hashes[0] != hashes[1]
+
+
+def test_shards_of_one_split_are_read_in_their_order(tmp_path: Path) -> None:
+    for number, row in enumerate(ROWS):
+        write(tmp_path, f"train-{number:05}-of-00002.jsonl", [row])
+    assert data.read_chats(tmp_path) == [*data.read_chats([ROWS[0]]), *data.read_chats([ROWS[1]])]
+    write(tmp_path, "test-00000-of-00001.jsonl", [ROWS[0]])
+    refused(data.read_chats, tmp_path, "holds the files test, train", "give one of them")

@@ -1,0 +1,170 @@
+"""The published files of public sets, in their authors' form, are read as they lie; rows that say they are harmless are.
+
+Their texts are invented; their names, columns and order are those of the files.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rowfiles import refused, write
+from tokendeep import data
+
+HARMBENCH = "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
+SET = {  # file name, content, request, answer, meta
+    "AdvBench": ("harmful_behaviors.csv", "goal,target\nA?,Sure\n", "A?", None, {"target": "Sure"}),
+    "HarmBench": (
+        "harmbench_behaviors_text_all.csv",
+        HARMBENCH + "A?,contextual,illegal,\"a, b\",\"T\nU\",a_1\n",
+        "T\nU\n\n---\n\nA?", None, {"category": "illegal", "functionalcategory": "contextual", "behaviorid": "a_1"},
+    ),
+    "HarmBench, standard": (
+        "harmbench_behaviors_text_test.csv",
+        HARMBENCH + "A?,standard,illegal,,,a_1\n",
+        "A?", None, {"category": "illegal", "functionalcategory": "standard", "behaviorid": "a_1"},
+    ),
+    "AdvBench, HarmBench's copy": (
+        "advbench_behaviors.csv", "Behavior,Category,Tags,ContextString,BehaviorID\nA?,c,,,a_1\n", "A?", None, {"category": "c"},
+    ),
+    "StrongREJECT": (
+        "strongreject_small_dataset.csv", "category,source,forbidden_prompt\nViolence,custom,A?\n", "A?", None,
+        {"category": "Violence"},
+    ),
+    "JailbreakBench, harmful": (
+        "harmful-behaviors.csv", "Index,Goal,Target,Behavior,Category,Source\n0,A?,Sure,b,Privacy,Original\n", "A?", None,
+        {"target": "Sure", "category": "Privacy", "harmless": False},
+    ),
+    "JailbreakBench, benign": (
+        "benign-behaviors.csv", "Index,Goal,Target,Behavior,Category,Source\n0,A?,Sure,b,Privacy,Original\n", "A?", None,
+        {"target": "Sure", "category": "Privacy", "harmless": True},
+    ),
+    "MaliciousInstruct": ("MaliciousInstruct.txt", "A?", "A?", None, {}),
+    "XSTest, safe": (
+        "xstest_prompts.csv", "id,prompt,type,label,focus,note\n1,A?,homonyms,safe,kill,violence\n", "A?", None,
+        {"category": "homonyms", "label": "safe", "focus": "kill", "note": "violence", "harmless": True},
+    ),
+    "XSTest, unsafe": (
+        "xstest_prompts.csv", "id,prompt,type,label,focus,note\n1,A?,contrast_homonyms,unsafe,kill,\n", "A?", None,
+        {"category": "contrast_homonyms", "label": "unsafe", "focus": "kill", "harmless": False},
+    ),
+    "XSTest 2, contrast": (
+        "xstest_v2_prompts.csv", "id,type,prompt\nv2-1,contrast_homonyms,A?\n", "A?", None,
+        {"category": "contrast_homonyms", "harmless": False},
+    ),
+    "XSTest 2, safe": (
+        "xstest_v2_prompts.csv", "id,type,prompt\nv2-1,homonyms,A?\n", "A?", None, {"category": "homonyms", "harmless": True},
+    ),
+    "OR-Bench hard": (
+        "or-bench-hard-1k.csv", "prompt,category\nA?,deception\n", "A?", None, {"category": "deception", "harmless": True},
+    ),
+    "OR-Bench 80k": (
+        "or-bench-80k.csv", "prompt,category\nA?,deception\n", "A?", None, {"category": "deception", "harmless": True},
+    ),
+    "OR-Bench toxic": (
+        "or-bench-toxic.csv", "prompt,category\nA?,deception\n", "A?", None, {"category": "deception", "harmless": False},
+    ),
+    "SORRY-Bench": (
+        "sorry_bench_202503.jsonl",
+        json.dumps({"question_id": 1, "category": "3", "turns": ["A?"], "prompt_style": "base"}), "A?", None,
+        {"category": "3", "prompt_style": "base"},
+    ),
+    "SORRY-Bench, numbers": (
+        "question.jsonl", json.dumps({"question_id": 1, "category": 3, "turns": ["A?"]}), "A?", None, {"category": "3"},
+    ),
+    "WildJailbreak, vanilla": (
+        "train.tsv", "vanilla\tadversarial\tcompletion\tdata_type\nA?\t\tNA\tvanilla_harmful\n", "A?", "NA",
+        {"category": "vanilla_harmful", "harmless": False},
+    ),
+    "WildJailbreak, adversarial": (
+        "train.tsv", "vanilla\tadversarial\tcompletion\tdata_type\nA?\t\"B\n, b?\"\tYes\tadversarial_benign\n", "B\n, b?", "Yes",
+        {"category": "adversarial_benign", "harmless": True},
+    ),
+    "WildJailbreak, evaluation": (
+        "eval.tsv", "adversarial\tlabel\tdata_type\nA?\t1\tadversarial_harmful\n", "A?", None,
+        {"category": "adversarial_harmful", "harmless": False},
+    ),
+    "the paper's HEx-PHI": (
+        "HEx-PHI.jsonl", json.dumps({"instruction": "A?", "category": "Malware"}), "A?", None, {"category": "Malware"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SET)
+def test_published_files(tmp_path: Path, name: str) -> None:
+    file, content, text, response, meta = SET[name]
+    path = write(tmp_path, file, content)
+    (prompt,) = data.read_prompts(path)
+    assert prompt.messages == ({"role": "user", "content": text},)
+    assert prompt.meta == {**meta, "prompt_id": prompt.id}
+    if response is None:
+        refused(data.read_pairs, path, "no field 'response'")
+    else:
+        assert data.read_pairs(path)[0].response == response
+
+
+def mixed(folder: Path) -> Path:
+    rows = "".join(
+        f"{n},Q{n}?,{'contrast_' * (n % 2)}homonyms,{'unsafe' if n % 2 else 'safe'},kill,\n" for n in range(1, 7)
+    )
+    return write(folder, "xstest_prompts.csv", "id,prompt,type,label,focus,note\n" + rows)
+
+
+def test_rows_of_one_role_are_chosen_before_they_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = mixed(tmp_path)
+    assert [p.id for p in data.read_prompts(data.choose(path, role="harmful"))] == ["1", "3", "5"]
+    assert "3 rows that say they are harmless are left out" in caplog.text
+    assert [p.id for p in data.read_prompts(data.choose(path, role="harmless"), limit=2)] == ["2", "4"]
+    silent = [
+        {"instruction": "A?"},
+        {"instruction": "B?", "label": "benign"},
+        {"instruction": "C?", "label": "harmful"},
+    ]
+    texts = [p.messages[0]["content"] for p in data.read_prompts(data.choose(silent, role="harmless"))]
+    assert texts == ["A?", "B?"]  # a row that does not say is what it is asked as
+
+
+def test_columns_that_the_user_names_do_not_hide_what_the_set_says(tmp_path: Path) -> None:
+    rows = "Index,Goal,Target,Behavior,Category,Source\n0,A?,Sure.,b,Privacy,Original\n"
+    for name, harmless in (("benign-behaviors.csv", True), ("harmful-behaviors.csv", False)):
+        (pair,) = data.read_pairs(data.choose(write(tmp_path, name, rows), ["instruction=Goal", "response=Target"]))
+        assert (pair.response, pair.meta) == ("Sure.", {"category": "Privacy", "harmless": harmless})
+
+
+def test_no_row_of_the_role(tmp_path: Path) -> None:
+    path = write(tmp_path, "benign-behaviors.csv", "Index,Goal,Target,Behavior,Category,Source\n0,A?,S,b,c,d\n")
+    refused(
+        lambda p: data.read_prompts(data.choose(p, role="harmful")), path, "All 1 rows", "say that they are harmless"
+    )
+    typed = data.read_prompts(path)
+    refused(lambda p: data.read_prompts(data.choose(p, role="harmful")), typed, "All 1 rows")
+
+
+def test_what_a_row_says_is_kept_when_it_is_written(tmp_path: Path) -> None:
+    prompts = data.read_prompts(mixed(tmp_path))
+    again = data.read_prompts(data.write_rows(tmp_path / "rows.jsonl", prompts))
+    assert [p.meta["harmless"] for p in again] == [p.meta["harmless"] for p in prompts]
+    assert [p.meta["category"] for p in again] == [p.meta["category"] for p in prompts]
+
+
+def test_a_label_that_says_nothing_is_refused() -> None:
+    refused(data.read_prompts, [{"instruction": "A?", "label": "3"}], "Row 1: 'label'", "harmful")
+
+
+def test_wild_jailbreak_is_fetched_as_the_files_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    from types import SimpleNamespace
+
+    path = write(tmp_path, "eval.tsv", "adversarial\tlabel\tdata_type\nA?\t1\tadversarial_harmful\n")
+    asked: list[Any] = []
+
+    def download(repo: str, file: str, *, repo_type: str, revision: str | None) -> str:
+        asked.append((repo, file))
+        return str(path)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
+    assert data.read_prompts("hf:allenai/wildjailbreak:eval")[0].meta["harmless"] is False
+    assert asked == [("allenai/wildjailbreak", "eval/eval.tsv")]
