@@ -26,6 +26,23 @@ from tokendeep.compute import lm_head
 from tokendeep.errors import InputError
 from tokendeep.types import IGNORE, Encoded
 
+FOUR_BITS = {"Linear4bit", "LinearFP4", "LinearNF4"}  # classes of bitsandbytes
+
+
+def check_differentiable(model: nn.Module) -> None:
+    """Refuse 4-bit weights on a CPU. Raises InputError.
+
+    bitsandbytes repacks them for its CPU kernels when such a layer runs in eval mode, as it does wherever something is
+    measured, and its backward pass then reads the repacked bytes as if they were the old ones.
+    """
+    for module in model.modules():
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        if kinds & FOUR_BITS and any(weights.device.type == "cpu" for weights in module.parameters()):
+            raise InputError(
+                "The model has 4-bit weights on a CPU, where bitsandbytes gives wrong gradients once the model has been in "
+                "eval mode, as it is wherever something is measured; use a GPU, or load it without quantisation."
+            )
+
 
 def token_gradient_norms(
     model: nn.Module, rows: Sequence[Encoded], positions: int, *, batch_size: int = 16
@@ -43,6 +60,7 @@ def token_gradient_norms(
         InputError: nothing is trained, a module with weights runs more than once in a pass, or trained weights lie where
             this method does not count them: use `plain_gradient_norms`.
     """
+    check_differentiable(model)
     training, lm = model.training, lm_head.causal_lm(model)
     model.eval()
     cut = [(number, row.input_ids[: at + 1]) for number, row in enumerate(rows) for at in _places(row, positions)]
@@ -62,6 +80,7 @@ def token_gradient_norms(
 
 def plain_gradient_norms(model: nn.Module, rows: Sequence[Encoded], positions: int) -> list[Tensor]:
     """The same by one backward pass per token: what the method above is checked against."""
+    check_differentiable(model)
     weights = [p for p in model.parameters() if p.requires_grad]
 
     def norm(tokens: list[int]) -> float:

@@ -4,15 +4,15 @@ A causal language model is a decoder (tokens -> hidden states) and a language-mo
 called lm_head. It is a large part of the work and almost all of the memory, and only the positions that predict answer
 tokens need it. This file runs the two parts apart, for any Hugging Face causal model.
 
-What an architecture does after the lm_head (bias, soft-capping, scaling) is honoured by calling the model's own forward
-with its decoder replaced, for that one call, by the hidden states at hand.
+What an architecture does after the lm_head (bias, soft-capping, scaling) is honoured by calling the forward of its class on
+a shell: a model that shares everything with the real one, but whose decoder gives the hidden states at hand. The real
+model is never changed, and the head stays outside the graph where a model is compiled.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,9 +28,14 @@ CHUNK_BYTES = 32 * 2**20  # float32 logits held at once; at a vocabulary of 49,1
 
 
 def causal_lm(model: Any) -> Any:
-    """The Hugging Face causal model inside PEFT and distributed wrappers (adapters stay active in it)."""
-    while not hasattr(model, "get_base_model") and hasattr(model, "module"):
-        model = model.module
+    """The Hugging Face causal model inside PEFT, compiled and distributed wrappers (adapters stay active in it)."""
+    while True:
+        if "_orig_mod" in getattr(model, "_modules", ()):
+            model = model._orig_mod
+        elif not hasattr(model, "get_base_model") and hasattr(model, "module"):
+            model = model.module
+        else:
+            break
     if hasattr(model, "get_base_model"):
         if getattr(model.active_peft_config, "is_prompt_learning", False):
             raise InputError(
@@ -50,7 +55,7 @@ def hidden_states(model: nn.Module, input_ids: Tensor, **kwargs: Any) -> Tensor:
     return decoder(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
 
 
-class _Handed(BaseModelOutputWithPast):
+class _Output(BaseModelOutputWithPast):
     """A decoder's output that holds hidden states only: whatever else a model's forward passes on is None."""
 
     def __getattr__(self, name: str) -> None:
@@ -58,48 +63,46 @@ class _Handed(BaseModelOutputWithPast):
             raise AttributeError(name)
 
 
-@contextmanager
-def _decoder_returns(lm: Any, hidden: Tensor) -> Iterator[None]:
-    """Within it, the decoder of `lm` gives `hidden` to whoever calls it.
+class _Handed(nn.Module):
+    """Stands where a model's decoder is, and gives the hidden states at hand to whoever calls it.
 
-    Most forwards call `base_model`; a few (OPT) call the decoder inside it.
+    Most forwards call `base_model`; a few (OPT) call the decoder inside it, for which it stands too.
     """
-    calls = []
 
-    def forward(*args: Any, **kwargs: Any) -> _Handed:
-        calls.append(1)
-        return _Handed(last_hidden_state=hidden)
+    def __init__(self, decoder: Any, inner: Any, hidden: Tensor) -> None:
+        super().__init__()
+        self.__dict__.update(_decoder=decoder, _inner=inner, _hidden=hidden, called=False)
 
-    places = (lm.base_model, lm.get_decoder())  # the second is None where a captured model has lost it
-    decoders = {id(module): module for module in places if module is not None}.values()
-    forwards = [module.__dict__.get("forward") for module in decoders]
-    for module in decoders:
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module, before in zip(decoders, forwards, strict=True):
-            if before is None:
-                del module.forward
-            else:
-                module.forward = before
-    if not calls:
+    def forward(self, *args: Any, **kwargs: Any) -> _Output:
+        self.called = True
+        return _Output(last_hidden_state=self._hidden)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.__dict__["_decoder"], name)
+        return self if value is not None and value is self.__dict__["_inner"] else value
+
+
+def _shell(lm: Any, **modules: Any) -> Any:
+    """A model of the same class that shares everything with `lm` but these modules; its forward is that of the class."""
+    shell = object.__new__(type(lm))  # not copy.copy: sharded classes build their own
+    shell.__dict__.update(lm.__dict__, _modules={**lm._modules, **modules})
+    shell.__dict__.pop("forward", None)  # wrapped ones are bound to `lm`
+    return shell
+
+
+def project(model: Any, hidden: Tensor) -> Tensor:
+    """Logits (N, V) of hidden states (N, H) in float32, exactly as the model itself would compute them."""
+    lm = causal_lm(model)
+    handed = _Handed(lm.base_model, lm.get_decoder(), hidden[None])
+    shell = _shell(lm, **{lm.base_model_prefix: handed})
+    dummy = torch.zeros(1, hidden.shape[0], dtype=torch.long, device=hidden.device)
+    logits = None if lm.base_model is lm else shell.forward(input_ids=dummy, use_cache=False).logits
+    if logits is None or not handed.called:
         raise InputError(
             f"{type(lm).__name__} keeps its decoder where tokendeep does not find it, so its language-model head cannot "
             "run alone; use an architecture of transformers' own."
         )
-
-
-def project(model: Any, hidden: Tensor, forward: Any = None) -> Tensor:
-    """Logits (N, V) of hidden states (N, H) in float32, exactly as the model itself would compute them.
-
-    `forward` is the model's own forward where `model.forward` has been wrapped.
-    """
-    lm = causal_lm(model)
-    dummy = torch.zeros(1, hidden.shape[0], dtype=torch.long, device=hidden.device)
-    with _decoder_returns(lm, hidden[None]):
-        logits = (forward or lm.forward)(input_ids=dummy, use_cache=False).logits
-    return logits[0].float()
+    return logits[0].to(hidden.device).float()
 
 
 def chunk_rows(model: nn.Module) -> int:
@@ -108,11 +111,15 @@ def chunk_rows(model: nn.Module) -> int:
     return max(16, CHUNK_BYTES // (4 * vocabulary))
 
 
-def select(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def select(hidden: Tensor, labels: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The hidden states (N, H) that predict a supervised label, and those labels (N,), in row order.
 
-    `labels` (B, S) are not shifted: the state at position s predicts the label at s + 1.
+    `labels` (B, S) are not shifted: the state at position s predicts the label at s + 1. Where the `places` (N,) of the
+    labels among all B * S are given, nothing is waited for.
     """
+    if places is not None:
+        places = places.to(hidden.device)
+        return hidden.flatten(0, 1)[places - 1], labels.flatten().to(hidden.device)[places]
     targets = labels[:, 1:].to(hidden.device)  # layers spread over several devices end on another one
     mask = targets != IGNORE
     return hidden[:, :-1][mask], targets[mask]
@@ -122,7 +129,6 @@ def label_logps(
     model: nn.Module,
     hidden: Tensor,
     targets: Tensor,
-    forward: Any = None,
     statistics: dict[str, list[Tensor]] | None = None,
 ) -> Tensor:
     """Log-probabilities (N,), in nats, of `targets` (N,) given `hidden` (N, H); differentiable.
@@ -138,7 +144,7 @@ def label_logps(
 
     def chunk(states: Tensor, wanted: Tensor) -> Tensor:
         nonlocal pending
-        logits = project(model, states, forward)
+        logits = project(model, states)
         if statistics is not None and pending:  # not again when the chunk is recomputed for the backward pass
             pending -= len(wanted)
             with torch.no_grad():
@@ -161,7 +167,7 @@ def _in_chunks(model: nn.Module, chunk: Callable[..., Tensor], *tensors: Tensor)
     return torch.cat([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces])
 
 
-def kl_to(model: nn.Module, hidden: Tensor, ref_hidden: Tensor, ref_lm_head: Any = None, forward: Any = None) -> Tensor:
+def kl_to(model: nn.Module, hidden: Tensor, ref_hidden: Tensor, ref_lm_head: Any = None) -> Tensor:
     """D_KL(reference || model) (N,) in nats over the full vocabulary, float32; differentiable in `hidden` and the lm_head.
 
     Args:
@@ -171,10 +177,8 @@ def kl_to(model: nn.Module, hidden: Tensor, ref_hidden: Tensor, ref_lm_head: Any
 
     def chunk(states: Tensor, ref_states: Tensor) -> Tensor:
         with torch.no_grad():
-            ref = project(ref_lm_head or model, ref_states, None if ref_lm_head is not None else forward).log_softmax(
-                -1
-            )
-        return F.kl_div(project(model, states, forward).log_softmax(-1), ref, log_target=True, reduction="none").sum(-1)
+            ref = project(model if ref_lm_head is None else ref_lm_head, ref_states).log_softmax(-1)
+        return F.kl_div(project(model, states).log_softmax(-1), ref, log_target=True, reduction="none").sum(-1)
 
     if not len(hidden):
         return hidden.sum(-1).float()
@@ -191,23 +195,19 @@ def _match(projection: Any, dtype: torch.dtype) -> None:
 
 def frozen_lm_head(lm: Any) -> Any:
     """A causal model that shares everything with `lm` but its language-model head, of which it keeps a frozen copy."""
-    shell = copy.copy(lm)
-    shell.__dict__.pop("forward", None)  # of `add_supervised_forward`, bound to `lm`
-    shell._modules = dict(lm._modules)
     theirs = lm.get_output_embeddings()
-    name = next((name for name, module in shell._modules.items() if module is theirs), None)
+    name = next((name for name, module in lm._modules.items() if module is theirs), None)
     if name is None:
         raise InputError(
             f"{type(lm).__name__} keeps its language-model head where tokendeep does not find it, so it cannot be copied; "
             "train an adapter, which leaves it alone."
         )
-    shell._modules[name] = copy.deepcopy(theirs).requires_grad_(False)
-    return shell
+    return _shell(lm, **{name: copy.deepcopy(theirs).requires_grad_(False)})
 
 
 class Anchor(NamedTuple):
-    """Where the model is held to the reference's whole distribution: `at` (N,) bool over the supervised tokens of a
-    batch, the reference's final `states` (M, H) there, and its `lm_head` (None: the model's own, which is not trained).
+    """Where the model is held to the reference's whole distribution: `at` (M,) which supervised tokens of a batch, the
+    reference's final `states` (M, H) there, and its `lm_head` (None: the model's own, which is not trained).
     """
 
     at: Tensor
@@ -228,37 +228,53 @@ class Supervised(NamedTuple):
     anchor_kl: Tensor | None = None
 
 
-PADDED_ONLY = ("attention_mask", "labels", "supervised", "input_ids", "use_cache")
+OURS = ("supervised", "statistics", "keep_states", "anchor", "places")  # arguments that the decoder is not given
+PADDED_ONLY = ("attention_mask", "labels", "input_ids", "use_cache")
 
 
 def add_supervised_forward(lm: Any) -> None:
     """Let `lm(input_ids=..., labels=..., supervised=True)` return a `Supervised`.
 
     The call has to go through the model's forward so that distributed wrappers see it. Rows are right-padded, or packed
-    with `position_ids` that start again at 0. Further arguments: `statistics=True` adds entropy and top-1 hits,
-    `keep_states=True` the states, `anchor=Anchor(...)` the divergence from the reference. Without `supervised` the
-    forward is unchanged.
+    with `position_ids` that start again at 0. Further arguments: `places` (N,) of the supervised labels among all of them,
+    `statistics=True` adds entropy and top-1 hits, `keep_states=True` the states, `anchor=Anchor(...)` the divergence from
+    the reference. Without `supervised` the forward is unchanged.
     """
     original = lm.forward
 
     def forward(*args: Any, supervised: bool = False, **kwargs: Any) -> Any:
         if not supervised:
             return original(*args, **kwargs)
-        statistics, keep = kwargs.pop("statistics", False), kwargs.pop("keep_states", False)
-        anchor = kwargs.pop("anchor", None)
-        inputs = {name: value for name, value in kwargs.items() if name not in PADDED_ONLY}
-        states, targets = select(hidden_states(lm, kwargs["input_ids"], **inputs), kwargs["labels"])
-        pieces: dict[str, list[Tensor]] = {
-            "entropy": [states.new_zeros(0).float()],
-            "is_top1": [targets.new_zeros(0).bool()],
-        }
-        logps = label_logps(lm, states, targets, original, pieces if statistics else None)
-        return Supervised(
-            logps,
-            torch.cat(pieces["entropy"]) if statistics else None,
-            torch.cat(pieces["is_top1"]) if statistics else None,
-            states if keep else None,
-            kl_to(lm, states[anchor.at], anchor.states, anchor.lm_head, original) if anchor is not None else None,
-        )
+        inputs = {name: value for name, value in kwargs.items() if name not in (*OURS, *PADDED_ONLY)}
+        states = hidden_states(lm, kwargs["input_ids"], **inputs)
+        wanted = {name: value for name, value in kwargs.items() if name in OURS}
+        return _at_supervised(lm, states, kwargs["labels"], **wanted)
 
     lm.forward = forward
+
+
+@torch.compiler.disable
+def _at_supervised(
+    lm: Any,
+    states: Tensor,
+    labels: Tensor,
+    *,
+    places: Tensor | None = None,
+    statistics: bool = False,
+    keep_states: bool = False,
+    anchor: Anchor | None = None,
+) -> Supervised:
+    """What `add_supervised_forward` promises, from the decoder's states (B, S, H)."""
+    states, targets = select(states, labels, places)
+    pieces: dict[str, list[Tensor]] = {
+        "entropy": [states.new_zeros(0).float()],
+        "is_top1": [targets.new_zeros(0).bool()],
+    }
+    logps = label_logps(lm, states, targets, pieces if statistics else None)
+    return Supervised(
+        logps,
+        torch.cat(pieces["entropy"]) if statistics else None,
+        torch.cat(pieces["is_top1"]) if statistics else None,
+        states if keep_states else None,
+        kl_to(lm, states[anchor.at], anchor.states, anchor.lm_head) if anchor is not None else None,
+    )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokendeep.attacks.gcg.behaviours import Behaviour, Row, combine
 from tokendeep.attacks.gcg.candidates import Swap, swapped
-from tokendeep.compute import lm_head, scoring, trees
+from tokendeep.compute import gradients, lm_head, scoring, trees
 from tokendeep.errors import InputError, memory_full
 from tokendeep.types import Subject
 
@@ -41,6 +41,7 @@ class Losses:
     """The losses of behaviours on one model."""
 
     def __init__(self, subject: Subject, batch: Batch) -> None:
+        gradients.check_differentiable(subject.model)
         self.subject, self.batch = subject, batch
         self.lm = lm_head.causal_lm(subject.model)
         self._prefixes: dict[Behaviour, Any] = {}
