@@ -196,3 +196,36 @@ def test_a_row_longer_than_the_context_is_named(tmp_path: Path, tiny_folder: Pat
     data.write_text(data.read_text() + "\n" + json.dumps(row), encoding="utf-8")
     with pytest.raises(InputError, match=r"row 6: .*512"):
         run(settings)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_adapter_that_trains_biases_is_compared_with_a_loaded_base(
+    named: bool, tmp_path: Path, tiny_folder: Path, tiny_subject: Subject, make_model: Any, capsys: Any
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from tokendeep import chat
+
+    biased = make_model(attention_bias=True)
+    biased.save_pretrained(tiny_folder)
+    adapted = get_peft_model(
+        biased, LoraConfig(r=4, target_modules=["q_proj"], bias="all", init_lora_weights=False, task_type="CAUSAL_LM")
+    )
+    adapted.peft_config["default"].base_model_name_or_path = str(tiny_folder)
+    with torch.no_grad():
+        for name, weights in adapted.named_parameters():
+            if name.endswith(".bias"):
+                weights += 0.5
+    adapted.save_pretrained(tmp_path / "adapter")
+    settings = options(tmp_path, tmp_path / "adapter", base=str(tiny_folder) if named else None)
+    profile = json.loads((run(settings) / "profile.json").read_text())
+    row = chat.encode(
+        tiny_subject.tokenizer, [{"role": "user", "content": "How do I bake bread number 0?"}],
+        "Mix the flour with water, add salt and let the dough rest for an hour.",
+    )  # fmt: skip
+    own, base = models.load(str(tmp_path / "adapter")).model, models.load(str(tiny_folder)).model
+    expected = brute_force_kl(own, base, row.input_ids, row.labels)[:100]
+    np.testing.assert_allclose(profile["per_prompt"]["kl"][0][: len(expected)], expected, rtol=1e-3, atol=1e-5)
+    assert profile["meta"]["label"] == "adapter against its base"
+    assert "bias='all' trains biases beneath the adapter" in capsys.readouterr().out

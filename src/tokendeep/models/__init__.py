@@ -1,6 +1,6 @@
 """Where models lie, and how they are loaded."""
 
-from tokendeep.models.adapters import reference, same_trainable
+from tokendeep.models.adapters import reference, unlike_base
 from tokendeep.models.checks import check_spec
 from tokendeep.models.compare import check_same_vocabulary, context_length
 from tokendeep.models.loading import load, load_tokenizer
@@ -19,6 +19,6 @@ __all__ = [
     "load",
     "load_tokenizer",
     "reference",
-    "same_trainable",
     "smollm2_folder",
+    "unlike_base",
 ]

@@ -22,6 +22,7 @@ from tokendeep.models.devices import device_map, dtype_of
 from tokendeep.models.folders import adapter_hash, weight_files
 from tokendeep.models.locate import Place, base_of, explained, locate
 from tokendeep.models.options import ModelOptions
+from tokendeep.models.vocabulary import fit_vocabulary
 from tokendeep.types import Subject
 
 if TYPE_CHECKING:
@@ -70,9 +71,10 @@ def load(
     whole, whole_options = base_of(place, base, options) if place.adapter else (place, options)
     devices = device_map(options)
     model = _load_weights(whole, whole_options, dtype_of(options, dtype), devices)
-    if place.adapter:
-        model = _load_adapter(place, model, devices, trainable)
     tokenizer = _load_tokenizer(place if place.has_tokenizer else whole, options, needs_template)
+    if place.adapter:
+        fit_vocabulary(place.adapter, model, len(tokenizer) if place.has_tokenizer else 0)
+        model = _load_adapter(place, model, devices, trainable)
     _check_weights(spec, model, tokenizer)
     adapter = adapter_hash(place.adapter) if place.adapter else None
     return Subject(model.eval(), tokenizer, spec, whole.revision(), adapter)
@@ -120,10 +122,17 @@ def _load_weights(place: Place, options: ModelOptions, dtype: torch.dtype, devic
             device_map=devices,
             trust_remote_code=options.trust_remote_code,
             use_safetensors=None if options.allow_pickle else True,
+            ignore_mismatched_sizes=True,  # else the sizes stand in a log only
             output_loading_info=True,
             **place.where,
         )
     model, report = loaded
+    if report["mismatched_keys"]:
+        name, stored, wanted = sorted(report["mismatched_keys"])[0]
+        raise InputError(
+            f"{place.spec} does not fit its config.json: {name} is {tuple(stored)} in its weights but {tuple(wanted)} by "
+            "the configuration; copy or download the model again."
+        )
     if report["missing_keys"]:  # transformers fills them with random numbers
         example = sorted(report["missing_keys"])[0]
         raise InputError(

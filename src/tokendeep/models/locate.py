@@ -149,6 +149,22 @@ def adapter_base(folder: Path) -> str:
     )
 
 
+def hub_id(spec: str) -> str | None:
+    """The hub's name of a model, or of the base that an adapter or a model card names; None where that is not known."""
+    path = None if spec == packaged.SMOLLM2 else local_path(spec)
+    if spec == packaged.SMOLLM2 or (path is not None and path.name == packaged.FOLDER):
+        return packaged.HUB_ID
+    if path is None:
+        return spec.partition("@")[0]
+    if is_adapter(spec):
+        name = read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        return None if not name or (not Path(name).exists() and not re.fullmatch(HUB_ID, name)) else hub_id(name)
+    card = path / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    found = re.search(rf"^base_model: *[\"']?({HUB_ID})[\"']? *$", text, re.MULTILINE)
+    return found.group(1) if found and "/" in found.group(1) else None
+
+
 def plain(options: ModelOptions) -> ModelOptions:
     """The options without the settings of a verb that may surround them."""
     return ModelOptions(**{name: getattr(options, name) for name in ModelOptions.__dataclass_fields__})
@@ -170,5 +186,11 @@ def explained(spec: str) -> Iterator[None]:
             raise InputError(f"{spec} does not fit into the memory: use bfloat16, or --device-map auto.") from error
         if "trust_remote_code" in str(error):
             raise InputError(f"{spec} comes with its own code: pass --trust-remote-code if you trust it.") from error
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"{spec} cannot be loaded ({reason.rstrip('.')}): check its name and files.") from error
+        raise InputError(f"{spec} cannot be loaded ({_reason(error)}): check its name and files.") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says is wrong: its first line, and the next ones where that only announces them."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    count = next((i for i, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:count]).rstrip(".:") or type(error).__name__

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = PACKAGED[SMOLLM2]
 FOLDER = "smollm2-135m-instruct-f32-v1"  # v1: how the GGUF is converted; raise it when that changes

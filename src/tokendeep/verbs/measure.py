@@ -145,6 +145,7 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
         print(f"measure: {state.out} already holds this finished run")
         return state.out
     subject = plan.subject or models.load(options.model, base=plan.onto, options=options)
+    plan, own = _with_own_base(plan, subject)
     rows = _encode(subject, plan.pairs, options, options.data)
     control = _encode(subject, plan.benign, options, options.benign or "")
     pieces = parts.folder(state)
@@ -152,7 +153,7 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
     kl, kl_benign, compared = _kl(subject, plan, rows, control, pieces)
     meta = records.ProfileMeta(
         positions=options.positions, opening_tokens=options.opening_tokens, unit="nats", model=subject.name,
-        adapter=subject.adapter, base=compared, label=_label(subject, compared), openings=list(plan.openings),
+        adapter=subject.adapter, base=compared, label=_label(compared, own), openings=list(plan.openings),
         template=chat.template_hash(subject.tokenizer),
     )  # fmt: skip
     bootstrap = options.bootstrap, options.seed
@@ -179,10 +180,23 @@ def _check(options: MeasureOptions) -> None:
     check_least(options, {"positions": FIRST, "opening_tokens": 1, "batch_size": 1, "bootstrap": 100, "seed": 0})
 
 
-def _label(subject: Subject, compared: str | None) -> str | None:
+def _label(compared: str | None, own: bool) -> str | None:
     if compared is None:
         return None
-    return "adapter against its base" if subject.adapter and compared == "adapter off" else "alignment depth"
+    return "adapter against its base" if own else "alignment depth"
+
+
+def _with_own_base(plan: MeasurePlan, subject: Subject) -> tuple[MeasurePlan, bool]:
+    """The plan, with the base of an adapter that is not its base once it is off; and whether that is what is compared."""
+    own = bool(subject.adapter) and plan.compared_with is None and plan.base is None
+    for config in getattr(subject.model, "peft_config", {}).values() if own else ():
+        if why := models.unlike_base(config):
+            name = config.base_model_name_or_path
+            if not name:
+                raise InputError(f"{why}: give the base to compare with.")
+            print(f"measure: {why}; {name} is loaded beside it")
+            return replace(plan, compared_with=name), own
+    return plan, own
 
 
 def _encode(subject: Subject, pairs: Sequence[Pair], options: MeasureOptions, source: str) -> list[Encoded]:
