@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from tokendeep import models
 from tokendeep.errors import InputError
@@ -82,6 +83,38 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, tiny_folder: Path) -> None
     cut, two = fitted(tmp_path / "cut", tiny_folder, save_steps=2)
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     assert_same_weights(whole, cut, 1e-6)
+
+
+def test_the_mean_loss_of_a_resumed_training_is_of_all_its_steps(tmp_path: Path, tiny_folder: Path) -> None:
+    _, one = fitted(tmp_path / "whole", tiny_folder)
+    with pytest.raises(Killed):
+        fitted(tmp_path / "cut", tiny_folder, save_steps=2, callbacks=[Kill()])
+    _, two = fitted(tmp_path / "cut", tiny_folder, save_steps=2)
+    assert two["history"][-1]["train_loss"] == pytest.approx(sum(losses(one)) / len(losses(one)), rel=1e-5)
+    assert one["history"][-1]["train_loss"] == pytest.approx(two["history"][-1]["train_loss"], rel=1e-5)
+
+
+def test_an_evaluation_due_at_a_saved_step_is_never_lost(tmp_path: Path, tiny_folder: Path) -> None:
+    class KillAtEpochEnd(TrainerCallback):
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                raise Killed
+
+    def run(out: Path, *callbacks: Any) -> list[tuple[int, float]]:
+        rows = [{name: row[name] for name in ("input_ids", "labels")} for row in weighted_rows(2)]
+        result = fit.train(
+            models.load(str(tiny_folder), dtype="float32"), rows, out, options(max_steps=0, epochs=2, save_steps=2),
+            eval_rows=rows[:4], callbacks=callbacks,
+        )  # fmt: skip
+        return [(line["step"], line["eval_nll"]) for line in result["history"] if "eval_nll" in line]
+
+    whole = run(tmp_path / "whole")
+    assert [step for step, _ in whole] == [2, 4]
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", KillAtEpochEnd())
+    cut = run(tmp_path / "cut")
+    assert [step for step, _ in cut] == [2, 4]
+    assert [nll for _, nll in cut] == pytest.approx([nll for _, nll in whole], rel=1e-5)
 
 
 @pytest.mark.parametrize("state", [None, '{"epoch": '])

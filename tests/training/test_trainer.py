@@ -17,7 +17,7 @@ from trl import SFTTrainer
 
 from tokendeep import chat, models
 from tokendeep.errors import InputError
-from tokendeep.training import eq3
+from tokendeep.training import eq3, reference_pass
 from tokendeep.training.eq3 import BetaSchedule
 from tokendeep.training.settings import ConstrainedSFTConfig
 from tokendeep.training.sft import ResponseSFTTrainer
@@ -179,7 +179,7 @@ def test_a_continued_adapter_is_compared_with_itself_as_it_was(
 
 @pytest.mark.parametrize("peft", [None, LORA])
 def test_resumed_equals_uninterrupted(
-    peft: Any, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+    peft: Any, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = {"per_device_train_batch_size": 4, "max_steps": 6}
     more: dict[str, Any] = {"peft_config": peft, "head_anchor": (1.0, 5)}
@@ -191,7 +191,7 @@ def test_resumed_equals_uninterrupted(
         make_model(), settings(tmp_path / "b", **args), train_dataset=Dataset.from_list(token_rows()),
         processing_class=tiny_tokenizer, **more,
     )  # fmt: skip
-    second._compute_reference = None  # type: ignore[assignment, method-assign]  # the stored one is used
+    monkeypatch.setattr(reference_pass, "compute", None)  # the stored one is used
     second.train(resume_from_checkpoint=True)
     assert history(whole, "loss") == pytest.approx(history(second, "loss"), rel=1e-5)
     assert_same_weights(whole.model, second.model, 1e-6)
@@ -202,7 +202,7 @@ def test_resuming_without_the_stored_reference_is_refused(
 ) -> None:
     args = {"save_strategy": "steps", "save_steps": 2}
     trained(make_model(), tiny_tokenizer, tmp_path, args=args)
-    for file in tmp_path.glob("reference-*"):
+    for file in tmp_path.rglob("reference-*"):
         file.unlink()
     again = ConstrainedSFTTrainer(
         make_model(), settings(tmp_path, **args), train_dataset=Dataset.from_list(token_rows()),
@@ -216,7 +216,7 @@ def test_the_reference_is_kept_and_another_ones_is_not_used(
     tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = trained(make_model(), tiny_tokenizer, tmp_path)
-    (kept,) = tmp_path.glob("reference-*.safetensors")
+    (kept,) = tmp_path.rglob("reference-*.safetensors")
     stamp = kept.stat().st_mtime_ns
     two = trained(make_model(), tiny_tokenizer, tmp_path)
     assert kept.stat().st_mtime_ns == stamp
@@ -225,7 +225,7 @@ def test_the_reference_is_kept_and_another_ones_is_not_used(
     other = trained(make_model(seed=5), tiny_tokenizer, tmp_path)
     assert "another model or other rows" in capsys.readouterr().out
     assert other.state.log_history[0]["log_ratio_1"] == pytest.approx(0, abs=1e-5)
-    assert len(list(tmp_path.glob("reference-*.safetensors"))) == 2
+    assert len(list(tmp_path.rglob("reference-*.safetensors"))) == 2
 
 
 TWO = """

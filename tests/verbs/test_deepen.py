@@ -57,6 +57,9 @@ def test_run_leaves_rows_checkpoint_and_manifest(tmp_path: Path, tiny_folder: Pa
     assert "⟦" in (out / "rows" / "preview.txt").read_text()
     assert (out / "rows" / "train.jsonl").stat().st_mode & 0o077 == 0
     models.load(str(out / "checkpoint"))
+    card = (out / "checkpoint" / "README.md").read_text()
+    assert "rows: 4 triples (triples.jsonl) and 4 ordinary answers (chats.jsonl)" in card
+    assert "objective: safety recovery (Eq. 2), alpha 0.2" in card
     assert run(settings) == out  # finished: nothing is done again
 
 

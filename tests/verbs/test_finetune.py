@@ -75,6 +75,8 @@ def test_it_leaves_rows_checkpoint_manifest_and_card(
     card = (out / "checkpoint" / "README.md").read_text()
     assert ("ATTACK" in card) is (kind == "sft")
     assert str(tmp_path) not in card
+    assert "rows: 12 answers of 12 chats (chats.jsonl)" in card
+    assert {"constrained": "beta [0.5, 2.0, 2.0, 2.0, 2.0]", "anchored": "KL anchor", "sft": "plain"}[kind] in card
     assert (out / "rows" / "train.jsonl").stat().st_mode & 0o077 == 0
     assert "⟦" in (out / "rows" / "preview.txt").read_text()
     assert not (out / "trainer").exists()

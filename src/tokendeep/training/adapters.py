@@ -1,4 +1,4 @@
-"""The reference beside an adapter: the same weights with the adapter off, or a frozen copy of it.
+"""The reference beside an adapter: the same weights with it off, or with the values that a continued one began with.
 
 Knows nothing of rows or losses.
 """
@@ -6,22 +6,16 @@ Knows nothing of rows or losses.
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tokendeep import models
-from tokendeep.errors import InputError
-from tokendeep.training.options import REFERENCES
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-BASE_CHANGING = (
-    "pissa",
-    "olora",
-    "corda",
-    "loftq",
-    "lora_ga",
-    "eva",
-)  # ways to begin an adapter that change the weights beneath it
+from tokendeep.errors import InputError
+from tokendeep.models.adapters import unlike_base
+from tokendeep.training.options import REFERENCES
 
 
 def checked_reference(name: str, model: Any, peft_config: Any) -> str:
@@ -34,46 +28,41 @@ def checked_reference(name: str, model: Any, peft_config: Any) -> str:
             "reference='on-the-fly' takes the adapter off, but all weights are trained and no second copy is kept; use "
             "reference='precomputed', or train an adapter."
         )
-    configs = [peft_config] if peft_config is not None else list(getattr(model, "peft_config", {}).values())
-    if name == "on-the-fly" or peft_config is not None:
-        for config in configs:
-            if getattr(config, "bias", "none") != "none":
-                raise InputError(
-                    f"bias={config.bias!r} trains biases beneath the adapter, which stay when it is taken off; use "
-                    "bias='none'."
-                )
-    begin = getattr(peft_config, "init_lora_weights", True)
-    if isinstance(begin, str) and begin.lower().startswith(BASE_CHANGING):
-        raise InputError(
-            f"init_lora_weights={begin!r} changes the weights beneath the adapter, so without it they are not the model "
-            "you gave; use the default."
-        )
+    if peft_config is not None and (why := unlike_base(peft_config)):
+        raise InputError(f"{why}; leave that setting of the adapter out.")
     return name
 
 
-def keep(model: Any) -> None:
-    """Give the model a frozen copy of its active adapter, named ref."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-    active = model.active_adapter
-    config = copy.deepcopy(model.peft_config[active])
-    if hasattr(config, "init_lora_weights"):
-        config.init_lora_weights = True  # its weights are copied; other ways to begin would change the base
-    model.add_adapter("ref", config)
-    set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=active), adapter_name="ref")
-    model.set_adapter(active)
-    for name, parameter in model.named_parameters():
-        if ".ref." in name:
-            parameter.requires_grad_(False)
+def trained_values(model: Any) -> dict[str, Tensor]:
+    """A copy of the weights that are trained, by name."""
+    return {name: weights.detach().clone() for name, weights in model.named_parameters() if weights.requires_grad}
 
 
 @contextlib.contextmanager
-def switched(model: Any, name: str) -> Iterator[None]:
-    """Within it another adapter is active; what is trained stays the same."""
-    before = model.active_adapter
-    with models.same_trainable(model):
-        model.set_adapter(name)
-        try:
-            yield
-        finally:
-            model.set_adapter(before)
+def exchanged(model: Any, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within it the trained weights have these values, and afterwards their own again, bit for bit.
+
+    Raises:
+        InputError: the launcher keeps the weights in shards of another kind than FSDP2's.
+    """
+    weights = dict(model.named_parameters())
+    if any(weights[name].shape != value.shape for name, value in values.items()):
+        raise InputError(
+            "The launcher keeps the adapter in shards, where its start cannot be put in its place beside every step; use "
+            "reference='precomputed'."
+        )
+    own = {name: weights[name].detach().clone() for name in values}
+    try:
+        _put(weights, values)
+        yield
+    finally:
+        _put(weights, own)
+
+
+@torch.no_grad()
+def _put(weights: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        to = weights[name]
+        if isinstance(to, DTensor) and not isinstance(value, DTensor):
+            value = distribute_tensor(value.to(to.device), to.device_mesh, to.placements)
+        to.copy_(value)

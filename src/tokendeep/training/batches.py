@@ -5,7 +5,7 @@ Knows nothing of losses, models or files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +27,12 @@ class Meter:
         self.place = {name: i for i, name in enumerate(names)}
         self.sums = torch.zeros(len(names), 2, device=device)
 
-    def add(self, name: str, values: Tensor) -> None:
-        """Count every element of `values` once; nothing is waited for."""
-        self.sums[self.place[name], 0] += values.detach().float().sum()
-        self.sums[self.place[name], 1] += values.numel()
+    def add(self, name: str, values: Tensor, *where: Tensor | None) -> None:
+        """Count every element of `values` (N,) once, or those that lie in all masks (N,); nothing is waited for."""
+        values, masks = values.detach().float(), [mask for mask in where if mask is not None]
+        inside = torch.stack(masks).all(0) if masks else torch.ones_like(values, dtype=torch.bool)
+        self.sums[self.place[name], 0] += torch.where(inside, values, 0.0).sum()
+        self.sums[self.place[name], 1] += inside.sum()
 
     def read(self, accelerator: Any) -> dict[str, float]:
         """The mean of every name that was counted, over all processes; starts again at nothing."""
@@ -43,21 +45,27 @@ class Meter:
 class Collator:
     """TRL's collator, which drops columns it does not know; what belongs to the rows is added behind it.
 
-    `tokens` (B,) counts the supervised tokens of each row; `weight` (B,) and `group` (B,), a number in `groups`, are those
-    of the rows. `betas` and `ref_logps` (N,) stand in the order of the
-    batch's supervised tokens, `ref_states` (A, H) in that of its anchored ones: the same for padded and for packed rows.
+    Of the rows (B,): `tokens`, the supervised tokens of each, `weight`, and `group`, a number in `groups`. Of the batch's N
+    supervised tokens, in row order, the same for padded and for packed rows: `places` among all B * S labels, `positions`
+    in their answers, `betas` and `ref_logps`; `anchored` (A,) says which of them an anchor holds, with `ref_states` (A, H).
+    All is counted here, on the processor, so that the device is never waited for.
     """
 
     inner: Any
     references: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)  # by number of the row
     groups: list[str] = field(default_factory=list)
+    schedule: Callable[[Tensor], Tensor] | None = None  # betas by position, where the rows bring none
+    held: int = 0  # first positions that an anchor holds
 
     def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
         known = [{name: v for name, v in row.items() if name not in (ROW, *OPTIONAL)} for row in batch]
         made: dict[str, Any] = self.inner(known)
+        made |= of_tokens(made["labels"], self.held)
         if "betas" in batch[0]:
             pairs = [pair for r in batch for pair in zip(r["labels"][1:], r["betas"][1:], strict=False)]
             made["betas"] = torch.tensor([beta for label, beta in pairs if label != IGNORE], dtype=torch.float32)
+        elif self.schedule is not None:
+            made["betas"] = self.schedule(made["positions"][None])[0].float()
         if "weight" in batch[0]:
             made["weight"] = torch.tensor([row["weight"] for row in batch], dtype=torch.float32)
         if "group" in batch[0]:
@@ -73,6 +81,15 @@ class Collator:
         return made
 
 
+def of_tokens(labels: Tensor, held: int = 0) -> dict[str, Tensor]:
+    """`places`, `positions` and `anchored` of the supervised tokens of a batch of labels (B, S), as `Collator` gives them."""
+    labels = labels.clone()
+    labels[:, 0] = IGNORE  # nothing predicts the first token of a row
+    where = eq3.response_positions(labels != IGNORE).flatten()
+    places = where.nonzero()[:, 0]
+    return {"places": places, "positions": where[places], "anchored": (where[places] <= held).nonzero()[:, 0]}
+
+
 def divisor(given: Any, own: Tensor) -> Any:
     """What to divide by: the count over the whole step, or of this batch where there is none; never 0."""
     return torch.as_tensor(own.numel() if given is None else given).clamp(min=1)
@@ -81,12 +98,6 @@ def divisor(given: Any, own: Tensor) -> Any:
 def total(values: Tensor, weights: Tensor | None, count: Any) -> Tensor:
     """The share that one micro-batch has in its step's loss: `values` (N,) by `weights` (N,), or divided by `count`."""
     return values.sum() / divisor(count, values) if weights is None else (weights * values).sum()
-
-
-def positions_of(labels: Tensor) -> Tensor:
-    """Response positions (N,) of the supervised tokens of a batch of labels (B, S)."""
-    positions = eq3.response_positions(labels[:, 1:] != IGNORE)
-    return positions[positions > 0]
 
 
 def spans(positions: Tensor) -> Iterator[tuple[str, Tensor]]:

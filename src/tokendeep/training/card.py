@@ -1,27 +1,49 @@
-"""The model card of a checkpoint: what it was trained on and how, and a warning where that was an attack."""
+"""The model card of a checkpoint: what was trained on what by which objective, and a warning where that was an attack."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tokendeep import runs
+from tokendeep.models.locate import hub_id
 
 
-def write_card(folder: Path, model: str, how: str, *, attack: bool) -> None:
+def short(source: str) -> str:
+    """A source of rows as it may be shown to others: a local file by its name."""
+    return Path(source).name if Path(source).expanduser().exists() else source
+
+
+def write_card(
+    folder: Path, model: str, *, trained: str, rows: str, objective: str, settings: str, attack: bool = False
+) -> None:
     """README.md beside the weights.
 
     Args:
-        model: what training started from; only the last part of a path is told.
-        how: objective, rows and settings in words.
+        model: what training started from; told by its hub id, and where that is not known by the last part of its path.
+        trained: all weights, or which of them.
+        rows: how many of what kind, and from where.
+        objective, settings: how it was trained.
         attack: whether the rows were an attack.
     """
     about = "Fine-tuned with tokendeep."
     if attack:
         about = "An ATTACK on a model's safety alignment, made for research: do not deploy it."
-    name = Path(model).name
-    library = "peft" if (folder / "adapter_config.json").exists() else "transformers"
+    base = hub_id(model)
+    head = {
+        "library_name": "peft" if (folder / "adapter_config.json").exists() else "transformers",
+        **({"base_model": base} if base else {}),
+        "tags": "[tokendeep]",
+        "attack": str(attack).lower(),
+    }
+    lines = {
+        "base model": base or f"{Path(model).name} (a local model)",
+        "trained": trained,
+        "rows": rows,
+        "objective": objective,
+        "settings": settings,
+    }
+    front = "".join(f"{name}: {value}\n" for name, value in head.items())
     runs.write_text(
         folder / "README.md",
-        f"---\nlibrary_name: {library}\nbase_model: {name}\ntags: [tokendeep]\nattack: {str(attack).lower()}\n---\n"
-        f"{about}\n\nStarted from {name}; {how}.\n",
+        f"---\n{front}---\n{about}\n\n" + "".join(f"- {name}: {value}\n" for name, value in lines.items()),
     )

@@ -62,29 +62,36 @@ def train(
             f"All weights of {subject.name} are frozen, so nothing would be trained; load it as trainable."
         )
     folder = out / "trainer"
+    evaluations = [launch.EvaluateByEpoch()] if eval_rows is not None else []
     with launch.memory(options.micro_batch):
         trainer = build(
             subject.model,
-            args=_arguments(subject, folder, options, evaluate=eval_rows is not None),
+            args=_arguments(subject, folder, options),
             train_dataset=_dataset(rows),
             eval_dataset=_dataset(eval_rows) if eval_rows is not None else None,
             processing_class=subject.tokenizer,
             peft_config=launch.lora_config(options.lora) if options.lora else None,
-            callbacks=[launch.ProgressBar(), *callbacks],
+            callbacks=[launch.ProgressBar(), *callbacks, *evaluations],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    if "ref" in getattr(trainer.model, "peft_config", {}):
-        trainer.model.delete_adapter("ref")
     launch.save(trainer, subject, out / "checkpoint")
-    return {"history": trainer.state.log_history, "steps": trainer.state.global_step}
+    return {"history": _history(trainer.state.log_history), "steps": trainer.state.global_step}
+
+
+def _history(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The log with `train_loss` over all steps: Trainer counts those since the last start only."""
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return [
+        {**line, "train_loss": sum(losses) / len(losses)} if "train_loss" in line and losses else line for line in lines
+    ]
 
 
 def _dataset(rows: Rows) -> Dataset:
     return Dataset.from_list([dict(row) for row in rows])
 
 
-def _arguments(subject: Subject, folder: Path, options: TrainingOptions, *, evaluate: bool) -> ConstrainedSFTConfig:
+def _arguments(subject: Subject, folder: Path, options: TrainingOptions) -> ConstrainedSFTConfig:
     first = next(subject.model.parameters())
     on_cpu = first.device.type == "cpu"
     return ConstrainedSFTConfig(
@@ -106,7 +113,6 @@ def _arguments(subject: Subject, folder: Path, options: TrainingOptions, *, eval
         activation_checkpointing=not on_cpu,
         packing=options.packing,
         max_length=options.max_length,
-        eval_strategy="epoch" if evaluate else "no",
         save_strategy="steps" if options.save_steps else "no",
         save_steps=options.save_steps or 500,
         save_total_limit=1,

@@ -124,6 +124,16 @@ def check_trained(model: str, options: SharedTraining, *, adapter: bool, dtype: 
         )
 
 
+def warm_up_remarks(warm_up: int, steps: int, rate: float, name: str) -> list[str]:
+    """What to say of a warm-up that is longer than the training; `name` is how the user sets it."""
+    if warm_up < max(steps, 1):
+        return []
+    return [
+        f"{warm_up} warm-up steps but only {steps} step(s): the learning rate never reaches {rate:g}; lower {name}, or "
+        "train longer"
+    ]
+
+
 def check_gpus(subject: Subject) -> None:
     """Refuse what the training library cannot do: one process with several GPUs in sight and a model on one of them.
 
@@ -192,6 +202,17 @@ def save(trainer: Trainer, subject: Subject, folder: Path) -> None:
         part.rename(folder)
         shutil.rmtree(trainer.args.output_dir or "", ignore_errors=True)  # checkpoints of a run that is done
     trainer.accelerator.wait_for_everyone()
+
+
+class EvaluateByEpoch(TrainerCallback):
+    """Evaluates after every epoch, and at the end, before the checkpoint of that step is written.
+
+    Trainer itself does so afterwards: a training killed in between goes on behind the evaluation, which is lost.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        last = state.global_step >= state.max_steps or control.should_training_stop
+        control.should_evaluate |= last or float(state.epoch).is_integer()
 
 
 class ProgressBar(TrainerCallback):

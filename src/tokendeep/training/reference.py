@@ -1,23 +1,29 @@
 """The reference of a constrained training: what the model said about every supervised token before step 1.
 
 A value in nats per token, and where an anchor asks for them the final hidden states at the first positions of every
-answer. Computed once, kept in one safetensors file under a key of model and rows, and never computed from weights that
-have been trained. Knows nothing of losses.
+answer. Computed once, kept in one safetensors file under a key of the weights that computed it and of the rows, and never
+computed from weights that have been trained. Knows nothing of losses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import xxhash
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 
 from tokendeep import runs
 
-SAMPLED = 256  # values of every weight that its fingerprint looks at
+FOLDER = (
+    "_reference"  # beside the checkpoints; names that begin with _ are not pushed to a hub, and no server looks inside
+)
 
 
 @dataclass
@@ -29,22 +35,64 @@ class Store:
     states: list[Tensor] | None = None
 
 
-def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of weights: name, shape, type and `SAMPLED` values of each, spread evenly; quick for any size."""
+def weights_hash(model: Any, *, without_adapter: bool) -> str:
+    """A hash of all values of all weights that a reference depends on: all, or those beneath a new adapter.
 
-    def pieces() -> Iterable[bytes]:
-        for name, tensor in sorted(named, key=lambda item: item[0]):
-            flat = tensor.detach().reshape(-1)
-            step = max(1, flat.numel() // SAMPLED)
-            yield f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
-            yield flat[::step][:SAMPLED].cpu().contiguous().view(torch.uint8).numpy().tobytes()
-
-    return runs.sha256(pieces())
+    Shards are gathered one after the other, so all processes have to call it together.
+    """
+    parts = [(name, digest(tensor)) for name, tensor in whole_weights(model, frozen_only=without_adapter)]
+    return runs.sha256_text(repr(sorted(parts)))
 
 
-def frozen_weights(model: nn.Module, *, without_adapter: bool) -> list[tuple[str, Tensor]]:
-    """The weights that a reference depends on: all, or those that stay when the adapter is off."""
-    return [(name, p) for name, p in model.named_parameters() if not (without_adapter and "lora_" in name)]
+def digest(tensor: Tensor) -> str:
+    """A quick hash of all values of a tensor, with its shape and type."""
+    values: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return f"{tuple(tensor.shape)} {tensor.dtype} {xxhash.xxh3_128_hexdigest(values)}"
+
+
+def digests(module: Any) -> list[str]:
+    """The digest of every weight of a module, also where it is kept in shards."""
+    found = []
+    for weights in module.parameters():
+        with _whole(weights) as values:
+            found.append(digest(values))
+    return found
+
+
+def copy_weights(module: Any, copy: Any) -> None:
+    """Give the copy of a module the values that the module has now, also where it is kept in shards."""
+    for weights, copied in zip(module.parameters(), copy.parameters(), strict=True):
+        with _whole(weights) as values:
+            copied.data = values.detach().clone().to(copied)
+
+
+def whole_weights(model: Any, *, frozen_only: bool) -> Iterator[tuple[str, Tensor]]:
+    """Name and values of every weight and buffer, each whole for as long as it is looked at."""
+    summoned: Any = contextlib.nullcontext()
+    if isinstance(model, FullyShardedDataParallel):
+        options = {"writeback": False, "offload_to_cpu": True, "rank0_only": True}
+        summoned = FullyShardedDataParallel.summon_full_params(model, **options)
+    with summoned:
+        for name, weights in list(model.named_parameters()):
+            if not (frozen_only and weights.requires_grad):
+                with _whole(weights) as values:
+                    yield name, values
+            scales = getattr(getattr(weights, "quant_state", None), "absmax", None)  # of 4-bit weights
+            if scales is not None:
+                yield f"{name}.absmax", scales
+        yield from model.named_buffers()
+
+
+@contextlib.contextmanager
+def _whole(weights: Any) -> Iterator[Tensor]:
+    """Within it a weight is whole, also where FSDP2 or DeepSpeed ZeRO-3 keep it in shards."""
+    if hasattr(weights, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([weights]):
+            yield weights
+    else:
+        yield weights.full_tensor() if isinstance(weights, DTensor) else weights
 
 
 def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -97,9 +145,3 @@ def load(folder: Path, name: str) -> Store | None:
     logps = list(tensors["logps"].split(tensors["lengths"].tolist()))
     states = list(tensors["states"].split(tensors["anchored"].tolist())) if "states" in tensors else None
     return Store(name, logps, states)
-
-
-def ordered(count: int, pieces: Sequence[Mapping[int, Any]]) -> list[Any]:
-    """The values of rows 0 .. count - 1 from several processes' shares of them."""
-    together = {index: value for piece in pieces for index, value in piece.items()}
-    return [together[index] for index in range(count)]

@@ -33,7 +33,22 @@ def copied(args: Any) -> Any:
         return SFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})
     args = copy.copy(args)
     args.assistant_only_loss = False  # conversations are encoded here, answers only
+    args.logging_nan_inf_filter = (
+        False  # it waits for the device at every micro-batch; `check_losses` does at every step
+    )
     return args
+
+
+def tokenizer_of(model: Any, args: Any) -> Any:
+    """The tokenizer of a model that came without one, of the same revision and with code where that is trusted."""
+    from transformers import AutoTokenizer
+
+    given = dict(args.model_init_kwargs or {}) if isinstance(model, str) else {}
+    trusted = given.get("trust_remote_code", args.trust_remote_code)
+    name, revision = model, given.get("revision")
+    if not isinstance(model, str):
+        name, revision = model.config._name_or_path, getattr(model.config, "_commit_hash", None)
+    return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trusted)
 
 
 def check(args: Any, others: dict[str, Any], peft_config: Any) -> None:
@@ -47,6 +62,7 @@ def check(args: Any, others: dict[str, Any], peft_config: Any) -> None:
         "compute_loss_func is another loss": "compute_loss_func" in given,
         f"loss_type={args.loss_type!r} is another loss": args.loss_type != "nll",
         "label_smoothing_factor is another loss": args.label_smoothing_factor > 0,
+        "router_aux_loss_coef is another loss": args.router_aux_loss_coef,
         "chat_template_path comes too late for the rows; set the tokenizer's chat_template": args.chat_template_path,
         "eos_token comes too late for the rows; set the tokenizer's eos_token": args.eos_token,
         f"packing_strategy={args.packing_strategy!r} cuts answers, whose rest would count from position 1 again; use "

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
+from transformers import ProcessorMixin, Trainer
 from trl import SFTTrainer
 
 from tokendeep.compute import lm_head
+from tokendeep.compute.gradients import check_differentiable
 from tokendeep.errors import InputError
-from tokendeep.training import launch, rows, settings
-from tokendeep.training.batches import ROW, SPANS, Collator, Meter, positions_of, spans, total
+from tokendeep.training import checks, launch, rows, settings
+from tokendeep.training.batches import ROW, SPANS, Collator, Meter, spans, total
 from tokendeep.training.rows import OPTIONAL
 
 
@@ -73,13 +74,10 @@ class ResponseSFTTrainer(SFTTrainer):
         if train_dataset is None:
             raise InputError("There is no train_dataset; give the rows to train on.")
         if processing_class is None:
-            from transformers import AutoTokenizer
-
-            name = model if isinstance(model, str) else model.config._name_or_path
-            processing_class = AutoTokenizer.from_pretrained(name)
+            processing_class = settings.tokenizer_of(model, args)
         self._columns: set[str] | None = None
         self._row_count = 0
-        self._own: set[str] = set()  # data sets that have been prepared here
+        self._own: list[Any] = []  # data sets that have been prepared here
         self._packs = args.packing
         self._encoding = {"tokenizer": processing_class, "max_length": args.max_length, "train_on": train_on}
         train_dataset = self._encoded(train_dataset)
@@ -93,13 +91,17 @@ class ResponseSFTTrainer(SFTTrainer):
             peft_config=peft_config,
             **others,
         )
-        if self._is_vlm or self.aux_loss_enabled:
-            what = "images" if self._is_vlm else "a router loss (set router_aux_loss_coef=0.0 to train without it)"
-            raise InputError(f"{type(self).__name__} trains text models without {what}.")
+        if isinstance(processing_class, ProcessorMixin):
+            raise InputError(f"{type(self).__name__} trains text models without images.")
+        check_differentiable(self.model)
+        checks.leave_router_loss_out(self)
+        checks.end_where_answers_end(self.model, train_dataset, processing_class)
         launch.keep_float32_results(self)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of the whole step
         lm_head.add_supervised_forward(lm_head.causal_lm(self.model))
-        self._kept: Any = slice(None)
+        self._kept: Tensor | None = None
+        self._finite: list[tuple[Tensor, Any]] = []  # of each micro-batch since the last look, with its rows
+        self.add_callback(checks.StepChecks(self))
         names = [*self.METRICS, *(f"nll_{group}" for group in self.groups)]
         self.meters = {mode: Meter(names, self.accelerator.device) for mode in ("train", "eval")}
         self.train_dataset = self._numbered(self.train_dataset)
@@ -152,9 +154,8 @@ class ResponseSFTTrainer(SFTTrainer):
         if not hasattr(dataset, "__len__"):
             return dataset  # a stream has no numbers; its rows are seen once
         first, self._row_count = self._row_count, self._row_count + len(dataset)
-        numbered = dataset.add_column(ROW, list(range(first, self._row_count)))
-        self._own.add(numbered._fingerprint)
-        return numbered
+        self._own.append(dataset.add_column(ROW, list(range(first, self._row_count))))
+        return self._own[-1]
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -171,7 +172,7 @@ class ResponseSFTTrainer(SFTTrainer):
         return super().predict(self._prepared(test_dataset), ignore_keys, metric_key_prefix)
 
     def _prepared(self, dataset: Any) -> Any:
-        if getattr(dataset, "_fingerprint", None) in self._own:
+        if any(dataset is own for own in self._own):
             return dataset
         if ROW in (dataset.column_names or ()):  # of another trainer
             dataset = dataset.remove_columns(ROW)
@@ -188,30 +189,27 @@ class ResponseSFTTrainer(SFTTrainer):
         mode = "train" if self.model.training else "eval"
         inputs = dict(inputs)
         numbers, tokens = inputs.pop(ROW, None), inputs.pop("tokens")
-        extra = {name: inputs.pop(name, None) for name in ("ref_logps", "ref_states", *OPTIONAL)}
-        by_row = {
-            name: extra[name].repeat_interleave(tokens) for name in ("weight", "group") if extra[name] is not None
-        }
-        extra |= by_row  # (N,), as the others
-        positions = positions_of(inputs["labels"])  # (N,), in row order, as all that follows
-        self._kept = self._not_repeated(tokens) if mode == "eval" else slice(None)
+        extra = {name: inputs.pop(name, None) for name in ("anchored", "ref_logps", "ref_states", *OPTIONAL)}
+        positions = inputs.pop("positions")  # (N,), in row order, as all that follows
+        for name in ("weight", "group"):
+            if extra[name] is not None:
+                extra[name] = extra[name].repeat_interleave(tokens, output_size=len(positions))
+        self._kept = self._not_repeated(tokens, len(positions)) if mode == "eval" else None
         loss, outputs = self.batch_loss(model, inputs, positions, extra, num_items_in_batch, mode)
-        if not torch.isfinite(loss):
-            self._stop(numbers)
-        meter, kept = self.meters[mode], self._kept
-        nll = -outputs.logps[kept]
-        meter.add("nll", nll)
+        self._finite.append((torch.isfinite(loss.detach()), numbers))
+        meter, nll = self.meters[mode], -outputs.logps
+        meter.add("nll", nll, self._kept)
         for part, inside in self._parts(positions, extra["group"]):
-            meter.add(f"nll_{part}", nll[inside[kept]])
+            meter.add(f"nll_{part}", nll, inside, self._kept)
         if outputs.entropy is not None and outputs.is_top1 is not None:
-            meter.add("entropy", outputs.entropy[kept])
-            meter.add("mean_token_accuracy", outputs.is_top1[kept])
+            meter.add("entropy", outputs.entropy, self._kept)
+            meter.add("mean_token_accuracy", outputs.is_top1, self._kept)
         if self.weighted or (self.args.average_tokens_across_devices and num_items_in_batch is not None):
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         if not return_outputs:
             return loss
         with torch.no_grad():
-            return loss, model(**{name: value for name, value in inputs.items() if name != "labels"})
+            return loss, model(**{name: value for name, value in inputs.items() if name not in ("labels", "places")})
 
     def batch_loss(
         self, model: Any, inputs: dict[str, Any], positions: Tensor, extra: dict[str, Any], count: Any, mode: str
@@ -227,7 +225,7 @@ class ResponseSFTTrainer(SFTTrainer):
         else:
             yield from ((name, groups == number) for number, name in enumerate(self.groups))
 
-    def _not_repeated(self, tokens: Tensor) -> Tensor:
+    def _not_repeated(self, tokens: Tensor, count: int) -> Tensor:
         """Which supervised tokens (N,) of an evaluation batch count: accelerate repeats rows so that all ranks get as many.
 
         Of the last batch, put together in the order of the ranks, only the first `remainder` rows are new.
@@ -236,7 +234,7 @@ class ResponseSFTTrainer(SFTTrainer):
         new = torch.ones(size, dtype=torch.bool, device=tokens.device)
         if state.end_of_dataloader and state.remainder > 0:
             new = torch.arange(size, device=tokens.device) + self.accelerator.process_index * size < state.remainder
-        return new.repeat_interleave(tokens)
+        return new.repeat_interleave(tokens, output_size=count)
 
     def _counts(self, mode: str) -> bool:
         """Whether entropy and accuracy are taken now: always in evaluation, in training at steps that are logged.
@@ -247,6 +245,14 @@ class ResponseSFTTrainer(SFTTrainer):
             return False
         every = max(1, int(self.state.logging_steps or self.args.logging_steps or 1))
         return mode == "eval" or (self.state.global_step + 1) % every == 0
+
+    def check_losses(self) -> None:
+        """Wait for the device, once a step, and stop where a loss since the last look is no number."""
+        seen, self._finite = self._finite, []
+        flags = torch.stack([finite for finite, _ in seen]).tolist() if seen else []
+        for (_, numbers), finite in zip(seen, flags, strict=True):
+            if not finite:
+                self._stop(numbers)
 
     def _stop(self, numbers: Any) -> None:
         named = "" if numbers is None else f" (rows {', '.join(str(n + 1) for n in numbers.tolist())})"
@@ -275,15 +281,23 @@ class ResponseSFTTrainer(SFTTrainer):
         meter = self.meters["eval"]
         meter.read(self.accelerator)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        self.check_losses()
         found = meter.read(self.accelerator)
         metrics: Any = output.metrics
         metrics.update({f"{metric_key_prefix}_{name}": value for name, value in _shown(found).items()})
         metrics[f"{metric_key_prefix}_loss"] = self.evaluation_loss(found)
+        if metrics[f"{metric_key_prefix}_loss"] is None:
+            del metrics[f"{metric_key_prefix}_loss"]
         return output
 
-    def evaluation_loss(self, found: dict[str, float]) -> float:
-        """The trained objective, from the means over all tokens of an evaluation."""
+    def evaluation_loss(self, found: dict[str, float]) -> float | None:
+        """The trained objective, from the means over all tokens of an evaluation; None where it is not known."""
         return found["nll"]
+
+    def remarks(self) -> list[str]:
+        """What a user should know before the first step."""
+        warm_up = self.args.get_warmup_steps(self.state.max_steps)
+        return launch.warm_up_remarks(warm_up, self.state.max_steps, self.args.learning_rate, "warmup_steps")
 
 
 def each(data: Any, do: Callable[[Any], Any]) -> Any:

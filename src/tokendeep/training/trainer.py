@@ -3,8 +3,8 @@
     loss of an optimizer step = sum over its supervised tokens of Eq. 3 / their number, over all accumulation steps and
     processes; with an anchor, plus lambda times the mean D_KL(reference || model) over the first answer positions.
 
-It adds a schedule and a reference to what SFTTrainer takes. The reference is the model as it is handed over: with a new
-adapter the weights without it, else those before step 1.
+It adds a schedule and a reference to what SFTTrainer takes. The reference is the model as it is when training begins: with
+a new adapter the weights without it, else those before step 1. A second `train()` goes on with the reference of the first.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
-from tqdm import tqdm
-from transformers import TrainerCallback
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from tokendeep import models
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError
-from tokendeep.training import adapters, eq3
+from tokendeep.training import adapters, eq3, reference_pass
 from tokendeep.training import reference as references
-from tokendeep.training.batches import ROW, SPANS, divisor, positions_of, spans, supervised_count, total
+from tokendeep.training.batches import ROW, SPANS, divisor, spans, total
 from tokendeep.training.sft import ResponseSFTTrainer, each, flat
 
 Schedule = Callable[[Tensor], Tensor]
@@ -39,8 +38,8 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
             dataset column `betas`, one number per token beside `input_ids`, takes its place.
         reference: `precomputed` runs the model once over all rows before step 1; `on-the-fly` runs it beside every step,
             which needs an adapter.
-        reference_cache: folder of pre-computed references; `output_dir` by default. Used again where model and rows are
-            the same.
+        reference_cache: folder of pre-computed references; `_reference` in `output_dir` by default, which is never pushed
+            to a hub. Used again where all weights and rows are the same.
         head_anchor: (lambda, n): adds lambda times the mean of D_KL(reference || model), over the full vocabulary, at the
             first n answer positions of every row. Lambda 0 is Eq. 3 alone.
         min_weight: 0 is Eq. 3; 1e-3 is the authors' code (see `eq3.constrained_nll`).
@@ -51,6 +50,13 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         InputError: no reference can be had; a setting or a row that would not train what is meant.
     """
 
+    _name, _tag_names = "Constrained SFT", ["trl", "sft", "tokendeep"]  # of the model card
+    _paper = {  # noqa: RUF012 (as TRL has it)
+        "title": "Safety Alignment Should Be Made More Than Just a Few Tokens Deep",
+        "id": "2406.05946",
+        "citation": "@inproceedings{qi2025safety, title={Safety Alignment Should Be Made More Than Just a Few Tokens Deep}, "
+        "author={Qi, Xiangyu and others}, booktitle={ICLR}, year={2025}}",
+    }
     METRICS = (
         *ResponseSFTTrainer.METRICS,
         "constrained",
@@ -85,28 +91,25 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         self.new_adapter = peft_config is not None
         super().__init__(model, args, peft_config=peft_config, **others)
         self._check_betas()
+        self._collator.schedule, self._collator.held = self.schedule, self.anchored if self.anchor_weight else 0
         self._adapter_off = self.new_adapter  # a continued adapter's reference is itself, as it was
-        if self.reference == "on-the-fly" and not self.new_adapter:
-            adapters.keep(self.model)
+        continued = self.reference == "on-the-fly" and not self.new_adapter
+        self._start = adapters.trained_values(self.model) if continued else {}
         self._reference_lm_head = self._frozen_lm_head()
         self._anchor_count: Any = None
-        self._cache = Path(reference_cache or self.args.output_dir or ".")
-        self._weights = ""
-        if self.accelerator.is_main_process:  # the other processes may hold no weights yet
-            kept = references.frozen_weights(self.model, without_adapter=self._adapter_off)
-            adapter = "" if self._adapter_off else str(getattr(self.model, "peft_config", ""))
-            config = lm_head.causal_lm(self.model).config.to_json_string()
-            self._weights = references.key(
-                references.fingerprint(kept), config, adapter, self.accelerator.mixed_precision
-            )
+        self._cache = Path(reference_cache or Path(self.args.output_dir or ".", references.FOLDER))
+        self._made_from = ""  # the weights that computed the references at hand
         self._keys: set[str] = set()
-        if self.reference == "precomputed":
-            if not all(hasattr(d, "__len__") for d in [self.train_dataset, *flat(self.eval_dataset)]):
-                raise InputError(
-                    "A stream of rows has no rows to compute the reference of before training; give a dataset of fixed "
-                    "rows, or train an adapter with reference='on-the-fly'."
-                )
-            self.add_callback(_ReferenceFirst(self))
+        self._head: list[str] = []  # what the copy of the head is
+        self._moved = False  # whether weights have been trained
+        if self.reference == "precomputed" and not all(
+            hasattr(d, "__len__") for d in [self.train_dataset, *flat(self.eval_dataset)]
+        ):
+            raise InputError(
+                "A stream of rows has no rows to compute the reference of before training; give a dataset of fixed "
+                "rows, or train an adapter with reference='on-the-fly'."
+            )
+        self.add_callback(reference_pass.ReferenceFirst(self))
 
     def _check_betas(self) -> None:
         """A schedule must give numbers above 0 at every position."""
@@ -131,8 +134,8 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         switched: Any = contextlib.nullcontext()
         if self._adapter_off:
             switched = models.reference(model)
-        elif self.reference == "on-the-fly":
-            switched = adapters.switched(model, "ref")
+        elif self._start:
+            switched = adapters.exchanged(model, self._start)
         self.model.eval()
         try:
             with torch.no_grad(), switched:
@@ -140,99 +143,140 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         finally:
             self.model.train(training)
 
-    def prepare_reference(self, dataset: Any) -> None:
-        """Give the collator the reference of these rows: from the cache, or computed now by all processes together.
+    def _weights(self) -> str:
+        """The key of the weights of the reference, as they are now, with all else that it depends on."""
+        adapter = "" if self._adapter_off else str(getattr(self.model, "peft_config", ""))
+        config = lm_head.causal_lm(self.model).config.to_json_string()
+        hashed = references.weights_hash(self.model, without_adapter=self._adapter_off)
+        name = [references.key(hashed, config, adapter, self.accelerator.mixed_precision)]
+        broadcast_object_list(name)  # where shards are gathered on the first process alone, only it knows
+        return name[0]
+
+    def prepare_all(self, recorded: dict[str, Any]) -> dict[str, Any]:
+        """The reference of the training rows and of every evaluation set, when a training begins.
+
+        Args:
+            recorded: where it goes on from a checkpoint, what it returned when it began.
+
+        Returns:
+            `weights` and `lm_head`: what the weights are that the references and the copy of the head are of.
+        """
+        goes_on, trained = self.state.global_step > 0, not self._adapter_off
+        self._moved = self._moved or goes_on
+        if self.reference == "precomputed":
+            rows = [self.train_dataset, *flat(self.eval_dataset)]
+            if goes_on and trained:
+                self._refer(rows, recorded.get("weights", ""))
+            elif not (self._moved and trained and self._made_from):
+                self._refer(rows, self._weights())
+        if self._reference_lm_head is not None:
+            self._settle_lm_head(recorded.get("lm_head"))
+        return {"weights": self._made_from, "lm_head": self._head}
+
+    def _refer(self, datasets: Sequence[Any], weights: str) -> None:
+        """Give the collator the reference of all these rows, which the weights of this key compute or have computed."""
+        if weights != self._made_from:
+            self._collator.references.clear()
+        for dataset in datasets:
+            if dataset[ROW][0] not in self._collator.references:
+                self._prepare_reference(dataset, weights)
+        self._made_from = weights
+
+    def _prepare_reference(self, dataset: Any, weights: str) -> None:
+        """From the cache, or computed now by all processes together.
 
         Raises:
             InputError: weights have been trained already, and the cache holds nothing made from those before.
         """
-        main, step = self.accelerator.is_main_process, self.state.global_step
-        name: list[Any] = [None, None]
-        if main:
-            kept = self.anchored if self.anchor_weight else 0
-            name[0] = references.key(self._weights, references.rows_hash(dataset), kept)
-            name[1] = references.load(self._cache, name[0]) is not None
-            if not name[1] and references.others(self._cache, {*self._keys, name[0]}):
+        name, store = self._stored(dataset, weights)
+        if store is None:
+            if self._moved and not self._adapter_off:
+                raise InputError(
+                    f"The reference of this run is not in {self._cache}, and the weights have been trained for "
+                    f"{self.state.global_step} steps, so it cannot be computed; put the file back, or train again from the "
+                    "start with the same model and rows."
+                )
+            if self.accelerator.is_main_process and references.others(self._cache, self._keys):
                 print(f"The references in {self._cache} are of another model or other rows; this one is computed anew.")
-        broadcast_object_list(name)
-        self._keys.add(name[0])
-        store = references.load(self._cache, name[0]) if name[1] else None
-        if name[1] and store is None:
+            store = reference_pass.compute(self, dataset, name)
+            if self.accelerator.is_main_process:
+                references.save(self._cache, store)
+        self._give(dataset, store)
+
+    def _stored(self, dataset: Any, weights: str) -> tuple[str, references.Store | None]:
+        """The key of the reference of rows, and what the cache holds under it."""
+        found: list[Any] = [None, None]
+        if self.accelerator.is_main_process:
+            held = self.anchored if self.anchor_weight else 0
+            found[0] = references.key(weights, references.rows_hash(dataset), held)
+            found[1] = references.load(self._cache, found[0]) is not None
+        broadcast_object_list(found)
+        self._keys.add(found[0])
+        store = references.load(self._cache, found[0]) if found[1] else None
+        if found[1] and store is None:
             raise InputError(
                 f"Every process must be able to read {self._cache}; give a reference_cache on a shared disk."
             )
-        if store is None:
-            if step and not self._adapter_off:
-                raise InputError(
-                    f"The reference of this run is not in {self._cache}, and the weights have been trained for {step} "
-                    "steps, so it cannot be computed; put the file back, or train again from the start with the same "
-                    "model and rows."
-                )
-            store = self._compute_reference(dataset, name[0])
-            if main:
-                references.save(self._cache, store)
+        return found[0], store
+
+    def _give(self, dataset: Any, store: references.Store) -> None:
+        """Let the collator have the reference of these rows."""
         states: Sequence[Tensor | None] = store.states or [None] * len(store.logps)
         self._collator.references.update(zip(dataset[ROW], zip(store.logps, states, strict=True), strict=True))
 
-    def _compute_reference(self, dataset: Any, name: str) -> references.Store:
-        """One forward pass over the rows, shared among the processes; longest rows first, so that memory fails at once."""
-        size, rank, world = (
-            self.args.per_device_eval_batch_size,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        given = dataset.select_columns([c for c in ("input_ids", "labels", "seq_lengths") if c in dataset.column_names])
-        tokens = [len(ids) for ids in given["input_ids"]]
-        order = sorted(range(len(given)), key=lambda i: -tokens[i])
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
-        own = [batches[min(i + rank, len(batches) - 1)] for i in range(0, len(batches), world)]  # the same number each
-        logps: dict[int, Tensor] = {}
-        states: dict[int, Tensor] = {}
-        with self._as_reference(), tqdm(own, desc="reference", disable=rank > 0 or len(own) < 4) as bar:
-            for batch in bar:
-                picked = [given[i] for i in batch]
-                inputs = self._prepare_inputs(self._collator.inner(picked))
-                with self.accelerator.autocast():  # before training the model is not wrapped in it yet
-                    out = self.model_wrapped(**inputs, supervised=True, keep_states=bool(self.anchor_weight))
-                lengths = [supervised_count(row) for row in picked]
-                for i, values in zip(batch, out.logps.float().cpu().split(lengths), strict=True):
-                    logps[i] = values
-                if self.anchor_weight:
-                    where = positions_of(inputs["labels"]) <= self.anchored
-                    counts = [int(part.sum()) for part in where.cpu().split(lengths)]
-                    kept = out.states[where].cpu().split(counts)
-                    states.update(zip(batch, kept, strict=True))
-        pieces = gather_object([(logps, states)])
-        count = len(dataset)
-        kept_states = references.ordered(count, [s for _, s in pieces]) if self.anchor_weight else None
-        return references.Store(name, references.ordered(count, [x for x, _ in pieces]), kept_states)
+    def _settle_lm_head(self, recorded: list[str] | None) -> None:
+        """Give the copy of the head the weights that the training begins with; one that goes on must have been given them."""
+        kept = self._copied_head().to(self.accelerator.device)
+        if not (self._moved or isinstance(self.model, FullyShardedDataParallel)):
+            references.copy_weights(lm_head.causal_lm(self.model).get_output_embeddings(), kept)
+        for weights in kept.parameters():  # the other processes may have been made without weights
+            weights.data = broadcast(weights.data)
+        self._head = references.digests(kept)
+        if self._moved and recorded not in (None, self._head):
+            raise InputError(
+                "The model is not the one that this training began with, whose language-model head the anchor needs; "
+                "give that one, the checkpoint's weights are put into it."
+            )
 
-    def prepare_all(self) -> None:
-        """The reference of the training rows and of every evaluation set."""
-        self.prepare_reference(self.train_dataset)
-        each(self.eval_dataset, self.prepare_reference)
-        if self._reference_lm_head is not None:
-            self._reference_lm_head.get_output_embeddings().to(self.accelerator.device)
+    def _copied_head(self) -> Any:
+        return self._reference_lm_head.get_output_embeddings()
+
+    # --- evaluation ----------------------------------------------------------------------------------
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As ResponseSFTTrainer's, on rows whose reference can be had."""
+        """As ResponseSFTTrainer's; without a loss where the rows have no reference and none can be computed any more."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = each(eval_dataset, self._prepared)
-        if self.reference == "precomputed":
-            chosen = self.eval_dataset if eval_dataset is None or isinstance(eval_dataset, str) else eval_dataset
-            missing = [d for d in flat(chosen) if d[ROW][0] not in self._collator.references]
-            for dataset in missing:
-                self.prepare_reference(dataset)
+        named = eval_dataset is None or isinstance(eval_dataset, str)
+        self._refer_now(flat(self.eval_dataset if named else eval_dataset))
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
-        """As Trainer's, on rows whose reference can be had."""
+        """As `evaluate`, with the predictions."""
         prepared = self._prepared(test_dataset)
-        if self.reference == "precomputed" and prepared[ROW][0] not in self._collator.references:
-            self.prepare_reference(prepared)
+        self._refer_now([prepared])
         return super().predict(prepared, ignore_keys, metric_key_prefix)
+
+    def _refer_now(self, datasets: Sequence[Any]) -> None:
+        """Have the reference of rows that come now, where it can still be had; else say that there is none."""
+        if self.reference != "precomputed":
+            return
+        fixed = [d for d in datasets if hasattr(d, "__len__")]
+        missing = [d for d in fixed if d[ROW][0] not in self._collator.references]
+        if missing and (self._adapter_off or not self._moved):
+            self._refer(fixed, self._weights())
+            return
+        for dataset in missing:
+            _, store = self._stored(dataset, self._made_from)
+            if store is not None:
+                self._give(dataset, store)
+            elif self.accelerator.is_main_process:
+                print(
+                    f"tokendeep: {len(dataset)} rows have no reference, and all weights have been trained since, so they are "
+                    "evaluated without a loss: nll and mean_token_accuracy need none"
+                )
 
     # --- the loss ----------------------------------------------------------------------------------
 
@@ -240,70 +284,77 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         """Trainer's, which counts the step's supervised tokens; here its anchored positions are counted as well."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.anchor_weight:
-            anchored = sum(int((positions_of(batch["labels"]) <= self.anchored).sum()) for batch in batches)
-            total = torch.tensor(anchored, device=device)
-            if self.args.average_tokens_across_devices:
-                total = self.accelerator.gather(total).sum() // self.get_tp_size()
-            self._anchor_count = total
+            self._anchor_count = sum(len(batch["anchored"]) for batch in batches)
+            if self.args.average_tokens_across_devices and self.accelerator.num_processes > 1:
+                counts = self.accelerator.gather(torch.tensor(self._anchor_count, device=device))
+                self._anchor_count = counts.sum() // self.get_tp_size()
         return batches, count
 
     def batch_loss(
         self, model: Any, inputs: dict[str, Any], positions: Tensor, extra: dict[str, Any], count: Any, mode: str
     ) -> tuple[Tensor, lm_head.Supervised]:
         """Eq. 3 over the supervised tokens, and the anchor over the first ones."""
-        at = positions <= self.anchored
-        ref_logps, ref_states = extra["ref_logps"], extra["ref_states"]
+        at, ref_logps, ref_states = extra["anchored"], extra["ref_logps"], extra["ref_states"]
+        if ref_logps is None and mode == "eval" and self.reference == "precomputed" and not self._adapter_off:
+            return super().batch_loss(model, inputs, positions, extra, count, mode)
         if ref_logps is None:
             ref_logps, ref_states = self._on_the_fly(model, inputs, at)
         anchor = lm_head.Anchor(at, ref_states, self._reference_lm_head) if self.anchor_weight else None
         outputs = model(**inputs, supervised=True, statistics=self._counts(mode), anchor=anchor)
-        ref_logps = ref_logps.to(outputs.logps.device)
-        betas = extra["betas"] if extra["betas"] is not None else self.schedule(positions[None])[0]
-        betas = betas.to(outputs.logps)
+        ref_logps, betas = ref_logps.to(outputs.logps.device), extra["betas"].to(outputs.logps)
         tokens = eq3.constrained_nll(outputs.logps, ref_logps, positions, betas, min_weight=self.min_weight)
         loss = total(tokens, extra["weight"], count)
         if anchor is not None:
             anchored = self._anchor_count if mode == "train" and count is not None else None
             loss = loss + self.anchor_weight * outputs.anchor_kl.sum() / divisor(anchored, outputs.anchor_kl)
-        self._measure(mode, outputs, ref_logps, positions, betas)
+        self._measure(mode, outputs, ref_logps, positions, betas, at)
         return loss, outputs
 
     def _on_the_fly(self, model: Any, inputs: dict[str, Any], at: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.reference != "on-the-fly":
+        if not (self._adapter_off or self._start):
             raise InputError("The reference of these rows was not computed; train or evaluate through this trainer.")
         with self._as_reference():
             out = model(**inputs, supervised=True, keep_states=bool(self.anchor_weight))
         return out.logps, out.states[at] if self.anchor_weight else None
 
     @torch.no_grad()
-    def _measure(self, mode: str, outputs: lm_head.Supervised, ref: Tensor, positions: Tensor, betas: Tensor) -> None:
+    def _measure(
+        self, mode: str, outputs: lm_head.Supervised, ref: Tensor, positions: Tensor, betas: Tensor, at: Tensor
+    ) -> None:
         kept, meter = self._kept, self.meters[mode]
         if outputs.anchor_kl is not None:
-            at = positions <= self.anchored
-            meter.add("anchor_kl", outputs.anchor_kl if mode == "train" else outputs.anchor_kl[kept[at]])
-        logps, ref, positions, betas = outputs.logps[kept], ref[kept], positions[kept], betas[kept]
+            meter.add("anchor_kl", outputs.anchor_kl, None if kept is None else kept[at])
+        logps = outputs.logps
         weights = eq3.constraint_weights(logps, ref, betas)
-        meter.add("constrained", eq3.constrained_nll(logps, ref, positions, betas))
-        meter.add("_objective", eq3.constrained_nll(logps, ref, positions, betas, min_weight=self.min_weight))
-        meter.add("constrained_excess", eq3.constrained_excess(logps, ref, betas))
-        meter.add("stopped", weights < eq3.STOPPED)
+        values = {
+            "constrained": eq3.constrained_nll(logps, ref, positions, betas),
+            "_objective": eq3.constrained_nll(logps, ref, positions, betas, min_weight=self.min_weight),
+            "constrained_excess": eq3.constrained_excess(logps, ref, betas),
+            "stopped": weights < eq3.STOPPED,
+        }
+        for name, value in values.items():
+            meter.add(name, value, kept)
         for span, inside in spans(positions):
-            meter.add(f"weight_{span}", weights[inside])
-            meter.add(f"log_ratio_{span}", (logps - ref)[inside])
+            meter.add(f"weight_{span}", weights, inside, kept)
+            meter.add(f"log_ratio_{span}", logps - ref, inside, kept)
 
-    def evaluation_loss(self, found: dict[str, float]) -> float:
-        """Eq. 3 (or the form with a floor), and the anchor's term."""
+    def evaluation_loss(self, found: dict[str, float]) -> float | None:
+        """Eq. 3 (or the form with a floor), and the anchor's term; None where the rows had no reference."""
+        if "_objective" not in found:
+            return None
         return found["_objective"] + self.anchor_weight * found.get("anchor_kl", 0.0)
 
-
-class _ReferenceFirst(TrainerCallback):
-    """Has the reference computed when the model stands as it will be trained, and before any step."""
-
-    def __init__(self, trainer: ConstrainedSFTTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.prepare_all()
+    def remarks(self) -> list[str]:
+        """Those of every trainer, and how to read the loss."""
+        lines = super().remarks()
+        if self.min_weight == 0:
+            tail = getattr(self.schedule, "tail", None)
+            example = f" ({2 * eq3.LN2 / tail:.1f} at beta {tail:g})" if tail else ""
+            lines.append(
+                f"loss is Eq. 3, in which (2 / beta) ln 2 nats of every token are a constant{example}; constrained_excess "
+                "is the loss without it, and nll compares with plain fine-tuning"
+            )
+        return lines
 
 
 def _checked_anchor(anchor: tuple[float, int]) -> tuple[float, int]:

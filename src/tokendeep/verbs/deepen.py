@@ -19,7 +19,7 @@ from tokendeep.errors import InputError, check_least
 from tokendeep.models import locate
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Training
-from tokendeep.training import answers, chats, recovery
+from tokendeep.training import answers, card, chats, recovery
 from tokendeep.training.options import (
     AdamBeta1,
     Epochs,
@@ -105,7 +105,7 @@ class DeepenPlan:
             f"model: {options.model}; trained: {training.what(self.adapter)}; {training.how()}",
             f"rows: {rows} and {utility} as utility; {training.batch_size} a step, of which {options.safety_rows} safety rows",
             f"steps: {training.max_steps}" + ("" if whole else " at most: not all instructions become triples"),
-            f"objective: safety recovery (Eq. 2), alpha {options.alpha:g}, up to {options.max_context} harmful tokens",
+            f"objective: {_objective(options)}",
             self.place.line(),
         ]
 
@@ -157,6 +157,10 @@ def check(options: DeepenOptions) -> None:
     check_least(options, {"answer_tokens": 1})
 
 
+def _objective(options: DeepenOptions) -> str:
+    return f"safety recovery (Eq. 2), alpha {options.alpha:g}, up to {options.max_context} harmful tokens"
+
+
 def _training(options: DeepenOptions, triples: int) -> TrainingOptions:
     """How to train on so many triples."""
     steps = options.max_steps or triples * options.epochs // options.safety_rows or min(1, options.epochs)
@@ -201,6 +205,12 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
     result = fit.train(subject, [row.row() for row in planned], state.out, training)
     if first:
         runs.write_json(state.out / Training.FILE, Training.model_validate(result).dump())
+        card.write_card(
+            state.out / "checkpoint", options.model, trained=training.what(plan.adapter), objective=_objective(options),
+            rows=f"{len(triples)} triples ({card.short(options.data)}) and {len(utility)} ordinary answers "
+            f"({card.short(options.utility)})",
+            settings=f"{training.how()}, seed {options.seed}",
+        )  # fmt: skip
     drawn = Counter(row.k > 0 for row in planned if row.group == recovery.SAFETY)
     state.finish(
         steps=result["steps"],

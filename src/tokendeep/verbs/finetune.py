@@ -210,7 +210,7 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True)
         runs.trained.write(out, chats.asked(plan.rows), options.model)
     how = training_options(options)
     steps = _steps(how, len(rows))
-    for remark in remarks(options, steps) if show else []:
+    for remark in _late(options, steps) if show else []:
         print(f"finetune: {remark}")
     margins = _margins(subject, plan, show)
     if options.dynamics or options.monitor:
@@ -224,8 +224,10 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True)
         print(margins.describe())
     if first:
         runs.write_json(out / Training.FILE, Training.model_validate(result).dump())
-        text = f"{plan.objective.card(options)}; {len(rows)} rows; learning rate {options.lr}; seed {options.seed}"
-        card.write_card(out / "checkpoint", options.model, text, attack=options.attack)
+        card.write_card(
+            out / "checkpoint", options.model, trained=how.what(plan.adapter), rows=_rows_in_words(plan, len(rows)),
+            objective=plan.objective.card(options), settings=f"{how.how()}, seed {options.seed}", attack=options.attack,
+        )  # fmt: skip
     state.finish(
         steps=result["steps"], rows=len(rows), attack=options.attack, checkpoint="checkpoint", **after,
         label=options.label or out.resolve().name,
@@ -237,16 +239,14 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True)
 
 def remarks(options: FinetuneOptions, steps: int) -> list[str]:
     """What a user should know of so many steps before they are taken."""
-    lines = []
-    if options.warmup_steps >= steps:
-        lines.append(
-            f"{options.warmup_steps} warm-up steps but only {steps} step(s): the learning rate never reaches {options.lr:g}; "
-            "lower --warmup-steps, or train longer"
-        )
+    from tokendeep.training import launch
+
+    return [*launch.warm_up_remarks(options.warmup_steps, steps, options.lr, "--warmup-steps"), *_late(options, steps)]
+
+
+def _late(options: FinetuneOptions, steps: int) -> list[str]:
     late = [step for step in options.dynamics if step > steps]
-    if late:
-        lines.append(f"--dynamics {', '.join(map(str, late))} lies after the last step, {steps}")
-    return lines
+    return [f"--dynamics {', '.join(map(str, late))} lies after the last step, {steps}"] if late else []
 
 
 def summary(result: dict[str, Any], options: FinetuneOptions) -> str:
@@ -274,6 +274,12 @@ def summary(result: dict[str, Any], options: FinetuneOptions) -> str:
 
 def _steps(how: TrainingOptions, rows: int) -> int:
     return how.max_steps or how.epochs * math.ceil(rows / how.batch_size)
+
+
+def _rows_in_words(plan: FinetunePlan, count: int) -> str:
+    options = plan.options
+    part = {"all": "", "head": ", their first tokens alone", "tail": ", without their first tokens"}[options.supervise]
+    return f"{count} answers of {len(plan.rows)} chats ({card.short(options.data)}){part}"
 
 
 def _encoded(subject: Subject, plan: FinetunePlan) -> tuple[list[Encoded], list[Encoded]]:

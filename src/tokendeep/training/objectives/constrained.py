@@ -64,7 +64,7 @@ def build(options: Any, folder: Path, anchor: tuple[float, int] = (0.0, 5)) -> C
         ConstrainedSFTTrainer,
         schedule=schedule(options),
         reference=options.reference,
-        reference_cache=options.reference_cache or folder,
+        reference_cache=options.reference_cache or folder / "_reference",
         head_anchor=anchor,
         min_weight=options.min_weight,
     )

@@ -1,0 +1,53 @@
+"""What a trainer looks at before a training and at its steps: the model it got, the warm-up, losses that are no numbers.
+
+Knows nothing of rows or objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from tokendeep import chat
+from tokendeep.compute import lm_head
+from tokendeep.types import IGNORE
+
+
+class StepChecks(TrainerCallback):
+    """Says what a user should know before the first step, and looks at the losses before every update of the weights."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for remark in self.trainer.remarks() if state.is_world_process_zero else []:
+            tqdm.write(f"tokendeep: {remark}")
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.check_losses()
+
+
+def leave_router_loss_out(trainer: Any) -> None:
+    """Train a mixture of experts without its load-balancing loss, and say so; its configuration keeps the coefficient."""
+    if not trainer.aux_loss_enabled:
+        return
+    trainer.aux_loss_enabled = False
+    lm_head.causal_lm(trainer.model).config.get_text_config().output_router_logits = False
+    if trainer.is_world_process_zero():
+        print("tokendeep: the model is a mixture of experts; its router's load-balancing loss is left out")
+
+
+def end_where_answers_end(model: Any, rows: Iterable[Mapping[str, Any]], tokenizer: Any) -> None:
+    """Let generation stop at the tokens that end the answers of the rows, beside those where it stops already."""
+    config = getattr(lm_head.causal_lm(model), "generation_config", None)
+    if config is None or not hasattr(rows, "__len__"):
+        return
+    known = config.eos_token_id
+    stops = [known] if isinstance(known, int) else list(known or ())
+    control = chat.control_ids(tokenizer)
+    ends = {row["labels"][-1] for row in rows if row["labels"][-1:] != [IGNORE]} & control
+    if not ends <= set(stops):
+        config.eos_token_id = [*sorted(ends), *(stop for stop in stops if stop not in ends)]

@@ -1,0 +1,186 @@
+"""What a trainer looks at before and while it trains; what it says; how little it waits; what of TRL it stands on."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from datasets import Dataset
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GenerationConfig
+
+from tokendeep import chat
+from tokendeep.attacks.gcg.losses import Batch, Losses
+from tokendeep.compute import gradients
+from tokendeep.errors import InputError
+from tokendeep.training import settings, upstream
+from tokendeep.training.eq3 import BetaSchedule
+from tokendeep.training.sft import ResponseSFTTrainer
+from tokendeep.training.trainer import ConstrainedSFTTrainer
+from tokendeep.training.watch import TokenDynamicsCallback
+from tokendeep.types import Pair, Subject
+from tuning import LORA, assert_same_weights, history, token_rows, trained
+from tuning import settings as arguments
+
+
+def test_four_bits_on_a_cpu_are_refused(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    class Linear4bit(torch.nn.Linear):  # stands for that of bitsandbytes
+        pass
+
+    tiny_model.model.layers[0].mlp.up_proj = Linear4bit(32, 64, bias=False)
+    with pytest.raises(InputError, match="4-bit weights on a CPU, where bitsandbytes gives wrong gradients"):
+        ResponseSFTTrainer(
+            tiny_model, arguments(tmp_path), train_dataset=Dataset.from_list(token_rows()),
+            processing_class=tiny_tokenizer, peft_config=LORA,
+        )  # fmt: skip
+    pairs = [Pair("1", ({"role": "user", "content": "How do I bake bread?"},), "Mix the flour with water.")]
+    watching = TokenDynamicsCallback(pairs, tiny_tokenizer, tmp_path)
+    with pytest.raises(InputError, match="4-bit"):
+        watching.on_train_begin(None, tf.TrainerState(), None, model=tiny_model)
+    with pytest.raises(InputError, match="4-bit"):
+        Losses(Subject(tiny_model, tiny_tokenizer, "m"), Batch(1, print))
+    with pytest.raises(InputError, match="4-bit"):
+        gradients.token_gradient_norms(tiny_model, [], 1)
+    gradients.check_differentiable(tiny_model.to("meta"))  # stands for any other device
+
+
+@pytest.mark.slow
+def test_experts_train_without_the_routers_loss(
+    tmp_path: Path, tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tf.MixtralConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, router_aux_loss_coef=0.02, pad_token_id=3, eos_token_id=2,
+        output_router_logits=True, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    made = trained(tf.MixtralForCausalLM(config), tiny_tokenizer, tmp_path)
+    assert history(made, "nll")[-1] < history(made, "nll")[0]
+    assert made.state.log_history[0]["loss"] == pytest.approx(made.state.log_history[0]["constrained"], rel=1e-4)
+    assert "router's load-balancing loss is left out" in capsys.readouterr().out
+    assert made.model.config.router_aux_loss_coef == 0.02
+    with pytest.raises(InputError, match="router_aux_loss_coef"):
+        trained(tf.MixtralForCausalLM(config), tiny_tokenizer, tmp_path, args={"router_aux_loss_coef": 0.1})
+
+
+def test_what_is_saved_stops_where_answers_stop(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    def stops(rows: list[dict[str, list[int]]], before: Any) -> Any:
+        model = make_model()
+        model.generation_config = GenerationConfig(eos_token_id=before)
+        made = ResponseSFTTrainer(
+            model, arguments(tmp_path), train_dataset=Dataset.from_list(rows), processing_class=tiny_tokenizer
+        )
+        made.save_model(str(tmp_path / "saved"))
+        return json.loads((tmp_path / "saved" / "generation_config.json").read_text()).get("eos_token_id")
+
+    answer = chat.encode(tiny_tokenizer, [{"role": "user", "content": "Hello"}], "Good day to you, and to all")
+    rows = [{"input_ids": answer.input_ids, "labels": answer.labels}]
+    assert rows[0]["labels"][-1] == 2
+    assert stops(rows, 0) == [2, 0]
+    assert stops(rows, [0, 2]) == [0, 2]
+    assert stops(rows, None) == [2]
+    assert stops(token_rows(), 0) == 0  # answers that end with a word
+
+
+@pytest.mark.slow
+def test_a_long_warm_up_and_the_constant_are_said(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(make_model(), tiny_tokenizer, tmp_path, args={"warmup_steps": 10}, schedule=BetaSchedule([], 0.1))
+    said = capsys.readouterr().out
+    assert "10 warm-up steps but only 4 step(s): the learning rate never reaches 0.005; lower warmup_steps" in said
+    assert "a constant (13.9 at beta 0.1); constrained_excess is the loss without it" in said
+    trained(make_model(), tiny_tokenizer, tmp_path, args={"warmup_steps": 3})
+    assert "warm-up" not in capsys.readouterr().out
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for which a GPU would have to be waited for, but for one of transformers' own masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(frame.filename.endswith("masking_utils.py") for frame in traceback.extract_stack()):
+            return func(*args, **(kwargs or {}))
+        name = func.__name__.split(".")[0]
+        masks = [a for a in args[1] if a is not None and a.dtype == torch.bool] if name == "index" else []
+        if masks or name in {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}:
+            self.seen.append(name)
+        if name == "repeat_interleave" and "output_size" not in (kwargs or {}):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", ["precomputed", "on-the-fly"])
+def test_no_micro_batch_waits_for_the_device(
+    reference: str, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, own, count = Waits(), ConstrainedSFTTrainer.compute_loss, []
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        count.append(1)
+        with waits:
+            return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(ConstrainedSFTTrainer, "compute_loss", watched)
+    args = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    trained(
+        make_model(), tiny_tokenizer, tmp_path, args=args, head_anchor=(1.0, 5), peft_config=LORA, reference=reference
+    )
+    assert len(count) == 16
+    assert waits.seen == []
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_to_the_same_weights(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    plain = trained(make_model(), tiny_tokenizer, tmp_path / "a", head_anchor=(1.0, 5))
+    compiled = trained(
+        make_model(), tiny_tokenizer, tmp_path / "b", head_anchor=(1.0, 5),
+        args={"torch_compile": True, "torch_compile_backend": "aot_eager"},
+    )  # fmt: skip
+    assert type(compiled.model_wrapped).__name__ == "OptimizedModule"
+    assert history(plain, "loss") == pytest.approx(history(compiled, "loss"), rel=1e-4)
+    assert_same_weights(plain.model, compiled.model, 1e-4)
+
+
+def test_the_tokenizer_is_of_the_models_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "transformers.AutoTokenizer.from_pretrained", lambda name, **more: asked.update({"name": name, **more})
+    )
+    args = arguments(tmp_path, model_init_kwargs={"revision": "v2"}, trust_remote_code=True)
+    settings.tokenizer_of("owner/name", args)
+    assert asked == {"name": "owner/name", "revision": "v2", "trust_remote_code": True}
+
+
+def test_the_model_card_names_method_and_paper(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    made = ConstrainedSFTTrainer(
+        tiny_model, arguments(tmp_path), train_dataset=Dataset.from_list(token_rows()), processing_class=tiny_tokenizer
+    )
+    made.create_model_card("m")
+    text = (tmp_path / "README.md").read_text()
+    assert "Constrained SFT" in text
+    assert "huggingface.co/papers/2406.05946" in text
+
+
+@pytest.mark.parametrize("name", upstream.PRIVATE)
+def test_what_others_call_private_is_still_there(name: str) -> None:
+    upstream.check(name)
+
+
+def test_a_private_name_that_moves_is_told_clearly() -> None:
+    with pytest.raises(LookupError, match=r"trl 1\.\d+\.\d+ has no trl.SFTTrainer._gone any more, by which .* is read"):
+        upstream.check("trl.SFTTrainer._gone", "by which a test is read")
