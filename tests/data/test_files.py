@@ -69,6 +69,11 @@ def test_an_index_of_pandas_in_parquet_is_no_column(tmp_path: Path) -> None:
     frame = pandas.DataFrame({"instruction": ["A?", "B?"]}, index=[5, 7])
     frame.to_parquet(tmp_path / "p.parquet")
     assert [p.messages[0]["content"] for p in data.read_prompts(tmp_path / "p.parquet")] == ["A?", "B?"]
+    frame.to_csv(tmp_path / "p.csv")
+    again = pandas.read_csv(tmp_path / "p.csv")  # with a column "Unnamed: 0"
+    assert data.read_prompts(again) == data.read_prompts(tmp_path / "p.csv") == data.read_prompts(frame)
+    row = {"Unnamed: 0": 3, "prompt": "A?", "completion": "B."}
+    assert [m["content"] for m in data.chat(row, "Row 1").messages] == ["A?", "B."]
 
 
 def test_folders_saved_by_datasets(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_a_windows_file_is_refused_with_the_way_out(tmp_path: Path) -> None:
         (f"instruction,response,\nA,B,{SECRET}\n", ["row 2", "3 columns and the first line 2"]),
         (f",instruction\n{SECRET},A\n", ["row 2", "under no column name"]),
         ("instruction,,response\nA,B,C\n", ["row 1", "empty or repeated"]),
+        ("instruction,response\rA,B\r", ["old Macs", "CSV UTF-8"]),
         (f"{SECRET};x\n", ["row 1", "no known column", "--columns"]),
     ],
 )

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokendeep.data.files import open_file, origin_of
-from tokendeep.data.row import Row
-from tokendeep.data.tables import INDEX
+from tokendeep.data.row import Row, without_index
 from tokendeep.errors import InputError
 
 BATCH = 1000
@@ -28,8 +27,7 @@ def arrow_rows(path: Path, first: int = 1) -> Iterator[Row]:
         for batch in _batches(path):
             for values in batch.to_pylist():
                 number += 1
-                plain = {name: value for name, value in values.items() if not name or not INDEX.fullmatch(name)}
-                yield Row(number, f"{path}, row {number}", plain, origin)
+                yield Row(number, f"{path}, row {number}", without_index(values), origin)
     except (pa.ArrowException, OSError) as error:
         kind = "Parquet" if ".parquet" in path.suffixes else "Arrow"
         raise InputError(f"{path} is no whole {kind} file ({str(error).splitlines()[0]}); write it again.") from error

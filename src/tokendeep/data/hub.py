@@ -10,7 +10,7 @@ from typing import Any
 from tokendeep.data.files import SUFFIXES, suffix_of
 from tokendeep.data.folders import hex_phi_rows, local_rows
 from tokendeep.data.known import HEX_PHI, KNOWN, Known
-from tokendeep.data.row import Origin, Row
+from tokendeep.data.row import Origin, Row, without_index
 from tokendeep.errors import InputError
 
 HUB_SOURCE = re.compile(
@@ -42,7 +42,7 @@ def hub_rows(spec: str) -> Iterator[Row]:
     if known:
         _check_count(spec, known, part, len(table), revision)
     origin = Origin(spec, known, hub=True, part=part)
-    return (Row(n, f"{spec}, row {n}", dict(values), origin) for n, values in enumerate(table, 1))
+    return (Row(n, f"{spec}, row {n}", without_index(values), origin) for n, values in enumerate(table, 1))
 
 
 def _load_dataset(spec: str, repo: str, config: str | None, split: str, revision: str | None) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from tokendeep import runs
 from tokendeep.data.fields import Fields, Kind, interpret, needed, texts_only
-from tokendeep.data.row import Origin, Row
+from tokendeep.data.row import Origin, Row, without_index
 from tokendeep.data.sources import Chosen, Role, Source, content, named, plain, read_rows
 from tokendeep.errors import InputError, Unusable
 from tokendeep.types import Chat, Message, Pair, Prompt, Triple
@@ -107,7 +107,7 @@ def chat(values: Mapping[str, Any], where: str) -> Chat:
     Raises:
         InputError: as `read_chats`.
     """
-    return _chat(interpret(Row(0, where, dict(values), Origin("the rows"))), whole=True)
+    return _chat(interpret(Row(0, where, without_index(values), Origin("the rows"))), whole=True)
 
 
 def _chat(row: Fields, whole: bool) -> Chat:

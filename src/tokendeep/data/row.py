@@ -5,6 +5,7 @@ Knows our own column names and what other people call them; nothing of files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +26,7 @@ SAYS_THE_SAME = {  # other people's names that no spelling distance would bring 
     "answer": "response", "output": "response", "assistant": "response", "reply": "response", "target": "response",
     "rejected": "harmful", "chosen": "refusal", "metadata": "meta", "system_prompt": "system",
 }  # fmt: skip
+INDEX = re.compile(r"|Unnamed: \d+(\.\d+)*|__index_level_\d+__")  # what pandas calls the number of a row
 REQUESTS = ("messages", "conversations", "instruction", "prompt")
 ANSWERS = ("response", "completion")
 
@@ -56,6 +58,11 @@ class Row:
     where: str
     values: dict[str, Any]
     origin: Origin
+
+
+def without_index(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a record without an index of pandas, which is a number under a name of its own."""
+    return {n: v for n, v in values.items() if not (INDEX.fullmatch(n) and isinstance(v, int | float | None))}
 
 
 def renamed(row: Row) -> Row:

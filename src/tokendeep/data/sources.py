@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tokendeep import runs
 from tokendeep.data.folders import local_rows
 from tokendeep.data.hub import hub_rows
-from tokendeep.data.row import FIELDS, Origin, Row, shown, type_name
+from tokendeep.data.row import FIELDS, Origin, Row, shown, type_name, without_index
 from tokendeep.data.write import TYPED, as_row
 from tokendeep.errors import InputError, did_you_mean
 
@@ -137,4 +137,4 @@ def _given_rows(values: Iterable[Any]) -> Iterator[Row]:
         where = f"Row {number}"
         if not isinstance(value, (Mapping, *TYPED)):
             raise InputError(f'{where}: is {type_name(value)}, not a dict; write {{"instruction": ...}}.')
-        yield Row(number, where, as_row(value), origin)
+        yield Row(number, where, without_index(as_row(value)), origin)

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from tokendeep.data.files import MAX_ROW, lines, origin_of, too_long
 from tokendeep.data.known import ADVBENCH, HEADERLESS, HEX_PHI, HEX_PHI_CATEGORIES, KNOWN
-from tokendeep.data.row import FIELDS, SAYS_THE_SAME, Origin, Row, nearest_field
+from tokendeep.data.row import FIELDS, INDEX, SAYS_THE_SAME, Origin, Row, nearest_field
 from tokendeep.errors import InputError
 
 BETWEEN = (",", ";", "\t", "|")
-INDEX = re.compile(r"|Unnamed: \d+(\.\d+)*|__index_level_\d+__")  # what pandas calls the number of a row
 Records = Iterator[tuple[int, list[str]]]
 
 
@@ -127,6 +126,8 @@ def _records(path: Path, sign: str | None) -> Records:
         except csv.Error as error:
             if "field limit" in str(error):
                 raise too_long(path, start) from None
+            if "new-line character" in str(error):
+                raise InputError(f"{path}: its lines end as on old Macs; save it as CSV UTF-8.") from None
             raise InputError(f"{path}, row {start}: is not CSV ({error}); check its quotes.") from None
         if sum(map(len, cells)) > MAX_ROW:
             raise too_long(path, start)
