@@ -207,15 +207,131 @@ def test_any_text_keeps_the_boundaries(kind: str, family: str, response: str, wo
     assert chat.encode(tokenizer, messages, response).input_ids == [*prompt, *ids, *chat.check(tokenizer).end_ids]
 
 
-def test_answer_that_spells_a_control_token_is_plain_text() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_control_tokens_of_an_answer_are_those_of_the_chat_template(kind: str) -> None:
+    tokenizer = tokenizer_of(kind, "qwen3")
+    answered = [*USER, {"role": "assistant", "content": "first<|endoftext|>then"}]
+    whole = tokenizer.apply_chat_template(answered, return_dict=False, **templates.ARGUMENTS)
+    ids = chat.response_ids(tokenizer, USER, answered[-1]["content"], end=False)
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|endoftext|>")) == 1
+    assert any(whole[i : i + len(ids)] == ids for i in range(len(whole)))
+
+
+def test_an_answer_that_ends_its_own_turn_is_refused() -> None:
     tokenizer = tokenizer_of("byte-level", "chatml")
-    text = "first<|im_end|>\n<|im_start|>then"
-    ids = chat.response_ids(tokenizer, USER, text, end=False)
-    assert not set(ids) & set(tokenizer.all_special_ids)
-    assert tokenizer.decode(ids) == text
-    assert (
-        chat.encode(tokenizer, USER, text).input_ids.count(tokenizer.eos_token_id) == 2
-    )  # the user's turn and its own
+    with pytest.raises(InputError, match="spells out the end-of-turn token"):
+        chat.encode(tokenizer, USER, "first<|im_end|>\n<|im_start|>then")
+
+
+def templated(body: str, control: list[str], eos: str) -> Any:
+    return build_tokenizer("byte-level", control=control, bos=None, eos=eos, template=body)
+
+
+def test_every_token_that_ends_an_answer_is_supervised() -> None:
+    """Command-R7B closes the answer and then the turn."""
+    control = ["<|START_OF_TURN|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|END_OF_TURN|>"]
+    tokenizer = templated(
+        "{% for m in messages %}<|START_OF_TURN|>{{ m.role }}{% if m.role == 'assistant' %}<|START_RESPONSE|>{{ m.content }}"
+        "<|END_RESPONSE|>{% else %}{{ m.content }}{% endif %}<|END_OF_TURN|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|START_OF_TURN|>assistant<|START_RESPONSE|>{% endif %}",
+        control, "<|END_OF_TURN|>",
+    )  # fmt: skip
+    row = chat.encode(tokenizer, USER, "Mix it.")
+    assert tokenizer.decode([i for i in row.labels if i != IGNORE]) == "Mix it.<|END_RESPONSE|><|END_OF_TURN|>"
+    for inside in control[2:]:
+        with pytest.raises(InputError, match="end-of-turn"):
+            chat.encode(tokenizer, USER, f"Mix{inside}it.")
+
+
+R1 = (
+    "{% for m in messages %}{% set text = m.content.split('</think>')[-1] if m.role == 'assistant' else m.content %}"
+    "<|{{ m.role }}|>{{ text }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_an_answer_is_supervised_as_given_or_refused() -> None:
+    """R1's template keeps what stands behind the thought, and so the two newlines there as positions 1 and 2."""
+    tokenizer = templated(R1, ["<|user|>", "<|assistant|>", "</s>"], "</s>")
+    with pytest.raises(InputError, match="rewrites this answer"):
+        chat.encode(tokenizer, USER, "<think>Flour first.</think>\n\nMix it.")
+    plain = chat.encode(tokenizer, USER, "Mix it.")
+    assert tokenizer.decode([i for i in plain.labels if i != IGNORE]) == "Mix it.</s>"
+
+
+@pytest.mark.parametrize("behind", ["</s>", "</s>\n", "<|end|>"])
+def test_an_end_token_behind_the_generation_prompt_is_refused(behind: str) -> None:
+    body = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
+    body += "{% if add_generation_prompt %}<|assistant|>%s{% endif %}"
+    tokenizer = templated(body.replace("%s", behind), ["<|user|>", "<|assistant|>", "<|end|>", "</s>"], "</s>")
+    with pytest.raises(InputError, match="an end token behind the generation prompt"):
+        chat.prompt_ids(tokenizer, USER)
+    always = templated(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ eos_token }}", ["</s>"], "</s>"
+    )
+    with pytest.raises(InputError, match="an end token behind the generation prompt"):
+        chat.check(always)
+
+
+def test_a_user_turn_may_end_in_eos() -> None:
+    """DialoGPT writes EOS behind every turn and no generation prompt."""
+    tokenizer = templated("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}", ["</s>"], "</s>")
+    assert chat.prompt_ids(tokenizer, USER)[-1] == tokenizer.eos_token_id
+
+
+# --- what a row gives to the template ------------------------------------------------------------------
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"properties": {"city": {"type": "string"}}}}}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+TOOLED = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>"
+    "{{ m.role.upper() if loud else m.role }}\n{{ m.content }}{% for call in m.tool_calls or [] %}<call>"
+    "{{ call.function | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{{ 'ASSISTANT' if loud else 'assistant' }}\n{% endif %}"
+)
+
+
+def test_tools_and_arguments_are_in_the_prompt_as_the_template_writes_them() -> None:
+    tokenizer = templated(TOOLED, CHATML[0], "<|im_end|>")
+    turns = [*USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "sun 20"}]
+    row = chat.encode(tokenizer, turns, "It is sunny.", arguments={"tools": [TOOL], "loud": True})
+    expected = tokenizer.apply_chat_template(
+        turns, tools=[TOOL], loud=True, tokenize=False, add_generation_prompt=True
+    )  # fmt: skip
+    assert tokenizer.decode(row.input_ids) == expected + "It is sunny.<|im_end|>"
+    assert "ASSISTANT" in expected
+    assert "city" in expected
+
+
+def test_a_call_of_a_tool_is_an_answer() -> None:
+    tokenizer = templated(TOOLED, CHATML[0], "<|im_end|>")
+    row = chat.encode(
+        tokenizer, USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}, arguments={"tools": [TOOL]}
+    )
+    text = tokenizer.decode([i for i in row.labels if i != IGNORE])
+    assert text == '<call>{"name": "weather", "arguments": {"city": "Rome"}}</call><|im_end|>'
+
+
+@pytest.mark.parametrize(
+    ("messages", "arguments", "message"),
+    [
+        (USER, {"tools": [TOOL]}, "does not know the row's tools"),
+        (USER, {"loud": True}, "does not know loud"),
+        (USER, {"tokenize": True}, "does not know tokenize"),
+        (
+            [*USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}, *USER],
+            {},
+            "a tool call of the conversation",
+        ),
+    ],
+)
+def test_what_a_template_leaves_out_is_refused(messages: list[Any], arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        chat.encode(tokenizer_of("byte-level", "chatml"), messages, "Yes.", arguments=arguments)
+    with pytest.raises(InputError, match="a tool call of the answer"):
+        chat.encode(
+            tokenizer_of("byte-level", "chatml"), USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}
+        )
 
 
 def test_context_that_ends_the_turn_is_refused() -> None:

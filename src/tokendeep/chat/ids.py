@@ -40,12 +40,12 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: boo
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, tail: str) -> tuple[int, ...]:
-    """Ids that close an answer: up to the first control token of the tail, or its text and EOS where it has none."""
+    """Ids that close an answer: the tail up to its first control tokens that stand together, or its text and EOS."""
     ids = [] if not tail else text_ids(tokenizer, "x" + tail)[len(text_ids(tokenizer, "x")) :]
     control = control_ids(tokenizer)
-    for i, token in enumerate(ids):
-        if token in control:
-            return tuple(ids[: i + 1])
+    if places := [i for i, token in enumerate(ids) if token in control]:
+        last = next(i for i in places if i + 1 not in places)
+        return tuple(ids[: last + 1])
     text = tail.rstrip()
     ids = text_ids(tokenizer, "x" + text)[len(text_ids(tokenizer, "x")) :] if text else []
     if tokenizer.eos_token_id is not None:

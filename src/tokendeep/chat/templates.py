@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib import resources
 from pathlib import Path
@@ -30,6 +31,8 @@ ARGUMENTS: dict[str, Any] = {
     "date_string": TODAY.strftime("%d %b %Y"),
     "strftime_now": TODAY.strftime,
 }
+
+RESERVED = ("messages", "add_generation_prompt", "chat_template", "tokenize", "bos_token", "eos_token")
 
 
 def with_system(messages: Sequence[Message], system: str) -> list[Message]:
@@ -113,42 +116,69 @@ def _shipped() -> Any:
     return resources.files("tokendeep") / "assets" / "templates"
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation: bool) -> str:
-    """The text for these messages, where an empty system message means that there is no system prompt at all."""
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    generation: bool,
+    arguments: Mapping[str, Any] | None = None,
+) -> str:
+    """The text for these messages, where an empty system message means that there is no system prompt at all.
+
+    Args:
+        arguments: what the row gives to the template beside the messages, such as `tools`.
+    """
+    arguments = arguments or {}
     if not messages or messages[0]["role"] != "system":
-        return _apply(tokenizer, messages, generation)
+        return _apply(tokenizer, messages, generation, arguments)
     kind, _ = system_of(tokenizer)
     if messages[0]["content"].strip():
         if kind in ("refused", "ignored"):
             raise InputError(
                 "The chat template has no system role: use --system none, or put these words into the user's message."
             )
-        return _apply(tokenizer, messages, generation)
+        return _apply(tokenizer, messages, generation, arguments)
     if kind != "default":
-        return _apply(tokenizer, messages[1:], generation)
+        return _apply(tokenizer, messages[1:], generation, arguments)
+    if arguments.get("tools"):
+        raise InputError("The chat template writes tools into its system prompt, which is to be taken out: keep one.")
     slot: Message = {"role": "system", "content": SLOT}
-    block = _apply(tokenizer, [slot], False)
-    text = _apply(tokenizer, [slot, *messages[1:]], generation)
+    block = _apply(tokenizer, [slot], False, arguments)
+    text = _apply(tokenizer, [slot, *messages[1:]], generation, arguments)
     if SLOT not in block or not text.startswith(block):
         raise InputError("The chat template inserts a system prompt that cannot be taken out: give --system a text.")
     rest, bos = text[len(block) :], tokenizer.bos_token
     return bos + rest if bos and block.startswith(bos) and not rest.startswith(bos) else rest
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation: bool) -> str:
+def _apply(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    generation: bool,
+    arguments: Mapping[str, Any] | None = None,
+) -> str:
     """The template's own text for these messages."""
     import jinja2
 
-    turns = [{"role": message["role"], "content": message["content"]} for message in messages]
+    turns: list[Any] = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
+    more = {**ARGUMENTS, **(arguments or {})}
     text = template(tokenizer)
     try:
         return str(
             tokenizer.apply_chat_template(
-                turns, chat_template=text, tokenize=False, add_generation_prompt=generation, **ARGUMENTS
+                turns, chat_template=text, tokenize=False, add_generation_prompt=generation, **more
             )
         )
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"The chat template cannot render this conversation ({error}): check its roles.") from error
+
+
+def check_arguments(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> None:
+    """Raises InputError for what a row gives to the chat template and the template does not look at."""
+    words = set(re.findall(r"\w+", template(tokenizer)))
+    for name in arguments:
+        if name not in words or name in RESERVED:
+            what = "the row's tools" if name == "tools" else f"{name} of the row's chat_template_kwargs"
+            raise InputError(f"The chat template does not know {what}: take it out, or give a template that uses it.")
 
 
 def system_of(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str | None]:

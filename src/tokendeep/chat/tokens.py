@@ -10,7 +10,9 @@ holds for every template and tokenizer. Response position 1 is the first id afte
 
 Choices made here, once:
 - BOS stands once where the template writes it or the tokenizer adds it, and not at all where neither does.
-- Control tokens spelled out in an answer are text; those in messages are what every chat server makes of them.
+- Control tokens spelled out in messages and answers get their ids, as when a chat template is tokenised in one call; an
+  answer that holds the end-of-turn token is refused.
+- An answer is supervised as it was given, or refused where the template rewrites it.
 - What the template writes behind the end-of-turn token (mostly a newline) is left out.
 
 Knows nothing of models and files of data.
@@ -18,14 +20,14 @@ Knows nothing of models and files of data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tokendeep.chat import reasoning
+from tokendeep.chat import reasoning, tools
 from tokendeep.chat.ids import continuation_ids, control_ids, end_ids, memory, text_ids, with_bos
-from tokendeep.chat.templates import SLOT, render, template
-from tokendeep.errors import InputError
+from tokendeep.chat.templates import SLOT, check_arguments, render, template
+from tokendeep.errors import InputError, Unusable
 from tokendeep.types import IGNORE, Encoded, Message
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class Frame:
     lead: str  # spaces of it that belong to the first word of the answer
     tail: str  # text behind the answer
     end: tuple[int, ...]  # the ids that close the answer
-    stop: int | None  # the control token among them
+    stops: frozenset[int]  # the control tokens among them
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
@@ -115,86 +117,112 @@ def response_ids(
         InputError: as `prompt_ids`, and for an answer that the template rewrites.
     """
     frame = frame_of(tokenizer, messages)
-    return _body(tokenizer, messages, response, frame, continued=False) + list(frame.end if end else ())
+    answer: Message = {"role": "assistant", "content": response}
+    return _body(tokenizer, messages, answer, frame, None, continued=False) + list(frame.end if end else ())
 
 
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
-    response: str,
+    response: str | Message,
     *,
     context_ids: Sequence[int] = (),
     max_length: int | None = None,
     end: bool = True,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Encoded:
     """One row: prompt, context, answer and end of turn; only the last two are supervised.
 
     Args:
         messages: the conversation, ending with the turn to be answered.
-        response: the answer, or what follows the context; blank space at its start is kept behind a context.
+        response: the answer, or what follows the context; blank space at its start is kept behind a context. A message
+            may hold `tool_calls`, which are supervised as the template writes them.
         context_ids: answer tokens that stand before the response and are not supervised.
         max_length: longest row in tokens; the answer's tail is cut where it does not fit.
         end: False leaves out the end of turn, for an answer that was cut off.
+        arguments: what the row gives to the template beside the messages, such as `tools`.
 
     Raises:
-        InputError: as `response_ids`; an empty response; a context that ends the turn; prompt and context that leave
-            no room for a response token.
+        Unusable: an empty response; prompt and context that leave no room for a response token.
+        InputError: as `response_ids`; a context that ends the turn; arguments or tool calls that the template leaves out.
     """
-    if not response.strip():
-        raise InputError("The answer is empty: give it at least one word or leave the row out.")
-    frame = frame_of(tokenizer, messages)
-    if frame.stop in context_ids:
+    answer: Message = {"role": "assistant", "content": response} if isinstance(response, str) else response
+    if not answer["content"].strip() and not answer.get("tool_calls"):
+        raise Unusable("The answer is empty: give it at least one word or leave the row out.")
+    frame = frame_of(tokenizer, messages, arguments)
+    if frame.stops & set(context_ids):
         raise InputError("The context holds the end-of-turn token: take context ids from response_ids(..., end=False).")
     start = [*frame.prompt, *context_ids]
-    answer = [*_body(tokenizer, messages, response, frame, continued=len(context_ids) > 0), *(frame.end if end else ())]
+    ids = _body(tokenizer, messages, answer, frame, arguments, continued=len(context_ids) > 0)
+    ids += frame.end if end else ()
     if max_length is not None:
         if len(start) >= max_length:
-            raise InputError(
+            raise Unusable(
                 f"Prompt and context take {len(start)} tokens and leave no room in {max_length}: "
                 "shorten the instruction or raise the maximal length."
             )
-        answer = answer[: max_length - len(start)]
-    return Encoded(start + answer, [IGNORE] * len(start) + answer)
+        ids = ids[: max_length - len(start)]
+    return Encoded(start + ids, [IGNORE] * len(start) + ids)
 
 
 # --- where the answer begins ----------------------------------------------------------------------
 
 
-def frame_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Frame:
+def frame_of(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], arguments: Mapping[str, Any] | None = None
+) -> Frame:
     known = memory(tokenizer)
-    key = (template(tokenizer), len(tokenizer), tuple((m["role"], m["content"]) for m in messages))
+    key = (template(tokenizer), len(tokenizer), repr((list(messages), arguments or {})))
     facts = known.get(key)  # other threads may empty it meanwhile
     if facts is None:
         if len(known) >= CACHED:
             known.clear()
-        facts = known[key] = _examine(tokenizer, messages)
+        facts = known[key] = _examine(tokenizer, messages, arguments or {})
     return facts
 
 
-def _examine(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Frame:
+def _examine(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], arguments: Mapping[str, Any]) -> Frame:
     if not any(message["role"] == "user" for message in messages):
         raise InputError("The conversation has no user message: it must end with one that is to be answered.")
     if messages[-1]["role"] == "assistant":
         raise InputError(
             "The conversation ends with the assistant's turn: it must end with one that is to be answered."
         )
-    asked, before, tail = around(tokenizer, messages)
+    check_arguments(tokenizer, arguments)
+    asked, before, tail = around(tokenizer, messages, arguments)
+    tools.check(messages, arguments, asked)
     between = seam(asked, before)
     if between is None:  # such as Mistral's, which forgets the system prompt once there is an answer
         between = seam(*around(tokenizer, [{"role": "user", "content": "Hello there"}])[:2]) or ("", "")
     ids = with_bos(tokenizer, text_ids(tokenizer, asked + between[0]))
     end = end_ids(tokenizer, tail)
-    stop = end[-1] if end[-1] in control_ids(tokenizer) else None
-    return Frame(tuple(ids), before, between[1], tail, end, stop)
+    stops = frozenset(end) & control_ids(tokenizer)
+    _check_open(tokenizer, asked, before, stops)
+    return Frame(tuple(ids), before, between[1], tail, end, stops)
 
 
-def around(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str, str]:
+def _check_open(tokenizer: PreTrainedTokenizerBase, asked: str, before: str, stops: frozenset[int]) -> None:
+    """Refuse a template whose generation prompt ends the turn that it opens."""
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(asked, before, strict=False)) if a != b), min(len(asked), len(before))
+    )
+    more = text_ids(tokenizer, asked[shared:].rstrip())
+    if more and more[-1] in {*stops, tokenizer.eos_token_id}:
+        raise InputError(
+            "The chat template writes an end token behind the generation prompt, where the answer begins: give another "
+            "template, or take that token out of it."
+        )
+
+
+def around(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], arguments: Mapping[str, Any] | None = None
+) -> tuple[str, str, str]:
     """The text with a generation prompt, and the text before and behind an answer in its place."""
-    whole = render(tokenizer, [*messages, {"role": "assistant", "content": SLOT}], False)
+    whole = render(tokenizer, [*messages, {"role": "assistant", "content": SLOT}], False, arguments)
     if SLOT not in whole:
         raise InputError("The chat template leaves out the assistant's answer: give another one.")
     before, _, tail = whole.rpartition(SLOT)
-    return render(tokenizer, messages, True), before, tail
+    return render(tokenizer, messages, True, arguments), before, tail
 
 
 def seam(asked: str, before: str) -> tuple[str, str] | None:
@@ -213,17 +241,27 @@ def seam(asked: str, before: str) -> tuple[str, str] | None:
 
 
 def _body(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str, frame: Frame, *, continued: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    answer: Message,
+    frame: Frame,
+    arguments: Mapping[str, Any] | None,
+    *,
+    continued: bool,
 ) -> list[int]:
     """Ids of the answer itself, trimmed as the template trims it."""
-    whole = render(tokenizer, [*messages, {"role": "assistant", "content": response}], False)
-    if not (whole.startswith(frame.before) and whole.endswith(frame.tail)):
-        raise InputError("The chat template rewrites this answer: take special blocks such as <think> out of it.")
+    whole = render(tokenizer, [*messages, answer], False, arguments)
     text = whole[len(frame.before) : len(whole) - len(frame.tail)]
+    framed = whole.startswith(frame.before) and whole.endswith(frame.tail)
+    if answer.get("tool_calls"):
+        tools.check_answer(answer, text if framed else "")
+    elif not framed or text.strip() != answer["content"].strip():
+        raise InputError("The chat template rewrites this answer: take special blocks such as <think> out of it.")
+    response = answer["content"]
     blank = response[: len(response) - len(response.lstrip())]
     # behind a context the blank space at the seam belongs to the caller
     text = blank + text.lstrip() if continued and blank else frame.lead + text
-    ids = continuation_ids(tokenizer, text, literal=True)
-    if frame.stop in ids:
+    ids = continuation_ids(tokenizer, text)
+    if frame.stops & set(ids):
         raise InputError("The answer spells out the end-of-turn token: take it out.")
     return ids
