@@ -105,7 +105,7 @@ def test_control_tokens_of_a_lead_are_control_tokens(tiny_tokenizer: PreTrainedT
     (prompt,), _ = attacks.prefill([pair], [1], tiny_tokenizer, lead="<|im_start|>")
     opened = tiny_tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert prompt.prefix_ids[0] == opened
-    assert opened not in attacks.prefill([pair], [5], tiny_tokenizer)[0][0].prefix_ids  # an answer only spells them
+    assert opened in attacks.prefill([pair], [5], tiny_tokenizer)[0][0].prefix_ids  # as where the answer is trained on
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
