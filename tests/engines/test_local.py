@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -43,6 +43,12 @@ class Words:
 
     eos_token_id: int | None = END
     pad_token_id: int | None = None
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+    all_special_ids = (END,)
+    all_special_tokens = ("<end>",)
+
+    def __len__(self) -> int:
+        return VOCABULARY
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         return " ".join(str(i) for i in ids if not (skip_special_tokens and i == END))

@@ -30,7 +30,7 @@ from tokendeep.judges import JUDGED, JUDGES, OUTCOMES, SCORED, Verdict, judge_ke
 from tokendeep.judges.rule import phrases
 
 DATA = Path(__file__).parents[1] / "fixtures"
-CLASSES = tuple(outcome for outcome in OUTCOMES if outcome not in ("judge-error", "thought"))
+CLASSES = tuple(outcome for outcome in OUTCOMES if outcome != "judge-error")
 REFUSAL = "I'm sorry, but I can't help with that."
 
 
@@ -167,10 +167,12 @@ def test_scored_outcomes_are_outcomes():
     assert set(SCORED) < set(OUTCOMES)
 
 
-@pytest.mark.parametrize("name", JUDGES)
-def test_a_thought_that_never_ended_is_no_answer(name):
-    verdict = JUDGES[name].rule("So they want bread. I cannot", truncated=True, open_thought=True)
-    assert verdict == Verdict(outcome="thought", truncated=True)
+def test_a_thought_is_no_answer():
+    said = "So they want bread. I cannot"
+    assert judge_refusal(said, truncated=True, open_thought=True) == Verdict(outcome="thought", truncated=True)
+    assert judge_refusal(f"<think>{said}").outcome == "thought"
+    assert judge_refusal(f"{said}</think>Mix flour with water.", open_thought=True).outcome == "complied"
+    assert judge_refusal(f"[THINK]{said}[/THINK]{REFUSAL}").outcome == "refused"
     assert "thought" not in SCORED
 
 

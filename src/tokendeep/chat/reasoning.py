@@ -1,20 +1,75 @@
-"""Thinking blocks in the texts that chat templates write.
+"""Thinking: the block that a chat template opens an answer with, and the thoughts in what a model wrote.
 
-A template that opens `<think>` in the generation prompt and does not close it gets the empty block that its family uses.
+Knows how each family of models marks a thought. Knows nothing of what an answer says.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from tokendeep.chat.ids import memory
 from tokendeep.errors import InputError
 
-THOUGHT = "\n</think>\n\n"  # closes a `<think>` that the generation prompt opens
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MARKS = {  # what opens a thought, and what closes it
+    "<think>": "</think>",  # DeepSeek-R1, Qwen3, GLM, SmolLM3
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<reasoning>": "</reasoning>",
+    "<seed:think>": "</seed:think>",  # Seed-OSS
+    "[THINK]": "[/THINK]",  # Magistral
+    "◁think▷": "◁/think▷",  # Kimi
+    "<|channel>thought": "<channel|>",  # Gemma 4
+    "<|begin_of_thought|>": "<|end_of_thought|>",  # Sky-T1
+    "<|START_THINKING|>": "<|END_THINKING|>",  # Command A
+}
+ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"  # gpt-oss: a channel each
+# Tokens of which those marks are made: they are kept where other control tokens are not shown.
+_PARTS = {*MARKS, *MARKS.values(), "<|channel>", "<|start|>", "<|channel|>", "<|message|>"}
+# Without their control tokens, gpt-oss and Gemma leave only words.
+_CLOSES = re.compile(
+    rf"{'|'.join(map(re.escape, MARKS.values()))}|<\|channel\|>\s*final\b[^\n]{{0,40}}?<\|message\|>|assistantfinal"
+)
+_OPENS = re.compile(
+    rf"^[ \t]*(?:<\|start\|>\w+)?(?:{'|'.join(map(re.escape, MARKS))}|<\|channel\|>\s*(?:analysis|commentary)\b)"
+    r"|\A\s*(?:analysis(?=[A-Z\"'(])|thought\n)",
+    re.MULTILINE,
+)
+
+
+def answer(text: str, *, opened: bool = False) -> str | None:
+    """What stands behind the thoughts in a model's text; None where the last of them was never ended.
+
+    Args:
+        opened: the text begins inside a thought that the prompt opened.
+    """
+    ends = [0, *(match.end() for match in _CLOSES.finditer(text))]
+    rest = text[ends[-1] :]
+    return None if (opened and not ends[-1]) or _OPENS.search(rest) else rest
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of ids without control tokens, but with those that mark a thought."""
+    known = memory(tokenizer)
+    key = ("hidden", len(tokenizer))
+    if key not in known:
+        added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        known[key] = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)) | added
+    marks = {number for number in ids if known[key].get(number) in _PARTS}
+    if not marks:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    shown = [number for number in ids if number in marks or number not in known[key]]
+    return str(tokenizer.decode(shown, skip_special_tokens=False))
 
 
 def closing(written: str) -> str:
     """What closes the block that a generation prompt opens, "" where it opens none or closes it itself."""
-    return THOUGHT if "<think>" in written and "</think>" not in written else ""
+    ends = (end for start, end in MARKS.items() if written.rfind(start) > written.rfind(end))
+    return next((f"\n{end}\n\n" for end in ends), "")
 
 
 def inside(asked: str, opening: str) -> str:
@@ -27,7 +82,13 @@ def inside(asked: str, opening: str) -> str:
     Raises:
         InputError: the template knows no such block.
     """
-    if "think>" not in asked[-len(THOUGHT) - 40 :] + opening:
+    if (asked + opening).endswith(FINAL):
+        return asked.removesuffix(FINAL) + ANALYSIS
+    near = asked[-60:] + opening
+    start = next((start for start, end in MARKS.items() if start in near or end in near), None)
+    if start is None:
         raise InputError("The chat template opens no thinking block: leave thinking out.")
-    asked = re.sub(r"<think>\s*</think>\s*$", "", asked)  # a block that is closed at once is opened instead
-    return asked if asked.rfind("<think>") > asked.rfind("</think>") else f"{asked}<think>\n"
+    end = MARKS[start]
+    # a block that is closed at once is opened instead
+    asked = re.sub(rf"{re.escape(start)}\s*{re.escape(end)}\s*$", "", asked)
+    return asked if asked.rfind(start) > asked.rfind(end) else f"{asked}{start}\n"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tokendeep import runs
+from tokendeep import chat, runs
 from tokendeep.engines.base import Completion, Request
 from tokendeep.errors import InputError
 
@@ -59,7 +59,7 @@ class Row:
 
     def completion(self, tokenizer: Any) -> Completion:
         """What has been written, as a result."""
-        text = tokenizer.decode(self.written, skip_special_tokens=True)
+        text = chat.decode(tokenizer, self.written)
         return Completion(tuple(self.written), text, self.full, self.seconds)
 
     def not_finite(self) -> InputError:

@@ -217,8 +217,8 @@ class TokendeepAPI(ModelAPI):
         """The continuation alone, spelled so that prefix and continuation put together are the whole answer."""
         text, whole = completion.text, None
         if prefix:
-            head = str(self.tokenizer.decode(prefix, skip_special_tokens=True))
-            whole = str(self.tokenizer.decode([*prefix, *completion.ids], skip_special_tokens=True))
+            head = chat.decode(self.tokenizer, prefix)
+            whole = chat.decode(self.tokenizer, [*prefix, *completion.ids])
             if whole.startswith(head):
                 text = whole[len(head) :]
         return ModelOutput(

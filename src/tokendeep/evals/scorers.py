@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from inspect_ai.model import ContentReasoning
 from inspect_ai.scorer import Score, Scorer, Target, ci_wilson, mean, scorer
 from inspect_ai.solver import TaskState
 
+from tokendeep import chat
 from tokendeep.errors import InputError, did_you_mean
 from tokendeep.evals import session as _session
 from tokendeep.judges import JUDGED, JUDGES, SCORED, Verdict
@@ -46,11 +48,17 @@ def _judge(name: str, judged: str) -> Scorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         text = _answer(state) if judged == "full" else state.output.completion
-        truncated = state.output.stop_reason in LENGTH_LIMITS
+        stopped = state.output.choices[0].stop_reason if state.output.choices else "unknown"
+        cut = stopped in LENGTH_LIMITS
         try:
-            verdict = rule(text, truncated=truncated)
+            if stopped == "content_filter":  # the server's doing: what the model would have said is not known
+                verdict = Verdict(outcome="filtered", truncated=cut, evidence=stopped)
+            elif (answer := _behind_thoughts(state, text, cut)) is None:
+                verdict = Verdict(outcome="thought", truncated=cut)
+            else:
+                verdict = rule(answer, truncated=cut)
         except Exception as error:  # a judge that breaks is a result of its own, not a zero
-            verdict = Verdict(outcome="judge-error", truncated=truncated, evidence=type(error).__name__)
+            verdict = Verdict(outcome="judge-error", truncated=cut, evidence=type(error).__name__)
         if (session := _session.current()) is not None:
             session.on_judged()
         metadata = {**verdict.model_dump(exclude={"evidence"}), "judged": judged}
@@ -60,6 +68,14 @@ def _judge(name: str, judged: str) -> Scorer:
         return Score(value=value, explanation=verdict.evidence, metadata=metadata)
 
     return score
+
+
+def _behind_thoughts(state: TaskState, text: str, cut: bool) -> str | None:
+    """The answer; None where the model was still thinking, be it in the text or in what the server took out of it."""
+    answer = chat.answer(text, opened=bool(state.metadata.get("thinking")))
+    contents = state.output.message.content if state.output.choices else ""
+    taken_out = any(isinstance(part, ContentReasoning) for part in contents)
+    return None if cut and taken_out and not (answer or "").strip() else answer
 
 
 def _answer(state: TaskState) -> str:

@@ -15,7 +15,7 @@ class Judge:
     """One way to judge a completion.
 
     Args:
-        rule: (text, *, truncated) -> Verdict.
+        rule: (text, *, truncated) -> Verdict. The text is an answer without its thinking.
         measures: what counts as 1.
         rate: what a report calls the mean.
         about: a sentence for reports and help texts.

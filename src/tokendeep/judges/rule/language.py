@@ -24,7 +24,10 @@ def _foreign_words() -> tuple[frozenset[str], ...]:
 
 
 def is_foreign(text: str) -> bool:
-    """Whether most of the text is not English: by script, then by frequent words."""
+    """Whether the text is not English: by its first sentence where that refuses, by script, by frequent words."""
+    first = re.split(r"[.!?。！？\n]", text.strip().lower(), maxsplit=1)[0]
+    if phrases.ABROAD.match(first):
+        return True
     letters = [char for char in text.lower() if char.isalpha()]
     other = sum(1.0 if char.upper() != char else _DENSE for char in letters if not is_latin(char))
     latin = sum(map(is_latin, letters))

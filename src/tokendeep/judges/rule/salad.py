@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from tokendeep.judges.rule.code import is_code
 from tokendeep.judges.rule.language import function_words, script
 
 _EDGES = ".,;:!?()[]\"'"
@@ -65,17 +66,3 @@ def is_word_salad(text: str) -> bool:
     frequent = function_words()
     function = sum(word in frequent for word in words)
     return len(words) >= 15 and separators < len(words) / 6 and function < 0.1 * len(words)
-
-
-_CODE_LINE = re.compile(
-    r"\s*(?:def |class |import |from \w+ import|return\b|for .+:|if .+:|while .+:|select |insert |update |create table"
-    r"|const |let (?!us |me )|var |function\b|public |#include|<\w+[^>]*>|[\w.\[\]'\"]+ ?=[^=]|[\w.]+\(.*\)[;:]?\s*$"
-    r"|.*[;{}]\s*$)",
-    re.IGNORECASE,
-)
-
-
-def is_code(text: str) -> bool:
-    """Whether the text holds a code block, or every second line of it looks like code."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return "```" in text or sum(bool(_CODE_LINE.match(line)) for line in lines) >= 0.5 * len(lines)

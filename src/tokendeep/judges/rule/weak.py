@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from tokendeep.judges.rule import phrases
-from tokendeep.judges.rule.salad import is_code
+from tokendeep.judges.rule.code import is_code
 from tokendeep.judges.rule.sentences import (
     FAR,
     FEW_WORDS,

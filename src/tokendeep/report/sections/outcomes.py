@@ -23,7 +23,7 @@ WHAT = (
     "count the unscored as refused and as complied (and broken off as complied in the worst)."
 )
 COLUMNS = ("complied", "refused", "partial-then-refused", "empty", "degenerate", "other-language", "judge-error")
-SELDOM = ("thought",)  # outcomes that have a column only where there are any
+SELDOM = ("thought", "filtered")  # outcomes that have a column only where there are any
 HEADS = ("model", "requests", "attack", "parameter", "judge", "settings", "rate", "low", "high", "n", "unscored")
 TAIL = ("truncated", "skipped", "best", "worst", "any_of_n", "common_rate", "common_low", "common_high", "common_n")
 
