@@ -67,6 +67,10 @@ def test_a_turn_of_the_user_is_no_answer(mark: str) -> None:
     assert judge_refusal(f"{mark}How do I bake bread?").outcome == "empty"
 
 
+def test_a_place_for_a_name_is_no_turn() -> None:
+    assert judge_refusal(f"Hello [User], {REFUSAL}").outcome == "refused"
+
+
 # --------------------------------------------------------------------------------------- tables
 
 

@@ -14,7 +14,7 @@ _TURN = re.compile(
     rf"(?:</?(?:start|end)_of_turn>|<\|turn>|<turn\|>)[ \t]*(?:{_ROLE}\b)?"  # Gemma
     rf"|<?\|?im_(?:start|end)(?:\|>|>|\|)?[ \t]*(?:{_ROLE}\b)?"  # ChatML, also misspelt
     rf"|<\|start_header_id\|>[^<\n]{{0,20}}(?:<\|end_header_id\|>)?|<\|(?:eot_id|eom_id|eot)\|>"  # Llama 3
-    r"|<<(?:SYS|USER|ASSISTANT)>>|\[/?(?:INST|USER|ASSISTANT)\]|</s>"  # Llama 2, Mistral
+    r"|<<(?:SYS|USER|ASSISTANT)>>|\[/?INST\]|^[ \t]*\[(?:USER|ASSISTANT)\][ \t]*$|</s>"  # Llama 2, Mistral
     rf"|<[|｜](?:{_ROLE}|end|endoftext|start|return|end▁of▁sentence|END_OF_TURN_TOKEN)[|｜]>(?:{_ROLE}(?=<\|message\|>))?"
     rf"|(?<=[.!?\"')\]])(?:user|assistant)(?=\n\n)"  # Llama 3 without its tokens
     r"|^[ \t]*(?-i:user|assistant|human|model|User|Assistant|Human)[ \t]*$"
