@@ -20,7 +20,9 @@ _LINE = re.compile(
 _COMMENT = re.compile(r"^[ \t]*(?:#|//|--|/\*|\*)+[^\n]*", re.MULTILINE)
 _STRING = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'")
 _MARK = re.compile(r"^\s*(?:#!.*|#+|//+|--+|/?\*+/?)|\*/\s*$")
-_SAYS = re.compile(r"\s*(?:print|echo|console\.log|return|write-host)\b\W{0,5}?[\"'](.{1,1000})[\"']\W{0,5}$", re.IGNORECASE)
+_SAYS = re.compile(
+    r"\s*(?:print|echo|console\.log|return|write-host)\b\W{0,5}?[\"'](.{1,1000})[\"']\W{0,5}$", re.IGNORECASE
+)
 # Lines that do nothing: a frame around what is said.
 _IDLE = re.compile(r"\s*(?:#!|def |function\b|pass\b|return\s*$|exit\b|import |if __name__|main\(\)|[{}]|$)")
 
