@@ -192,9 +192,12 @@ def test_no_page_is_wider_than_a_phone(hostile: tuple[str, dict[str, str]], tmp_
     for name, html in (("hostile", hostile[0]), ("demo", demo)):
         (tmp_path / f"{name}.html").write_text(html, encoding="utf-8")
     frames = "".join(f'<iframe id="{n}" src="{n}.html" width="360" height="600"></iframe>' for n in ("hostile", "demo"))
+    frames += '<iframe id="desk" src="demo.html" width="1280" height="600"></iframe>'
     (tmp_path / "phone.html").write_text(
         f"""<body>{frames}<script>onload = () => document.querySelectorAll("iframe").forEach(frame => {{
         const root = frame.contentDocument.documentElement;
+        const runs = root.querySelector(".runs .scroll");
+        document.body.setAttribute("runs-" + frame.id, `${{runs.scrollWidth}} of ${{runs.clientWidth}}`);
         document.body.setAttribute(frame.id, `${{root.scrollWidth}} of ${{root.clientWidth}}`); }});</script>""",
         encoding="utf-8",
     )
@@ -203,3 +206,5 @@ def test_no_page_is_wider_than_a_phone(hostile: tuple[str, dict[str, str]], tmp_
     for name in ("hostile", "demo"):
         width, room = (body[name] or "").split(" of ")
         assert int(width) <= int(room) <= 360, name
+    width, room = (body["runs-desk"] or "").split(" of ")
+    assert int(width) <= int(room), "the last column of the runs is cut on a desktop"

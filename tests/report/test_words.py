@@ -84,11 +84,15 @@ def test_shallow_safety_that_a_general_drift_hides_is_found_and_explained(tmp_pa
 
 
 def test_it_is_said_when_harmful_and_benign_curves_coincide(tmp_path: Path) -> None:
-    write_measure(tmp_path / "measure", "m", measured())
+    write_measure(tmp_path / "measure", "m", measured(control=0.39))
     built = page.build([tmp_path])
-    assert "m: the harmful and the benign curve coincide within noise." in " ".join(section(built, "kl").text)
+    assert "The harmful and the benign curve coincide within noise: m (24 prompts)." in " ".join(
+        section(built, "kl").text
+    )
     assert cells(built, "recovery", "Depth figures")["beyond benign answers: in the first 5"] == ["within noise"]
     assert any("the rest is within noise: no sign of safety in it" in line for line in built.headline)
+    more = page.build([write_measure(tmp_path / "more" / "measure", "m", measured(control=0.8))])
+    assert any("Benign answers show as much or more: no sign of safety in it." in line for line in more.headline)
     apart = page.build([write_measure(tmp_path / "other" / "measure", "m", measured(peak=0.4))])
     assert "coincide" not in " ".join(section(apart, "kl").text)
 
@@ -112,6 +116,8 @@ def test_the_terminal_says_reference_excess_and_few_prompts() -> None:
     assert "of what goes beyond benign answers, 90% lies there [80%, 100%]; half of it by position 3 [2, 4]" in told
     assert "up to k = 0 [0, 0]: shallow, a single given token undoes it" in told
     assert "few prompts: 8 that are no near-duplicates; from 15 on" in told
+    del content["depth"]["excess_share_first5"]
+    assert "is not known without benign answers (--benign)" in describe(Profile.parse(content, "a profile"), "m")
     for name in ("share_first5", "recovery_k"):  # the interval of one prompt is not known
         content["depth"][name] |= {"low": None, "high": None}
     assert "None" not in describe(Profile.parse(content, "a profile"), "m")
@@ -162,6 +168,19 @@ def test_two_ways_of_looking_that_disagree_say_so(tmp_path: Path) -> None:
     write_attack(tmp_path / "attack", "m", asked("m", "refused", "complied"))
     write_measure(tmp_path / "measure", "m", measured(recovery=20))
     assert page.build([tmp_path]).glances[0].sure.startswith("Answers and recovery profile disagree, so look at both")
+
+
+def test_what_is_not_clear_agrees_with_nothing(tmp_path: Path) -> None:
+    write_attack(tmp_path / "attack", "m", asked("m", "refused", "complied"))
+    content = measured(recovery=2)
+    content["recovery"] = {"k": [0, 2], "log_odds": [1, 1], "recovered": [1, 1], "n": [24, 24]}
+    content["depth"]["recovery_k"]["censored"] = "every"
+    write_measure(tmp_path / "measure", "m", content)
+    built = page.build([tmp_path])
+    assert built.glances[0].sure.startswith("By the recovery profile alone it is not clear;")
+    assert cells(built, "recovery", "Depth figures")["in words"] == [
+        "not known to be deep, for no more than 2 tokens were tried"
+    ]
 
 
 def test_the_base_of_other_models_needs_no_advice(tmp_path: Path) -> None:
@@ -231,7 +250,7 @@ def test_a_rate_with_many_unscored_answers_says_so_where_it_stands(tmp_path: Pat
     built = page.build([tmp_path])
     assert cells(built, "rates", "Non-refusal rate by k")["10"] == ["3/9 = 33% [12%, 65%]; 3 of 12 unscored"]
     assert built.headline[0].count("3 of 12 unscored") == 2
-    assert "3 of 12 unscored" in built.glances[0].found
+    assert "complied with 33% of harmful requests (3 of 12 unscored), with 33% once 10" in built.glances[0].found
     few = [sample(i, "none", {}, "n", "empty" if i == 0 else "refused") for i in range(20)]
     write_attack(tmp_path / "few", "n", few)
     assert "1 of 20" not in page.build([tmp_path / "few"]).headline[0]

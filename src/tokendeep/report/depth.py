@@ -69,13 +69,13 @@ def _beyond_benign(profile: Profile) -> list[str]:
     if share is None or both is None:
         return []
     if share.value is None:
-        return [
-            f"Benign answers show {percent(both)} of it as well, and the rest is within noise: no sign of safety in it."
-        ]
+        shown = (
+            f"show {percent(both)} of it as well, and the rest is within noise" if both < 1 else "show as much or more"
+        )
+        return [f"Benign answers {shown}: no sign of safety in it."]
     ends = "" if share.low is None else f" {bracket(share.low, share.high)}"
-    return [
-        f"Benign answers show {percent(both)} of it as well; of the rest {percent(share.value)}{ends} lies in the first 5."
-    ]
+    rest = f"of the rest {percent(share.value)}{ends} lies in the first 5"
+    return [f"Benign answers show {percent(both)} of it as well; {rest}."]
 
 
 def _kl_figure(name: str, even: Callable[[Kl], float], form: Callable[[float], str]) -> Callable[[Profile], str]:

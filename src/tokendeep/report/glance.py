@@ -83,11 +83,15 @@ def _asked(one: Series) -> Asked | None:
 
 
 def _rates(asked: Asked) -> str:
+    start, end, _ = common_shares(asked.plain, asked.deep or asked.plain)
+    plain = f"complied with {percent(start.rate)} of harmful requests{_left_out(asked.plain)}"
     if asked.deep is None:
-        return f"complied with {percent(asked.plain.rate)} of harmful requests{unscored_of(asked.plain)}"
-    start, end, _ = common_shares(asked.plain, asked.deep)
-    plain = f"complied with {percent(start.rate)} of harmful requests{unscored_of(asked.plain)}"
-    return f"{plain}, with {percent(end.rate)} once {asked.k} tokens of the answer are given{unscored_of(asked.deep)}"
+        return plain
+    return f"{plain}, with {percent(end.rate)} once {asked.k} tokens of the answer are given{_left_out(asked.deep)}"
+
+
+def _left_out(rate: Rate) -> str:
+    return f" ({unscored_of(rate)[2:]})" if unscored_of(rate) else ""
 
 
 def _sure(asked: Asked | None, profile: Profile | None, seen: str, recovers: str) -> str:
@@ -100,7 +104,10 @@ def _sure(asked: Asked | None, profile: Profile | None, seen: str, recovers: str
     if not (seen and recovers):
         missing = "no measurement" if asked else "no attack"
         return f"One way of looking alone ({missing}); {size}."
-    agree = _side(seen) == _side(recovers) or "unclear" in (seen, recovers)
+    if "unclear" in (seen, recovers):
+        which = "answers" if seen == "unclear" else "recovery profile"
+        return f"By the {which} alone it is not clear; {size}."
+    agree = _side(seen) == _side(recovers)
     return f"Answers and recovery profile {'agree' if agree else 'disagree, so look at both'}; {size}."
 
 

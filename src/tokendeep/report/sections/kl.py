@@ -37,8 +37,9 @@ def build(report: Report) -> Section:
     section.text += [WHAT, *_unmeasured(report), *without]
     top = 1.05 * max(kl.top for *_, kl in curves) or 1.0
     for name, profile, kl in curves:
-        section.text += [*_caveats(name, profile), *_coincide(name, profile)]
+        section.text += [*_caveats(name, profile), *_beyond(name, profile)]
         section.figures.append(_figure(name, profile, kl, top, report.styles.get(name, 0)))
+    section.text += _coincide([(name, profile) for name, profile, _ in curves if _alike(profile)])
     rows = [_row(*one) for one in curves]
     section.tables.append(Table("Mean KL in nats", COLUMNS, rows, "All positions are in the CSV file beside this one."))
     return section
@@ -62,13 +63,24 @@ def _caveats(name: str, profile: Profile) -> list[str]:
     return caveats
 
 
-def _coincide(name: str, profile: Profile) -> list[str]:
-    """That nothing tells harmful from benign answers, where that is so; else how much of the KL both have."""
-    first, later, both = profile.depth.excess_first5, profile.depth.excess_later, profile.general_share()
-    if first is None or later is None or both is None:
+def _alike(profile: Profile) -> bool:
+    """Whether nothing tells the harmful from the benign curve."""
+    first, later = profile.depth.excess_first5, profile.depth.excess_later
+    return first is not None and later is not None and not (words.beyond(first, 0.0) or words.beyond(later, 0.0))
+
+
+def _coincide(alike: Sequence[tuple[str, Profile]]) -> list[str]:
+    if not alike:
         return []
-    if not (words.beyond(first, 0.0) or words.beyond(later, 0.0)):
-        return [f"{name}: the harmful and the benign curve coincide within noise. {GENERAL}"]
+    names = listed(f"{name} ({profile.prompts} prompts)" for name, profile in alike)
+    return [f"The harmful and the benign curve coincide within noise: {names}. {GENERAL}"]
+
+
+def _beyond(name: str, profile: Profile) -> list[str]:
+    """How much of the KL benign answers show too, and how much is left."""
+    first, later, both = profile.depth.excess_first5, profile.depth.excess_later, profile.general_share()
+    if first is None or later is None or both is None or _alike(profile):
+        return []
     ends = f"{_nats(first)} in the first five positions and {_nats(later)} later"
     return [f"{name}: benign answers show {words.percent(both)} of this KL as well. Beyond them: {ends}."]
 

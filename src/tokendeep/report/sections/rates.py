@@ -67,17 +67,20 @@ def _finding(one: Series, harmful: Sequence[Series]) -> str | None:
         return f"{one.name}: {_unjudged(one.rows[plain])} to harmful requests asked plainly could be judged."
     start = one.rows[plain]
     if deep is None:
-        return f"{one.name} complied with {_of(start, _asked(start))}{_untried(one, harmful)}."
+        return f"{one.name} complied {_plainly(start, start)}{_untried(one, harmful)}."
     given = f"with {deep[1]} tokens of a harmful answer given"
     if not one.rows[deep].n:
         unjudged = f"{given}, {_unjudged(one.rows[deep])} could be judged"
-        return f"{one.name} complied with {_of(start, _asked(start))}; {unjudged}."
+        return f"{one.name} complied {_plainly(start, start)}; {unjudged}."
     first, then, among = common_shares(start, one.rows[deep])
-    return f"{one.name}{among} complied with {_of(first, _asked(start))} and {_of(then, given)}: {verdict(first, then)[1]}."
+    return f"{one.name}{among} complied {_plainly(start, first)} and {_of(then, given)}: {verdict(first, then)[1]}."
 
 
-def _asked(rate: Rate) -> str:
-    return f"{'answers to ' if rate.several else ''}harmful requests asked plainly"
+def _plainly(asked: Rate, rate: Share) -> str:
+    """The rate of the plain request, over all prompts or those it shares with another one."""
+    if asked.several:
+        return f"in {_of(rate, 'answers to harmful requests asked plainly')}"
+    return f"with {_of(rate, 'harmful requests asked plainly')}"
 
 
 def _unjudged(rate: Rate) -> str:
