@@ -229,6 +229,12 @@ def test_two_models_made_from_the_same_are_a_pair(tmp_path: Path) -> None:
     assert changes(page.build([tmp_path]))[0].startswith("From guarded to plain")
 
 
+@pytest.mark.parametrize("model", ["x" * 5000, "a\0b", "~nobody-of-this-name/m"])
+def test_a_model_under_a_name_that_no_file_can_have_is_reported(tmp_path: Path, model: str) -> None:
+    write_attack(tmp_path / "attack", model, asked(model, "refused", "refused", n=2))
+    assert page.build([tmp_path]).models
+
+
 def test_a_deepen_run_goes_by_the_model_that_it_made(tmp_path: Path) -> None:
     folder = tmp_path / "deepened"
     (folder / "checkpoint").mkdir(parents=True)

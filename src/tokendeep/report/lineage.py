@@ -40,8 +40,8 @@ def _traced(models: Iterable[str], starts: Mapping[str, str]) -> set[str]:
 
 def _told(model: str) -> list[str]:
     """What a folder says that its model was made from: the manifest in it or above, an adapter's settings."""
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
+    folder = names.place(model)
+    if folder is None or not folder.is_dir():
         return []
     made = [folder / records.MANIFEST, folder.parent / records.MANIFEST]
     told = [Manifest.load(path) for path in made if path.is_file()]

@@ -291,8 +291,8 @@ def _rates(folder: Path, samples: Sequence[Sample] | None) -> Rates | None:
 
 def _trained_on_attack(manifest: Manifest) -> bool:
     """Whether this run, or the checkpoint it used, was trained on attack rows and says so."""
-    model = Path(manifest.config.model or "").expanduser()
-    nearby = [model / records.MANIFEST, model.parent / records.MANIFEST] if model.parts and model.is_dir() else []
+    model = names.place(manifest.config.model or "")
+    nearby = [model / records.MANIFEST, model.parent / records.MANIFEST] if model and model.is_dir() else []
     told = [Manifest.trained_on_attack(path) for path in nearby if path.is_file()]
     return manifest.attack is True or any(told)
 

@@ -19,8 +19,17 @@ def short(models: Iterable[str]) -> dict[str, str]:
 
 def key(model: str) -> str:
     """A model by its folder where it lies on this machine, however it was named; else by its name."""
-    path = Path(model).expanduser()
-    return str(path.resolve()) if path.exists() else model
+    path = place(model)
+    return model if path is None else str(path.resolve())
+
+
+def place(model: str) -> Path | None:
+    """The file or folder of this name; None where there is none, or where no file could have such a name."""
+    try:
+        path = Path(model).expanduser()
+        return path if model and path.exists() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def _parts(model: str) -> list[str]:
