@@ -113,27 +113,31 @@ def test_rendering_marks_exactly_the_supervised_tokens(tiny_tokenizer: Any) -> N
 
 
 @pytest.mark.parametrize("p_zero", [0.5, 1.0])
-def test_a_row_that_does_not_fit_is_named_whatever_is_drawn(tiny_tokenizer: Any, p_zero: float) -> None:
+def test_a_row_that_does_not_fit_is_left_out_whatever_is_drawn(tiny_tokenizer: Any, p_zero: float) -> None:
     long = replace(triple(3), harmful=" ".join([HARMFUL] * 8))
     room = len(chat.prompt_ids(tiny_tokenizer, long.messages)) + 50
     triples = [triple(), long, triple(1)]
-    options = replace(OPTIONS, p_zero=p_zero)
-    for seed in range(4):
-        more: Any = {"steps": 1, "seed": seed, "max_length": room, "sources": ("mine.jsonl", "chats.jsonl")}
-        if p_zero == 1:
-            recovery.plan_rows(tiny_tokenizer, triples, [ordinary()], options, **more)
-        else:
-            with pytest.raises(
-                InputError, match=r"^Row t3 of mine\.jsonl, with 100 harmful tokens: Prompt and context"
-            ):
-                recovery.plan_rows(tiny_tokenizer, triples, [ordinary()], options, **more)
+    fitting, _, skipped = recovery.usable(
+        tiny_tokenizer, triples, [ordinary()], replace(OPTIONS, p_zero=p_zero), max_length=room,
+        sources=("mine.jsonl", "chats.jsonl"),
+    )  # fmt: skip
+    if p_zero == 1:
+        assert fitting == triples
+        return
+    assert fitting == [triples[0], triples[2]]
+    assert len(skipped["data"]) == 1
+    assert skipped["data"][0].startswith("Row t3 of mine.jsonl, with 100 harmful tokens: Prompt and context")
 
 
-def test_a_utility_row_that_does_not_fit_is_named(tiny_tokenizer: Any) -> None:
+def test_a_utility_row_that_does_not_fit_is_left_out(tiny_tokenizer: Any) -> None:
     turns = ({"role": "user", "content": "Where is Rome? " * 40}, {"role": "assistant", "content": "In Italy."})
     rows = [ordinary(), Chat("u7", turns)]  # type: ignore[arg-type]
-    options = replace(OPTIONS, utility_rows=1)
-    more: Any = {"steps": 1, "max_length": 200, "sources": ("mine.jsonl", "chats.jsonl")}
-    with pytest.raises(InputError, match=r"^Row u7 of chats\.jsonl: Prompt and context"):
-        recovery.plan_rows(tiny_tokenizer, [triple()], rows, options, **more)
-    recovery.plan_rows(tiny_tokenizer, [triple()], rows, replace(options, utility_rows=0), **more)
+    more: Any = {"max_length": 200, "sources": ("mine.jsonl", "chats.jsonl")}
+    _, left, skipped = recovery.usable(tiny_tokenizer, [triple()], rows, replace(OPTIONS, utility_rows=1), **more)
+    assert left == rows[:1]
+    assert skipped["utility"][0].startswith("Row u7 of chats.jsonl: Prompt and context")
+    _, left, skipped = recovery.usable(tiny_tokenizer, [triple()], rows, replace(OPTIONS, utility_rows=0), **more)
+    assert (left, skipped["utility"]) == (rows, [])
+    ended = replace(triple(), refusal="No.<|im_end|>")
+    with pytest.raises(InputError, match=r"^Row t0 of mine\.jsonl, with \d+ harmful tokens: The answer spells"):
+        recovery.usable(tiny_tokenizer, [ended], rows, OPTIONS, **more)

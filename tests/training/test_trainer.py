@@ -365,7 +365,8 @@ def test_all_turns_makes_a_row_of_every_answer(tmp_path: Path, tiny_model: Any, 
 def test_text_prompts_and_completions_train_as_trls(
     tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
-    """With a vanishing beta the constrained trainer is TRL's own SFTTrainer."""
+    """With a vanishing beta the constrained trainer is TRL's own SFTTrainer; without a template texts are plain texts."""
+    tiny_tokenizer.chat_template = None
     data = [{"prompt": f"Question {i}: ", "completion": f"the answer is {i} {i}"} for i in range(8)]
     ours = trained(make_model(), tiny_tokenizer, tmp_path / "a", data, schedule=BetaSchedule.uniform(1e-4))
     theirs = SFTTrainer(
@@ -462,9 +463,12 @@ def refused(
         ({}, {"head_anchor": (-1.0, 5)}, "head_anchor"),
         ({}, {"peft_config": LoraConfig(r=2, target_modules=["q_proj", "lm_head"])}, "lm_head"),
         ({}, {"peft_config": LoraConfig(r=2, init_lora_weights="pissa")}, "pissa"),
-        ({}, {"schedule": BetaSchedule([1.0] * 20, 0.1)}, "first 20 positions .* longest answer has 9"),
         ({}, {"schedule": lambda positions: positions * 0.0}, "beta above 0"),
         ({}, {"train_on": "some"}, "train_on"),
+        ({"assistant_only_loss": True}, {"train_on": "last_turn"}, "leave one of them out"),
+        ({"dataset_kwargs": {"skip_prepare_dataset": True}}, {}, "skip_prepare_dataset"),
+        ({"chat_template_path": "Qwen/Qwen3-4B"}, {}, "chat_template_path is Qwen/Qwen3-4B, and no file"),
+        ({"eos_token": "<none>"}, {}, "which the tokenizer does not know"),
     ],
 )
 def test_settings_that_would_mislead_are_refused(
@@ -477,12 +481,12 @@ def test_rows_that_cannot_be_trained_on_are_named(tmp_path: Path, tiny_model: An
     good = token_rows(3)
     empty = {"input_ids": [5, 6, 7], "labels": [IGNORE] * 3}
     naked = {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}
-    refused("Row 4: it has no supervised token", tmp_path, tiny_model, tiny_tokenizer, [*good, empty])
+    refused("no row left to train on: Row 1: it has no supervised token", tmp_path, tiny_model, tiny_tokenizer, [empty])
     refused("Row 4: its very first token", tmp_path, tiny_model, tiny_tokenizer, [*good, naked])
     refused("no labels", tmp_path, tiny_model, tiny_tokenizer, [{"input_ids": [5, 6]}])
     refused("cannot be told apart", tmp_path, tiny_model, tiny_tokenizer, [{"text": "all of it"}])
     unanswered = [*CHATS, {"messages": CHATS[0]["messages"][:1]}]
-    refused("Row 5: the conversation must end", tmp_path, tiny_model, tiny_tokenizer, unanswered)
+    refused("Row 5: the last message must be from the assistant", tmp_path, tiny_model, tiny_tokenizer, unanswered)
     refused(
         "Row 1: it has no supervised token.*max_length", tmp_path, tiny_model, tiny_tokenizer, good, {"max_length": 3}
     )
@@ -557,7 +561,9 @@ def test_packing_does_not_hide_rows_that_cannot_be_trained_on(
 ) -> None:
     args = {"packing": True, "max_length": 10}
     beyond = {"input_ids": list(range(5, 25)), "labels": [IGNORE] * 12 + list(range(17, 25))}
-    refused("Row 9: it has no supervised token", tmp_path, tiny_model, tiny_tokenizer, [*token_rows(), beyond], args)
+    made = trained(tiny_model, tiny_tokenizer, tmp_path, [*token_rows(), beyond], {**args, "max_steps": 1})
+    assert made.skipped == ["Row 9: it has no supervised token; give it an answer, or raise max_length"]
+    tiny_tokenizer.chat_template = None
     naked = [{"prompt": "", "completion": "all of it"}]
     refused("Row 1: its very first token", tmp_path, tiny_model, tiny_tokenizer, naked, args)
 
@@ -609,26 +615,35 @@ def test_another_architecture_with_the_same_weights_is_another_reference(
     assert made.state.log_history[0]["log_ratio_later"] == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("row", "match"),
-    [
-        ({**CHATS[0], "tools": "[{}]"}, "Row 1: its tools"),
-        (
-            {"messages": [CHATS[0]["messages"][0], {"role": "assistant", "content": None}]},
-            "Row 1, message 2: no field 'content'",
-        ),
-        ({**CHATS[0], "system": "Be brief."}, "Row 1: its system would be left out"),
-        (
-            {"messages": [CHATS[0]["messages"][0], {**CHATS[0]["messages"][1], "reasoning_content": "hm"}]},
-            "Row 1, message 2: unknown field 'reasoning_content'",
-        ),
-        ({**CHATS[0], "weight": 0.5}, "weight, of a row in its step's loss, can only stand beside input_ids"),
-    ],
-)
-def test_what_our_encoding_would_leave_out_is_refused(
-    row: Any, match: str, tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
-) -> None:
-    refused(match, tmp_path, tiny_model, tiny_tokenizer, [row])
+def test_short_answers_train_and_evaluate(tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
+    """Answers of fewer tokens than the schedule's head: what of it they reach is used."""
+    short = [{name: ids[:-6] for name, ids in row.items()} for row in token_rows() if len(row["labels"]) > 12]
+    short.append({"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7]})
+    made = trained(
+        make_model(), tiny_tokenizer, tmp_path, short, {"max_steps": 1}, eval_dataset=Dataset.from_list(short),
+        schedule=BetaSchedule([0.5] * 20, 0.1),
+    )  # fmt: skip
+    assert made.evaluate()["eval_nll"] > 0
+    positions = torch.arange(1, 4)[None]
+    assert BetaSchedule([0.5] * 20, 0.1)(positions).tolist() == [[0.5] * 3]
+
+
+def test_settings_of_trl_that_rows_hang_on(tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
+    """assistant_only_loss supervises every answer; a template and an EOS of the settings are there before the rows."""
+    template = tmp_path / "mine.jinja"
+    template.write_text(tiny_tokenizer.chat_template.replace("assistant", "model"))
+    turns = [{"messages": [*CHATS[0]["messages"], *CHATS[1]["messages"]]}]
+    args = settings(
+        tmp_path, assistant_only_loss=True, chat_template_path=str(template), eos_token="<|endoftext|>",
+        dataset_num_proc=1,
+    )  # fmt: skip
+    made = ConstrainedSFTTrainer(
+        make_model(), args, train_dataset=Dataset.from_list(turns).with_format("torch"), processing_class=tiny_tokenizer
+    )
+    assert len(made.train_dataset) == 2
+    assert "<|im_start|>model\ntwo and" in tiny_tokenizer.decode(made.train_dataset[1]["input_ids"])
+    assert tiny_tokenizer.eos_token == "<|endoftext|>"
+    assert args.assistant_only_loss  # of the caller
 
 
 def test_a_stream_is_checked_row_by_row(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:

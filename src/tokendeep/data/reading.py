@@ -22,7 +22,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def read_prompts(source: Source, limit: int | None = None) -> list[Prompt]:
+def read_prompts(source: Source, limit: int | None = None, *, skipped: list[str] | None = None) -> list[Prompt]:
     """Requests alone; answers in the source are left out and a final assistant message is dropped.
 
     `meta` holds prompt_id and, where known, category, whether the request is harmless, and the set's own notes.
@@ -34,17 +34,18 @@ def read_prompts(source: Source, limit: int | None = None) -> list[Prompt]:
             Or rows in memory: a list of dicts with the same columns, a datasets.Dataset, or typed values; values of the
             wanted type are given back as they are. `choose` names its columns, or takes its rows of one role.
         limit: read the first so many rows only (the rest is not looked at).
+        skipped: gets a line for every row that holds nothing, which are otherwise an error.
 
     Raises:
         InputError: anything wrong with the source, naming file, row and fix.
     """
     if (given := _given(source, Prompt, limit)) is not None:
         return given
-    rows = map(texts_only, _checked(source, limit))
+    rows = map(texts_only, _checked(source, limit, skipped))
     return [Prompt(row.id, row.messages, meta={**row.meta, "prompt_id": row.id}) for row in rows]
 
 
-def read_pairs(source: Source, limit: int | None = None) -> list[Pair]:
+def read_pairs(source: Source, limit: int | None = None, *, skipped: list[str] | None = None) -> list[Pair]:
     """Instruction and answer; of triples the harmful answer, of chats the last assistant message. See `read_prompts`.
 
     Raises:
@@ -53,13 +54,13 @@ def read_pairs(source: Source, limit: int | None = None) -> list[Pair]:
     if (given := _given(source, Pair, limit)) is not None:
         return given
     pairs = []
-    for row in map(texts_only, _checked(source, limit)):
+    for row in map(texts_only, _checked(source, limit, skipped)):
         answer = row.response if row.response is not None else row.harmful
         pairs.append(Pair(row.id, row.messages, needed(answer, "response", row.where), meta=row.meta))
     return pairs
 
 
-def read_triples(source: Source, limit: int | None = None) -> list[Triple]:
+def read_triples(source: Source, limit: int | None = None, *, skipped: list[str] | None = None) -> list[Triple]:
     """Instruction, harmful answer and refusal. See `read_prompts`.
 
     Raises:
@@ -74,7 +75,7 @@ def read_triples(source: Source, limit: int | None = None) -> list[Triple]:
             harmful=needed(row.harmful, "harmful", row.where),
             refusal=needed(row.refusal, "refusal", row.where),
         )
-        for row in map(texts_only, _checked(source, limit))
+        for row in map(texts_only, _checked(source, limit, skipped))
     ]
 
 
@@ -111,13 +112,14 @@ def chat(values: Mapping[str, Any], where: str) -> Chat:
 
 
 def _chat(row: Fields, whole: bool) -> Chat:
-    if row.response is None or row.harmful or row.refusal:
+    said = row.harmful if row.response is None else row.response
+    if said is None or row.refusal is not None or (row.harmful is not None and row.response is not None):
         raise InputError(
             f"{row.where}: the last message must be from the assistant; add the answer as a last message"
             ' {"role": "assistant", ...} or as "completion".'
         )
     row = row if whole else texts_only(row)
-    answer = Message(role="assistant", content=row.response or "")
+    answer = Message(role="assistant", content=said)
     cut_off = row.meta.get("truncated") is True
     return Chat(row.id, (*row.messages, row.turn if whole and row.turn else answer), cut_off, row.arguments)
 
@@ -129,7 +131,7 @@ def kind(source: Source) -> Kind:
     Raises:
         InputError: the source cannot be read or its first row is wrong.
     """
-    return interpret(next(read_rows(source))).kind
+    return _first(source).kind
 
 
 def has_field(source: Source, name: Literal["response", "harmful", "refusal", "category"]) -> bool:
@@ -138,8 +140,19 @@ def has_field(source: Source, name: Literal["response", "harmful", "refusal", "c
     Raises:
         InputError: the source cannot be read or its first row is wrong.
     """
-    fields = interpret(next(read_rows(source)))
+    fields = _first(source)
     return "category" in fields.meta if name == "category" else getattr(fields, name) is not None
+
+
+def _first(source: Source) -> Fields:
+    """The first row that holds something; where none does, what is wrong with the first."""
+    wrong: Unusable | None = None
+    for row in read_rows(source):
+        try:
+            return interpret(row)
+        except Unusable as error:
+            wrong = wrong or error
+    raise wrong or InputError(f"{named(source)} is empty; give at least one row.")
 
 
 def _given(source: Source, wanted: type[T], limit: int | None) -> list[T] | None:

@@ -5,20 +5,21 @@ Knows files and templates; nothing of trainers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokendeep import chat, data, runs
-from tokendeep.errors import InputError
-from tokendeep.training.rows import show
+from tokendeep import data, runs
+from tokendeep.errors import InputError, Unusable
+from tokendeep.training.rows import answers_of, show
 from tokendeep.types import IGNORE, Chat, Encoded, Pair, Triple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SUPERVISE = ("all", "head", "tail")
+SHOWN = 5  # rows left out that are told of
 HEAD = 5  # answer tokens that `supervise` takes apart, as the paper does
 
 
@@ -38,20 +39,21 @@ def asked(rows: Sequence[Chat | Triple]) -> list[str]:
     return [message["content"] for row in rows for message in row.messages if message["role"] == "user"]
 
 
-def load(source: data.Source) -> list[Chat]:
+def load(source: data.Source, skipped: list[str] | None = None) -> list[Chat]:
     """Chats, or pairs as chats of one turn; every row is checked.
+
+    Args:
+        skipped: gets a line for every row that is left out, for it holds nothing to train on.
 
     Raises:
         InputError: rows of another kind, or one that is wrong.
     """
     kind = data.kind(source)
-    if kind == "pairs":
-        return [answered(pair) for pair in data.read_pairs(source)]
-    if kind != "chats":
+    if kind not in ("chats", "pairs"):
         raise InputError(
             f"{data.named(source)} holds {kind}, but finetune takes chats (messages) or pairs (instruction, response)."
         )
-    return data.read_chats(source)
+    return data.read_chats(source, whole=True, skipped=skipped)
 
 
 def load_refusals(source: data.Source) -> list[Chat]:
@@ -70,29 +72,52 @@ def encode(
     max_length: int | None = None,
     train_on: str = "last_turn",
     supervise: str = "all",
+    skipped: list[str] | None = None,
 ) -> list[Encoded]:
-    """One row of the last answer of every chat, or of each of its answers (`train_on`).
+    """One row of the last answer of every chat, or of each of its answers (`train_on`, `rows.answers_of`).
 
     Args:
         source: where the chats come from, for messages.
         supervise: all, or head or tail: the first five answer tokens alone, or all others.
+        skipped: gets a line for every row that is left out, for it holds nothing to train on.
 
     Raises:
         InputError: naming the row.
     """
-    rows = []
+    rows: list[Encoded] = []
     for row in chats:
-        ends = [len(row.messages) - 1]
-        if train_on == "all_turns":
-            ends = [i for i, message in enumerate(row.messages) if message["role"] == "assistant"]
-        for end in ends:
-            messages, answer = chat.with_system(row.messages[:end], system), row.messages[end]["content"]
-            whole = end < len(row.messages) - 1 or not row.truncated
-            try:
-                rows.append(chat.encode(tokenizer, messages, answer, max_length=max_length, end=whole))
-            except InputError as error:
-                raise InputError(f"Row {row.id} of {source}: {error}") from error
+        try:
+            made = list(answers_of(row, tokenizer, system=system, max_length=max_length, train_on=train_on))
+        except Unusable as error:
+            made = [error]
+        except InputError as error:
+            raise InputError(f"Row {row.id} of {source}: {error}") from error
+        for one in made:
+            if not isinstance(one, Unusable):
+                rows.append(one)
+            elif skipped is None:
+                raise Unusable(f"Row {row.id} of {source}: {one}")
+            else:
+                skipped.append(f"Row {row.id} of {source}: {one}")
     return [cut for row in rows if (cut := _part(row, supervise)) is not None]
+
+
+def told(skipped: Mapping[str, Sequence[str]]) -> list[str]:
+    """Which rows are left out, a line for each option that names rows."""
+    return [
+        f"{len(lines)} row(s) of --{name.replace('_', '-')} hold nothing to train on and are left out: "
+        + "; ".join(line.rstrip(".") for line in lines[:SHOWN]) + ("; ..." if len(lines) > SHOWN else "")
+        for name, lines in skipped.items()
+    ]  # fmt: skip
+
+
+def check_share(skipped: Sequence[str], rows: int, most: float, what: str) -> None:
+    """Raises InputError where more than a share of the rows is left out, or all of them."""
+    if skipped and (not rows or len(skipped) > most * (rows + len(skipped))):
+        raise InputError(
+            f"{len(skipped)} of {rows + len(skipped)} rows of {what} hold nothing to train on, more than --max-skipped "
+            f"{most:g} allows; the first: {skipped[0]}"
+        )
 
 
 def _part(row: Encoded, which: str) -> Encoded | None:

@@ -29,6 +29,9 @@ LearningRate = Annotated[
     float, training(help="Peak learning rate; 2e-5 for Llama-2 and 5e-6 for Gemma in the paper, more for adapters.")
 ]
 BatchSize = Annotated[int, training(help="Rows per optimizer step.")]
+MaxSkipped = Annotated[
+    float, advanced(help="Largest share of rows left out since nothing of them can be trained: empty or too long ones.")
+]
 SaveSteps = Annotated[int, advanced(help="Steps between checkpoints to resume from; 0 saves at the end only.")]
 Seed = Annotated[int, advanced(help="Seed of the order of rows, of draws and of a new adapter.")]
 

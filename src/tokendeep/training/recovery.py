@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokendeep import chat, runs
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, Unusable
 from tokendeep.training.options import RecoveryOptions
 from tokendeep.training.rows import show
 from tokendeep.types import IGNORE, Chat, Encoded, Triple
@@ -78,8 +78,10 @@ def utility_row(
     tokenizer: PreTrainedTokenizerBase, row: Chat, cut: float, *, system: str = "default", max_length: int | None = None
 ) -> Encoded:
     """An ordinary answer; `cut` in (0, 1) makes that share of its tokens unsupervised context (0: none)."""
-    messages, answer = chat.with_system(row.messages[:-1], system), row.messages[-1]["content"]
-    encoded = chat.encode(tokenizer, messages, answer, max_length=max_length, end=not row.truncated)
+    messages = chat.with_system(row.messages[:-1], system)
+    encoded = chat.encode(
+        tokenizer, messages, row.messages[-1], max_length=max_length, end=not row.truncated, arguments=row.arguments
+    )
     start = encoded.start
     skip = int(cut * (len(encoded.labels) - start - 1))
     return Encoded(encoded.input_ids, [IGNORE] * (start + skip) + encoded.labels[start + skip :])
@@ -104,12 +106,11 @@ def plan_rows(
     seed: int = 0,
     system: str = "default",
     max_length: int | None = None,
-    sources: tuple[str, str] = ("the triples", "the utility rows"),
 ) -> list[Planned]:
     """Every row of every optimizer step, in training order, each with its weight in the step's loss.
 
     Args:
-        sources: where both kinds of rows come from, for messages.
+        triples, utility: of `usable`.
 
     Raises:
         InputError: no triples, or no utility rows where steps ask for some; a row that cannot be trained on.
@@ -121,8 +122,6 @@ def plan_rows(
     safety, ordinary = _stream(len(triples), seed, 1), _stream(max(len(utility), 1), seed, 2)
     longest = [len(harmful_ids(tokenizer, t, system)) for t in triples]
     encoding: dict[str, Any] = {"system": system, "max_length": max_length}
-    with_most = [min(options.max_context, n) if options.p_zero < 1 else 0 for n in longest]
-    _check_rows(tokenizer, triples, with_most, utility if options.utility_rows else [], sources, encoding)
     plan: list[Planned] = []
     for step in range(steps):
         drawn: list[tuple[str, str, int, Encoded]] = []
@@ -139,31 +138,45 @@ def plan_rows(
     return plan
 
 
-def _check_rows(
+def usable(
     tokenizer: PreTrainedTokenizerBase,
     triples: Sequence[Triple],
-    with_most: Sequence[int],
     utility: Sequence[Chat],
-    sources: tuple[str, str],
-    encoding: dict[str, Any],
-) -> None:
-    """Make every row once, with the most harmful tokens it can get: whether one fits must not hang on what is drawn.
+    options: RecoveryOptions,
+    *,
+    system: str = "default",
+    max_length: int | None = None,
+    sources: tuple[str, str] = ("the triples", "the utility rows"),
+) -> tuple[list[Triple], list[Chat], dict[str, list[str]]]:
+    """The rows that fit whatever is drawn: each is made once, with the most harmful tokens it can get.
+
+    Returns:
+        triples and utility rows, and by option (data, utility) a line for each row that is left out.
 
     Raises:
-        InputError: naming the row and where it comes from.
+        InputError: a row that is wrong in another way, naming it and where it comes from.
     """
-    for triple, k in zip(triples, with_most, strict=True):
-        with _named(f"Row {triple.id} of {sources[0]}, with {k} harmful tokens"):
+    encoding: dict[str, Any] = {"system": system, "max_length": max_length}
+    skipped: dict[str, list[str]] = {"data": [], "utility": []}
+    fitting, ordinary = [], []
+    for triple in triples:
+        k = min(options.max_context, len(harmful_ids(tokenizer, triple, system))) if options.p_zero < 1 else 0
+        with _named(f"Row {triple.id} of {sources[0]}, with {k} harmful tokens", skipped["data"]):
             recovery_row(tokenizer, triple, k, **encoding)
-    for row in utility:
-        with _named(f"Row {row.id} of {sources[1]}"):
+            fitting.append(triple)
+    for row in utility if options.utility_rows else []:
+        with _named(f"Row {row.id} of {sources[1]}", skipped["utility"]):
             utility_row(tokenizer, row, 0.0, **encoding)
+            ordinary.append(row)
+    return fitting, ordinary if options.utility_rows else list(utility), skipped
 
 
 @contextmanager
-def _named(row: str) -> Iterator[None]:
+def _named(row: str, skipped: list[str]) -> Iterator[None]:
     try:
         yield
+    except Unusable as error:
+        skipped.append(f"{row}: {error}")
     except InputError as error:
         raise InputError(f"{row}: {error}") from error
 

@@ -1,28 +1,35 @@
 """Training rows from what users have: chats, prompt and completion, or token ids; only answers are supervised.
 
-Every conversation goes through `chat.encode`, so that response position 1 is the first token of the answer, whatever
-the template writes before it. Rows that would train a prompt, or nothing at all, are refused by number.
+Every conversation is read by `data.chat` and goes through `chat.encode`, as the command line's do, so that response position
+1 is the first token of the answer, whatever the template writes before it. Rows that would train a prompt are refused by
+number; those that hold nothing to train on are left out and named.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tokendeep import chat, data
-from tokendeep.errors import InputError
-from tokendeep.types import IGNORE, Encoded, Message
+from tokendeep.errors import InputError, Unusable
+from tokendeep.training import cache
+from tokendeep.types import IGNORE, Chat, Encoded
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
 TRAIN_ON = ("last_turn", "all_turns")
-UNREAD = ("system", "images", "videos", "audios")  # columns that would change a prompt, and that nothing here takes in
 OPTIONAL = ("betas", "weight", "group")  # columns that rows of token ids may have
 MASKS = ("completion_mask", "assistant_masks")  # columns from which TRL makes the labels
+INPUTS = ("seq_lengths", "position_ids", "inputs_embeds", "pixel_values", "images")  # of a model, beside token ids
+SKIPPED = "tokendeep_skipped"  # column of why a row is left out, "" where it is not
+
+log = logging.getLogger(__name__)
+Read = Callable[[Mapping[str, Any], str], Iterable[dict[str, Any]]]
 
 
 def encode(
@@ -31,6 +38,8 @@ def encode(
     *,
     max_length: int | None,
     train_on: str = "last_turn",
+    processes: int | None = None,
+    skipped: list[str] | None = None,
 ) -> Dataset | IterableDataset:
     """The dataset with `input_ids` and `labels`, of which every row has been checked (`check_row`).
 
@@ -40,13 +49,16 @@ def encode(
             each token counts in the loss of its step, and `group`, the name that its mean is logged under.
         max_length: longest row in tokens; an answer's tail is cut where it does not fit.
         train_on: `last_turn` supervises the last answer; `all_turns` makes one row of each answer, with what was said
-            before it as its prompt.
+            before it as its prompt. Rows that choose their answers themselves (`answers_of`) have their way.
+        processes: how many of them encode (rows of a dataset of fixed rows).
+        skipped: gets a line for every row that is left out, for it holds nothing to train on.
 
     Raises:
-        InputError: rows of another kind, or a row that cannot be trained on, by number.
+        InputError: rows of another kind, a row that cannot be trained on, by number, or none that can.
     """
     if train_on not in TRAIN_ON:
         raise InputError(f"train_on is {train_on!r}, but must be one of {', '.join(TRAIN_ON)}.")
+    dataset = cache.unformatted(dataset)
     first = next(iter(dataset), None)
     if first is None:
         raise InputError("There is no row to train on.")
@@ -59,55 +71,125 @@ def encode(
     columns = ["input_ids", "labels", *given]
 
     def convert(batch: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
-        made: dict[str, list[Any]] = {name: [] for name in columns}
+        made: dict[str, list[Any]] = {name: [] for name in (*columns, SKIPPED)}
         for place, number in enumerate(numbers):
             row = {name: values[place] for name, values in batch.items()}
-            try:
-                for one in read(row, f"Row {number + 1}"):
-                    check_row(one, opening, tokenizer)
-                    for name in columns:
-                        made[name].append(one[name])
-            except InputError as error:
-                named = str(error).startswith("Row ")  # by the reader of conversations
-                raise InputError(str(error) if named else f"Row {number + 1}: {error}") from error
+            for one in _checked(read, row, f"Row {number + 1}", opening, tokenizer):
+                for name, values in made.items():
+                    values.append(one[name])
         return made
 
-    streamed = not hasattr(dataset, "__len__")
-    options: dict[str, Any] = {} if streamed else {"desc": "encoding", "load_from_cache_file": False}
-    return dataset.map(convert, batched=True, with_indices=True, remove_columns=list(first), **options)
+    made = cache.mapped(dataset, convert, columns, (tokenizer, max_length, train_on), processes)
+    return _usable(made, [] if skipped is None else skipped)
 
 
-def _reader(
-    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None, train_on: str
-) -> Callable[[Mapping[str, Any], str], Iterable[dict[str, Any]]]:
+def _checked(
+    read: Read, row: Mapping[str, Any], where: str, opening: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[dict[str, Any]]:
+    """The training rows of one row, and in place of one that holds nothing the reason. Raises InputError, naming it."""
+    empty = {**dict.fromkeys(OPTIONAL), **{name: row[name] for name in OPTIONAL if name in row}}
+    try:
+        for one in read(row, where):
+            if isinstance(one, Unusable):
+                yield {**empty, "input_ids": [], "labels": [], SKIPPED: _named(one, where)}
+                continue
+            check_row(one, opening, tokenizer)
+            yield {**one, SKIPPED: ""}
+    except Unusable as error:
+        yield {**empty, "input_ids": [], "labels": [], SKIPPED: _named(error, where)}
+    except InputError as error:
+        raise InputError(_named(error, where)) from error
+
+
+def _named(error: InputError, where: str) -> str:
+    """What is wrong with a row, and which it is; the reader of conversations says it itself."""
+    return str(error) if str(error).startswith("Row ") else f"{where}: {error}"
+
+
+def _usable(made: Any, skipped: list[str]) -> Any:
+    """The rows without those that hold nothing, whose reasons `skipped` gets; of a stream nothing is known yet."""
+    if not hasattr(made, "__len__"):
+        return made.filter(lambda row: not row[SKIPPED]).remove_columns(SKIPPED)
+    reasons = made[SKIPPED][:]
+    skipped += [reason for reason in reasons if reason]
+    if all(reasons):
+        raise InputError(f"There is no row left to train on: {skipped[0]}")
+    if any(reasons):
+        made = made.select([place for place, reason in enumerate(reasons) if not reason])
+    return made.remove_columns(SKIPPED)
+
+
+def _reader(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None, train_on: str) -> Read:
     """How to make training rows from rows like this one."""
 
-    def turns(whole: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
-        messages = data.conversation({name: value for name, value in whole.items() if name not in UNREAD}, where)
-        for name in UNREAD:
-            if whole.get(name):
-                raise InputError(f"its {name} would be left out; render such rows to input_ids and labels")
-        cut_off = (whole.get("meta") or {}).get("truncated") is True
-        for one in _answers(tokenizer, messages, max_length, train_on, cut_off):
-            yield {"input_ids": one.input_ids, "labels": one.labels}
+    def turns(values: Mapping[str, Any], where: str) -> Iterable[Any]:
+        for one in answers_of(data.chat(values, where), tokenizer, max_length=max_length, train_on=train_on):
+            yield one if isinstance(one, Unusable) else {"input_ids": one.input_ids, "labels": one.labels}
 
     if "input_ids" in row:
         if not {"labels", *MASKS} & set(row):
             raise InputError("The rows have input_ids but no labels; mark the answer's tokens (-100 elsewhere).")
         return lambda r, where: [_labelled(r, max_length)]
-    if "prompt" in row and "completion" in row and isinstance(row["prompt"], str):
-        return lambda r, where: [_text(tokenizer, r["prompt"], r["completion"], max_length)]
-    if {"messages", "conversations"} & set(row) or {"prompt", "completion"} <= set(row):
-        return turns
-    raise InputError(
-        f"The rows have the columns {', '.join(row)}, in which prompt and answer cannot be told apart; give messages, "
-        "prompt and completion, or input_ids and labels."
-    )
+    if set(row) == {"text"}:
+        raise InputError(
+            "The rows are texts, in which prompt and answer cannot be told apart; give messages, prompt and completion, or "
+            "input_ids and labels."
+        )
+    if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
+        if not getattr(tokenizer, "chat_template", None):
+            return lambda r, where: [_text(tokenizer, r["prompt"], r["completion"], max_length)]
+        log.warning(
+            "prompt and completion are texts; they go through the chat template, as a user's turn and its answer. Set the "
+            "tokenizer's chat_template to None to train on them as plain text."
+        )
+    return turns
+
+
+def answers_of(
+    row: Chat,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    system: str = "default",
+    max_length: int | None = None,
+    train_on: str = "last_turn",
+) -> Iterator[Encoded | Unusable]:
+    """The training row of each answer of a conversation that is trained on, or why there is nothing of it to train on.
+
+    A row's own choice goes before `train_on`: the `weight` of its messages (0: not trained on), and of a prompt and a
+    completion that are messages the answers of the completion.
+
+    Raises:
+        InputError: an answer that cannot be encoded.
+    """
+    for end in _chosen(row, train_on):
+        whole = end < len(row.messages) - 1 or not row.truncated
+        try:
+            yield chat.encode(
+                tokenizer, chat.with_system(row.messages[:end], system), row.messages[end], max_length=max_length,
+                end=whole, arguments=row.arguments,
+            )  # fmt: skip
+        except Unusable as error:
+            yield error
+
+
+def _chosen(row: Chat, train_on: str) -> list[int]:
+    """Places of the answers that are trained on."""
+    places = [place for place, message in enumerate(row.messages) if message["role"] == "assistant"]
+    if any("weight" in row.messages[place] for place in places):
+        places = [place for place in places if row.messages[place].get("weight") != 0]
+        if not places:
+            raise Unusable("all its answers have the weight 0")
+        return places
+    return places if train_on == "all_turns" else places[-1:]
 
 
 def _labelled(row: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
     """A row of token ids; labels come from TRL's masks where there are none."""
     ids = list(row["input_ids"])
+    if other := [name for name in INPUTS if row.get(name) is not None]:
+        raise InputError(f"its {other[0]} would be left out; give rows of one conversation each, without that column")
+    if 0 in (row.get("attention_mask") or ()):
+        raise InputError("its attention_mask hides tokens; take padding off, it is added to batches")
     if "labels" in row:
         labels = list(row["labels"])
     else:
@@ -137,24 +219,6 @@ def _text(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_
     return {"input_ids": whole[:max_length], "labels": ([IGNORE] * start + whole[start:])[:max_length]}
 
 
-def _answers(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    max_length: int | None,
-    train_on: str,
-    cut_off: bool,
-) -> Iterable[Encoded]:
-    """The row of the last answer, or one of every answer; `cut_off`: the last one's end is not learnt."""
-    if messages[-1]["role"] != "assistant":
-        raise InputError("the conversation must end with an answer (role assistant)")
-    ends = [len(messages) - 1]
-    if train_on == "all_turns":
-        ends = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    for end in ends:
-        whole = end < len(messages) - 1 or not cut_off
-        yield chat.encode(tokenizer, messages[:end], messages[end]["content"], max_length=max_length, end=whole)
-
-
 def check_row(row: Mapping[str, Any], opening: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a row that cannot be trained on as it stands.
 
@@ -163,11 +227,13 @@ def check_row(row: Mapping[str, Any], opening: Sequence[int], tokenizer: PreTrai
         opening: ids of what the chat template writes before every answer.
 
     Raises:
-        InputError: no supervised token; the prompt is supervised; or the supervised part begins with the opening.
+        Unusable: no supervised token.
+        InputError: the prompt is supervised; the supervised part begins with the opening; a weight without tokens.
     """
     starts, _ = _runs(row["labels"])
     if not starts:
-        raise InputError("it has no supervised token; give it an answer, or raise max_length")
+        kind = InputError if "weight" in row else Unusable  # weights are shares of a whole step
+        raise kind("it has no supervised token; give it an answer, or raise max_length")
     if starts[0] == 0:
         raise InputError(
             "its very first token is supervised, so its prompt is not masked; set the labels of the prompt to -100, for "
@@ -180,16 +246,6 @@ def check_row(row: Mapping[str, Any], opening: Sequence[int], tokenizer: PreTrai
                 "which would take the first positions; set those labels to -100, or give messages, which are encoded "
                 "without it"
             )
-
-
-def check_head(rows: Iterable[Mapping[str, Any]], head: int) -> None:
-    """Refuse a head that is longer than every answer, for then the tail is never used. Raises InputError."""
-    longest = max(max(_runs(row["labels"])[1], default=0) for row in rows) if head else 0
-    if head > longest:
-        raise InputError(
-            f"The first {head} positions have settings of their own, but the longest answer has {longest} tokens; give a "
-            "shorter head, or longer answers."
-        )
 
 
 def _opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
 from trl import SFTConfig
 
+from tokendeep import chat
 from tokendeep.errors import InputError
 
 
@@ -32,7 +34,7 @@ def copied(args: Any) -> Any:
     if isinstance(args, TrainingArguments) and not isinstance(args, SFTConfig):
         return SFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})
     args = copy.copy(args)
-    args.assistant_only_loss = False  # conversations are encoded here, answers only
+    args.assistant_only_loss = False  # conversations are encoded here, answers only: see `answers`
     args.logging_nan_inf_filter = (
         False  # it waits for the device at every micro-batch; `check_losses` does at every step
     )
@@ -51,6 +53,42 @@ def tokenizer_of(model: Any, args: Any) -> Any:
     return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trusted)
 
 
+def answers(args: Any, train_on: str | None) -> str:
+    """Which answers of a conversation are trained on: as `train_on` says, else as the settings do.
+
+    Raises:
+        InputError: they say different things.
+    """
+    every = getattr(args, "assistant_only_loss", False)
+    if every and train_on not in (None, "all_turns"):
+        raise InputError(
+            f"assistant_only_loss=True trains on every answer of a conversation and train_on={train_on!r} does not; leave "
+            "one of them out."
+        )
+    return train_on or ("all_turns" if every else "last_turn")
+
+
+def dress(tokenizer: Any, args: Any) -> None:
+    """Give a tokenizer the EOS and the chat template that the settings name, before rows are encoded with it.
+
+    Raises:
+        InputError: an EOS it does not know; a template of another model, which may bring tokens of its own.
+    """
+    if args.eos_token:
+        if args.eos_token not in tokenizer.get_vocab():
+            raise InputError(
+                f"eos_token is {args.eos_token!r}, which the tokenizer does not know; give one of its tokens."
+            )
+        tokenizer.eos_token = args.eos_token
+    if path := args.chat_template_path:
+        if not Path(path).is_file():
+            raise InputError(
+                f"chat_template_path is {path}, and no file; another model's template may need tokens that this one lacks: "
+                "save the template to a .jinja file, or set the tokenizer's chat_template."
+            )
+        tokenizer.chat_template = chat.read_template(str(path))
+
+
 def check(args: Any, others: dict[str, Any], peft_config: Any) -> None:
     """Refuse what would supervise other tokens than answers, count positions wrongly, or go unused."""
     given = {name for name, value in others.items() if value is not None}
@@ -63,8 +101,8 @@ def check(args: Any, others: dict[str, Any], peft_config: Any) -> None:
         f"loss_type={args.loss_type!r} is another loss": args.loss_type != "nll",
         "label_smoothing_factor is another loss": args.label_smoothing_factor > 0,
         "router_aux_loss_coef is another loss": args.router_aux_loss_coef,
-        "chat_template_path comes too late for the rows; set the tokenizer's chat_template": args.chat_template_path,
-        "eos_token comes too late for the rows; set the tokenizer's eos_token": args.eos_token,
+        "dataset_kwargs with skip_prepare_dataset asks for rows unchecked; rows of input_ids and labels are taken as they "
+        "are without it": (args.dataset_kwargs or {}).get("skip_prepare_dataset"),
         f"packing_strategy={args.packing_strategy!r} cuts answers, whose rest would count from position 1 again; use "
         "'bfd'": args.packing and args.packing_strategy != "bfd",
         "eval_packing must be as packing": args.eval_packing not in (None, args.packing),

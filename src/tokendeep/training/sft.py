@@ -11,6 +11,7 @@ It is the fair baseline of `trainer.ConstrainedSFTTrainer`, which changes the lo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,12 +20,16 @@ from torch import Tensor
 from transformers import ProcessorMixin, Trainer
 from trl import SFTTrainer
 
+from tokendeep import runs
 from tokendeep.compute import lm_head
 from tokendeep.compute.gradients import check_differentiable
 from tokendeep.errors import InputError
 from tokendeep.training import checks, launch, rows, settings
 from tokendeep.training.batches import ROW, SPANS, Collator, Meter, spans, total
 from tokendeep.training.rows import OPTIONAL
+
+NAMED = 5  # rows left out that are told of
+log = logging.getLogger(__name__)
 
 
 class ResponseSFTTrainer(SFTTrainer):
@@ -35,7 +40,8 @@ class ResponseSFTTrainer(SFTTrainer):
     `eval_nll`, both means over all supervised tokens.
 
     Args:
-        train_on: `last_turn` or `all_turns`, for rows that are conversations.
+        train_on: `last_turn` (the default) or `all_turns`, for rows that are conversations; `assistant_only_loss=True` of
+            the settings is `all_turns`.
         others: what SFTTrainer takes.
 
     Raises:
@@ -43,7 +49,6 @@ class ResponseSFTTrainer(SFTTrainer):
     """
 
     METRICS: tuple[str, ...] = ("nll", *(f"nll_{span}" for span in SPANS), "entropy", "mean_token_accuracy")
-    head_length = 0
     args: Any
     model: Any
     train_dataset: Any
@@ -59,9 +64,10 @@ class ResponseSFTTrainer(SFTTrainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         peft_config: Any = None,
-        train_on: str = "last_turn",
+        train_on: str | None = None,
         **others: Any,
     ) -> None:
+        train_on = settings.answers(args, train_on)
         args = settings.copied(args)
         settings.check(args, others, peft_config)
         if args.load_best_model_at_end and args.metric_for_best_model in (None, "loss"):
@@ -75,11 +81,18 @@ class ResponseSFTTrainer(SFTTrainer):
             raise InputError("There is no train_dataset; give the rows to train on.")
         if processing_class is None:
             processing_class = settings.tokenizer_of(model, args)
+        if isinstance(processing_class, ProcessorMixin):
+            raise InputError(f"{type(self).__name__} trains text models without images.")
+        settings.dress(processing_class, args)
         self._columns: set[str] | None = None
         self._row_count = 0
         self._own: list[Any] = []  # data sets that have been prepared here
         self._packs = args.packing
-        self._encoding = {"tokenizer": processing_class, "max_length": args.max_length, "train_on": train_on}
+        self.skipped: list[str] = []  # why rows were left out, a line each
+        self._encoding = {
+            "tokenizer": processing_class, "max_length": args.max_length, "train_on": train_on,
+            "processes": args.dataset_num_proc,
+        }  # fmt: skip
         train_dataset = self._encoded(train_dataset)
         self._take_weights(train_dataset, args)
         super().__init__(
@@ -91,8 +104,6 @@ class ResponseSFTTrainer(SFTTrainer):
             peft_config=peft_config,
             **others,
         )
-        if isinstance(processing_class, ProcessorMixin):
-            raise InputError(f"{type(self).__name__} trains text models without images.")
         check_differentiable(self.model)
         checks.leave_router_loss_out(self)
         checks.end_where_answers_end(self.model, train_dataset, processing_class)
@@ -111,7 +122,9 @@ class ResponseSFTTrainer(SFTTrainer):
 
     def _encoded(self, dataset: Any) -> Any:
         """The rows with labels, each of them checked."""
-        made = rows.encode(dataset, **self._encoding)
+        skipped: list[str] = []
+        made = rows.encode(dataset, **self._encoding, skipped=skipped)
+        self._tell(skipped, dataset)
         if not hasattr(made, "__len__"):
             return made
         columns = set(made.column_names)
@@ -121,9 +134,16 @@ class ResponseSFTTrainer(SFTTrainer):
         if self._columns is not None and ("betas" in columns) != ("betas" in self._columns):
             raise InputError("Training and evaluation rows must both have the column betas, or neither.")
         self._columns = columns
-        if "betas" not in columns:
-            rows.check_head(made, self.head_length)
         return made
+
+    def _tell(self, skipped: list[str], dataset: Any) -> None:
+        """Say which rows are left out."""
+        self.skipped += skipped
+        if skipped and runs.is_main_process():
+            log.warning(
+                "%d of %d rows hold nothing to train on and are left out: %s%s", len(skipped), len(dataset),
+                " ".join(skipped[:NAMED]), "" if len(skipped) <= NAMED else " ...",
+            )  # fmt: skip
 
     def _take_weights(self, dataset: Any, args: Any) -> None:
         """Note the groups of the rows; weighted ones are taken in their order, and must fill whole optimizer steps."""

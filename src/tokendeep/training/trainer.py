@@ -87,7 +87,6 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         if not min_weight >= 0:
             raise InputError(f"min_weight is {min_weight}, but must be at least 0.")
         self.min_weight = min_weight
-        self.head_length = len(getattr(self.schedule, "head", ()))
         self.new_adapter = peft_config is not None
         super().__init__(model, args, peft_config=peft_config, **others)
         self._check_betas()

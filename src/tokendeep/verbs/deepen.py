@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from tokendeep.training.options import (
     AdamBeta1,
     Epochs,
     LearningRate,
+    MaxSkipped,
     RecoveryOptions,
     SaveSteps,
     Seed,
@@ -35,7 +36,7 @@ from tokendeep.types import Chat, Decoding, Pair, Prompt, Subject, Triple
 from tokendeep.verbs.common import Place, advanced, heading, output
 
 what = heading("What to deepen")
-READERS: dict[str, dict[str, Callable[[data.Source], Sequence[Any]]]] = {
+READERS: dict[str, dict[str, Callable[..., Sequence[Any]]]] = {
     "data": {"triples": data.read_triples, "pairs": data.read_pairs, "prompts": data.read_prompts},
     "utility": {"chats": data.read_chats, "pairs": chats.load, "prompts": data.read_prompts},
 }
@@ -69,6 +70,7 @@ class DeepenOptions(ModelOptions, DataOptions, SharedTraining, RecoveryOptions):
     ] = None
     answer_tokens: Annotated[int, advanced(help="Longest generated answer in tokens.")] = 128
     adam_beta1: AdamBeta1 = 0.9
+    max_skipped: MaxSkipped = 0.01
     save_steps: SaveSteps = 50
     seed: Seed = 0
 
@@ -90,6 +92,7 @@ class DeepenPlan:
     adapter: bool
     sources: dict[str, str]
     subject: Subject | None = None
+    skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)  # rows that hold nothing, by option; a line each
 
     @property
     def place(self) -> Place:
@@ -130,10 +133,13 @@ def plan(
     given = {"data": rows, "utility": utility}
     sources = {name: getattr(options, name) if of is None else str(data.identity(of)) for name, of in given.items()}
     chosen = {name: getattr(options, name) if of is None else of for name, of in given.items()}
+    skipped: dict[str, list[str]] = {"data": [], "utility": []}
     read = {
-        "data": _read("data", data.choose(chosen["data"], options.columns, "harmful")),
-        "utility": _read("utility", data.choose(chosen["utility"], role="harmless")),
+        "data": _read("data", data.choose(chosen["data"], options.columns, "harmful"), skipped["data"]),
+        "utility": _read("utility", data.choose(chosen["utility"], role="harmless"), skipped["utility"]),
     }
+    for name, rows_read in read.items():
+        chats.check_share(skipped[name], len(rows_read), options.max_skipped, data.named(chosen[name]))
     from tokendeep import models
     from tokendeep.training import launch
 
@@ -147,14 +153,14 @@ def plan(
     training = _training(options, len(read["data"]))
     launch.check_trained(options.model, training, adapter=adapter, dtype=options.dtype)
     launch.check_batches(training.batch_size, training.micro_batch)
-    return DeepenPlan(options, read["data"], read["utility"], adapter, sources, subject)
+    return DeepenPlan(options, read["data"], read["utility"], adapter, sources, subject, skipped)
 
 
 def check(options: DeepenOptions) -> None:
     """Raise InputError for an option out of its range, before anything is read."""
     _training(options, 1).check()
     RecoveryOptions.check(options)
-    check_least(options, {"answer_tokens": 1})
+    check_least(options, {"answer_tokens": 1, "max_skipped": 0})
 
 
 def _objective(options: DeepenOptions) -> str:
@@ -168,12 +174,12 @@ def _training(options: DeepenOptions, triples: int) -> TrainingOptions:
     return training_options(options, max_steps=steps, batch_size=rows)
 
 
-def _read(name: str, source: data.Source) -> Sequence[Any]:
-    """All rows of a source of a kind that the option takes."""
+def _read(name: str, source: data.Source, skipped: list[str]) -> Sequence[Any]:
+    """All rows of a source of a kind that the option takes; `skipped` gets a line for each that holds nothing."""
     kind = data.kind(source)
     if kind not in READERS[name]:
         raise InputError(f"{data.named(source)} holds {kind}, but --{name} takes {TAKES[name]}.")
-    return READERS[name][kind](source)
+    return READERS[name][kind](source, skipped=skipped)
 
 
 def run(plan: DeepenPlan, *, show: bool = True) -> Path:
@@ -194,10 +200,11 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
     if not first:
         _wait_for([state.out / "utility.jsonl", state.out / "triples.jsonl"])
     utility, triples = _utility(subject, plan, state.out), _triples(subject, plan, state.out)
+    triples, utility, skipped = _usable(subject, plan, triples, utility)
     training = _training(options, len(triples))
     planned = recovery.plan_rows(
         subject.tokenizer, triples, utility, options, steps=training.max_steps, seed=options.seed,
-        system=options.system, max_length=options.max_length, sources=(options.data, options.utility),
+        system=options.system, max_length=options.max_length,
     )  # fmt: skip
     if first:
         recovery.write_rows(state.out / "rows", subject.tokenizer, planned)
@@ -218,6 +225,7 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
         utility=len(utility),
         safety_rows={"without harmful context": drawn[False], "with": drawn[True]},
         checkpoint="checkpoint",
+        **({"skipped_rows": skipped} if skipped else {}),
     )
     if first:
         print(f"deepen: {result['steps']} steps on {len(triples)} triples and {len(utility)} utility rows")
@@ -229,6 +237,28 @@ def _wait_for(paths: Sequence[Path]) -> None:
     """Until the first process has written them; however long that takes, as a barrier would not."""
     while not all(path.exists() for path in paths):
         time.sleep(0.5)
+
+
+def _usable(
+    subject: Subject, plan: DeepenPlan, triples: Sequence[Triple], utility: Sequence[Chat]
+) -> tuple[list[Triple], list[Chat], dict[str, list[str]]]:
+    """The rows that hold something to train on, and those left out, by the option that names them.
+
+    Raises:
+        InputError: more are left out than `max_skipped` allows.
+    """
+    options = plan.options
+    fitting, ordinary, skipped = recovery.usable(
+        subject.tokenizer, triples, utility, options, system=options.system, max_length=options.max_length,
+        sources=(options.data, options.utility),
+    )  # fmt: skip
+    for name, rows in (("data", fitting), ("utility", ordinary)):
+        skipped[name] = [*plan.skipped.get(name, ()), *skipped[name]]
+        chats.check_share(skipped[name], len(rows), options.max_skipped, getattr(options, name))
+    skipped = {name: lines for name, lines in skipped.items() if lines}
+    for line in chats.told(skipped) if runs.is_main_process() else []:
+        print(f"deepen: {line}")
+    return fitting, ordinary, skipped
 
 
 # --- making what is missing ------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Plain, constrained (Eq. 3) and anchored training differ in the objective alone: 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +19,7 @@ from tokendeep.models.options import ModelOptions
 from tokendeep.records import Training
 from tokendeep.training import card, chats, margin
 from tokendeep.training.objectives import OBJECTIVES, Objective, ObjectiveOptions
-from tokendeep.training.options import SaveSteps, TrainingOptions, Warmup, training_options
+from tokendeep.training.options import MaxSkipped, SaveSteps, TrainingOptions, Warmup, training_options
 from tokendeep.training.rows import TRAIN_ON
 from tokendeep.types import Chat, Encoded, Pair, Prompt, Subject
 from tokendeep.verbs.common import Ints, Place, advanced, heading, output
@@ -66,6 +66,7 @@ class FinetuneOptions(ModelOptions, DataOptions, TrainingOptions, ObjectiveOptio
         Literal["all", "head", "tail"],
         advanced(help="All answer tokens; head and tail are ablations: the first five alone, or all others."),
     ] = "all"
+    max_skipped: MaxSkipped = 0.01
     max_new_tokens: Annotated[int, advanced(help="Longest answer in tokens to what --test asks.")] = 64
     save_steps: SaveSteps = 50
 
@@ -80,6 +81,7 @@ class FinetunePlan:
         asked: harmful instructions that are asked while training.
         adapter: whether the model is an adapter, which goes on being trained.
         sources: what identifies the rows, by the option that names them.
+        skipped: rows that hold nothing and were left out, by that option; a line each.
     """
 
     options: FinetuneOptions
@@ -90,6 +92,7 @@ class FinetunePlan:
     adapter: bool
     sources: dict[str, str]
     subject: Subject | None = None
+    skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def place(self) -> Place:
@@ -135,12 +138,15 @@ def plan(options: FinetuneOptions, subject: Subject | None = None, *, rows: data
     options = replace(options, micro_batch=min(options.micro_batch, options.batch_size))
     files = {name: source for name in ("data", "eval_data", "probe", "test") if (source := getattr(options, name))}
     sources = files if rows is None else {**files, "data": str(data.identity(rows))}
-    train_rows = chats.load(data.choose(options.data if rows is None else rows, options.columns))
-    held_out = chats.load(options.eval_data) if options.eval_data else []
+    skipped: dict[str, list[str]] = {"data": [], "eval_data": []}
+    train_rows = chats.load(data.choose(options.data if rows is None else rows, options.columns), skipped["data"])
+    held_out = chats.load(options.eval_data, skipped["eval_data"]) if options.eval_data else []
+    for name, loaded in (("data", train_rows), ("eval_data", held_out)):
+        chats.check_share(skipped[name], len(loaded), options.max_skipped, getattr(options, name) or "the rows")
     probe = data.read_pairs(options.probe) if options.probe else []
     asked = data.read_prompts(options.test) if options.test else []
     adapter = _check_model(options, subject)
-    return FinetunePlan(options, train_rows, held_out, probe, asked, adapter, sources, subject)
+    return FinetunePlan(options, train_rows, held_out, probe, asked, adapter, sources, subject, skipped)
 
 
 def check(options: FinetuneOptions) -> None:
@@ -150,7 +156,7 @@ def check(options: FinetuneOptions) -> None:
     })  # fmt: skip
     training_options(options).check()
     OBJECTIVES[options.objective].check(options)
-    check_least(options, {"monitor": 0, "max_new_tokens": 1})
+    check_least(options, {"monitor": 0, "max_new_tokens": 1, "max_skipped": 0})
     if (options.dynamics or options.monitor) and not options.probe:
         raise InputError("--dynamics and --monitor look at a probe; give --probe, a file of harmful pairs.")
     if options.test and not options.dynamics:
@@ -204,13 +210,13 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True)
     subject = plan.subject or models.load(options.model, options=options, dtype=kind, trainable=True)
     launch.check_gpus(subject)
     launch.wait_for_everyone(subject)
-    rows, held_out = _encoded(subject, plan)
+    rows, held_out, skipped = _encoded(subject, plan)
     if first:
         chats.write_rows(out / "rows", subject.tokenizer, rows)
         runs.trained.write(out, chats.asked(plan.rows), options.model)
     how = training_options(options)
     steps = _steps(how, len(rows))
-    for remark in _late(options, steps) if show else []:
+    for remark in [*_late(options, steps), *chats.told(skipped)] if show else []:
         print(f"finetune: {remark}")
     margins = _margins(subject, plan, show)
     if options.dynamics or options.monitor:
@@ -230,7 +236,7 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True)
         )  # fmt: skip
     state.finish(
         steps=result["steps"], rows=len(rows), attack=options.attack, checkpoint="checkpoint", **after,
-        label=options.label or out.resolve().name,
+        label=options.label or out.resolve().name, **({"skipped_rows": skipped} if skipped else {}),
     )  # fmt: skip
     if show:
         print(f"{summary(result, options)}\n  {out / 'checkpoint'}")
@@ -282,16 +288,22 @@ def _rows_in_words(plan: FinetunePlan, count: int) -> str:
     return f"{count} answers of {len(plan.rows)} chats ({card.short(options.data)}){part}"
 
 
-def _encoded(subject: Subject, plan: FinetunePlan) -> tuple[list[Encoded], list[Encoded]]:
-    """The rows to train on and those to evaluate on, as token ids."""
+def _encoded(subject: Subject, plan: FinetunePlan) -> tuple[list[Encoded], list[Encoded], dict[str, list[str]]]:
+    """The rows to train on and those to evaluate on, as token ids; and those left out, by the option that names them.
+
+    Raises:
+        InputError: a row that cannot be encoded, or more left out than `max_skipped` allows.
+    """
     options, given = plan.options, {"data": plan.rows, "eval_data": plan.held_out}
-    rows, held_out = (
-        chats.encode(
-            subject.tokenizer, given[name], source=getattr(options, name) or "the rows", system=options.system,
-            max_length=options.max_length, train_on=options.train_on, supervise=options.supervise,
-        ) for name in given
-    )  # fmt: skip
-    return rows, held_out
+    encoded, skipped = {}, {name: list(plan.skipped.get(name, ())) for name in given}
+    for name, rows in given.items():
+        source = getattr(options, name) or "the rows"
+        encoded[name] = chats.encode(
+            subject.tokenizer, rows, source=source, system=options.system, max_length=options.max_length,
+            train_on=options.train_on, supervise=options.supervise, skipped=skipped[name],
+        )  # fmt: skip
+        chats.check_share(skipped[name], len(encoded[name]), options.max_skipped, source)
+    return encoded["data"], encoded["eval_data"], {name: lines for name, lines in skipped.items() if lines}
 
 
 def _margins(subject: Subject, plan: FinetunePlan, show: bool) -> margin.Margins | None:

@@ -1,0 +1,241 @@
+"""Rows of the trainers: what of a conversation is trained on, what is left out and named, what is refused. Nothing is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, load_from_disk
+
+from conftest import build_tokenizer
+from tokendeep import chat, data
+from tokendeep.errors import InputError
+from tokendeep.training import cache, chats, rows
+from tokendeep.types import IGNORE
+from tuning import token_rows
+
+
+def said(role: str, content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+def parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+ONE = [said("user", "One?"), said("assistant", "one answer")]
+TWO = [*ONE, said("user", "Two?"), said("assistant", "two answers")]
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"properties": {"city": {"type": "string"}}}},
+}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+TOOLED = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>"
+    "{{ m.role.upper() if loud else m.role }}\n{{ m.content }}{% for call in m.tool_calls or [] %}<call>"
+    "{{ call.function.name }} {{ call.function.arguments }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{{ 'ASSISTANT' if loud else 'assistant' }}\n{% endif %}"
+)
+
+
+def encoded(tokenizer: Any, given: Any, **more: Any) -> Any:
+    made = Dataset.from_list(given) if isinstance(given, list) else given
+    return rows.encode(made, tokenizer, **{"max_length": 512, **more})
+
+
+def trained_texts(tokenizer: Any, made: Any) -> list[str]:
+    return [tokenizer.decode([t for t in row["labels"] if t != IGNORE]).removesuffix("<|im_end|>") for row in made]
+
+
+# --- which answers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "train_on", "answers"),
+    [
+        ({"messages": TWO}, "last_turn", ["two answers"]),
+        ({"messages": TWO}, "all_turns", ["one answer", "two answers"]),
+        ({"messages": [TWO[0], {**TWO[1], "weight": 0}, *TWO[2:]]}, "all_turns", ["two answers"]),
+        ({"messages": [TWO[0], {**TWO[1], "weight": 1}, *TWO[2:]]}, "last_turn", ["one answer", "two answers"]),
+        ({"messages": [*TWO[:3], {**TWO[3], "weight": 0}]}, "last_turn", ["one answer"]),
+        ({"prompt": TWO[:3], "completion": TWO[3:]}, "all_turns", ["two answers"]),
+        ({"prompt": TWO[:1], "completion": TWO[1:]}, "last_turn", ["one answer", "two answers"]),
+        ({"instruction": "One?", "response": "one answer"}, "last_turn", ["one answer"]),
+        ({"prompt": "One?", "completion": "one answer"}, "last_turn", ["one answer"]),
+        ({"messages": [said("user", parts("One", "?")), said("assistant", parts("one answer"))]}, "last_turn", ["one answer"]),
+    ],
+)  # fmt: skip
+def test_command_line_and_trainer_train_on_the_same(
+    row: dict[str, Any], train_on: str, answers: list[str], tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    made = encoded(tiny_tokenizer, [row], train_on=train_on)
+    assert trained_texts(tiny_tokenizer, made) == answers
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    ours = chats.encode(tiny_tokenizer, chats.load(path), source="rows", max_length=512, train_on=train_on)
+    assert [one.input_ids for one in ours] == list(made["input_ids"])
+    assert [one.labels for one in ours] == list(made["labels"])
+
+
+def test_tools_calls_and_arguments_are_rendered(tiny_tokenizer: Any) -> None:
+    tiny_tokenizer.chat_template = TOOLED
+    turns = [
+        ONE[0],
+        said("assistant", "", tool_calls=[CALL]),
+        said("tool", "sun", name="weather", tool_call_id="1"),
+        said("assistant", "It is sunny."),
+    ]
+    row = {"messages": turns, "tools": json.dumps([WEATHER]), "chat_template_kwargs": {"loud": True, "quiet": None}}
+    made = encoded(tiny_tokenizer, [row], train_on="all_turns")
+    call = '<call>weather {"city": "Rome"}</call>'
+    assert trained_texts(tiny_tokenizer, made) == [call, "It is sunny."]
+    prompt = tiny_tokenizer.decode(made[1]["input_ids"])
+    assert prompt.startswith('<|im_start|>system\n[{"type": "function"')
+    assert "<|im_start|>TOOL\nsun<|im_end|>" in prompt
+    assert call in prompt
+
+
+@pytest.mark.parametrize(
+    ("row", "match"),
+    [
+        ({"messages": ONE, "tools": [WEATHER]}, "Row 1: The chat template does not know the row's tools"),
+        (
+            {"messages": ONE, "chat_template_kwargs": {"loud": True}},
+            "does not know loud of the row's chat_template_kwargs",
+        ),
+        (
+            {"messages": [ONE[0], {**ONE[1], "reasoning_content": "hm"}]},
+            "Row 1, message 2: unknown field 'reasoning_content'",
+        ),
+        ({"messages": [ONE[0], {**ONE[1], "weight": 0.5}]}, "Row 1, message 2: 'weight' must be 0 or 1"),
+        ({"messages": [{**ONE[0], "weight": 1}, ONE[1]]}, "Row 1, message 1: 'weight' must be 0 or 1"),
+        ({"messages": [ONE[0], said("assistant", "", tool_calls=[CALL])]}, "does not write a tool call of the answer"),
+        ({"messages": ONE, "source": "web"}, "Row 1: unknown column 'source'"),
+        ({"messages": ONE, "images": ["x.png"]}, "Row 1: unknown column 'images'"),
+        ({"instruction": "One?", "harmful": "a", "refusal": "b"}, "Row 1: "),
+        (
+            {"messages": [said("user", [{"type": "image", "text": "x"}]), said("assistant", parts("one"))]},
+            "Row 1, message 1",
+        ),
+        ({"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7], "position_ids": [0, 1, 0]}, "Row 1: its position_ids"),
+        ({"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7], "attention_mask": [0, 1, 1]}, "Row 1: its attention_mask"),
+        ({"text": "all of it"}, "cannot be told apart"),
+    ],
+)
+def test_no_field_is_left_out_in_silence(row: dict[str, Any], match: str, tiny_tokenizer: Any) -> None:
+    with pytest.raises(InputError, match=match):
+        encoded(tiny_tokenizer, [row])
+
+
+def test_a_system_column_is_the_system_prompt(tiny_tokenizer: Any) -> None:
+    one = encoded(tiny_tokenizer, [{"messages": ONE, "system": "Be brief."}])
+    two = encoded(tiny_tokenizer, [{"messages": [said("system", "Be brief."), *ONE]}])
+    assert one["input_ids"] == two["input_ids"]
+
+
+def test_texts_without_a_template_are_tokenised_as_they_are(tiny_tokenizer: Any) -> None:
+    tiny_tokenizer.chat_template = None
+    made = encoded(tiny_tokenizer, [{"prompt": "One: ", "completion": "two"}])
+    assert tiny_tokenizer.decode(made[0]["input_ids"]) == "One: two<|im_end|>"
+    assert trained_texts(tiny_tokenizer, made) == ["two"]
+
+
+# --- rows that hold nothing -----------------------------------------------------------------------------
+
+
+def test_rows_that_hold_nothing_are_left_out_and_named(tiny_tokenizer: Any) -> None:
+    long = [said("user", "word " * 200), said("assistant", "an answer")]
+    empty = [ONE[0], said("assistant", " ")]
+    skipped: list[str] = []
+    made = encoded(tiny_tokenizer, [{"messages": m} for m in (ONE, long, empty, TWO)], max_length=100, skipped=skipped)
+    assert trained_texts(tiny_tokenizer, made) == ["one answer", "two answers"]
+    assert [line.split(":")[0] for line in skipped] == ["Row 2", "Row 3, message 2"]
+    assert "leave no room in 100" in skipped[0]
+    with pytest.raises(InputError, match="There is no row left to train on: Row 1: Prompt and context take"):
+        encoded(tiny_tokenizer, [{"messages": long}], max_length=100)
+
+
+def test_a_stream_is_encoded_without_rows_that_hold_nothing(tiny_tokenizer: Any) -> None:
+    stream = Dataset.from_list(
+        [{"messages": m} for m in (ONE, [ONE[0], said("assistant", " ")], TWO)]
+    ).to_iterable_dataset()
+    assert trained_texts(tiny_tokenizer, encoded(tiny_tokenizer, stream)) == ["one answer", "two answers"]
+
+
+def test_the_command_line_takes_a_small_share_of_them(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    given = [{"messages": ONE}] * 98 + [{"messages": [ONE[0], said("assistant", "")]}]
+    given.append({"messages": [said("user", "word " * 200), ONE[1]]})
+    path.write_text("".join(json.dumps({**row, "id": str(i)}) + "\n" for i, row in enumerate(given, 1)))
+    skipped: list[str] = []
+    loaded = chats.load(path, skipped)
+    made = chats.encode(tiny_tokenizer, loaded, source="rows", max_length=100, skipped=skipped)
+    assert len(made) == 98
+    assert ["row 99" in skipped[0], skipped[1].startswith("Row 100 of rows: Prompt")] == [True, True]
+    chats.check_share(skipped, len(made), 0.02, "rows")
+    with pytest.raises(InputError, match=r"2 of 100 rows of rows hold nothing .* --max-skipped 0.01"):
+        chats.check_share(skipped, len(made), 0.01, "rows")
+    with pytest.raises(InputError, match="rows.jsonl, row 99"):
+        data.read_chats(path)
+
+
+# --- what encoding costs --------------------------------------------------------------------------------
+
+
+def test_rows_of_tensors_are_plain_rows(tiny_tokenizer: Any) -> None:
+    plain = Dataset.from_list(token_rows())
+    made = encoded(tiny_tokenizer, plain.with_format("torch"))
+    assert made["labels"][:] == encoded(tiny_tokenizer, plain)["labels"][:]
+    assert isinstance(made[0]["input_ids"], list)
+    with pytest.raises(InputError, match="with_transform"):
+        encoded(tiny_tokenizer, plain.with_transform(lambda batch: batch))
+
+
+def test_encoding_is_cached_by_rows_tokenizer_and_settings(
+    tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Dataset.from_list([{"messages": m} for m in (ONE, TWO)]).save_to_disk(tmp_path)
+    calls: list[int] = []
+    real: Callable[..., Any] = chat.encode
+
+    def counted(*given: Any, **more: Any) -> Any:
+        calls.append(1)
+        return real(*given, **more)
+
+    monkeypatch.setattr(chat, "encode", counted)
+
+    def made(tokenizer: Any, **more: Any) -> int:
+        calls.clear()
+        encoded(tokenizer, load_from_disk(tmp_path), **more)
+        return len(calls)
+
+    assert made(tiny_tokenizer) == 2
+    tiny_tokenizer("some text", padding="max_length", truncation=True, max_length=4)  # leaves its mark on the tokenizer
+    assert made(tiny_tokenizer) == 0
+    assert made(tiny_tokenizer, train_on="all_turns") == 3
+    assert made(tiny_tokenizer, max_length=100) == 2
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace("assistant", "model")
+    assert made(tiny_tokenizer) == 2
+    assert made(tiny_tokenizer) == 0
+    monkeypatch.setattr(cache, "code_key", lambda: "another version")
+    assert made(tiny_tokenizer) == 2
+
+
+def test_several_processes_encode_the_same(tiny_tokenizer: Any) -> None:
+    given = [{"messages": TWO}] * 4
+    one, two = (encoded(tiny_tokenizer, given, train_on="all_turns", processes=n) for n in (None, 2))
+    assert one["labels"][:] == two["labels"][:]
+    with pytest.raises(InputError, match="Row 4: The answer spells"):
+        encoded(tiny_tokenizer, [*given[:3], {"messages": [ONE[0], said("assistant", "a<|im_end|>b")]}], processes=2)
+
+
+def test_another_tokenizer_is_another_key() -> None:
+    keys = {
+        cache.tokenizer_key(build_tokenizer(kind, control=["</s>"], bos=None, eos="</s>", template=template))
+        for kind in ("byte-level", "llama")
+        for template in ("x", "y")
+    }
+    assert len(keys) == 4
