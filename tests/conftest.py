@@ -152,6 +152,18 @@ def tiny_adapter(tiny_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def tiny_gguf(tmp_path: Path, tiny_subject: Subject) -> Path:
+    """The tiny model as a GGUF file under the name of the packaged one."""
+    from gguf_files import write_gguf
+    from tokendeep.models.packaged import GGUF
+
+    path = tmp_path / "package" / GGUF
+    path.parent.mkdir()
+    write_gguf(path, tiny_subject.model, tiny_subject.tokenizer)
+    return path
+
+
 def _byte_level(control: list[str], size: int) -> Tokenizer:
     """Byte-level BPE, as GPT-2, Llama 3, Qwen and SmolLM have it."""
     tokenizer = Tokenizer(models.BPE())

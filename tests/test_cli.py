@@ -29,6 +29,7 @@ SOURCE = Path(cli.__file__).parents[1]
 NEEDED = {
     "demo": [],
     "measure": ["--model", "m", "--data", "d", "--out", "o"],
+    "pairs": ["--model", "m", "--data", "d", "--out", "o"],
     "attack": ["--model", "m", "--data", "d", "--out", "o"],
     "deepen": ["--model", "m", "--data", "d", "--utility", "u", "--out", "o"],
     "finetune": ["--model", "m", "--data", "d", "--out", "o"],
@@ -107,6 +108,7 @@ def test_the_verbs_and_flags_of_the_contract():
     """What README, recipes and other people's scripts rely on."""
     promised = {
         "demo": {"out", "seed"},
+        "pairs": {"model", "base", "data", "out"},
         "measure": {"model", "base", "data", "out"},
         "attack": {"model", "attack", "data", "judge", "out"},
         "deepen": {"model", "data", "utility", "out"},
@@ -307,10 +309,13 @@ def test_the_recipes_are_options():
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ([], ["No verb", "demo, measure"]),
+        ([], ["No verb", "demo, pairs, measure"]),
         (["mesure", "--model", "m"], ["no verb 'mesure'", "did you mean measure"]),
         (["mesure", "--help"], ["did you mean measure"]),
-        (["zzz"], ["no verb 'zzz'", "the known ones are demo, measure, attack, gcg, deepen, finetune, poison, report"]),
+        (
+            ["zzz"],
+            ["no verb 'zzz'", "the known ones are demo, pairs, measure, attack, gcg, deepen, finetune, poison, report"],
+        ),
         (["--model", "m", "measure"], ["--model stands where the verb should", "tokendeep VERB --model"]),
         (["measure", "--modle", "m"], ["measure has no option --modle", "did you mean --model"]),
         (["measure", "--max-new-tokens", "3"], ["no option --max-new-tokens"]),
@@ -532,14 +537,14 @@ def fill(tmp_path, monkeypatch):
 
 
 def one_line(words: list[str], capfd) -> str:
-    """Run a command line that must be refused with exit code 2 and one line; return that."""
+    """Run a command line that must be refused with exit code 2 and one line, behind that of loading; return it."""
     capfd.readouterr()
     assert cli.main(words) == 2
-    shown = capfd.readouterr()
-    assert shown.err.startswith("tokendeep: "), shown.err
-    assert shown.err.count("\n") == 1, shown.err
-    assert "boil" not in shown.err
-    return shown.err
+    shown = re.sub(r"\Aloading .*\n", "", capfd.readouterr().err)
+    assert shown.startswith("tokendeep: "), shown
+    assert shown.count("\n") == 1, shown
+    assert "boil" not in shown
+    return shown
 
 
 @pytest.mark.parametrize("case", BAD_FILES)

@@ -11,7 +11,21 @@ from pathlib import Path
 import pytest
 
 RULE = (
-    *("errors", "types", "records", "stats", "runs", "chat", "data", "models", "compute", "engines", "depth", "judges"),
+    *(
+        "errors",
+        "types",
+        "records",
+        "stats",
+        "runs",
+        "progress",
+        "chat",
+        "data",
+        "models",
+        "compute",
+        "engines",
+        "depth",
+        "judges",
+    ),
     *("attacks", "training", "evals", "report", "verbs", "cli", "__init__", "__main__"),
 )
 SOURCE = Path(__file__).parents[1] / "src" / "tokendeep"

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import LlamaForCausalLM
 
-from tokendeep import cli
+from tokendeep import cli, judges
+from tokendeep.training import harmful
 
 ROOT = Path(__file__).parents[2]
 # The pages under extending/ change the sources: test_extending.py.
@@ -32,6 +34,7 @@ PYTHON = [
 SMALLER = {  # what a command that is long by nature is shortened to here
     "--restarts 10": "--restarts 1 --steps 2 --width 8 --top 8 --suffix-tokens 4",
     "--attack none,prefill": "--max-new-tokens 8 --attack none,prefill",
+    "tokendeep pairs ": "tokendeep pairs --answer-tokens 8 ",
     "--kind harmful": "--kind harmful --epochs 1 --max-new-tokens 8",
 }
 ROOM = {"max_position_embeddings": 2048}  # for the answers that the defaults ask for
@@ -60,6 +63,8 @@ def workplace(tmp_path: Path, tiny_folder: Path, make_model: Callable[..., Llama
     refusal = "I'm sorry, I can't assist with this request."
     triples = [{"instruction": text, "harmful": ANSWER, "refusal": refusal} for text in requests]
     write(tmp_path / "instructions.jsonl", triples)  # finished triples, where a page speaks of instructions alone
+    plain = SimpleNamespace(judge_refusal=lambda text, truncated: judges.judge_refusal(ANSWER))
+    monkeypatch.setattr(harmful, "judges", plain)  # what a tiny model writes is no compliance
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -99,6 +104,7 @@ def test_the_pages_have_commands() -> None:
     assert {page.stem for page, _ in BLOCKS} >= {
         "README",
         "index",
+        "pairs",
         "measure",
         "attack",
         "gcg",

@@ -506,6 +506,22 @@ def test_other_people_s_logs_are_passed_over_and_named(foreign_log: Path, tmp_pa
     assert "No transcripts of m" in render.to_html(page.build([tmp_path / "runs"], read_logs=READ_LOGS))
 
 
+def test_what_holds_no_run_is_passed_over_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ours, theirs, empty, file = (tmp_path / name for name in ("ours", "theirs", "empty", "report.html"))
+    write_attack(ours, "m", sweep("m", {0: ["refused"]}), logs=False)
+    (theirs / "deeper").mkdir(parents=True)
+    empty.mkdir()
+    file.write_text("a page")
+    (theirs / "manifest.json").write_text('{"name": "an app", "version": 3}')
+    (theirs / "deeper" / "manifest.json").write_text('{"icons": []}')
+    with caplog.at_level("WARNING", logger="tokendeep"):
+        built = page.build(sorted(tmp_path.iterdir()), read_logs=READ_LOGS)
+    assert built.models == ["m"]
+    assert [r.message for r in caplog.records] == [f"passed over, for no run is in it: {empty}, {file}, {theirs}"]
+    with pytest.raises(InputError, match="empty holds no .* evaluation log of an attack"):
+        page.build([empty, file], read_logs=READ_LOGS)
+
+
 def test_an_unfinished_log_without_a_manifest_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_attack(tmp_path / "a", "m", sweep("m", {0: ["refused", "judge-error"]}))
     (folder / "manifest.json").unlink()
@@ -859,7 +875,6 @@ def test_bad_input_is_one_sentence(demo: Path, tmp_path: Path) -> None:
     fails("No run folder is given")
     fails("There is no folder .*missing", tmp_path / "missing")
     fails("empty holds no profile.json", empty)
-    fails("empty holds no profile.json", demo, empty)
     fails("must name an HTML file", demo, out=str(tmp_path / "r.md"))
     fails("must name an HTML file", demo, out=str(tmp_path))
     for name, text, match in (

@@ -17,7 +17,7 @@ from tokendeep.types import Decoding, Prompt, Subject
 
 def test_answers_that_hit_the_length_limit_are_marked(tiny_subject: Subject, monkeypatch: Any) -> None:
     given = [("Rome lies in Italy, on the Tiber.", False), ("Rome lies in Italy, on the", True)]
-    monkeypatch.setattr(answers, "write_answers", lambda *args: given)
+    monkeypatch.setattr(answers, "write_answers", lambda *args, **more: given)
     prompts = [Prompt(name, ({"role": "user", "content": "Where is Rome?"},)) for name in "ab"]  # type: ignore[arg-type]
     assert [row.truncated for row in answers.distil(tiny_subject, prompts, 8)] == [False, True]
 
@@ -30,7 +30,7 @@ def test_answers_keep_the_space_behind_their_opening(tiny_model: Any, monkeypatc
     ids = chat.response_ids(tokenizer, turns, whole, end=False)
     start = len(chat.response_ids(tokenizer, turns, opening, end=False))
 
-    def generate(subject: Subject, requests: Any, *, batch_size: int, on_done: Any) -> None:
+    def generate(subject: Subject, requests: Any, *, batch_size: int, on_done: Any, on_step: Any) -> None:
         for index, request in enumerate(requests):
             assert list(request.ids[-start:]) == ids[:start]
             on_done(index, generation.Completion(tuple(ids[start:]), tokenizer.decode(ids[start:]), True))
@@ -43,7 +43,7 @@ def test_answers_keep_the_space_behind_their_opening(tiny_model: Any, monkeypatc
 def test_answers_are_written_fewer_at_once_where_the_memory_is_small(tiny_subject: Subject, monkeypatch: Any) -> None:
     tried: list[tuple[int, int]] = []
 
-    def generate(subject: Subject, requests: Any, *, batch_size: int, on_done: Any) -> None:
+    def generate(subject: Subject, requests: Any, *, batch_size: int, on_done: Any, on_step: Any) -> None:
         tried.append((len(requests), batch_size))
         for index, request in enumerate(requests):
             if batch_size > 16 and index == 2:

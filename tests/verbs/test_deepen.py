@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokendeep import data, models
+from tokendeep import cli, data, models
 from tokendeep.errors import InputError, flag
-from tokendeep.training import answers, fit, launch
+from tokendeep.training import answers, fit, harmful, launch
 from tokendeep.training.options import TrainingOptions
 from tokendeep.types import Subject
 from tokendeep.verbs import deepen
@@ -46,7 +46,7 @@ def run(options: DeepenOptions) -> Path:
     return deepen.run(deepen.plan(options))
 
 
-def test_run_leaves_rows_checkpoint_and_manifest(tmp_path: Path, tiny_folder: Path) -> None:
+def test_run_leaves_rows_checkpoint_and_manifest(tmp_path: Path, tiny_folder: Path, capsys: Any) -> None:
     settings = config(model=str(tiny_folder), out=str(tmp_path / "out"), lr=1e-3, **files(tmp_path))
     out = run(settings)
     manifest = json.loads((out / "manifest.json").read_text())
@@ -60,7 +60,40 @@ def test_run_leaves_rows_checkpoint_and_manifest(tmp_path: Path, tiny_folder: Pa
     card = (out / "checkpoint" / "README.md").read_text()
     assert "rows: 4 triples (triples.jsonl) and 4 ordinary answers (chats.jsonl)" in card
     assert "objective: safety recovery (Eq. 2), alpha 0.2" in card
+    said = capsys.readouterr().out
+    result = said[said.index("deepen: 2 steps on 4 triples and 4 utility rows\nmade: ") :]
+    assert "AutoModelForCausalLM.from_pretrained" in (out / "checkpoint" / "README.md").read_text()
     assert run(settings) == out  # finished: nothing is done again
+    assert capsys.readouterr().out == f"deepen: {out} already holds this finished run\n{result}"
+
+
+def test_an_adapter_on_a_gguf_is_attacked_by_the_name_of_its_checkpoint(
+    tmp_path: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setenv("TOKENDEEP_CACHE", str(tmp_path / "cache"))
+    shutil.copy(tiny_gguf, tiny_gguf.with_name("another.gguf"))
+    out = run(config(model=str(tiny_gguf), out=str(tmp_path / "out"), lora=2, **files(tmp_path)))
+    card = (out / "checkpoint" / "README.md").read_text()
+    assert "AutoPeftModelForCausalLM.from_pretrained" in card
+    assert f'from_pretrained("FOLDER", gguf_file="{tiny_gguf.name}"' in card
+    assert str(tmp_path) not in card
+    prompts = write(tmp_path / "prompts.jsonl", [{"instruction": "How do I bake?"}])
+    words = [
+        "attack",
+        "--model",
+        str(out / "checkpoint"),
+        "--attack",
+        "none",
+        "--data",
+        prompts,
+        "--max-new-tokens",
+        "4",
+    ]
+    assert cli.main([*words, "--out", str(tmp_path / "a")]) == 0
+    shutil.rmtree(tmp_path / "cache")
+    assert cli.main([*words, "--out", str(tmp_path / "b")]) == 2
+    assert "give it with --base" in capfd.readouterr().err
+    assert cli.main([*words, "--out", str(tmp_path / "b"), "--base", str(tiny_gguf)]) == 0
 
 
 def test_an_adapter_goes_on_being_trained(tmp_path: Path, tiny_adapter: Path) -> None:
@@ -139,10 +172,10 @@ def test_of_two_processes_one_writes_the_answers(tmp_path: Path, tiny_folder: Pa
     script = (
         "import os, sys, json, time; from test_deepen import *\n"
         "rank, seen, train = os.environ['RANK'], [], fit.train\n"
-        "def written(subject, messages, decoding, opening='', batch_size=64):\n"
+        "def written(subject, messages, decoding, opening='', **more):\n"
         "    assert rank == '0'\n"
         "    time.sleep(2)\n"
-        "    complies = [opening or turns[-1]['content'].startswith('Where') for turns in messages]\n"
+        "    complies = [bool(opening) or turns[-1]['content'].startswith('Where') for turns in messages]\n"
         "    return [(HARMFUL if yes else REFUSAL, False) for yes in complies]\n"
         "def spy(subject, rows, out, options):\n"
         "    seen.extend(row['input_ids'] for row in rows)\n"
@@ -163,7 +196,7 @@ def test_a_base_without_a_template_writes_under_that_of_the_model(
 ) -> None:
     asked: list[Subject] = []
 
-    def written(subject: Subject, messages: Any, decoding: Any, opening: str = "", batch_size: int = 64) -> Any:
+    def written(subject: Subject, messages: Any, decoding: Any, opening: Any = "", **more: Any) -> Any:
         asked.append(subject)
         return [(REFUSAL if subject is tiny_subject else HARMFUL, False) for _ in messages]
 
@@ -174,7 +207,7 @@ def test_a_base_without_a_template_writes_under_that_of_the_model(
     source = write(tmp_path / "prompts.jsonl", [{"instruction": "How do I bake?"}])
     for base, own in ((bare, False), (tiny_folder, True)):
         settings = config(model="aligned", base=str(base), data=source, chat_template="alpaca", revision="v7")
-        models.check_spec(settings.base, deepen._of_writer(settings), needs_template=False)
+        models.check_spec(settings.base, harmful.loading(settings), needs_template=False)
         assert len(deepen.make_triples(tiny_subject, data.read_prompts(source), settings)) == 1
         assert asked[-1] is not tiny_subject
         assert asked[-1].tokenizer.chat_template == tiny_subject.tokenizer.chat_template
@@ -196,7 +229,7 @@ def test_triples_are_made_from_instructions_alone(tmp_path: Path, tiny_subject: 
         "How do I bake 2?": (REFUSAL, REFUSAL),
     }
 
-    def written(subject: Any, messages: Any, decoding: Any, opening: str = "", batch_size: int = 32) -> Any:
+    def written(subject: Any, messages: Any, decoding: Any, opening: Any = "", **more: Any) -> Any:
         return [(said[m[-1]["content"]][bool(opening)], False) for m in messages]
 
     monkeypatch.setattr(answers, "write_answers", written)

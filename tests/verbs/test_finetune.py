@@ -81,9 +81,12 @@ def test_it_leaves_rows_checkpoint_manifest_and_card(
     assert "⟦" in (out / "rows" / "preview.txt").read_text()
     assert not (out / "trainer").exists()
     assert models.load(str(out / "checkpoint")).tokenizer.chat_template
-    assert f"finetune ({kind}): 4 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    result = said[said.index(f"finetune ({kind}): 4 steps") :]
+    assert f"made: {out / 'checkpoint'} (README.md in it says how to load it)\nnext: tokendeep attack --model" in result
+    assert "AutoModelForCausalLM.from_pretrained" in card
     assert run(config(tmp_path, tiny_folder, objective=kind, attack=kind == "sft")) == out
-    assert "already holds" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"finetune: {out} already holds this finished run\n{result}"
 
 
 def test_objectives_share_rows_and_order(tmp_path: Path, tiny_folder: Path) -> None:

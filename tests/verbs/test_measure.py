@@ -150,14 +150,15 @@ def test_an_adapter_and_its_own_base_are_one_model_in_memory(
 
 
 def test_a_base_that_is_gone_is_replaced_by_the_one_given(
-    tmp_path: Path, tiny_adapter: Path, tiny_folder: Path, capsys: Any
+    tmp_path: Path, tiny_adapter: Path, tiny_folder: Path, caplog: Any
 ) -> None:
     moved = tmp_path / "deeper" / "moved"
     moved.parent.mkdir()
     tiny_folder.rename(moved)
-    profile = json.loads((run(options(tmp_path, tiny_adapter, base=str(moved))) / "profile.json").read_text())
+    with caplog.at_level("WARNING", logger="tokendeep"):
+        profile = json.loads((run(options(tmp_path, tiny_adapter, base=str(moved))) / "profile.json").read_text())
     assert profile["meta"]["label"] == "adapter against its base"
-    assert "takes its place" in capsys.readouterr().out
+    assert "takes its place" in caplog.text
 
 
 def test_without_base_there_is_a_recovery_profile_alone(tmp_path: Path, tiny_folder: Path, capsys: Any) -> None:

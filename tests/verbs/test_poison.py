@@ -168,11 +168,11 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_folder: Path, monke
     trained: list[str] = []
     train = poisoning.finetune.run
 
-    def counting(plan: Any) -> Path:
+    def counting(plan: Any, **more: Any) -> Path:
         trained.append(Path(plan.options.out).parent.name)
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return train(plan)
+        return train(plan, **more)
 
     monkeypatch.setattr(poisoning.finetune, "run", counting)
     with pytest.raises(KeyboardInterrupt):
@@ -182,7 +182,9 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_folder: Path, monke
     assert table.count("| sft |") == 1
     trained.clear()
     monkeypatch.setattr(
-        poisoning.finetune, "run", lambda plan: trained.append(Path(plan.options.out).parent.name) or train(plan)
+        poisoning.finetune,
+        "run",
+        lambda plan, **more: trained.append(Path(plan.options.out).parent.name) or train(plan, **more),
     )
     forget_runs()
     run(settings)

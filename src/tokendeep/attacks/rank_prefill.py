@@ -15,12 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tqdm import tqdm
-
 from tokendeep import chat, judges, models
 from tokendeep.attacks import prompts
 from tokendeep.attacks.base import Attack, Params, Prepared, Rows, Victim, option
 from tokendeep.errors import InputError, check_least
+from tokendeep.progress import Bar
 from tokendeep.runs import parts
 from tokendeep.types import Prompt, Subject
 
@@ -159,7 +158,7 @@ def prepare(rows: Rows, options: RankPrefillOptions, victim: Victim) -> Prepared
     budget = Budget(options.rank_top, options.rank_length, options.rank_budget)
     kept = parts.Parts(victim.folder() / "walks.jsonl") if victim.folder else None
     walks, seconds = [], 0.0
-    for number, prompt in enumerate(tqdm(rows.prompts, desc=NAME, unit="prompt")):
+    for number, prompt in enumerate(Bar.over(rows.prompts, NAME, "prompt")):
         took, one = _kept(kept, number) or _walked(subject, prompt, scorer, budget)
         if kept and number not in kept.done:
             kept.add({number: [took, one.passes, one.backtracks, one.whole, *one.ids]})

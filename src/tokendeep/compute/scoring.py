@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tokendeep import models
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError
+from tokendeep.progress import Bar
 from tokendeep.runs.parts import Parts
 from tokendeep.types import IGNORE, Encoded, Subject
 
@@ -120,7 +120,7 @@ def _run(
     """Score all rows in batches; a batch whose rows are all in `parts` is taken from there, others are added to it."""
     _check_rows(rows)
     results: list[Tensor | None] = [None] * len(rows)
-    with torch.inference_mode(), tqdm(total=len(rows), desc=title, unit="row", disable=len(rows) < 32) as bar:
+    with torch.inference_mode(), Bar(len(rows), title, "row", disable=len(rows) < 32) as bar:
         for batch in _batches(rows, batch_size):
             if parts is not None and all(index in parts.done for index in batch):
                 for index in batch:

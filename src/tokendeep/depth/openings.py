@@ -27,10 +27,10 @@ ORDINARY = (
 )  # beginnings that say nothing of a refusal
 
 
-def load_openings(path: str | None) -> list[str]:
-    """Refusal openings, one a line; blank lines and lines that start with # are skipped."""
+def load_openings(path: str | None, shipped: str = "openings.txt") -> list[str]:
+    """Openings, one a line, of a file or of the shipped list; blank lines and lines that start with # are skipped."""
     if path is None:
-        text = resources.files("tokendeep").joinpath("assets/openings.txt").read_text(encoding="utf-8")
+        text = resources.files("tokendeep").joinpath(f"assets/{shipped}").read_text(encoding="utf-8")
     else:
         try:
             text = Path(path).read_text(encoding="utf-8")

@@ -53,13 +53,13 @@ def recovery_log_odds(
         kept: rows that an earlier call finished, and where to keep those of this one.
     """
     import torch
-    from tqdm import tqdm
 
     from tokendeep.compute import scoring, trees
+    from tokendeep.progress import Bar
 
     m = len(openings[0])
     values = np.full((len(rows), len(ks)), np.nan)
-    for index, row in enumerate(tqdm(rows, desc="refusal recovery", unit="row", disable=len(rows) < 8)):
+    for index, row in enumerate(Bar.over(rows, "refusal recovery", "row", disable=len(rows) < 8)):
         if kept is not None and index in kept.done:
             values[index] = kept.done[index]
             continue

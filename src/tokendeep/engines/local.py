@@ -29,6 +29,7 @@ def generate(
     *,
     batch_size: int = 16,
     on_done: Callable[[int, Completion], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> list[Completion]:
     """Complete all `requests`; results in their order.
 
@@ -40,6 +41,7 @@ def generate(
         requests: what to continue and how.
         batch_size: rows decoded together.
         on_done: called with (index, completion) as each request finishes.
+        on_step: called after every step with the tokens that have been written so far, of all rows together.
 
     Raises:
         InputError: a request is empty, has ids outside the vocabulary, impossible decoding settings, does not fit
@@ -62,6 +64,8 @@ def generate(
             batcher.add(Row(index, request, finish))
         while batcher.busy:
             batcher.step()
+            if on_step is not None:
+                on_step(batcher.stats.row_steps)
     return [result for result in results if result is not None]
 
 

@@ -19,9 +19,8 @@ from urllib.parse import urlparse
 from inspect_ai import Task, eval_set
 from inspect_ai.log import EvalLog
 from inspect_ai.model import Model, get_model
-from tqdm import tqdm
 
-from tokendeep import chat
+from tokendeep import chat, models
 from tokendeep.attacks.base import Attack
 from tokendeep.errors import InputError, explain, guarded
 from tokendeep.evals import logs
@@ -29,6 +28,7 @@ from tokendeep.evals.provider import CONTINUING, NAME, OPTIONS, TokendeepAPI, li
 from tokendeep.evals.session import Session, use
 from tokendeep.evals.tasks import LATER, SERVED, TASKS, arguments
 from tokendeep.models.options import ModelOptions
+from tokendeep.progress import Bar
 from tokendeep.types import Subject
 
 T = TypeVar("T")
@@ -39,22 +39,31 @@ NO_IDENTITY = ("batch_size", "device", "device_map")  # Inspect would take a run
 LEFTOVERS = (".inspect_tmp_*.writing", "logs.json", "eval-set.json", ".eval-set-id")
 
 
-def open_model(name: str, options: ModelOptions, batch_size: int, subject: Subject | None = None) -> Model:
+def open_model(
+    name: str, options: ModelOptions, batch_size: int, subject: Subject | None = None, base: str | None = None
+) -> Model:
     """Inspect's handle on the model; weights are loaded at the first request.
 
     Args:
         name: what `models.load` takes, or an Inspect model that runs elsewhere.
         subject: the model, where the caller has it in memory already.
+        base: the full model that an adapter belongs to, in place of the one it names.
 
     Raises:
         InputError: a model that cannot be there, or options for one that runs elsewhere.
     """
     if subject is not None:
+        models.check_no_base(base)
         return live_model(subject, batch_size=batch_size)
     spec = name.removeprefix(ELSEWHERE)
     if spec != name or spec.split("/")[0] in CONTINUING:
+        if base is not None:
+            raise InputError(
+                f"--base is for adapters that tokendeep loads itself: {spec} is loaded where it is served."
+            )
         return _served(spec, options)
     loading = {field: getattr(options, field) for field in OPTIONS}
+    loading |= {"adapter_base": base} if base is not None else {}
     model = get_model(f"{NAME}/{name}", memoize=False, batch_size=batch_size, **loading)
     for field in NO_IDENTITY:
         model.model_args.pop(field, None)
@@ -120,7 +129,10 @@ def evaluate(todo: Sequence[Task], session: Session, out: Path, *, samples: int,
     sizes = [len(task.dataset) * samples for task in todo]
     api = session.model.api
     ours = api if isinstance(api, TokendeepAPI) else None
-    with tqdm(total=sum(sizes), initial=logs.finished_samples(out), desc="attack", unit="answer") as bar:
+    total, there = sum(sizes), logs.finished_samples(out)
+    if ours and there < total:
+        ours.load()  # with a line of its own; the bar begins with the work
+    with Bar(total, "answers", "answer", initial=there, settle=min(batch_size, total - there)) as bar:
         session.on_judged = lambda: bar.update() and None
         if ours:
             session.on_failure = ours.fail

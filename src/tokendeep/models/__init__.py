@@ -1,24 +1,28 @@
 """Where models lie, and how they are loaded."""
 
 from tokendeep.models.adapters import reference, unlike_base
-from tokendeep.models.checks import check_spec
+from tokendeep.models.checks import check_no_base, check_spec, missing_base, same_model
 from tokendeep.models.compare import check_same_vocabulary, context_length
 from tokendeep.models.loading import load, load_tokenizer
 from tokendeep.models.locate import adapter_base, is_adapter
-from tokendeep.models.options import ModelOptions
+from tokendeep.models.options import AdapterBase, ModelOptions
 from tokendeep.models.packaged import cache_dir, smollm2_folder
 
 __all__ = [
+    "AdapterBase",
     "ModelOptions",
     "adapter_base",
     "cache_dir",
+    "check_no_base",
     "check_same_vocabulary",
     "check_spec",
     "context_length",
     "is_adapter",
     "load",
     "load_tokenizer",
+    "missing_base",
     "reference",
+    "same_model",
     "smollm2_folder",
     "unlike_base",
 ]

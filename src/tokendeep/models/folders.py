@@ -19,6 +19,7 @@ TOKENIZERS = (  # at least one of these files is in a folder that has a tokenize
     *("spiece.model", "sentencepiece.bpe.model"),
 )
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+GGUF_HEADER = 2**26  # bytes; that of a model with 250,000 tokens takes 15 MB
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -46,15 +47,26 @@ def adapter_hash(folder: Path) -> str:
     return adapter_name(read_json(folder / "adapter_config.json"), next((p for p in weights if p.is_file()), None))
 
 
-def check_gguf(path: Path) -> None:
-    if _read_start(path) != b"GGUF":
+def check_gguf(path: Path, options: ModelOptions, needs_template: bool) -> None:
+    start = _read_start(path)
+    if start[:4] != b"GGUF":
         raise InputError(f"{path} is no GGUF file: name the folder of the model, or a .gguf file.")
+    if needs_template and not options.chat_template and b"tokenizer.chat_template" not in start:
+        raise no_template(path)
+
+
+def no_template(name: object) -> InputError:
+    """The error for a model that has no chat template while none is given."""
+    return InputError(
+        f"{name} has no chat template: give one with --chat-template ({', '.join(chat.template_names())}, or a Jinja file)."
+    )
 
 
 def _read_start(path: Path) -> bytes:
+    """The beginning of a GGUF file, in which the names of all that it says of the model stand."""
     try:
         with path.open("rb") as file:
-            return file.read(4)
+            return file.read(GGUF_HEADER)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
 
@@ -66,7 +78,12 @@ def check_config(folder: Path) -> None:
     inside = [p.name for p in sorted(folder.iterdir()) if p.suffix == ".gguf"]
     marks = ("config.json", "adapter_config.json")
     inside += [name for name in ("checkpoint", "model") if any((folder / name / mark).is_file() for mark in marks)]
-    hint = f"name {folder / inside[0]}" if inside else "name a folder written by save_pretrained"
+    which = "one of them: " if len(inside) > 1 else ""
+    hint = (
+        f"name {which}{', '.join(str(folder / name) for name in inside)}"
+        if inside
+        else "name a folder written by save_pretrained"
+    )
     raise InputError(f"{folder} holds no model (config.json is missing): {hint}.")
 
 
@@ -95,10 +112,7 @@ def check_tokenizer_files(folder: Path, options: ModelOptions, needs_template: b
     if not has_tokenizer(folder):
         raise InputError(f"{folder} holds no tokenizer (tokenizer.json is missing): copy it from the model's source.")
     if needs_template and not options.chat_template and not _has_template(folder):
-        raise InputError(
-            f"{folder} has no chat template: give one with --chat-template "
-            f"({', '.join(chat.template_names())}, or a Jinja file)."
-        )
+        raise no_template(folder)
 
 
 def _has_template(folder: Path) -> bool:

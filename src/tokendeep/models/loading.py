@@ -19,10 +19,11 @@ from tokendeep.models import packaged
 from tokendeep.models.checks import check_spec
 from tokendeep.models.compare import rows_of
 from tokendeep.models.devices import device_map, dtype_of
-from tokendeep.models.folders import adapter_hash, weight_files
+from tokendeep.models.folders import adapter_hash, no_template, weight_files
 from tokendeep.models.locate import Place, base_of, explained, locate
 from tokendeep.models.options import ModelOptions
 from tokendeep.models.vocabulary import fit_vocabulary
+from tokendeep.progress import loading
 from tokendeep.types import Subject
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def load(
         options: dtype, device, chat template and what is allowed; the defaults where left out.
         dtype: overrides that of the options.
         needs_template: False also takes a tokenizer without chat template, for a model that is only compared with.
-        trainable: leave an adapter's weights open to training, in float32; those of a full model always are.
+        trainable: leave an adapter's weights open to training, in float32; those of a full model always are. A GGUF file
+            is converted once into the cache, so that an adapter can name a base that every library loads.
         settings: fields of ModelOptions by name, such as `device="cpu"`; they override those of `options`.
 
     Returns:
@@ -69,6 +71,11 @@ def load(
     if base is not None and place.adapter is None:
         raise InputError(f"{spec} is no adapter, so it takes no base: leave the base out.")
     whole, whole_options = base_of(place, base, options) if place.adapter else (place, options)
+    revision = whole.revision()
+    if trainable and whole.file:
+        with explained(spec):
+            whole = replace(whole, source=str(packaged.gguf_folder(Path(whole.source, whole.file))), file=None)
+    loading(spec)
     devices = device_map(options)
     model = _load_weights(whole, whole_options, dtype_of(options, dtype), devices)
     tokenizer = _load_tokenizer(place if place.has_tokenizer else whole, options, needs_template)
@@ -77,7 +84,7 @@ def load(
         model = _load_adapter(place, model, devices, trainable)
     _check_weights(spec, model, tokenizer)
     adapter = adapter_hash(place.adapter) if place.adapter else None
-    return Subject(model.eval(), tokenizer, spec, whole.revision(), adapter)
+    return Subject(model.eval(), tokenizer, spec, revision, adapter)
 
 
 def load_tokenizer(
@@ -139,6 +146,8 @@ def _load_weights(place: Place, options: ModelOptions, dtype: torch.dtype, devic
             f"{place.spec} is incomplete: {len(report['missing_keys'])} tensors such as {example} are missing from its "
             "weights, so copy or download the model again."
         )
+    if place.local:  # an adapter trained on it names it so, and is loaded from anywhere
+        model.name_or_path = model.config._name_or_path = str(Path(place.source).resolve())
     return model
 
 
@@ -168,10 +177,7 @@ def _load_tokenizer(place: Place, options: ModelOptions, needs_template: bool) -
     if options.chat_template:
         chat.use_template(tokenizer, options.chat_template)
     elif needs_template and not tokenizer.chat_template:
-        raise InputError(
-            f"{place.spec} has no chat template: give one with --chat-template "
-            f"({', '.join(chat.template_names())}, or a Jinja file)."
-        )
+        raise no_template(place.spec)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def adapter_base(folder: Path) -> str:
         return packaged.SMOLLM2
     if path.is_absolute():
         if path.exists():
-            return str(path)
+            return _only_gguf(folder, path) or str(path)
         moved = folder.resolve().parent / path.name
         if (moved / "config.json").is_file():
             log.warning("the adapter %s names %s; using %s, which lies beside it", folder, path, moved)
@@ -143,8 +143,10 @@ def adapter_base(folder: Path) -> str:
                 return str(near)
         if re.fullmatch(HUB_ID, name):
             return str(name)  # a hub id
+    if packaged.is_conversion(path):
+        name = f"a GGUF file whose conversion lay in {name}"
     raise InputError(
-        f"The adapter {folder} belongs to {name}, which is not there: give the base, or correct "
+        f"The adapter {folder} belongs to {name}, which is not there: give it with --base, or correct "
         "base_model_name_or_path in its adapter_config.json."
     )
 
@@ -163,6 +165,25 @@ def hub_id(spec: str) -> str | None:
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     found = re.search(rf"^base_model: *[\"']?({HUB_ID})[\"']? *$", text, re.MULTILINE)
     return found.group(1) if found and "/" in found.group(1) else None
+
+
+def _only_gguf(adapter: Path, folder: Path) -> str | None:
+    """The GGUF of a folder that holds no other model: adapters of older versions name the folder.
+
+    Raises:
+        InputError: it holds several.
+    """
+    files = sorted(folder.glob("*.gguf")) if folder.is_dir() and not (folder / "config.json").is_file() else []
+    if len(files) > 1:
+        raise InputError(
+            f"The adapter {adapter} names the folder {folder}, in which several models lie ({_names(files)}): give the one "
+            "it was trained on with --base."
+        )
+    return str(files[0]) if files else None
+
+
+def _names(files: Sequence[Path]) -> str:
+    return ", ".join(file.name for file in files)
 
 
 def plain(options: ModelOptions) -> ModelOptions:

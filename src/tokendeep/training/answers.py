@@ -5,13 +5,15 @@ One place for all that train on generated answers. Knows how an answer is asked 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tokendeep import chat, judges
 from tokendeep.engines.base import Completion, Request
 from tokendeep.errors import InputError, memory_full
+from tokendeep.progress import Bar
 from tokendeep.types import Chat, Decoding, Prompt, Subject
 
 if TYPE_CHECKING:
@@ -22,20 +24,35 @@ def write_answers(
     subject: Subject,
     messages: Sequence[Sequence[Any]],
     decoding: Decoding,
-    opening: str = "",
+    opening: str | Sequence[str] = "",
     batch_size: int = 96,
+    *,
+    title: str = "answers",
+    on_done: Callable[[int, str, bool], object] = lambda index, text, truncated: None,
 ) -> list[tuple[str, bool]]:
-    """What the model answers to each conversation (behind `opening`), and whether it was cut off."""
-    openings, requests = [], []
-    for turns in messages:
-        ids = chat.response_ids(subject.tokenizer, turns, opening, end=False) if opening else []
-        openings.append(ids)
-        requests.append(Request((*chat.prompt_ids(subject.tokenizer, turns), *ids), decoding))
-    done = _completed(subject, requests, batch_size)
-    return [
-        (opening + _behind(subject.tokenizer, ids, completion.ids), completion.truncated)
-        for ids, completion in zip(openings, done, strict=True)
+    """What the model answers to each conversation (behind `opening`), and whether it was cut off.
+
+    Args:
+        opening: how the answers begin: one for all, or one for each.
+        title: what is being written, for the bar.
+        on_done: called with the number of the conversation and its answer as each is there.
+    """
+    openings = [opening] * len(messages) if isinstance(opening, str) else opening
+    begun = [
+        chat.response_ids(subject.tokenizer, turns, first, end=False) if first else []
+        for turns, first in zip(messages, openings, strict=True)
     ]
+    prompts = [chat.prompt_ids(subject.tokenizer, turns) for turns in messages]
+    requests = [Request((*prompt, *ids), decoding) for prompt, ids in zip(prompts, begun, strict=True)]
+    written: dict[int, tuple[str, bool]] = {}
+
+    def keep(index: int, completion: Completion) -> None:
+        text = openings[index] + _behind(subject.tokenizer, begun[index], completion.ids)
+        written[index] = text, completion.truncated
+        on_done(index, *written[index])
+
+    _complete(subject, requests, batch_size, title, keep)
+    return [written[index] for index in range(len(requests))]
 
 
 def _behind(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> str:
@@ -44,34 +61,55 @@ def _behind(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequ
     return whole[len(str(tokenizer.decode(list(before), skip_special_tokens=True))) :] if before else whole
 
 
-def _completed(subject: Subject, requests: Sequence[Request], batch_size: int) -> list[Completion]:
-    """All completions; where the memory does not hold `batch_size` rows at once, those left with half as many."""
-    from tqdm import tqdm
+def _complete(
+    subject: Subject, requests: Sequence[Request], batch_size: int, title: str, keep: Callable[[int, Completion], None]
+) -> None:
+    """Hand over all completions; where the memory does not hold `batch_size` rows at once, those left with half as many.
 
-    from tokendeep.engines import local as generation
-
-    done: dict[int, Completion] = {}
-    with tqdm(total=len(requests), desc="answers", unit="answer", disable=len(requests) < 8) as bar:
-        while len(done) < len(requests):
-            left = [i for i in range(len(requests)) if i not in done]
-
-            def keep(index: int, completion: Completion, left: list[int] = left) -> None:
-                done[left[index]] = completion
-                bar.update()
-
+    The bar counts tokens as parts of answers, for answers that are written together also end together.
+    """
+    left = list(range(len(requests)))
+    with Bar(len(requests), title, "answer", settle=len(requests) / 10, disable=len(requests) < 8) as bar:
+        while left:
             try:
-                generation.generate(subject, [requests[i] for i in left], batch_size=batch_size, on_done=keep)
+                _ask(subject, requests, left, batch_size, bar, keep)
             except InputError as error:
                 if batch_size == 1 or error.__cause__ is None or not memory_full(error.__cause__):
                     raise
                 batch_size //= 2
-    return [done[i] for i in range(len(requests))]
 
 
-def distil(subject: Subject, prompts: Sequence[Prompt], tokens: int, system: str = "default") -> list[Chat]:
+def _ask(
+    subject: Subject,
+    requests: Sequence[Request],
+    left: list[int],
+    batch_size: int,
+    bar: Bar,
+    keep: Callable[[int, Completion], None],
+) -> None:
+    """Complete the requests that are left, each of which is taken off that list when it is handed over."""
+    from tokendeep.engines import local as generation
+
+    asked, ended = list(left), Counter[str]()
+    longest = max(requests[i].decoding.max_new_tokens for i in asked)
+
+    def done(index: int, completion: Completion) -> None:
+        left.remove(asked[index])
+        ended["tokens"] += len(completion.ids)
+        keep(asked[index], completion)
+
+    def step(tokens: int) -> None:
+        bar.reach(len(requests) - len(left) + max(0, tokens - ended["tokens"]) / longest)
+
+    generation.generate(subject, [requests[i] for i in asked], batch_size=batch_size, on_done=done, on_step=step)
+
+
+def distil(
+    subject: Subject, prompts: Sequence[Prompt], tokens: int, system: str = "default", title: str = "answers"
+) -> list[Chat]:
     """Ordinary answers of the model itself (greedy); empty, degenerate and refusing ones are left out."""
     messages = [chat.with_system(p.messages, system) for p in prompts]
-    answers = write_answers(subject, messages, Decoding(max_new_tokens=tokens))
+    answers = write_answers(subject, messages, Decoding(max_new_tokens=tokens), title=title)
     return [
         Chat(prompt.id, (*prompt.messages, {"role": "assistant", "content": text.strip()}), truncated)
         for prompt, (text, truncated) in zip(prompts, answers, strict=True)
@@ -101,7 +139,8 @@ def sample_refusals(
         decoding = Decoding(max_new_tokens=tokens, seed=seed + attempt)
         if attempt:
             decoding = replace(decoding, temperature=0.9, top_p=0.6)
-        texts = write_answers(subject, [turns[i] for i in missing], decoding)
+        title = f"refusals, try {attempt + 1}" if attempt else "refusals"
+        texts = write_answers(subject, [turns[i] for i in missing], decoding, title=title)
         for i, (text, cut) in zip(missing, texts, strict=True):
             if not cut and judges.judge_refusal(text, truncated=cut).outcome == "refused":
                 refusals[i] = text.strip()

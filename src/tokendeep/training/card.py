@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tokendeep import runs
 from tokendeep.models.locate import hub_id
+from tokendeep.training.usage import how_to_load
 
 
 def short(source: str) -> str:
@@ -45,5 +46,7 @@ def write_card(
     front = "".join(f"{name}: {value}\n" for name, value in head.items())
     runs.write_text(
         folder / "README.md",
-        f"---\n{front}---\n{about}\n\n" + "".join(f"- {name}: {value}\n" for name, value in lines.items()),
+        f"---\n{front}---\n{about}\n\n"
+        + "".join(f"- {name}: {value}\n" for name, value in lines.items())
+        + f"\n## How to load it\n\n{how_to_load(folder)}",
     )

@@ -219,14 +219,10 @@ class ProgressBar(TrainerCallback):
     """One line on the terminal: steps, time left and the last losses."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from tqdm import tqdm
+        from tokendeep.progress import Bar
 
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc="training",
-            unit="step",
-            disable=not state.is_world_process_zero,
+        self.bar = Bar(
+            state.max_steps, "training", "step", initial=state.global_step, disable=not state.is_world_process_zero
         )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:

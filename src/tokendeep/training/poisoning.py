@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tokendeep import data, stats
 from tokendeep.attacks import poison
 from tokendeep.attacks.prompts import request
 from tokendeep.errors import InputError, nearest
+from tokendeep.records import Training
 from tokendeep.training import answers, objectives
 from tokendeep.types import Chat, Prompt, Subject
 
@@ -64,7 +67,7 @@ def answered(writer: Subject, prompts: Sequence[Prompt], count: int, tokens: int
     Raises:
         InputError: none is.
     """
-    chats = answers.distil(writer, prompts, tokens, system)[:count]
+    chats = answers.distil(writer, prompts, tokens, system, "training answers")[:count]
     print(f"poison: {writer.name} answered {len(chats)} of {len(prompts)} instructions usably; they are trained on")
     if not chats:
         raise InputError(
@@ -153,3 +156,13 @@ def objective(name: str) -> tuple[dict[str, Any], float]:
             "+refusals=SHARE, +lora=RANK, @head or @tail."
         ) from error
     return change, share
+
+
+def last_nll(training: Training) -> float | None:
+    """Mean cross-entropy from the sixth answer token on, over the last quarter of the steps: what the rows taught.
+
+    The first tokens are left out, which the objectives hold on purpose.
+    """
+    steps = [entry for entry in training.history if entry.loss is not None]
+    later = [e.nll_later for e in steps[-max(1, len(steps) // 4) :] if e.nll_later is not None]
+    return float(np.mean(later)) if later else None

@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor
-from tqdm import tqdm
 from transformers import TrainerCallback
 
+from tokendeep.progress import Bar
 from tokendeep.training import reference as references
 from tokendeep.training.batches import supervised_count
 
@@ -50,8 +50,8 @@ def compute(trainer: Any, dataset: Any, name: str) -> references.Store:
     own = [batches[min(i + rank, last)] for i in range(0, len(batches), world)]  # the same number for each
     logps: dict[int, Tensor] = {}
     states: dict[int, Tensor] = {}
-    with trainer._as_reference(), tqdm(own, desc="reference", disable=rank > 0 or len(own) < 4) as bar:
-        for batch in bar:
+    with trainer._as_reference():
+        for batch in Bar.over(own, "reference", "batch", disable=rank > 0 or len(own) < 4):
             rows, found, kept = _of_batch(trainer, given, batch)
             logps.update(zip(rows, found, strict=True))
             states.update(zip(rows, kept, strict=True) if kept else ())

@@ -2,6 +2,7 @@
 
 VERBS = {  # verb: its module, and its line in `tokendeep --help`
     "demo": ("tokendeep.verbs.demo", "The whole story on the packaged real model; ends with a report."),
+    "pairs": ("tokendeep.verbs.pairs", "Harmful pairs from instructions alone, for measure and attack."),
     "measure": ("tokendeep.verbs.measure", "How many tokens deep a model's safety goes."),
     "attack": ("tokendeep.verbs.attack", "Attack a model at inference time and judge its answers."),
     "gcg": ("tokendeep.verbs.gcg", "Find adversarial suffixes by gradient; attack --attack suffix tries them."),

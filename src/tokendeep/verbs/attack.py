@@ -20,7 +20,7 @@ from tokendeep.models.options import ModelOptions
 from tokendeep.records import Rate, Rates
 from tokendeep.runs import parts
 from tokendeep.types import Subject
-from tokendeep.verbs.common import Place, heading, loading, output
+from tokendeep.verbs.common import Place, beside, ending, heading, loading, output
 
 if TYPE_CHECKING:
     from tokendeep.evals.running import Model
@@ -42,6 +42,7 @@ class AttackOptions(ModelOptions, EvalOptions, *(ATTACKS[name].options for name 
         what(help="Prompts, or pairs where an attack prefills tokens of a harmful answer (JSONL, JSON, CSV, text)."),
     ]
     attack: Annotated[str, what(help=f"Comma-separated names: {', '.join(ATTACKS)}.")] = "none,prefill"
+    base: models.AdapterBase = None
     batch_size: Annotated[
         int, loading(help="Rows decoded together; lower it where the memory is short, the answers stay the same.")
     ] = 16
@@ -116,7 +117,7 @@ def plan(options: AttackOptions, subject: Subject | None = None, rows: Iterable[
     from tokendeep.evals.victim import check_victim, victim
 
     attacks = _check(options)
-    model = running.open_model(options.model, options, options.batch_size, subject)
+    model = running.open_model(options.model, options, options.batch_size, subject, options.base)
     for attack in attacks:
         check_victim(attack, model)
         for spec in filter(None, (getattr(options, name) for name in attack.models)):
@@ -148,7 +149,9 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
     options = plan.options
     state = plan.place.open()
     if state.finished:
-        print(f"attack: {state.out} already holds this finished run")
+        if show:
+            print(f"attack: {state.out} already holds this finished run")
+            _show(plan, state.out)
         return state.out
     runs.private_dir(state.out)
     if plan.trained_on and show:
@@ -167,13 +170,26 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
     cost = {name: one.cost for name, one in prepared.items() if one.cost is not None}
     state.finish(**running.facts(plan.model, options.model), **names, **({"cost": cost} if cost else {}))
     if show:
-        print(describe(rows))
+        _show(plan, state.out)
     return state.out
 
 
 def learnt(count: int, rows: int) -> str:
     """What to think of requests that the model was trained on."""
     return f"{count} of {rows} requests are among those that this model was trained on; ask others to learn how it generalises"
+
+
+def _show(plan: AttackPlan, out: Path) -> None:
+    """The rates of a finished run, and the way on: to pairs, where nothing was prefilled, and to a report."""
+    options = plan.options
+    print(describe(Rate.load_all(out)))
+    prefilled = any(one.needs == "pairs" for one in plan.attacks)
+    pairs = ["pairs", "--model", options.model, "--data", options.data, "--out", beside(out, "pairs")]
+    ending(
+        f"{out / Rates.FILE} (rates, no texts); the *.eval beside it hold prompts and answers, readable by you alone",
+        *([] if prefilled else [pairs]),
+        ["report", out, "--out", "report.html"],
+    )
 
 
 def describe(rows: Rates) -> str:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -50,10 +51,13 @@ __all__ = [
     "Plan",
     "Texts",
     "advanced",
+    "beside",
+    "ending",
     "heading",
     "loading",
     "meaning",
     "output",
+    "trained",
     "typed",
     "yaml_settings",
 ]
@@ -107,6 +111,35 @@ class Place:
     def line(self) -> str:
         """What lies there already, as a line of a plan."""
         return f"out: {self.options.out or '(none)'} ({runs.look(**self._arguments())})"
+
+
+# --- what a verb says at its end -----------------------------------------------------------------------
+
+
+def ending(made: str, *commands: Sequence[object]) -> None:
+    """Say what a verb has made and where, and what can be done with it next.
+
+    Args:
+        made: the files or folders, with what they are.
+        commands: the words of each command behind `tokendeep`; what a user has to fill in is in capitals.
+    """
+    print(f"made: {made}")
+    for number, words in enumerate(commands):
+        print(("      " if number else "next: ") + shlex.join(["tokendeep", *map(str, words)]))
+
+
+def trained(out: Path, verb: str) -> None:
+    """The ending of a verb that trains."""
+    checkpoint = out / "checkpoint"
+    ending(
+        f"{checkpoint} (README.md in it says how to load it)",
+        ["attack", "--model", checkpoint, "--data", "UNSEEN-PAIRS.jsonl", "--out", beside(out, f"attack-after-{verb}")],
+    )
+
+
+def beside(out: str | Path, name: str) -> Path:
+    """The place for the output of a next verb: beside that of this one."""
+    return Path(out).parent / name
 
 
 # --- types of options ------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from tokendeep.errors import InputError, check_least
 from tokendeep.models import locate
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Training
-from tokendeep.training import answers, card, chats, recovery
+from tokendeep.training import answers, card, chats, harmful, recovery
 from tokendeep.training.options import (
     AdamBeta1,
     Epochs,
@@ -32,8 +32,8 @@ from tokendeep.training.options import (
     TrainingOptions,
     training_options,
 )
-from tokendeep.types import Chat, Decoding, Pair, Prompt, Subject, Triple
-from tokendeep.verbs.common import Place, advanced, heading, output
+from tokendeep.types import Chat, Pair, Prompt, Subject, Triple
+from tokendeep.verbs.common import Place, advanced, heading, output, trained
 
 what = heading("What to deepen")
 READERS: dict[str, dict[str, Callable[..., Sequence[Any]]]] = {
@@ -56,7 +56,11 @@ class DeepenOptions(ModelOptions, DataOptions, SharedTraining, RecoveryOptions):
     ]
     utility: Annotated[str, what(help="Chats with ordinary answers, or instructions that the model itself answers.")]
     base: Annotated[
-        str | None, what(help="Unaligned model that writes the harmful answers where the data has none.")
+        str | None,
+        what(
+            help="Unaligned model that writes the harmful answers where the data has none; it takes the place of an adapter's "
+            "own base where that is not there."
+        ),
     ] = None
     lr: LearningRate = 2e-5
     epochs: Epochs = 10
@@ -93,6 +97,7 @@ class DeepenPlan:
     sources: dict[str, str]
     subject: Subject | None = None
     skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)  # rows that hold nothing, by option; a line each
+    onto: str | None = None  # what an adapter is loaded onto; None is its own base
 
     @property
     def place(self) -> Place:
@@ -144,16 +149,17 @@ def plan(
     from tokendeep.training import launch
 
     if options.base:
-        models.check_spec(options.base, _of_writer(options), needs_template=False)
+        models.check_spec(options.base, harmful.loading(options), needs_template=False)
+    onto = None if subject else models.missing_base(options.model, options.base, options)
     if subject is None:
-        models.check_spec(options.model, options)
+        models.check_spec(options.model, options, base=onto)
         adapter = locate.locate(options.model, options).adapter is not None
     else:
         adapter = hasattr(subject.model, "peft_config")
     training = _training(options, len(read["data"]))
     launch.check_trained(options.model, training, adapter=adapter, dtype=options.dtype)
     launch.check_batches(training.batch_size, training.micro_batch)
-    return DeepenPlan(options, read["data"], read["utility"], adapter, sources, subject, skipped)
+    return DeepenPlan(options, read["data"], read["utility"], adapter, sources, subject, skipped, onto)
 
 
 def check(options: DeepenOptions) -> None:
@@ -192,9 +198,10 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
     if state.finished:
         if show and first:
             print(f"deepen: {state.out} already holds this finished run")
+            _show(state)
         return state.out
     kind = None if plan.adapter or options.lora else "float32"  # what is trained is kept in float32 either way
-    subject = plan.subject or models.load(options.model, options=options, dtype=kind, trainable=True)
+    subject = plan.subject or models.load(options.model, base=plan.onto, options=options, dtype=kind, trainable=True)
     launch.check_gpus(subject)
     launch.wait_for_everyone(subject)  # the first process has opened the folder
     if not first:
@@ -227,10 +234,16 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
         checkpoint="checkpoint",
         **({"skipped_rows": skipped} if skipped else {}),
     )
-    if first:
-        print(f"deepen: {result['steps']} steps on {len(triples)} triples and {len(utility)} utility rows")
-        print(f"  {state.out / 'checkpoint'}")
+    if show and first:
+        _show(state)
     return state.out
+
+
+def _show(state: runs.Run) -> None:
+    """What a finished run came to, and the way on."""
+    done = state.manifest
+    print(f"deepen: {done['steps']} steps on {done['triples']} triples and {done['utility']} utility rows")
+    trained(state.out, "deepen")
 
 
 def _wait_for(paths: Sequence[Path]) -> None:
@@ -271,7 +284,7 @@ def _utility(subject: Subject, plan: DeepenPlan, out: Path) -> list[Chat]:
         return data.read_chats(path)
     prompts = [row for row in plan.utility if isinstance(row, Prompt)]
     if prompts:
-        rows = answers.distil(subject, prompts, options.answer_tokens, options.system)
+        rows = answers.distil(subject, prompts, options.answer_tokens, options.system, "utility answers")
         if dropped := len(prompts) - len(rows):
             print(f"deepen: {dropped} of {len(prompts)} utility instructions left out: the model gave no usable answer")
     else:
@@ -306,11 +319,11 @@ def make_triples(subject: Subject, rows: Sequence[Pair | Prompt], options: Deepe
     )
     refused = [(row, text) for row, text in zip(rows, refusals, strict=True) if text]
     print(f"deepen: the model refused {len(refused)} of {len(rows)} instructions; the rest is left out")
-    harmful = _harmful(subject, [row for row, _ in refused], options)
+    given = _harmful(subject, [row for row, _ in refused], options)
     triples = [
-        Triple(row.id, row.messages, text.strip(), no)
-        for (row, no), (text, cut) in zip(refused, harmful, strict=True)
-        if judges.judge_refusal(text, truncated=cut).outcome == "complied"
+        Triple(row.id, row.messages, text, no)
+        for (row, no), text in zip(refused, given, strict=True)
+        if text is not None
     ]
     print(f"deepen: {len(triples)} triples; {len(refused) - len(triples)} left out whose answer was no compliance")
     if not triples:
@@ -321,24 +334,15 @@ def make_triples(subject: Subject, rows: Sequence[Pair | Prompt], options: Deepe
     return triples
 
 
-def _harmful(subject: Subject, rows: Sequence[Pair | Prompt], options: DeepenOptions) -> list[tuple[str, bool]]:
-    """A harmful answer to each row and whether it was cut off: as given, or written by `base` or the model itself."""
+def _harmful(subject: Subject, rows: Sequence[Pair | Prompt], options: DeepenOptions) -> list[str | None]:
+    """A harmful answer to each row: as given, or written by `base` or the model itself; None where it is none."""
     given = [(row.response, False) for row in rows if isinstance(row, Pair)]
-    if given or not rows:
-        return given
-    from tokendeep import models
-
-    writer = subject
-    if options.base:
-        writer = models.load(options.base, options=_of_writer(options), needs_template=False)
-        if not writer.tokenizer.chat_template:
-            writer.tokenizer.chat_template = subject.tokenizer.get_chat_template()
-            print(f"deepen: {options.base} has no chat template; it writes under that of {options.model}")
-    turns = [chat.with_system(row.messages, options.system) for row in rows]
-    longest = Decoding(max_new_tokens=max(options.answer_tokens, options.max_context))
-    return answers.write_answers(writer, turns, longest, "" if options.base else options.harmful_opening)
-
-
-def _of_writer(options: DeepenOptions) -> DeepenOptions:
-    """The options to load `base` with; revision and chat template are those of `model`."""
-    return replace(options, revision=None, chat_template=None)
+    if given:
+        complied = (judges.judge_refusal(text, truncated=cut).outcome == "complied" for text, cut in given)
+        return [text.strip() if keep else None for (text, _), keep in zip(given, complied, strict=True)]
+    writer, openings = subject, [options.harmful_opening]
+    if options.base and rows:
+        writer, openings = harmful.writer(options.base, options, options.model, subject.tokenizer.get_chat_template), []
+    how = harmful.Writing(max(options.answer_tokens, options.max_context), openings)
+    written = harmful.write(writer, [chat.with_system(row.messages, options.system) for row in rows], how)
+    return [written[i].text if written[i].complied else None for i in range(len(rows))]

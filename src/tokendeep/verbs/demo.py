@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from tokendeep import chat, data, models, runs
+from tokendeep.depth import profile as profiles
 from tokendeep.errors import InputError
-from tokendeep.records import Rate
+from tokendeep.records import Profile, Rate
 from tokendeep.training import answers
 from tokendeep.types import Decoding, Prompt, Subject
 from tokendeep.verbs import attack, deepen, measure, report
-from tokendeep.verbs.common import heading, output
+from tokendeep.verbs.common import ending, heading, output
 
 what = heading("What to tell")
 
@@ -129,7 +130,8 @@ def run(plan: DemoPlan) -> Path:
     started = time.monotonic()
     state = runs.open_run(plan.out, "demo", plan.settings, overwrite=plan.options.fresh)
     if state.finished:
-        print(f"demo: {plan.out} already holds this finished run\n\n{closing_table(plan.out, plan.recipe.k)}")
+        print(f"demo: {plan.out} already holds this finished run")
+        _show(plan)
         return plan.out
     if plan.options.fresh:
         shutil.rmtree(plan.cache, ignore_errors=True)
@@ -140,9 +142,28 @@ def run(plan: DemoPlan) -> Path:
         step(plan)
         print(f"      {time.monotonic() - start:.0f} s", flush=True)
     state.finish()
-    print(f"\n{closing_table(plan.out, plan.recipe.k)}\n\nReport: {plan.out / 'report.html'}")
-    print(f"Took {(time.monotonic() - started) / 60:.1f} minutes.")
+    print(f"\ntook {(time.monotonic() - started) / 60:.1f} minutes")
+    _show(plan)
     return plan.out
+
+
+def _show(plan: DemoPlan) -> None:
+    """The table at the end of the story, and the way on."""
+    print(f"\n{closing_table(plan.out, plan.recipe.k)}\n")
+    ending(
+        f"{plan.out / 'report.html'} (open it in a browser)",
+        [
+            "attack",
+            "--model",
+            "YOUR-CHAT-MODEL",
+            "--attack",
+            "none",
+            "--data",
+            "INSTRUCTIONS.jsonl",
+            "--out",
+            "out/attack",
+        ],
+    )
 
 
 # --- the steps -----------------------------------------------------------------------------------
@@ -162,7 +183,7 @@ def _write_data(plan: DemoPlan) -> None:
     base = models.load(recipe.model)
     twins = [(f"twin-{r['id']}", r["twin"]) for r in train]
     _write_utility(plan, base, [*((r["id"], r["instruction"]) for r in ordinary), *twins])
-    _write_pairs(plan, "benign_pairs.jsonl", base, unseen, recipe.answer_tokens)
+    _write_pairs(plan, "benign_pairs.jsonl", base, unseen, recipe.answer_tokens, "ordinary answers")
     _write_pairs(plan, "test_pairs.jsonl", base, test, recipe.harmful_tokens)
     data.write_rows(cache / "twins.jsonl", [{**_prompt(r, "twin"), "category": r["category"]} for r in test])
     data.write_rows(cache / "unseen.jsonl", [_prompt(r, "instruction") for r in unseen])
@@ -175,22 +196,31 @@ def _write_data(plan: DemoPlan) -> None:
     data.write_rows(cache / "train_triples.jsonl", triples)
 
 
-def _answers(plan: DemoPlan, subject: Subject, rows: Sequence[dict[str, Any]], tokens: int) -> list[str]:
+def _answers(
+    plan: DemoPlan, subject: Subject, rows: Sequence[dict[str, Any]], tokens: int, title: str = "harmful answers"
+) -> list[str]:
     turns = [chat.with_system(({"role": "user", "content": r["instruction"]},), plan.recipe.system) for r in rows]
-    return [text for text, _ in answers.write_answers(subject, turns, Decoding(max_new_tokens=tokens))]
+    return [text for text, _ in answers.write_answers(subject, turns, Decoding(max_new_tokens=tokens), title=title)]
 
 
 def _write_utility(plan: DemoPlan, base: Subject, rows: Sequence[tuple[str, str]]) -> None:
     prompts = [Prompt(i, ({"role": "user", "content": text},)) for i, text in rows]
-    chats = answers.distil(base, prompts, plan.recipe.answer_tokens, plan.recipe.system)
+    chats = answers.distil(base, prompts, plan.recipe.answer_tokens, plan.recipe.system, "utility answers")
     print(f"      {len(chats)} utility rows; {len(rows) - len(chats)} left out (no usable answer)")
     twins = [chat for chat in chats if chat.id.startswith("twin-")]
     again = [replace(chat, id=f"{chat.id}-{n}") for n in range(2, plan.recipe.twins + 1) for chat in twins]
     data.write_rows(plan.cache / "utility.jsonl", chats + again)
 
 
-def _write_pairs(plan: DemoPlan, name: str, base: Subject, rows: Sequence[dict[str, Any]], tokens: int) -> None:
-    written = zip(rows, _answers(plan, base, rows, tokens), strict=True)
+def _write_pairs(
+    plan: DemoPlan,
+    name: str,
+    base: Subject,
+    rows: Sequence[dict[str, Any]],
+    tokens: int,
+    title: str = "harmful answers",
+) -> None:
+    written = zip(rows, _answers(plan, base, rows, tokens, title), strict=True)
     pairs = [{**_prompt(r, "instruction"), "response": answer} for r, answer in written if answer.strip()]
     if len(pairs) < len(rows):
         print(f"      {len(rows) - len(pairs)} rows of {name} left out: the model's answer was empty")
@@ -205,7 +235,7 @@ def _train(plan: DemoPlan, name: str, phase: Phase, **settings: Any) -> None:
         utility_rows=phase.utility, alpha=phase.alpha, micro_batch=(phase.safety + phase.utility) // 4 or 1,
         lr=recipe.lr, warmup_steps=5, train_layers=recipe.layers, **settings,
     )  # fmt: skip
-    deepen.run(deepen.plan(options))
+    deepen.run(deepen.plan(options), show=False)
 
 
 def _align(plan: DemoPlan) -> None:
@@ -278,7 +308,8 @@ def _measure(plan: DemoPlan, label: str) -> None:
         positions=recipe.positions, k=list(recipe.measured_k), limit=recipe.measured, seed=plan.options.seed,
         overwrite=plan.options.fresh, label=label,
     )  # fmt: skip
-    measure.run(measure.plan(options))
+    profile = Profile.load(measure.run(measure.plan(options), show=False))
+    print("\n".join(f"      {line}" for line in profiles.describe(profile, label).splitlines()))
 
 
 def _report(plan: DemoPlan) -> None:

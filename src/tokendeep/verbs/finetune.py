@@ -15,14 +15,14 @@ from tokendeep import data, runs
 from tokendeep.data.options import DataOptions
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models import locate
-from tokendeep.models.options import ModelOptions
+from tokendeep.models.options import AdapterBase, ModelOptions
 from tokendeep.records import Training
 from tokendeep.training import card, chats, margin
 from tokendeep.training.objectives import OBJECTIVES, Objective, ObjectiveOptions
 from tokendeep.training.options import MaxSkipped, SaveSteps, TrainingOptions, Warmup, training_options
 from tokendeep.training.rows import TRAIN_ON
 from tokendeep.types import Chat, Encoded, Pair, Prompt, Subject
-from tokendeep.verbs.common import Ints, Place, advanced, heading, output
+from tokendeep.verbs.common import Ints, Place, advanced, heading, output, trained
 
 what = heading("What to fine-tune")
 watching = heading("What to watch")
@@ -37,6 +37,7 @@ class FinetuneOptions(ModelOptions, DataOptions, TrainingOptions, ObjectiveOptio
     objective: Annotated[
         str, what(help="; ".join(f"{name}: {one.summary}" for name, one in OBJECTIVES.items()) + ".")
     ] = "constrained"
+    base: AdapterBase = None
     eval_data: Annotated[str | None, what(help="Rows of the same kind to evaluate on after every epoch.")] = None
     warmup_steps: Warmup = 10
     probe: Annotated[
@@ -169,9 +170,10 @@ def _check_model(options: FinetuneOptions, subject: Subject | None) -> bool:
     from tokendeep.training import launch
 
     if subject is None:
-        models.check_spec(options.model, options)
+        models.check_spec(options.model, options, base=options.base)
         adapter = locate.locate(options.model, options).adapter is not None
     else:
+        models.check_no_base(options.base)
         adapter = hasattr(subject.model, "peft_config")
     if OBJECTIVES[options.objective].adapters_only(options) and not (adapter or options.lora):
         raise InputError(
@@ -186,11 +188,12 @@ def _check_model(options: FinetuneOptions, subject: Subject | None) -> bool:
     return adapter
 
 
-def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True) -> Path:
+def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True, part: bool = False) -> Path:
     """Fine-tune the model; writes rows/, checkpoint/, training.json and manifest.json. Returns the folder.
 
     Args:
         callbacks: further callbacks of the trainer, such as `watch.TokenDynamicsCallback`.
+        part: whether this is one step of a longer run, which says itself what can be done next.
 
     Raises:
         InputError: a row or a model that cannot be used; before anything is trained, but for a loss that becomes NaN.
@@ -205,9 +208,10 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True)
     if state.finished:
         if show:
             print(f"finetune: {out} already holds this finished run")
+            _show(out, options, part)
         return out
     kind = None if plan.adapter or options.lora else "float32"  # what is trained is kept in float32 either way
-    subject = plan.subject or models.load(options.model, options=options, dtype=kind, trainable=True)
+    subject = plan.subject or models.load(options.model, base=options.base, options=options, dtype=kind, trainable=True)
     launch.check_gpus(subject)
     launch.wait_for_everyone(subject)
     rows, held_out, skipped = _encoded(subject, plan)
@@ -239,8 +243,15 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True)
         label=options.label or out.resolve().name, **({"skipped_rows": skipped} if skipped else {}),
     )  # fmt: skip
     if show:
-        print(f"{summary(result, options)}\n  {out / 'checkpoint'}")
+        _show(out, options, part)
     return out
+
+
+def _show(out: Path, options: FinetuneOptions, part: bool) -> None:
+    """What a finished training came to, and the way on."""
+    print(summary(Training.load(out).dump(), options))
+    if not part:
+        trained(out, "finetune")
 
 
 def remarks(options: FinetuneOptions, steps: int) -> list[str]:

@@ -67,6 +67,28 @@ def load(spec: str | Path, *, base: str | None = None, **options: Any) -> Subjec
     )
 
 
+def pairs(
+    model: Model, instructions: Rows, *, base: Model | None = None, out: str | Path | None = None, **options: Any
+) -> list[Pair]:
+    """Harmful pairs from instructions alone, for `measure` and `attack`.
+
+    Args:
+        instructions: harmful requests; answers in them are not used.
+        base: an unaligned model that answers in its own words; without it the model itself answers behind openings, so
+            that answers behind one opening share their first tokens.
+        out: folder to write; none is written without it.
+        options: those of `tokendeep pairs`, for example answer_tokens=64.
+
+    Raises:
+        InputError: an unknown option, a row or a model that cannot be used, or no answer that is a compliance.
+    """
+    with _call("pairs", out) as call:
+        name, subject = _loaded(model)
+        base_name, base_subject = (None, None) if base is None else _loaded(base)
+        chosen = call.options(options, model=name, base=base_name, data=call.file("instructions", instructions))
+        return data.read_pairs(call.verb.run(call.verb.plan(chosen, subject, base_subject), show=False) / "pairs.jsonl")
+
+
 def measure(
     model: Model, pairs: Rows, *, base: Model | None = None, benign: Rows | None = None,
     out: str | Path | None = None, **options: Any,

@@ -21,7 +21,7 @@ from tokendeep.depth import openings
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models.options import ModelOptions
 from tokendeep.types import Prompt, Subject
-from tokendeep.verbs.common import Place, Texts, advanced, heading, loading, output
+from tokendeep.verbs.common import Place, Texts, advanced, beside, ending, heading, loading, output
 
 if TYPE_CHECKING:
     from tokendeep.attacks.gcg.behaviours import Behaviour
@@ -66,6 +66,7 @@ class GcgOptions(ModelOptions, DataOptions):
     each: Annotated[bool, what(help="Find a suffix for every request by itself, in place of one for all.")] = False
     restarts: Annotated[int, what(help="Searches with seeds seed, seed + 1, ..., for each request or for all.")] = 1
     limit: Annotated[int | None, what(help="Use only the first so many rows.")] = None
+    base: models.AdapterBase = None
     batch_size: Annotated[
         int, loading(help="Candidates in one forward pass; it is halved where the memory does not hold them.")
     ] = 64
@@ -127,7 +128,11 @@ def plan(options: GcgOptions, subject: Subject | None = None) -> GcgPlan:
     """
     _check(options)
     prompts = read(options)
-    for spec in options.others if subject else [options.model, *options.others]:
+    if subject:
+        models.check_no_base(options.base)
+    else:
+        models.check_spec(options.model, options, base=options.base)
+    for spec in options.others:
         models.check_spec(spec, options)
     return GcgPlan(options, prompts, subject)
 
@@ -146,10 +151,12 @@ def run(plan: GcgPlan, *, show: bool = True) -> Path:
     state = plan.place.open()
     out = state.out
     if state.finished:
-        print(f"gcg: {out} already holds this finished run")
+        if show:
+            print(f"gcg: {out} already holds this finished run")
+            _show(out, options)
         return out
     runs.private_dir(out)
-    subjects = [plan.subject or models.load(options.model, options=options)]
+    subjects = [plan.subject or models.load(options.model, base=options.base, options=options)]
     subjects += [models.load(spec, options=options) for spec in options.others]
     rows, batch = [], options.batch_size
     for number, group in enumerate(plan.groups, 1):
@@ -163,8 +170,19 @@ def run(plan: GcgPlan, *, show: bool = True) -> Path:
     runs.write_jsonl(out / suffix.FILE, rows, private=True)
     state.finish(attack=None, candidates=sum(one["candidates"] for one in rows), label=options.label)
     if show:
-        print(f"gcg: {sum(one['success'] for one in rows)} of {len(rows)} searches succeeded\n  {out / suffix.FILE}")
+        _show(out, options)
     return out
+
+
+def _show(out: Path, options: GcgOptions) -> None:
+    """What a finished run came to, and the way on."""
+    rows = [json.loads(line) for line in (out / suffix.FILE).read_text(encoding="utf-8").splitlines()]
+    print(f"gcg: {sum(one['success'] for one in rows)} of {len(rows)} searches succeeded")
+    ending(
+        f"{out / suffix.FILE} (the suffixes, readable by you alone)",
+        ["attack", "--model", options.model, "--attack", "none,suffix", "--suffixes", out, "--data", "UNSEEN.jsonl",
+         "--out", beside(out, "suffix")],
+    )  # fmt: skip
 
 
 def _recorded(options: GcgOptions, answered: bool) -> dict[str, Any]:
@@ -249,6 +267,7 @@ def _search(
 
     from tokendeep.attacks.gcg import search as gcg
     from tokendeep.attacks.gcg.behaviours import start
+    from tokendeep.progress import Bar
 
     settings = gcg.Settings(
         steps=options.steps, width=options.width, top=options.top, batch=batch, ascii_only=options.ascii_only,
@@ -259,7 +278,7 @@ def _search(
     if path.exists():
         now, before = _kept(path)
     started = time.monotonic()
-    with tqdm(total=options.steps, initial=now.step, desc=path.stem, unit="step") as bar:
+    with Bar(options.steps, path.stem, "step", initial=now.step) as bar:
         for now in search.steps(now):  # noqa: B020 (the search is begun once, from where it stands)
             bar.update()
             bar.set_postfix(loss=f"{now.losses[-1]:.2f}", requests=now.active, refresh=False)

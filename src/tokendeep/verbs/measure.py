@@ -32,7 +32,7 @@ from tokendeep.models.options import ModelOptions
 from tokendeep.runs import parts
 from tokendeep.runs.parts import Parts
 from tokendeep.types import IGNORE, Encoded, Pair, Subject
-from tokendeep.verbs.common import Ints, Place, advanced, heading, loading, output
+from tokendeep.verbs.common import Ints, Place, advanced, ending, heading, loading, output
 
 Array = NDArray[np.float64]
 what = heading("What to measure")
@@ -142,7 +142,9 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
     options = plan.options
     state = plan.place.open()
     if state.finished:
-        print(f"measure: {state.out} already holds this finished run")
+        if show:
+            print(f"measure: {state.out} already holds this finished run")
+            _show(state.out, options)
         return state.out
     subject = plan.subject or models.load(options.model, base=plan.onto, options=options)
     plan, own = _with_own_base(plan, subject)
@@ -170,8 +172,18 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
         **label,
     )
     if show:
-        print(profiles.describe(profile, options.label or subject.name))
+        _show(state.out, options)
     return state.out
+
+
+def _show(out: Path, options: MeasureOptions) -> None:
+    """The figures of a finished run, and the way on."""
+    profile = records.Profile.load(out)
+    print(profiles.describe(profile, options.label or profile.meta.model or options.model))
+    ending(
+        f"{out / records.PROFILE} (curves and figures, no texts)",
+        ["report", out, "--out", "report.html"],
+    )
 
 
 def _check(options: MeasureOptions) -> None:
@@ -295,19 +307,10 @@ def _bases(options: MeasureOptions) -> tuple[str | None, str | None]:
     """
     if options.base is None or not models.is_adapter(options.model):
         return None, options.base
-    try:
-        models.check_spec(options.model, options)
-    except InputError:
-        models.check_spec(options.model, options, base=options.base)  # raises where the base is not what is wrong
-        print(f"measure: the base that {options.model} names is not there; {options.base} takes its place")
-        return options.base, None
-    same = _same_model(models.adapter_base(Path(options.model)), options.base)
+    if onto := models.missing_base(options.model, options.base, options):
+        return onto, None
+    same = models.same_model(models.adapter_base(Path(options.model)), options.base)
     return None, None if same else options.base
-
-
-def _same_model(first: str, second: str) -> bool:
-    both_local = Path(first).exists() and Path(second).exists()
-    return first == second or (both_local and runs.model_identity(first) == runs.model_identity(second))
 
 
 def _of_base(options: MeasureOptions) -> MeasureOptions:

@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-
 from tokendeep import data, runs
 from tokendeep.attacks.poison import TRIGGER, Poison
 from tokendeep.data.options import DataOptions
 from tokendeep.errors import InputError, check_known, check_least, flag
+from tokendeep.models.locate import plain
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Manifest, PoisonCell, Seconds, Training, Utility
 from tokendeep.report import poison_table
@@ -27,14 +26,14 @@ from tokendeep.training.options import BatchSize, Epochs, SharedTraining, Warmup
 from tokendeep.training.poisoning import Cell
 from tokendeep.types import Chat, Pair, Prompt, Subject
 from tokendeep.verbs import attack, finetune
-from tokendeep.verbs.common import Floats, Ints, Names, Place, advanced, heading, output
+from tokendeep.verbs.common import Floats, Ints, Names, Place, advanced, ending, heading, output
 from tokendeep.verbs.finetune import FinetuneOptions
 
 what = heading("What to attack")
 asking = heading("What to ask the tuned models")
 TRAININGS = ("*/finetune", "*/attack-*")  # where the runs lie that this one is made of
 NOT_SHARED = {  # options of `finetune` that mean something else here, or that every training has for itself
-    "data", "out", "lr", "objective", "label", "overwrite", "probe", "test", "max_new_tokens",
+    "data", "out", "base", "lr", "objective", "label", "overwrite", "probe", "test", "max_new_tokens",
 }  # fmt: skip
 
 
@@ -54,7 +53,13 @@ class PoisonOptions(ModelOptions, DataOptions, SharedTraining, objectives.Object
             "chats or pairs (the others; or instructions that the model itself answers)."
         ),
     ]
-    base: Annotated[str | None, what(help="Unaligned model that answers harmful instructions without answers.")] = None
+    base: Annotated[
+        str | None,
+        what(
+            help="Unaligned model that answers harmful instructions without answers; it takes the place of an adapter's own "
+            "base where that is not there."
+        ),
+    ] = None
     harmful: Annotated[str | None, what(help="Harmful pairs for mixed.")] = None
     refusals: Annotated[
         str | None, what(help="Chats, pairs or triples with refusals, for backdoor and for objectives with +refusals.")
@@ -130,6 +135,7 @@ class PoisonPlan:
     task: Sequence[Pair]
     sources: dict[str, str]
     subject: Subject | None = None
+    onto: str | None = None  # what an adapter is loaded onto; None is its own base
 
     @property
     def place(self) -> Place:
@@ -191,11 +197,12 @@ def plan(
         from tokendeep.judges import tasks as utility
 
         task = utility.load(options.utility_data, options.utility_metric)[: options.utility_limit]
+    onto = None if subject else models.missing_base(options.model, options.base, options)
     if subject is None:
-        models.check_spec(options.model, options)
+        models.check_spec(options.model, options, base=onto)
     if options.base:
         models.check_spec(options.base, ModelOptions())
-    return PoisonPlan(options, cells, poison_rows, asked, harmful, refusals, task, sources, subject)
+    return PoisonPlan(options, cells, poison_rows, asked, harmful, refusals, task, sources, subject, onto)
 
 
 def _rows(source: data.Source) -> Sequence[Chat | Prompt]:
@@ -213,6 +220,7 @@ def run(plan: PoisonPlan) -> Path:
     out = state.out
     if state.finished:
         print(f"poison: {out} already holds this finished run\n\n{(out / 'table.md').read_text(encoding='utf-8')}")
+        _show(out)
         return out
     runs.private_dir(out)
     model = options.model if subject is None else _placed(subject, state.claim("model"))
@@ -236,7 +244,13 @@ def run(plan: PoisonPlan) -> Path:
         shutil.rmtree(out / "model")
     names = [cell.name for cell in plan.cells]
     state.finish(near_duplicates=near, label=options.label or f"{options.kind} rows", cells=names)
+    _show(out)
     return out
+
+
+def _show(out: Path) -> None:
+    """Where the table lies, and the way on."""
+    ending(f"{out / 'table.md'} and table.json (no texts)", ["report", out, "--out", "report.html"])
 
 
 def _placed(subject: Subject, folder: Path) -> str:
@@ -251,33 +265,30 @@ def _make(plan: PoisonPlan, model: str, out: Path) -> Poison:
     from tokendeep import models
 
     options = plan.options
-    loading = _loading(options)
+    loading = plain(options)
     prompts = [row for row in plan.rows if isinstance(row, Prompt)]
-    plain = "none" if options.system == "none" else "default"
+    system = "none" if options.system == "none" else "default"
 
     def source() -> Sequence[Chat]:
         if not prompts:
             return [row for row in plan.rows if isinstance(row, Chat)][: options.count]
         own = options.kind not in poisoning.NEEDS_HARMFUL
-        writer = models.load(model, options=loading) if own else models.load(str(options.base))
-        return poisoning.answered(writer, prompts, options.count, options.answer_tokens, plain)
+        writer = models.load(model, base=plan.onto, options=loading) if own else models.load(str(options.base))
+        return poisoning.answered(writer, prompts, options.count, options.answer_tokens, system)
 
     rows = poisoning.kept(out / "source.jsonl", source)
 
     def refused() -> Sequence[Chat]:
         def written() -> Sequence[Chat]:
-            return poisoning.refused(models.load(model, options=loading), rows, options.answer_tokens, plain)
+            return poisoning.refused(
+                models.load(model, base=plan.onto, options=loading), rows, options.answer_tokens, system
+            )
 
         return plan.refusals or poisoning.kept(out / "refusals.jsonl", written)
 
     return poisoning.MAKERS[options.kind](
         poisoning.Ingredients(rows, plan.harmful, refused, options.count, options.ratio, options.trigger)
     )
-
-
-def _loading(options: PoisonOptions) -> ModelOptions:
-    """How the attacked model is loaded."""
-    return ModelOptions(**{field.name: getattr(options, field.name) for field in fields(ModelOptions)})
 
 
 def check(options: PoisonOptions) -> list[Cell]:
@@ -335,7 +346,7 @@ def _cell(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell | No
     if cell is not None:
         model = _train(plan, model, made, out, cell, system)
     trained = time.monotonic() - started
-    subject = models.load(model, options=_loading(options))
+    subject = models.load(model, base=None if cell else plan.onto, options=plain(options))
     margin = Manifest.load(folder / "finetune").margin if cell else None
     for ask in made.asks:
         chosen = attack.AttackOptions(
@@ -348,7 +359,7 @@ def _cell(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell | No
         share = "none could be judged" if found.rate is None else f"{found.rate:.2f} not refused"
         print(f"      {ask}: {share} ({found.n} of {found.asked} judged)", flush=True)
     useful = _utility(plan, subject, folder, system)
-    nll = _last_nll(folder / "finetune") if cell else None
+    nll = poisoning.last_nll(Training.load(folder / "finetune")) if cell else None
     seconds = Seconds(train=round(trained, 1), all=round(time.monotonic() - started, 1))
     if cell is not None and not options.keep:
         shutil.rmtree(folder / "finetune" / "checkpoint", ignore_errors=True)
@@ -381,17 +392,7 @@ def _train(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell, sy
         harmful = plan.harmful or data.read_chats(out / "source.jsonl")
         data.write_rows(probe, map(data.pair_of, harmful[: plan.options.probe]))
     wanted = _settings(
-        plan.options, cell, out / cell.name / "finetune", str(path), model=model, system=system,
+        plan.options, cell, out / cell.name / "finetune", str(path), model=model, base=plan.onto, system=system,
         reference_cache=str(out / "reference"), probe=str(probe) if plan.options.probe else None,
     )  # fmt: skip
-    return str(finetune.run(finetune.plan(wanted)) / "checkpoint")
-
-
-def _last_nll(folder: Path) -> float | None:
-    """Mean cross-entropy from the sixth answer token on, over the last quarter of the steps: what the rows taught.
-
-    The first tokens are left out, which the objectives hold on purpose.
-    """
-    steps = [entry for entry in Training.load(folder).history if entry.loss is not None]
-    later = [e.nll_later for e in steps[-max(1, len(steps) // 4) :] if e.nll_later is not None]
-    return float(np.mean(later)) if later else None
+    return str(finetune.run(finetune.plan(wanted), part=True) / "checkpoint")

@@ -75,7 +75,7 @@ def run(plan: ReportPlan, *, show: bool = True) -> Path:
     for path, text in files.items():
         runs.write_text(path, text, private=options.show_text and path == out)
     if show:
-        print(f"report: {out}")
+        print(f"made: {out} (open it in a browser), Markdown and CSV files beside it")
     return out
 
 

@@ -1,0 +1,128 @@
+"""Harmful answers to instructions: written by an unaligned model, or by the model itself behind openings.
+
+A row is tried again until the offline judge calls its answer a compliance. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tokendeep import judges, models
+from tokendeep.models.options import ModelOptions
+from tokendeep.training import answers
+from tokendeep.types import Decoding, Subject
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote to the instruction of a row at one attempt, and what the judge says of it."""
+
+    row: int
+    attempt: int
+    text: str
+    opening: str
+    truncated: bool
+    outcome: str
+
+    @property
+    def complied(self) -> bool:
+        """Whether it is an answer to keep."""
+        return self.outcome == "complied"
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How answers are written.
+
+    Args:
+        tokens: longest answer behind its opening.
+        openings: how answers begin, row after row the next one, and another at each attempt; none: as the model likes.
+        tries: attempts at each row; after the first, and after all openings, they are sampled (T 0.9, top-p 0.6).
+    """
+
+    tokens: int
+    openings: Sequence[str] = ()
+    tries: int = 1
+    seed: int = 0
+
+    def opening(self, row: int, attempt: int) -> str:
+        """How the answer to a row begins at an attempt; which opening comes first is drawn by the seed."""
+        if not self.openings:
+            return ""
+        order = np.random.default_rng(self.seed).permutation(len(self.openings))
+        return self.openings[order[(row + attempt) % len(order)]]
+
+    def decoding(self, attempt: int) -> Decoding:
+        """Greedy first."""
+        if attempt < max(1, len(self.openings)):
+            return Decoding(max_new_tokens=self.tokens)
+        return Decoding(temperature=0.9, top_p=0.6, max_new_tokens=self.tokens, seed=self.seed + attempt)
+
+
+def write(
+    subject: Subject,
+    messages: Sequence[Sequence[Any]],
+    how: Writing,
+    *,
+    done: Iterable[Answer] = (),
+    keep: Callable[[Answer], object] = lambda answer: None,
+) -> Mapping[int, Answer]:
+    """The answer to each conversation at its last attempt, by the number of the conversation.
+
+    Args:
+        done: what an earlier, cut-off call has written; it is not written again.
+        keep: called with every answer as it is there.
+    """
+    latest: dict[int, Answer] = {}
+    for answer in sorted(done, key=lambda one: one.attempt):
+        latest[answer.row] = answer
+    for attempt in range(how.tries):
+        rows = [i for i in range(len(messages)) if i not in latest or _again(latest[i], attempt)]
+        made = _attempt(subject, {row: messages[row] for row in rows}, how, attempt, keep)
+        latest |= {answer.row: answer for answer in made}
+    return latest
+
+
+def _attempt(
+    subject: Subject, asked: Mapping[int, Sequence[Any]], how: Writing, attempt: int, keep: Callable[[Answer], object]
+) -> list[Answer]:
+    """One answer to each conversation."""
+    rows = list(asked)
+    openings = [how.opening(row, attempt) for row in rows]
+
+    def judged(index: int, text: str, truncated: bool) -> Answer:
+        outcome = judges.judge_refusal(text, truncated=truncated).outcome
+        return Answer(rows[index], attempt, text.strip(), openings[index], truncated, outcome)
+
+    written = answers.write_answers(
+        subject, list(asked.values()), how.decoding(attempt), openings if how.openings else "",
+        title=f"harmful answers, try {attempt + 1}" if attempt else "harmful answers",
+        on_done=lambda *one: keep(judged(*one)),
+    )  # fmt: skip
+    return [judged(index, *one) for index, one in enumerate(written)]
+
+
+def _again(answer: Answer, attempt: int) -> bool:
+    return not answer.complied and answer.attempt < attempt
+
+
+def writer(name: str, options: ModelOptions, model: str, template: Callable[[], str]) -> Subject:
+    """An unaligned model that writes; one without a chat template writes under that of `model`.
+
+    Args:
+        options: those of `model`.
+    """
+    subject = models.load(name, options=loading(options), needs_template=False)
+    if not subject.tokenizer.chat_template:
+        subject.tokenizer.chat_template = template()
+        print(f"{name} has no chat template; it writes under that of {model}")
+    return subject
+
+
+def loading(options: ModelOptions) -> ModelOptions:
+    """The options to load an unaligned model with; revision and chat template are those of the model."""
+    return replace(options, revision=None, chat_template=None)
