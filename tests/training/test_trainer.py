@@ -669,6 +669,27 @@ def test_a_stream_is_checked_row_by_row(tmp_path: Path, tiny_model: Any, tiny_to
         )
 
 
+def test_a_stream_is_evaluated_with_a_loss_while_there_is_a_reference(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = Dataset.from_list(token_rows(5, seed=9))
+    made = ConstrainedSFTTrainer(
+        make_model(), settings(tmp_path), train_dataset=Dataset.from_list(token_rows()), processing_class=tiny_tokenizer
+    )
+    before, fixed = made.evaluate(held.to_iterable_dataset()), made.evaluate(held)
+    assert before["eval_loss"] == pytest.approx(fixed["eval_loss"], rel=1e-5)
+    assert before["eval_nll"] == pytest.approx(fixed["eval_nll"], rel=1e-5)
+    made.train()
+    after = made.evaluate(held.to_iterable_dataset())
+    assert after["eval_nll"] == pytest.approx(made.evaluate(held)["eval_nll"], rel=1e-5)
+    assert "eval_loss" not in after
+    assert "a stream of rows has no reference of before the training" in capsys.readouterr().out
+    adapted = trained(make_model(), tiny_tokenizer, tmp_path / "lora", peft_config=LORA)
+    assert adapted.evaluate(held.to_iterable_dataset())["eval_loss"] == pytest.approx(
+        adapted.evaluate(held)["eval_loss"]
+    )
+
+
 def test_adapters_that_change_what_lies_beneath_them_are_refused(
     tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:

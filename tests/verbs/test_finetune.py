@@ -63,6 +63,28 @@ def training(out: Path) -> list[dict[str, Any]]:
     return [e for e in json.loads((out / "training.json").read_text())["history"] if "loss" in e]
 
 
+def test_rows_that_hold_nothing_are_left_out_and_named(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(write_chats(tmp_path / "rows.jsonl"))
+    lines = path.read_text().splitlines()
+    empty = {"id": "none", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}]}
+    long = {
+        "id": "long",
+        "messages": [{"role": "user", "content": "so " * 400}, {"role": "assistant", "content": "No"}],
+    }
+    path.write_text("\n".join([json.dumps(empty), *lines, json.dumps(long)]))
+    with pytest.raises(InputError, match=r"1 of 14 rows of .*rows\.jsonl hold nothing to train on"):
+        finetune.plan(config(tmp_path, tiny_folder, data=str(path)))
+    out = run(config(tmp_path, tiny_folder, data=str(path), max_skipped=0.2, max_length=200))
+    manifest = json.loads((out / "manifest.json").read_text())
+    first, second = manifest["skipped_rows"]["data"]
+    assert "row 1, message 2: 'content' is empty" in first
+    assert second.startswith(f"Row long of {path}: Prompt and context take")
+    assert manifest["rows"] == len((out / "rows" / "train.jsonl").read_text().splitlines()) == 12
+    assert "2 row(s) of --data hold nothing to train on and are left out" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["constrained", "anchored", "sft"])
 def test_it_leaves_rows_checkpoint_manifest_and_card(
     kind: str, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]

@@ -34,6 +34,8 @@ def copied(args: Any) -> Any:
     if isinstance(args, TrainingArguments) and not isinstance(args, SFTConfig):
         return SFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})
     args = copy.copy(args)
+    args.accelerator_config = copy.copy(args.accelerator_config)
+    args.accelerator_config.dispatch_batches = False  # of streams too: it would cut what a batch says of its tokens
     args.assistant_only_loss = False  # conversations are encoded here, answers only: see `answers`
     args.logging_nan_inf_filter = (
         False  # it waits for the device at every micro-batch; `check_losses` does at every step

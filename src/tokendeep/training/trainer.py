@@ -263,6 +263,11 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         if self.reference != "precomputed":
             return
         fixed = [d for d in datasets if hasattr(d, "__len__")]
+        if len(fixed) < len(datasets) and self._moved and not self._adapter_off and self.accelerator.is_main_process:
+            print(
+                "tokendeep: a stream of rows has no reference of before the training, so it is evaluated without a loss: nll "
+                "and mean_token_accuracy need none"
+            )
         missing = [d for d in fixed if d[ROW][0] not in self._collator.references]
         if missing and (self._adapter_off or not self._moved):
             self._refer(fixed, self._weights())
@@ -294,7 +299,8 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
     ) -> tuple[Tensor, lm_head.Supervised]:
         """Eq. 3 over the supervised tokens, and the anchor over the first ones."""
         at, ref_logps, ref_states = extra["anchored"], extra["ref_logps"], extra["ref_states"]
-        if ref_logps is None and mode == "eval" and self.reference == "precomputed" and not self._adapter_off:
+        without = ref_logps is None and mode == "eval" and self.reference == "precomputed"
+        if without and self._moved and not self._adapter_off:
             return super().batch_loss(model, inputs, positions, extra, count, mode)
         if ref_logps is None:
             ref_logps, ref_states = self._on_the_fly(model, inputs, at)
@@ -310,7 +316,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         return loss, outputs
 
     def _on_the_fly(self, model: Any, inputs: dict[str, Any], at: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not (self._adapter_off or self._start):
+        if self._moved and not (self._adapter_off or self._start):
             raise InputError("The reference of these rows was not computed; train or evaluate through this trainer.")
         with self._as_reference():
             out = model(**inputs, supervised=True, keep_states=bool(self.anchor_weight))
