@@ -34,7 +34,6 @@ PYTHON = [
 SMALLER = {  # what a command that is long by nature is shortened to here
     "--restarts 10": "--restarts 1 --steps 2 --width 8 --top 8 --suffix-tokens 4",
     "--attack none,prefill": "--max-new-tokens 8 --attack none,prefill",
-    "tokendeep pairs ": "tokendeep pairs --answer-tokens 8 ",
     "--kind harmful": "--kind harmful --epochs 1 --max-new-tokens 8",
 }
 ROOM = {"max_position_embeddings": 2048}  # for the answers that the defaults ask for
