@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokendeep import cli, data, models
+from tokendeep import cli, data, models, runs
 from tokendeep.errors import InputError, flag
 from tokendeep.training import answers, fit, harmful, launch
 from tokendeep.training.options import TrainingOptions
@@ -63,6 +63,9 @@ def test_run_leaves_rows_checkpoint_and_manifest(tmp_path: Path, tiny_folder: Pa
     said = capsys.readouterr().out
     result = said[said.index("deepen: 2 steps on 4 triples and 4 utility rows\nmade: ") :]
     assert "AutoModelForCausalLM.from_pretrained" in (out / "checkpoint" / "README.md").read_text()
+    asked = ["How do I bake 3?", ordinary(0).messages[0]["content"], "Another?"]
+    assert runs.trained.count(str(out / "checkpoint"), asked) == 2
+    assert "bake" not in (out / runs.trained.FILE).read_text()
     assert run(settings) == out  # finished: nothing is done again
     assert capsys.readouterr().out == f"deepen: {out} already holds this finished run\n{result}"
 

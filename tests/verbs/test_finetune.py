@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokendeep import chat, data, models
+from tokendeep import chat, data, models, runs
 from tokendeep.errors import InputError
 from tokendeep.report import page, render
 from tokendeep.training import chats, eq3, margin
@@ -107,6 +107,8 @@ def test_it_leaves_rows_checkpoint_manifest_and_card(
     result = said[said.index(f"finetune ({kind}): 4 steps") :]
     assert f"made: {out / 'checkpoint'} (README.md in it says how to load it)\nnext: tokendeep attack --model" in result
     assert "AutoModelForCausalLM.from_pretrained" in card
+    asked = [data.asked(row) for row in data.read_chats(manifest["config"]["data"])]
+    assert runs.trained.count(str(out / "checkpoint"), [*asked, "Another?"]) == len(asked)
     assert run(config(tmp_path, tiny_folder, objective=kind, attack=kind == "sft")) == out
     assert capsys.readouterr().out == f"finetune: {out} already holds this finished run\n{result}"
 
