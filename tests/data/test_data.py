@@ -556,7 +556,7 @@ def test_what_is_written_is_read_again(tmp_path, name):
 def test_every_way_to_write_a_conversation_is_the_same_chat(row):
     assert data.read_chats([row])[0].messages == (SYSTEM, USER, ANSWER)
     assert data.kind([row]) == "chats"
-    assert data.conversation({**row, "score": 0.5}, "Row 7") == (SYSTEM, USER, ANSWER)
+    assert data.chat(row, "Row 7").messages == (SYSTEM, USER, ANSWER)
 
 
 @pytest.mark.parametrize(
@@ -576,9 +576,7 @@ def test_a_conversation_that_cannot_be_read(row, parts):
 
 
 def test_what_would_change_the_prompt_is_never_left_out(hub):
-    refused(
-        lambda row: data.conversation(row, "Row 3"), {"messages": [USER, ANSWER], "tools": [{}]}, "Row 3: its tools"
-    )
+    assert data.chat({"messages": [USER, ANSWER], "tools": [{}]}, "Row 3").arguments == {"tools": [{}]}
     hub([{"messages": [USER, ANSWER], "tools": [{}]}])
     refused(data.read_chats, "hf:me/set", "row 1", "its tools")
 

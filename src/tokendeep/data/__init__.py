@@ -1,6 +1,5 @@
 """Rows of people's data, on disk, on a hub or in memory, as typed values."""
 
-from tokendeep.data.fields import conversation
 from tokendeep.data.reading import chat, has_field, kind, read_chats, read_pairs, read_prompts, read_triples
 from tokendeep.data.sources import Chosen, Role, Source, choose, identity, named, read_rows, role_of
 from tokendeep.data.write import asked, pair_of, request_of, write_rows
@@ -12,7 +11,6 @@ __all__ = [
     "asked",
     "chat",
     "choose",
-    "conversation",
     "has_field",
     "identity",
     "kind",

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from tokendeep.data import messages as chats
 from tokendeep.data.known import BESIDE, HARMFUL, HARMLESS, KNOWN, Known, harmless
 from tokendeep.data.messages import checked_text
-from tokendeep.data.row import ANSWERS, FIELDS, REQUESTS, Origin, Row, nearest_field, renamed, shown, type_name
+from tokendeep.data.row import ANSWERS, FIELDS, REQUESTS, Row, nearest_field, renamed, shown, type_name
 from tokendeep.errors import InputError
 from tokendeep.types import Message
 
@@ -74,23 +74,6 @@ def _check_text(row: Row) -> None:
         ) from None
     except ValueError:
         raise InputError(f"{row.where}: 'meta' holds NaN or infinity; write null, or leave it out.") from None
-
-
-def conversation(values: Mapping[str, Any], where: str) -> tuple[Message, ...]:
-    """The whole conversation of a record, with its answer where it has one: every form of it that `interpret` reads.
-
-    Args:
-        values: the columns of a record, such as `messages`; ShareGPT's `conversations`; `prompt` (`instruction`) and
-            `completion` (`response`), each a text or a list of messages; Alpaca's. Other columns are left to the caller.
-        where: the record's place, for error sentences.
-
-    Raises:
-        InputError: as `interpret`.
-    """
-    fields = texts_only(interpret(Row(0, where, dict(values), Origin(where, hub=True))))
-    if fields.response is None:
-        return fields.messages
-    return (*fields.messages, Message(role="assistant", content=fields.response))
 
 
 def texts_only(fields: Fields) -> Fields:
