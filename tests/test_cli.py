@@ -409,6 +409,18 @@ def no_space(number: int) -> OSError:
     return OSError(number, os.strerror(number), "/data/out/x.eval")
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), InputError("pairs.jsonl, row 3, is wrong; mend it.")])
+def test_where_the_run_lies_that_was_to_be_replaced_is_said(verb_that, capsys, tmp_path, error):
+    runs.open_run(tmp_path / "out", "measure", {"seed": 1})
+    runs.open_run(tmp_path / "out", "measure", {"seed": 2}, overwrite=True)
+    [aside] = (tmp_path / "out").glob(".replaced-*")
+    verb_that(error)
+    capsys.readouterr()
+    assert cli.main(["demo"]) != 0
+    assert f"lies in {aside} until this one has finished" in capsys.readouterr().err
+    runs.open_run(tmp_path / "out", "measure", {"seed": 2}).finish()
+
+
 @pytest.mark.parametrize(
     ("error", "code", "parts"),
     [

@@ -20,7 +20,7 @@ from attrs import evolve
 from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, Parameter, Token, convert, exceptions
 from cyclopts.help import DefaultFormatter
 
-from tokendeep import __version__
+from tokendeep import __version__, runs
 from tokendeep.errors import InputError, did_you_mean, explain, nearest
 from tokendeep.verbs import VERBS
 from tokendeep.verbs.common import advanced, meaning, output, typed, yaml_settings
@@ -251,14 +251,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         leave()
     except KeyboardInterrupt:
         print("tokendeep: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        warn_of_replaced()
         return 130
     except (InputError, OSError) as error:
         known = error if isinstance(error, InputError) else explain(error, error.filename or "the output folder")
         if known is None or "--debug" in words:
             raise
         print(f"tokendeep: {' '.join(str(known).split())}", file=sys.stderr)
+        warn_of_replaced()
         return 2
     return 0
+
+
+def warn_of_replaced() -> None:
+    """Say where the runs lie that this one was to replace."""
+    for line in runs.set_aside():
+        print(f"tokendeep: {line}", file=sys.stderr)
 
 
 def leave() -> None:

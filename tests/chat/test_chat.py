@@ -600,3 +600,46 @@ def test_encoding_takes_linear_time() -> None:
 
     seconds(10)
     assert seconds(4000) < 40 * seconds(400) + 0.01
+
+
+# --- dates ---------------------------------------------------------------------------------------
+
+DATED = """
+{%- if strftime_now is defined %}{%- set today = strftime_now("%d %B %Y") %}{%- else %}{%- set today = date_string %}{%- endif %}
+{{- "<|im_start|>system\nToday: " + today + strftime_now(format=" (%Y-%m-%d, %-d/%m, %A)") + "<|im_end|>\n" }}
+{%- macro turn(message) %}{{ (strftime_now("%y") if message.role == "user" else "") + message.content }}{%- endmacro %}
+{%- for message in messages %}{{ "<|im_start|>" + message.role + "\n" + turn(message) + "<|im_end|>\n" }}{%- endfor %}
+{%- if add_generation_prompt %}{{ "<|im_start|>assistant\n" }}{%- endif %}
+"""
+
+
+@pytest.mark.parametrize(
+    ("day", "written"),
+    [
+        (None, "Today: 26 July 2024 (2024-07-26, 26/07, Friday)"),
+        ("2031-02-03", "Today: 03 February 2031 (2031-02-03, 3/02, Monday)"),
+    ],
+)
+def test_a_template_that_asks_for_the_date_gets_a_fixed_one(day: str | None, written: str) -> None:
+    tokenizer = build_tokenizer("byte-level", control=CHATML[0], bos=None, eos="<|im_end|>", template=DATED)
+    chat.prompt_ids(tokenizer, USER)  # remembered, with another day
+    if day:
+        chat.set_date(tokenizer, day)
+    text = tokenizer.decode(chat.prompt_ids(tokenizer, USER))
+    year = (day or "2024")[2:4]
+    system, user = f"<|im_start|>system\n{written}<|im_end|>\n", f"{year}{USER[0]['content']}<|im_end|>\n"
+    assert text == f"{system}<|im_start|>user\n{user}<|im_start|>assistant\n"
+    assert tokenizer.chat_template == DATED
+
+
+def test_a_template_of_llama_3_gets_the_date_as_its_text() -> None:
+    tokenizer = tokenizer_of("byte-level", "llama-3.1")
+    assert "Today Date: 26 Jul 2024" in tokenizer.decode(chat.prompt_ids(tokenizer, USER))
+    chat.set_date(tokenizer, "2025-12-01")
+    assert "Today Date: 01 Dec 2025" in tokenizer.decode(chat.prompt_ids(tokenizer, USER))
+
+
+@pytest.mark.parametrize("text", ["", "today", "2025-13-01", "01.02.2025", "20250101"])
+def test_what_is_no_day_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--date is .*, but must be a day such as 2024-07-26"):
+        chat.read_date(text)

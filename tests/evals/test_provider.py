@@ -26,6 +26,7 @@ from conftest import CONTROL, TEMPLATES, build_tokenizer, chatml
 from tokendeep import chat
 from tokendeep.engines import local as generation
 from tokendeep.errors import InputError
+from tokendeep.evals import provider
 from tokendeep.evals.provider import live_model, prefill_route
 from tokendeep.types import Decoding, Subject
 
@@ -134,11 +135,15 @@ def test_wrong_model_options_name_the_right_ones(tiny_folder: Path) -> None:
         get_model(f"tokendeep/{tiny_folder}/nowhere", memoize=False)
 
 
-def test_a_model_that_would_lose_the_prefill_is_refused(tiny_subject: Subject) -> None:
+def test_how_a_model_takes_a_prefill(tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     assert prefill_route(live_model(tiny_subject)) == "ids"
-    with pytest.raises(InputError, match=r"'mockllm' is not known to continue .* continues=true"):
+    assert prefill_route(get_model("mockllm/model")) == "text"  # whether it continues it is asked: evals.served
+    monkeypatch.setattr(provider, "CLOSING", {"mockllm"})
+    with pytest.raises(InputError, match=r"'mockllm' closes a final assistant message, so the prefill would be lost"):
         prefill_route(get_model("mockllm/model"))
     assert prefill_route(get_model("mockllm/model"), continues=True) == "text"
+    with pytest.raises(InputError, match="continues is for models that run elsewhere"):
+        prefill_route(live_model(tiny_subject), continues=True)
 
 
 def test_the_provider_goes_on_inside_a_thinking_block(tiny_subject: Subject, answers: Answers) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_an_unfinished_run_goes_on_with_smaller_batches(
     settings = config(pairs, out, model=str(tiny_folder), attack="none", batch_size=8)
     with pytest.raises(InputError, match="out of memory"):
         attack(settings)
-    [log] = [read_eval_log(str(path), header_only=True) for path in out.glob("*.eval")]
+    [log] = [read_eval_log(str(path), header_only=True) for path in out.glob(".logs.part/*.eval")]
     assert not {"batch_size", "device", "device_map"} & log.eval.model_args.keys()
     assert "dtype" in log.eval.model_args
     live = live_model(models.load(str(tiny_folder)), batch_size=2)
@@ -96,6 +97,126 @@ def test_a_failure_in_one_attack_ends_the_others(
         attack(config(pairs, tmp_path / "out", k=[5]), tiny_subject)
     assert late.is_alive()
     late.cancel()
+
+
+@pytest.mark.parametrize("name", ["of-others", "logs", ".hidden/deep"])
+def test_logs_in_folders_below_are_neither_counted_nor_read_nor_removed(
+    name: str, pairs: Path, tmp_path: Path, tiny_folder: Path, answers: Answers, judge: list[str]
+) -> None:
+    """The same evaluation lies finished below the output folder, and a log of it beside our own."""
+    out, common = tmp_path / "out", {"model": str(tiny_folder), "attack": "none"}
+    other = attack(config(pairs, out / name, **common))
+    [foreign] = other.glob("*.eval")
+    before = foreign.read_bytes()
+    (out / "copy.eval").write_bytes(before)
+    answers.requests.clear()
+    last = tuple(prompt_of(answers.tokenizer, ROWS[2]))
+    answers.reply = lambda request: InputError("out of memory") if request.ids == last else "of the run itself"
+    with pytest.raises(InputError, match="out of memory"):
+        attack(config(pairs, out, **common, batch_size=1))
+    kept = logs.finished_samples(out)
+    assert kept <= 2
+    answers.reply = lambda request: "of the run itself"
+    answers.requests.clear()
+    attack(config(pairs, out, **common))
+    assert len(answers.requests) == 3 - kept
+    assert [one.completion for one in logs.read_samples(out)] == ["of the run itself"] * 3
+    assert foreign.read_bytes() == before
+    assert (out / "copy.eval").read_bytes() == before
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert len([file for file in manifest["files"] if file.endswith(".eval")]) == 1
+    assert "copy.eval" not in manifest["files"]
+    assert sorted(path.suffix for path in out.iterdir() if path.is_file()) == [
+        ".eval",
+        ".eval",
+        ".json",
+        ".json",
+        ".jsonl",
+        ".txt",
+    ]
+
+
+@pytest.mark.parametrize("name", ["run#1", "run%201", "run 1?", "ein Lauf, ü"])
+def test_output_folders_of_any_name(
+    name: str, pairs: Path, tmp_path: Path, tiny_folder: Path, answers: Answers, judge: list[str]
+) -> None:
+    out, last = tmp_path / name, tuple(prompt_of(answers.tokenizer, ROWS[2]))
+    settings = config(pairs, out, model=str(tiny_folder), attack="none", batch_size=1)
+    answers.reply = lambda request: InputError("out of memory") if request.ids == last else ANSWER
+    with pytest.raises(InputError, match="out of memory"):
+        attack(settings)
+    kept = logs.finished_samples(out)
+    answers.reply = lambda request: ANSWER
+    answers.requests.clear()
+    attack(settings)
+    assert len(answers.requests) == 3 - kept
+    assert len(logs.read_samples(out)) == 3
+    assert [path.name for path in tmp_path.iterdir() if "run" in path.name or "Lauf" in path.name] == [name]
+
+
+def test_the_unfinished_run_of_an_older_version_goes_on(
+    pairs: Path, tmp_path: Path, tiny_folder: Path, answers: Answers, judge: list[str]
+) -> None:
+    """It kept its logs in the output folder itself, and its manifest names them by a pattern."""
+    out, last = tmp_path / "out", tuple(prompt_of(answers.tokenizer, ROWS[2]))
+    settings = config(pairs, out, model=str(tiny_folder), attack="none", batch_size=1)
+    answers.reply = lambda request: InputError("out of memory") if request.ids == last else ANSWER
+    with pytest.raises(InputError, match="out of memory"):
+        attack(settings)
+    for path in (out / ".logs.part").iterdir():
+        path.rename(out / path.name)
+    (out / ".logs.part").rmdir()
+    manifest = json.loads((out / "manifest.json").read_text())
+    files = ["*.eval", ".eval-set-id", "eval-set.json", "logs.json", *manifest["files"]]
+    (out / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
+    other = attack(config(pairs, tmp_path / "other", model=str(tiny_folder), attack="none", limit=2))
+    [foreign] = other.glob("*.eval")
+    foreign.rename(out / "foreign.eval")
+    kept = logs.finished_samples(out)
+    answers.reply = lambda request: ANSWER
+    answers.requests.clear()
+    attack(settings)
+    assert len(answers.requests) <= 3 - (kept - 2)
+    assert len(logs.read_samples(out)) == 3
+    assert (out / "foreign.eval").exists()
+
+
+def test_a_run_that_has_finished_no_row_gives_way(
+    pairs: Path,
+    tmp_path: Path,
+    tiny_folder: Path,
+    answers: Answers,
+    judge: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    answers.reply = lambda request: InputError("out of memory")
+    with pytest.raises(InputError, match="out of memory"):
+        attack(config(pairs, out, model=str(tiny_folder)))
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_folder, broken)
+    (broken / "model.safetensors").write_bytes(b"none")
+    capsys.readouterr()
+    with pytest.raises(InputError, match=r"^\S*broken cannot be loaded"):  # the model is named, and no row
+        attack(config(pairs, out, model=str(broken)))
+    assert "answer" not in capsys.readouterr().err  # no bar was shown
+    answers.reply = lambda request: ANSWER
+    attack(config(pairs, out, model=str(tiny_folder), k=[3]))
+    assert {one.params.get("k") for one in logs.read_samples(out)} == {None, 3}
+    with pytest.raises(InputError, match="differs in k"):
+        attack(config(pairs, out, model=str(tiny_folder), k=[5]))
+
+
+def test_a_home_that_may_not_be_written(
+    pairs: Path, tmp_path: Path, tiny_folder: Path, judge: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "TOKENDEEP_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    attack(config(pairs, tmp_path / "out", model=str(tiny_folder), attack="none", max_new_tokens=2))
+    assert "XDG_DATA_HOME" not in os.environ
+    with pytest.raises(InputError, match=r"/proc/nowhere/.cache/tokendeep.*TOKENDEEP_CACHE"):
+        attack(config(pairs, tmp_path / "two", model="smollm2", attack="none"))
 
 
 SLOW_RUN = """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import stat
 import subprocess
 import sys
 from dataclasses import fields
@@ -15,11 +17,13 @@ from inspect_ai.log import read_eval_log
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 from attacking import ROWS, Answers, answers, evaluate, judge, pairs, prompt_of  # noqa: F401  (fixtures)
+from tokendeep import chat, models
 from tokendeep.attacks import ATTACKS
 from tokendeep.errors import InputError
-from tokendeep.evals import logs, provider, rates
+from tokendeep.evals import logs, provider, rates, running
 from tokendeep.evals.options import EvalOptions
 from tokendeep.evals.provider import live_model
+from tokendeep.evals.served import BEGINNING
 from tokendeep.evals.session import Session, use
 from tokendeep.evals.tasks import LATER, SERVED, TASKS, arguments
 from tokendeep.models.options import ModelOptions
@@ -33,7 +37,7 @@ def test_prefill_by_text_where_the_provider_continues(
 
     def reply(input: list[Any], *_: Any) -> ModelOutput:
         given.append(input)
-        output = ModelOutput.from_content("mockllm/model", " and more")
+        output = ModelOutput.from_content("mockllm/model", "] twelve" if input[-1].text == BEGINNING else " and more")
         output.usage = ModelUsage(
             input_tokens=1, output_tokens=1, total_tokens=2
         )  # else it counts, with files it fetches
@@ -41,9 +45,7 @@ def test_prefill_by_text_where_the_provider_continues(
 
     model = get_model("mockllm/model", memoize=False, custom_outputs=reply)
     args = {"data": str(pairs), "k": 9, "tokenizer": str(tiny_folder)}
-    with use(Session(model)), pytest.raises(InputError, match="prefill would be lost"):
-        TASKS["prefill"](**args)
-    log = evaluate(TASKS["prefill"], model, tmp_path, continues=True, **args)
+    log = evaluate(TASKS["prefill"], model, tmp_path, **args)
     assert log.status == "success"
     assert log.eval.metadata["skipped"] == {"9": 1}
     for sample in log.samples:
@@ -104,12 +106,57 @@ def test_a_prefill_is_not_lost_when_the_model_is_another(
 ) -> None:
     with use(Session(live_model(tiny_subject))):
         todo = TASKS["prefill"](str(pairs), k=5, limit=1)
-    other = get_model(
-        "mockllm/model", memoize=False, custom_outputs=lambda *_: pytest.fail("asked without the prefill")
-    )
+    usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
+    hello = ModelOutput.from_content("mockllm/model", "Hello!").model_copy(update={"usage": usage})
+    other = get_model("mockllm/model", memoize=False, custom_outputs=lambda *_: hello)
     [log] = inspect_eval(todo, model=other, log_dir=str(tmp_path / "logs"), display="none", log_realtime=False)
     assert log.status == "error"
     assert "prefill would be lost" in log.error.message
+
+
+@pytest.mark.parametrize("name", ["refusal-prefix", "refusal_prefix"])
+def test_both_spellings_of_a_name_are_the_same_task(
+    name: str, tmp_path: Path, pairs: Path, tiny_subject: Subject, answers: Answers, judge: list[str]
+) -> None:
+    arguments = {"data": str(pairs), "limit": 1}
+    [log] = inspect_eval(
+        f"tokendeep/{name}", model=live_model(tiny_subject), task_args=arguments, log_dir=str(tmp_path / "logs"),
+        display="none", log_realtime=False,
+    )  # fmt: skip
+    assert log.status == "success"
+    assert {one.attack for one in logs.read_samples(tmp_path / "logs")} == {"refusal-prefix"}
+
+
+def test_a_log_says_which_weights_answered(
+    tmp_path: Path, pairs: Path, tiny_folder: Path, answers: Answers, judge: list[str]
+) -> None:
+    before = os.umask(0o022)
+    model = get_model(f"tokendeep/{tiny_folder}", memoize=False, dtype="bfloat16", date="2025-01-02")
+    arguments = {"data": str(pairs), "k": 5}
+    [log] = inspect_eval(
+        "tokendeep/prefill", model=model, task_args=arguments, log_dir=str(tmp_path / "new" / "logs"), display="none",
+        log_realtime=False,
+    )  # fmt: skip
+    os.umask(before)
+    about, loaded = log.eval.metadata["model"], models.load(str(tiny_folder), dtype="bfloat16")
+    assert about == {
+        "revision": loaded.revision, "adapter": None, "dtype": "bfloat16", "date": "2025-01-02",
+        "template": chat.template_hash(loaded.tokenizer),
+    }  # fmt: skip
+    assert about["revision"].startswith("weights:")
+    [path] = (tmp_path / "new" / "logs").glob("*.eval")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_an_unknown_argument_of_a_task_is_refused(pairs: Path, tiny_subject: Subject) -> None:
+    for name, attack in TASKS.items():
+        with (
+            use(Session(live_model(tiny_subject))),
+            pytest.raises(InputError, match="Unknown argument 'sample'; did you"),
+        ):
+            attack(data=str(pairs), sample=2)
+        assert name in ATTACKS
 
 
 def inspect_command(*words: str) -> subprocess.CompletedProcess[str]:
@@ -171,5 +218,7 @@ def test_arguments_stand_in_the_order_by_which_inspect_knows_older_evaluations()
     assert list(arguments(ATTACKS["decoding"])) == ["grid", "judge", "judged", "system", *shared[3:], *LATER]
     assert list(arguments(ATTACKS["suffix"])) == ["suffixes", "judge", "judged", "system", *shared, *LATER]
     assert provider.OPTIONS[:4] == ("dtype", "device", "device_map", "revision")
-    assert provider.OPTIONS[4:] == ("chat_template", "trust_remote_code", "allow_pickle")
+    assert provider.OPTIONS[4:] == ("chat_template", "trust_remote_code", "allow_pickle", "date")
+    handle = running.open_model("me/model", ModelOptions(), 1)
+    assert list(handle.model_args) == ["dtype", "revision", "chat_template", "trust_remote_code", "allow_pickle"]
     assert {*provider.OPTIONS, "system"} == {field.name for field in fields(ModelOptions)}

@@ -176,6 +176,35 @@ def test_hub_model_that_is_not_there(hub: Callable[[Path, str], str]) -> None:
     one_sentence(error)
 
 
+def test_a_hub_that_cannot_be_reached_is_asked_once(
+    hub: Callable[[Path, str], str], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    import huggingface_hub.constants as constants
+
+    asked: list[str] = []
+
+    def unreachable(name: str, **more: Any) -> None:
+        asked.append(name)
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
+    commit = hub(tiny_folder, "someone/tiny")
+    assert models.load("someone/tiny").revision == commit
+    with pytest.raises(InputError, match=r"someone/absent cannot be loaded: the hub cannot be reached") as error:
+        models.load_tokenizer("someone/absent")
+    one_sentence(error)
+    assert asked == ["someone/tiny", "someone/absent"]
+
+
+def test_what_a_model_is_known_by_is_found_out_without_loading_it(tiny_folder: Path, tiny_adapter: Path) -> None:
+    for spec in (tiny_folder, tiny_adapter):
+        loaded = models.load(str(spec), dtype="bfloat16")
+        facts = models.facts(str(spec), ModelOptions(dtype="bfloat16"))
+        assert facts == {"revision": loaded.revision, "adapter": loaded.adapter, "dtype": "bfloat16"}
+
+
 # --- adapters ------------------------------------------------------------------------------------
 
 
@@ -386,10 +415,19 @@ def _no_template(folder: Path) -> str:
 )
 def test_folders_that_cannot_be_loaded(tiny_folder: Path, break_it: Callable[[Path], str]) -> None:
     message = break_it(tiny_folder)
-    for use in (models.check_spec, models.load, models.load_tokenizer):
+    whole = break_it in (_broken_config, _no_tokenizer, _no_template)  # else its tokenizer can be had
+    for use in (models.check_spec, models.load, *([models.load_tokenizer] if whole else [])):
         with pytest.raises(InputError, match=message) as error:
             use(str(tiny_folder))
         one_sentence(error)
+
+
+@pytest.mark.parametrize("break_it", [_no_config, _no_weights, _pickled])
+def test_a_tokenizer_needs_no_model_around_it(tiny_folder: Path, break_it: Callable[[Path], str]) -> None:
+    whole = models.load_tokenizer(str(tiny_folder))
+    break_it(tiny_folder)
+    alone = models.load_tokenizer(str(tiny_folder))
+    assert (alone("How do I?").input_ids, alone.chat_template) == (whole("How do I?").input_ids, whole.chat_template)
 
 
 def test_pickled_weights_are_loaded_when_asked(tiny_folder: Path, tiny_model: LlamaForCausalLM) -> None:

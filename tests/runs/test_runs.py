@@ -75,9 +75,9 @@ def refused(*parts: str):
 
 
 def names(folder: Path) -> set[str]:
-    """Every file below `folder`, but for the locks of runs that are open."""
+    """Every file below `folder`, but for the locks of runs that are open and for runs that were moved aside."""
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return {name for name in files if Path(name).name != lock.LOCK}
+    return {name for name in files if Path(name).name != lock.LOCK and not name.startswith(written.REPLACED)}
 
 
 # ------------------------------------------------------------------------------------- same and other runs
@@ -135,6 +135,7 @@ def test_out_overwrite_and_moved_data_make_no_other_run(out, pairs, tmp_path):
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_settings_are_named(out, pairs, changes, parts, finished):
     run = start(out, pairs)
+    runs.write_json(out / "profile.json", {})
     if finished:
         run.finish()
     before = (out / "manifest.json").read_bytes()
@@ -355,6 +356,7 @@ def test_a_folder_that_was_refused_is_not_locked(out, pairs):
 
 def test_one_process_may_open_a_run_again_at_any_time(out, pairs, monkeypatch):
     start(out, pairs)
+    runs.write_json(out / "profile.json", {})
 
     def interrupt(*args):
         raise KeyboardInterrupt
@@ -435,7 +437,7 @@ def test_a_folder_of_the_users_own_is_used_but_never_written_over(out, pairs):
     assert (out / "profile.json").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["old.eval", "checkpoint", "trainer"])
+@pytest.mark.parametrize("name", [".logs.part", "checkpoint", "trainer"])
 def test_what_libraries_would_take_for_their_own_is_refused(out, pairs, name):
     out.mkdir(parents=True)
     (out / name).write_text("mine")
@@ -454,7 +456,8 @@ def fill(out: Path, run: runs.Run) -> None:
     runs.write_jsonl(out / "rows" / "a[1].jsonl", [{"a": 1}], private=True)
     (run.claim("plots") / "deep").mkdir(parents=True)
     (out / "plots" / "deep" / "kl.png").write_text("")
-    (out / "x.eval").write_text("")
+    (out / ".logs.part").mkdir()
+    (out / ".logs.part" / "x.eval").write_text("")
     (out / "checkpoint").mkdir()
     (out / "checkpoint" / "model.safetensors").write_text("")
     (out / "rows" / "mine.txt").write_text("mine")
@@ -476,7 +479,7 @@ def test_overwrite_removes_what_the_run_wrote_and_nothing_else(out, pairs, finis
     assert manifest(out)["seed"] == 4
 
 
-@pytest.mark.parametrize("name", ["later.eval", "checkpoint/mine.txt"])
+@pytest.mark.parametrize("name", ["trainer", "checkpoint/mine.txt"])
 def test_what_was_put_among_results_after_the_end_stops_overwriting(out, pairs, name):
     run = start(out, pairs)
     fill(out, run)
@@ -499,10 +502,10 @@ def told(monkeypatch) -> list[str]:
 
 def replaced(out: Path) -> list[Path]:
     """The folders of runs that were moved aside for the one in `out`."""
-    return sorted(out.parent.glob(f".{out.name}.replaced-*"))
+    return sorted(out.glob(".replaced-*"))
 
 
-def test_an_overwritten_run_lies_beside_its_folder_until_the_new_one_has_finished(out, pairs, told):
+def test_an_overwritten_run_lies_inside_its_folder_until_the_new_one_has_finished(out, pairs, told):
     run = start(out, pairs)
     fill(out, run)
     run.finish()
@@ -517,6 +520,8 @@ def test_an_overwritten_run_lies_beside_its_folder_until_the_new_one_has_finishe
     again = start(out, pairs, seed=4)  # the new one was killed and goes on
     assert again.resumed
     assert replaced(out) == [aside]
+    assert str(aside) in told[-1]  # said again
+    assert [line for line in runs.set_aside() if str(aside) in line]
     new.finish()
     assert replaced(out) == []
     assert names(out) == {"manifest.json", "profile.json", "rows/mine.txt", "notes.txt"}
@@ -563,12 +568,91 @@ def test_what_somebody_put_among_an_overwritten_run_is_left_there(out, pairs, to
     assert f"{aside} holds files that no run wrote" in told[-1]
 
 
-def test_a_folder_beside_the_output_that_is_not_ours_is_left_alone(out, pairs):
-    mine = out.parent / f".{out.name}.replaced-mine"
-    mine.mkdir(parents=True)
+@pytest.mark.parametrize("place", [".replaced-mine", "../.out.replaced-mine"])
+def test_a_folder_of_such_a_name_that_is_not_ours_is_left_alone(out, pairs, place):
+    mine = out / place
+    out.mkdir(parents=True)
+    mine.mkdir()
     (mine / "notes.txt").write_text("mine")
     start(out, pairs).finish()
     assert names(mine) == {"notes.txt"}
+
+
+def test_a_run_that_an_older_version_moved_beside_the_folder_is_removed_too(out, pairs):
+    old = start(out.parent / ".out.replaced-0a", pairs)
+    runs.write_json(old.out / "profile.json", {})
+    old.finish()
+    start(out, pairs, seed=4).finish()
+    assert not old.out.exists()
+
+
+def test_overwriting_needs_nothing_outside_the_folder(out, pairs, monkeypatch):
+    """The folder is a mount, and its parent may not be written."""
+    run = start(out, pairs)
+    fill(out, run)
+    run.finish()
+    before = sorted(out.parent.iterdir())
+    make = os.mkdir
+
+    def inside(path, *rest, **more):
+        assert Path(path).resolve().is_relative_to(out.resolve()), path
+        make(path, *rest, **more)
+
+    monkeypatch.setattr(os, "mkdir", inside)
+    new = start(out, pairs, overwrite=True, seed=4)
+    assert sorted(out.parent.iterdir()) == before
+    new.finish()
+    assert names(out) == {"manifest.json", "rows/mine.txt", "notes.txt"}
+
+
+def test_a_part_on_another_disk_stops_overwriting(out, pairs, monkeypatch):
+    run = start(out, pairs)
+    runs.write_json(out / "profile.json", {})
+    run.finish()
+    look = Path.lstat
+
+    def lstat(self):
+        stat = look(self)
+        return os.stat_result((*stat[:2], stat.st_dev + 1, *stat[3:10])) if self.name == "profile.json" else stat
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    with refused("profile.json", "another disk"):
+        start(out, pairs, overwrite=True, seed=4)
+    monkeypatch.undo()
+    assert start(out, pairs).finished
+
+
+# ----------------------------------------------------------------------------------- runs that hold nothing
+
+
+@pytest.mark.parametrize("verb", ["measure", "attack"])
+def test_a_run_that_was_cut_off_before_its_first_result_holds_nothing(out, pairs, verb):
+    runs.private_dir(start(out, pairs, model="me/wrong").out)
+    config = {**CONFIG, "model": "me/right"}
+    assert "it is replaced" in runs.look(out, verb, config)
+    assert "README.txt" in names(out)
+    new = runs.open_run(out, verb, config, {"data": str(pairs)})
+    assert not new.resumed
+    assert names(out) == {"manifest.json"}
+    assert manifest(out)["config"]["model"] == "me/right"
+    runs.write_json(out / "profile.json", {})
+    with refused("differs in model"):
+        start(out, pairs, verb=verb, model="me/wrong")
+
+
+def test_a_verb_says_itself_when_its_runs_have_begun(out, pairs):
+    run = start(out, pairs, seed=3)
+    runs.write_json(out / "attacked.json", {})
+    more = {"inputs": {"data": str(pairs)}, "config": {**CONFIG, "data": str(pairs), "seed": 4}}
+    with refused("differs in seed"):
+        runs.open_run(out, "measure", begun=lambda folder: True, **more)
+    (out / "notes.txt").write_text("mine")
+    assert not runs.open_run(out, "measure", begun=lambda folder: False, **more).resumed
+    assert names(out) == {"manifest.json", "notes.txt"}
+    assert run.out == out
+    start(out, pairs, seed=4).finish()
+    with refused("differs in seed"):
+        runs.open_run(out, "measure", begun=lambda folder: False, **{**more, "config": {**CONFIG, "seed": 5}})
 
 
 def test_runs_that_are_parts_of_one_are_moved_aside_with_it(out, pairs):

@@ -270,7 +270,7 @@ def test_trainings_that_are_overwritten_lie_aside_until_the_new_ones_are_there(
     monkeypatch.setattr(poisoning.finetune, "run", fail)
     with pytest.raises(KeyboardInterrupt):
         run(config(tmp_path, tiny_folder, objectives=["sft"], max_steps=3, overwrite=True))
-    (aside,) = tmp_path.glob(".out.replaced-*")
+    (aside,) = out.glob(".replaced-*")
     assert (aside / "sft-lr0.001-seed0" / "finetune" / "manifest.json").read_bytes() == before
     assert list(aside.glob("*/attack-*/*.eval"))
 

@@ -3,7 +3,16 @@
 from tokendeep.chat.facts import check
 from tokendeep.chat.ids import continuation_ids, control_ids
 from tokendeep.chat.reasoning import answer, decode
-from tokendeep.chat.templates import read_template, template_hash, template_names, use_template, with_system
+from tokendeep.chat.templates import (
+    date_of,
+    read_date,
+    read_template,
+    set_date,
+    template_hash,
+    template_names,
+    use_template,
+    with_system,
+)
 from tokendeep.chat.tokens import encode, lead_ids, open_prompt, prompt_ids, response_ids, thinking_ids
 
 __all__ = [
@@ -11,13 +20,16 @@ __all__ = [
     "check",
     "continuation_ids",
     "control_ids",
+    "date_of",
     "decode",
     "encode",
     "lead_ids",
     "open_prompt",
     "prompt_ids",
+    "read_date",
     "read_template",
     "response_ids",
+    "set_date",
     "template_hash",
     "template_names",
     "thinking_ids",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,36 @@ ARGUMENTS: dict[str, Any] = {
     "enable_thinking": False,  # Qwen3, GLM, SmolLM3
     "thinking": False,  # Granite, DeepSeek
     "date_string": TODAY.strftime("%d %b %Y"),
-    "strftime_now": TODAY.strftime,
 }
+DATE = "tokendeep_date"  # the tokenizer's attribute that holds another date
+CODES = [f"%{flag}{code}" for code in "aAbBcdDeFGHIjmMpRSTuUVwWxXyYZ" for flag in ("-", "")]
+# A template gets nothing from outside that it could call, so it is given what the fixed date reads as in each code.
+STRFTIME = (
+    "{%- macro strftime_now(format) -%}{%- set text = namespace(value=format) -%}"
+    "{%- for code, value in tokendeep_codes -%}{%- set text.value = text.value.replace(code, value) -%}{%- endfor -%}"
+    "{{- text.value -}}{%- endmacro %}\n"
+)
+
+
+def set_date(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """The day that templates of this tokenizer are told, as YYYY-MM-DD. Raises InputError where it is none."""
+    vars(tokenizer)[DATE] = read_date(text)
+    memory(tokenizer).clear()  # of prompts with another day
+
+
+def date_of(tokenizer: PreTrainedTokenizerBase) -> date:
+    """The day that templates of this tokenizer are told."""
+    day: date = vars(tokenizer).get(DATE, TODAY)
+    return day
+
+
+def read_date(text: str) -> date:
+    """A day from a text such as 2024-07-26. Raises InputError where it is none."""
+    try:
+        return datetime.strptime(text, "%Y-%m-%d").date()
+    except ValueError:
+        raise InputError(f"--date is {text!r}, but must be a day such as {TODAY}.") from None
+
 
 RESERVED = ("messages", "add_generation_prompt", "chat_template", "tokenize", "bos_token", "eos_token")
 
@@ -160,8 +188,8 @@ def _apply(
     import jinja2
 
     turns: list[Any] = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
-    more = {**ARGUMENTS, **(arguments or {})}
-    text = template(tokenizer)
+    text, dated = _dated(template(tokenizer), date_of(tokenizer))
+    more = {**dated, **(arguments or {})}
     try:
         return str(
             tokenizer.apply_chat_template(
@@ -170,6 +198,15 @@ def _apply(
         )
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"The chat template cannot render this conversation ({error}): check its roles.") from error
+
+
+def _dated(text: str, day: date) -> tuple[str, dict[str, Any]]:
+    """The template's text, where the date is the given one, and the arguments to render it with."""
+    arguments = {**ARGUMENTS, "date_string": day.strftime("%d %b %Y")}
+    if "strftime_now" not in text:
+        return text, arguments
+    midnight = datetime(day.year, day.month, day.day)
+    return STRFTIME + text, {**arguments, "tokendeep_codes": [[code, midnight.strftime(code)] for code in CODES]}
 
 
 def check_arguments(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> None:

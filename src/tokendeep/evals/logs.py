@@ -1,6 +1,7 @@
 """Evaluation logs back into values: judged samples, and what was skipped.
 
-Reads what Inspect wrote, whoever started it (our command or `inspect eval`). Knows nothing of models or generation.
+Reads what Inspect wrote, whoever started it (our command or `inspect eval`); in the folder of an attack only the logs
+that its run wrote. Knows nothing of models or generation.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log, read_eval_log_sample_summaries
+from inspect_ai.log import (
+    EvalLog,
+    EvalSample,
+    read_eval_log,
+    read_eval_log_sample_summaries,
+)
 from inspect_ai.model import ChatMessageUser
 
 from tokendeep.attacks import ATTACKS
@@ -20,7 +25,13 @@ from tokendeep.errors import InputError
 from tokendeep.evals.provider import NAME
 from tokendeep.evals.rates import evaluation
 from tokendeep.evals.scorers import JUDGES
+from tokendeep.runs import manifest as manifests
+from tokendeep.runs.folder import LOGS
+from tokendeep.runs.written import covers
 from tokendeep.types import Sample
+
+VERB = "attack"  # in the folders of its runs, logs that they did not write are other people's
+SET_ID = ".eval-set-id"  # the name that Inspect gives all evaluations of one run, beside their logs
 
 
 def read_samples(folder: str | Path) -> list[Sample]:
@@ -81,12 +92,39 @@ def has_logs(folder: str | Path) -> bool:
 def finished_samples(folder: str | Path) -> int:
     """How many samples of an unfinished run are judged and on disk: the place where its progress goes on."""
     newest: dict[str, int] = {}
-    for log in list_eval_logs(str(folder), recursive=False, descending=False):
+    for path in sorted([*_listed(Path(folder) / LOGS), *_listed(Path(folder))], key=_age):
         try:
-            newest[log.task] = sum(bool(one.scores) for one in read_eval_log_sample_summaries(log) if not one.error)
+            judged = sum(bool(one.scores) for one in read_eval_log_sample_summaries(str(path)) if not one.error)
+            newest[read_eval_log(str(path), header_only=True).eval.task] = judged
         except (OSError, ValueError, KeyError):  # cut off before its first line was written
             continue
     return sum(newest.values())
+
+
+def gather(folder: Path) -> Path:
+    """A folder for the logs of a run that goes on, with those that its earlier attempts have left.
+
+    Inspect reads and clears away all logs below the folder it is given, so there is nothing but the run's own in it.
+    """
+    inner = folder / LOGS
+    inner.mkdir(mode=0o700, exist_ok=True)
+    for path in inner.iterdir():
+        if path.is_dir():
+            raise InputError(f"{path} lies among the logs of a run that has not finished; move it elsewhere.")
+        if path.suffix == ".writing":  # of a write that was cut off
+            path.unlink()
+    for path in _earlier(folder):
+        path.rename(inner / path.name)
+    return inner
+
+
+def _earlier(folder: Path) -> list[Path]:
+    """What attempts of the run have left in the folder itself: logs of a finished one, and all that older versions wrote."""
+    ours, mark = dict(_read_logs(folder, header_only=True)), folder / SET_ID
+    if not mark.is_file():
+        return [folder / name for name in ours]
+    run = mark.read_text(encoding="utf-8").strip()  # an older version's, whose manifest does not name its logs
+    return [mark, *(folder / name for name, log in ours.items() if log and log.eval.eval_set_id == run)]
 
 
 def _logs(folder: str | Path, header_only: bool = False) -> list[EvalLog]:
@@ -99,12 +137,26 @@ def _logs(folder: str | Path, header_only: bool = False) -> list[EvalLog]:
 
 def _read_logs(folder: str | Path, header_only: bool) -> Iterator[tuple[str, EvalLog | None]]:
     """Name and content of every log in `folder`, oldest first; None where it cannot be read."""
-    for info in list_eval_logs(str(folder), recursive=False, descending=False):
-        name = Path(urlparse(info.name).path).name
+    for path in _listed(Path(folder)):
         try:
-            yield name, read_eval_log(info, header_only=header_only)
+            yield path.name, read_eval_log(str(path), header_only=header_only)
         except Exception:  # cut off or damaged: the zip and the JSON in it fail in many ways
-            yield name, None
+            yield path.name, None
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The logs in `folder`, oldest first; where an attack was run, those alone that it wrote."""
+    every, manifest = folder.glob("*.eval"), manifests.of_verb(folder, VERB)
+    return sorted((path for path in every if manifest is None or covers(manifest["files"], path.name)), key=_age)
+
+
+def _age(path: Path) -> tuple[float, str]:
+    return path.stat().st_mtime, path.name
+
+
+def name_of(log: EvalLog) -> str:
+    """The name of a log's file."""
+    return log.location.rpartition("/")[2]
 
 
 def _is_ours(log: EvalLog) -> bool:

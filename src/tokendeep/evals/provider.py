@@ -10,7 +10,6 @@ import asyncio
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import anyio.to_thread
@@ -44,12 +43,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NAME = "tokendeep"
-CONTINUING = frozenset({"vllm", "sglang", "sagemaker"})  # Inspect providers that go on from a final assistant message
+SERVING = frozenset({"vllm", "sglang", "sagemaker"})  # Inspect providers that need no prefix on our command line
+CLOSING = frozenset({"hf"})  # those that never go on from a final assistant message
 MAX_CONNECTIONS = 4096  # requests under way at once: the engine orders its queue itself, so let it see all of it
 DEFAULT_MAX_TOKENS = 512
 UNSUPPORTED = ("stop_seqs", "num_choices", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "best_of")
 # How a model is loaded. Inspect knows a cut-off evaluation again by the arguments in their order, so it stays.
-OPTIONS = ("dtype", "device", "device_map", "revision", "chat_template", "trust_remote_code", "allow_pickle")
+OPTIONS = ("dtype", "device", "device_map", "revision", "chat_template", "trust_remote_code", "allow_pickle", "date")
 
 
 class EvalInputError(InputError, PrerequisiteError):
@@ -113,7 +113,6 @@ class TokendeepAPI(ModelAPI):
         self._engine: Engine | None = None
         self._failure: Exception | None = None
         self._lock = threading.Lock()
-        self._answers: dict[Request, Future[Completion]] = {}
         if subject is None:
             models.check_spec(model_name, self.options, base=adapter_base)
 
@@ -146,18 +145,18 @@ class TokendeepAPI(ModelAPI):
         if self._failure is not None:
             raise self._failure
         if self._engine is None:
-            await anyio.to_thread.run_sync(self._start)
+            await anyio.to_thread.run_sync(self.start)
         decoding = _decoding(config)
         prompt, prefix = self._ids(input)
-        completion = await asyncio.shield(asyncio.wrap_future(self._submit((*prompt, *prefix), decoding)))
+        request = _request((*prompt, *prefix), decoding)
+        completion = await asyncio.shield(asyncio.wrap_future(self._running().submit(request)))
         return self._output(prompt, prefix, decoding, completion)
 
     def close(self) -> None:
-        """Stop the engine and forget its answers; the next request starts another one."""
+        """Stop the engine; the next request starts another one."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-            self._answers.clear()
 
     def fail(self, error: Exception) -> None:
         """Give up: every request that waits or comes later ends with `error`."""
@@ -174,7 +173,16 @@ class TokendeepAPI(ModelAPI):
             self._tokenizer = self.subject.tokenizer
         return self.subject
 
-    def _start(self) -> None:
+    def about(self) -> dict[str, Any]:
+        """What the model is known by, found out without loading it."""
+        if (loaded := self.subject) is None:
+            known = models.facts(self.model_name, self.options, base=self.adapter_base)
+        else:
+            dtype = str(loaded.model.dtype).removeprefix("torch.")
+            known = {"revision": loaded.revision, "adapter": loaded.adapter, "dtype": dtype}
+        return {**known, "template": chat.template_hash(self.tokenizer), "date": str(chat.date_of(self.tokenizer))}
+
+    def start(self) -> None:
         """Start the engine once for all tasks; a failure is kept, and every waiting request gets it."""
         from tokendeep.engines.local import LocalEngine
 
@@ -202,16 +210,10 @@ class TokendeepAPI(ModelAPI):
             exact = chat.response_ids(self.tokenizer, messages, last.text, end=False)
         return prompt, [int(token) for token in (exact.split() if isinstance(exact, str) else exact)]
 
-    def _submit(self, ids: tuple[int, ...], decoding: Decoding) -> Future[Completion]:
-        """Queue a request; the same request (k = 0 of prefill and the plain one, say) is decoded once."""
-        from tokendeep.engines.base import Request
-
+    def _running(self) -> Engine:
         if self._engine is None:
             raise self._failure or RuntimeError("the provider was closed while requests were waiting")
-        request = Request(ids, decoding)
-        if request not in self._answers:
-            self._answers[request] = self._engine.submit(request)
-        return self._answers[request]
+        return self._engine
 
     def _output(self, prompt: list[int], prefix: list[int], decoding: Decoding, completion: Completion) -> ModelOutput:
         """The continuation alone, spelled so that prefix and continuation put together are the whole answer."""
@@ -260,22 +262,24 @@ def live_model(subject: Subject, *, batch_size: int = 16) -> Model:
 def prefill_route(model: Model, continues: bool = False) -> Literal["ids", "text"]:
     """How `model` takes a prefill: as token ids (ours) or as the text of a final assistant message.
 
+    Whether a server does continue that message is asked before the first prefill (`evals.served`).
+
     Args:
         continues: the user says that this provider's server does continue a final assistant message.
 
     Raises:
         InputError: it takes none: the prefill would be lost without a word.
     """
-    if isinstance(model.api, TokendeepAPI):
-        return "ids"
     provider = str(model).split("/")[0]
-    if continues or provider in CONTINUING:
-        return "text"
-    raise InputError(
-        f"The provider '{provider}' is not known to continue a final assistant message, so the prefill would be lost: "
-        f"use {NAME}/PATH, {', '.join(f'{name}/NAME' for name in sorted(CONTINUING))} "
-        "or, where your server does continue it, -T continues=true."
-    )
+    if isinstance(model.api, TokendeepAPI):
+        if continues:
+            raise InputError("continues is for models that run elsewhere: leave it out, a local model always does.")
+        return "ids"
+    if provider in CLOSING and not continues:
+        raise InputError(
+            f"The provider '{provider}' closes a final assistant message, so the prefill would be lost: use {NAME}/PATH."
+        )
+    return "text"
 
 
 def _model_options(options: dict[str, Any]) -> ModelOptions:
@@ -284,6 +288,8 @@ def _model_options(options: dict[str, Any]) -> ModelOptions:
             raise InputError("The system prompt is a setting of the task, not of the model: give -T system=TEXT.")
         if name not in OPTIONS:
             raise InputError(f"Unknown model option '{name}'; {did_you_mean(name, OPTIONS)}.")
+    if "date" in options:  # Inspect's command line reads it as one
+        options = {**options, "date": str(options["date"])}
     return ModelOptions(**options)
 
 
@@ -293,6 +299,12 @@ def _check_request(tools: Sequence[ToolInfo], config: GenerateConfig) -> None:
     for name in UNSUPPORTED:
         if getattr(config, name, None):
             raise InputError(f"The {NAME} provider does not know the setting {name}: leave it out.")
+
+
+def _request(ids: tuple[int, ...], decoding: Decoding) -> Request:
+    from tokendeep.engines.base import Request
+
+    return Request(ids, decoding)
 
 
 def _decoding(config: GenerateConfig) -> Decoding:

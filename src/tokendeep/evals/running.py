@@ -8,35 +8,38 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlparse
 
 from inspect_ai import Task, eval_set
 from inspect_ai.log import EvalLog
 from inspect_ai.model import Model, get_model
+from platformdirs import user_data_path
 
-from tokendeep import chat, models
+from tokendeep import chat, models, runs
 from tokendeep.attacks.base import Attack
 from tokendeep.errors import InputError, explain, guarded
-from tokendeep.evals import logs
-from tokendeep.evals.provider import CONTINUING, NAME, OPTIONS, TokendeepAPI, live_model
+from tokendeep.evals import logs, served
+from tokendeep.evals.provider import NAME, OPTIONS, SERVING, TokendeepAPI, live_model
 from tokendeep.evals.session import Session, use
-from tokendeep.evals.tasks import LATER, SERVED, TASKS, arguments
+from tokendeep.evals.tasks import LATER, SERVED, TASKS, arguments, prefills
 from tokendeep.models.options import ModelOptions
 from tokendeep.progress import Bar
+from tokendeep.runs.files import remove
 from tokendeep.types import Subject
 
 T = TypeVar("T")
+DATA_HOME = "XDG_DATA_HOME"  # where Inspect keeps its traces, in a folder of its own
 ELSEWHERE = "inspect/"  # any other Inspect provider: inspect/PROVIDER/NAME
 QUEUED = 8  # batches of samples under way in each task: prefixes are shared, and the first batch starts at once
 FLUSHES = 2000  # a log is rewritten whole at each flush: beyond so many samples, not after each of them
 NO_IDENTITY = ("batch_size", "device", "device_map")  # Inspect would take a run with others for another one
-LEFTOVERS = (".inspect_tmp_*.writing", "logs.json", "eval-set.json", ".eval-set-id")
 
 
 def open_model(
@@ -56,7 +59,7 @@ def open_model(
         models.check_no_base(base)
         return live_model(subject, batch_size=batch_size)
     spec = name.removeprefix(ELSEWHERE)
-    if spec != name or spec.split("/")[0] in CONTINUING:
+    if spec != name or spec.split("/")[0] in SERVING:
         if base is not None:
             raise InputError(
                 f"--base is for adapters that tokendeep loads itself: {spec} is loaded where it is served."
@@ -65,7 +68,10 @@ def open_model(
     loading = {field: getattr(options, field) for field in OPTIONS}
     loading |= {"adapter_base": base} if base is not None else {}
     model = get_model(f"{NAME}/{name}", memoize=False, batch_size=batch_size, **loading)
-    for field in NO_IDENTITY:
+    for field in (
+        *NO_IDENTITY,
+        *(["date"] if options.date == ModelOptions().date else []),
+    ):  # which was not always there
         model.model_args.pop(field, None)
     return model
 
@@ -76,15 +82,17 @@ def _served(spec: str, options: ModelOptions) -> Model:
         if getattr(options, name) != getattr(ModelOptions(), name):
             raise InputError(f"{name} is for models that tokendeep loads itself: set it where {spec} is served.")
     try:
-        return get_model(spec, memoize=False)
+        model = get_model(spec, memoize=False)
     except Exception as error:  # each provider has its own way to say what it misses
         raise InputError(f"The Inspect model {spec} cannot be used ({error}): check its name and set-up.") from error
+    served.tell_of_waiting(model)
+    return model
 
 
 def facts(model: Model, name: str) -> dict[str, Any]:
     """What the manifest keeps of the model; a run that only had to be counted has not loaded it."""
     if not isinstance(model.api, TokendeepAPI):
-        return {"model": {"name": name}}
+        return {"model": {"name": name}}  # what a prefill becomes there stands in the logs
     loaded = model.api.subject
     about = {"revision": loaded.revision, "adapter": loaded.adapter} if loaded else {}
     return {"model": {"name": name, **about}, "template": chat.template_hash(model.api.tokenizer)}
@@ -101,9 +109,9 @@ def tasks_of(attacks: Sequence[Attack[Any]], options: Any, session: Session) -> 
 
 
 def _arguments(attack: Attack[Any], options: Any) -> dict[str, Any]:
-    """An argument of later versions is only given where it says something: Inspect knows older runs again without it."""
-    given = {name: getattr(options, name) for name in arguments(attack) if name not in SERVED}
-    return {name: value for name, value in given.items() if value or name not in LATER}
+    """The arguments of a task; those that older versions did not have where they are given, so that Inspect knows its runs."""
+    given = {name: getattr(options, name) for name in arguments(attack)}
+    return {name: value for name, value in given.items() if value or name not in (*LATER, *SERVED)}
 
 
 def attacked(task: Task) -> Iterator[Mapping[str, Any]]:
@@ -113,50 +121,71 @@ def attacked(task: Task) -> Iterator[Mapping[str, Any]]:
         yield {"id": sample.id, "messages": messages, **(sample.metadata or {})}
 
 
-def evaluate(todo: Sequence[Task], session: Session, out: Path, *, samples: int, batch_size: int) -> None:
-    """Run the tasks to their end, reusing what earlier attempts in `out` have finished.
+def evaluate(
+    todo: Sequence[Task], session: Session, run: runs.Run, *, samples: int, batch_size: int, max_retries: int
+) -> None:
+    """Run the tasks to their end, reusing what earlier attempts in the run's folder have finished.
 
     Args:
         samples: answers to each prompt.
         batch_size: rows that the model decodes together.
+        max_retries: how often a server that failed is asked again.
 
     Raises:
         InputError: what went wrong with a sample, or that the disk is full.
         KeyboardInterrupt: the user stopped the run.
     """
-    for leftover in out.glob(LEFTOVERS[0]):  # of a write that was cut off
-        leftover.unlink()
-    sizes = [len(task.dataset) * samples for task in todo]
+    sizes, out = [len(task.dataset) * samples for task in todo], run.out
     api = session.model.api
     ours = api if isinstance(api, TokendeepAPI) else None
-    total, there = sum(sizes), logs.finished_samples(out)
-    if ours and there < total:
-        ours.load()  # with a line of its own; the bar begins with the work
-    with Bar(total, "answers", "answer", initial=there, settle=min(batch_size, total - there)) as bar:
-        session.on_judged = lambda: bar.update() and None
-        if ours:
-            session.on_failure = ours.fail
-        try:
-            with guarded(out), use(session), _private():
-                written = _outside_loops(lambda: _eval_set(todo, session, out, max(sizes), batch_size), session)
-        finally:
+    with guarded(out), _private() as place:
+        inner, done, total = logs.gather(out), logs.finished_samples(out), sum(sizes)
+        if done < total:  # what is wrong with the model is told before there is a bar
+            _outside_loops(partial(_meet, todo, session, max_retries), session)
+        link = place / "logs"  # Inspect reads paths as addresses: #, % and ? in the user's must not reach it
+        link.symlink_to(inner.resolve(), target_is_directory=True)
+        with Bar(total, "answers", "answer", initial=done, settle=min(batch_size, total - done)) as bar:
+            session.on_judged = lambda: bar.update() and None
             if ours:
-                ours.close()
-    if len(written) < len(todo) or any(log.status != "success" for log in written):
-        _raise_failure(session, written, out)
-    _tidy(written, out)
+                session.on_failure = ours.fail
+            try:
+                with use(session):
+                    work = partial(_eval_set, todo, session, link, max(sizes), batch_size, max_retries)
+                    written = _outside_loops(work, session)
+            finally:
+                if ours:
+                    ours.close()
+        if len(written) < len(todo) or any(log.status != "success" for log in written):
+            _raise_failure(session, written, inner)
+        for log in written:
+            name = logs.name_of(log)
+            (inner / name).rename(run.claim(name))
+        remove(inner)  # attempts that were cut off, and Inspect's own bookkeeping
 
 
-def _eval_set(todo: Sequence[Task], session: Session, out: Path, largest: int, batch_size: int) -> list[EvalLog]:
+def _meet(todo: Sequence[Task], session: Session, max_retries: int) -> None:
+    """Load the model; ask a server what it does with a prefill, where there is one. Raises InputError for either."""
+    model = session.model
+    if isinstance(model.api, TokendeepAPI):
+        model.api.start()
+    elif any(prefills(task) for task in todo):
+        trusted = any(bool((task.metadata or {}).get("continues")) for task in todo)
+        asyncio.run(served.habit(model, trusted, max_retries))
+
+
+def _eval_set(
+    todo: Sequence[Task], session: Session, folder: Path, largest: int, batch_size: int, max_retries: int
+) -> list[EvalLog]:
     ours = session.model.api if isinstance(session.model.api, TokendeepAPI) else None
     _, written = eval_set(
         list(todo),
-        log_dir=str(out),
+        log_dir=str(folder),
         log_dir_allow_dirty=True,  # a task that Inspect does not know again, of an older version, is asked anew
         model=session.model,
         max_tasks=len(todo),
         max_samples=QUEUED * batch_size if ours else None,
         max_connections=ours.max_connections() if ours else None,
+        max_retries=max_retries,
         retry_attempts=1,
         retry_immediate=False,
         display="none",
@@ -194,35 +223,47 @@ def _outside_loops(work: Callable[[], T], session: Session) -> T:
         raise
 
 
-def _tidy(logs: Sequence[EvalLog], out: Path) -> None:
-    """Leave one log for each task: remove those of attempts that were cut off, and Inspect's own bookkeeping."""
-    kept = {Path(urlparse(log.location).path).name for log in logs}
-    for path in [*out.glob("*.eval"), *(path for pattern in LEFTOVERS for path in out.glob(pattern))]:
-        if path.name not in kept:
-            path.unlink()
-
-
-def _raise_failure(session: Session, logs: Sequence[EvalLog], out: Path) -> None:
-    """Turn the status of unfinished tasks into the error that stopped them."""
+def _raise_failure(session: Session, written: Sequence[EvalLog], folder: Path) -> None:
+    """Turn the status of unfinished tasks into the error that stopped them; their logs lie in `folder`."""
     if session.failures:
         raise session.failures[0]
-    served = not isinstance(session.model.api, TokendeepAPI)
-    if not logs or any(log.status == "cancelled" for log in logs):  # Inspect keeps Ctrl-C to itself
+    local = isinstance(session.model.api, TokendeepAPI)
+    if not written or any(log.status == "cancelled" for log in written):  # Inspect keeps Ctrl-C to itself
         raise KeyboardInterrupt
-    for log in logs:
+    for log in written:
         if log.error is not None:
-            if full := explain(RuntimeError(log.error.message), out):
+            if full := explain(RuntimeError(log.error.message), folder):
                 raise full
-            why = f"the reason is in {log.location}" if served else log.error.message  # a server can quote the prompt
+            why = (
+                log.error.message if local else f"the reason is in {folder / logs.name_of(log)}"
+            )  # it can quote a prompt
             raise InputError(f"The run stopped and can go on with the same command: {why}")
-    raise InputError(f"The run did not finish: the same command goes on in {out}.")
+    raise InputError(f"The run did not finish: the same command goes on in {folder.parent}.")
 
 
 @contextmanager
-def _private() -> Iterator[None]:
-    """Files made meanwhile are readable by their owner alone."""
-    before = os.umask(0o077)
+def _private() -> Iterator[Path]:
+    """Files made meanwhile are readable by their owner alone; what Inspect keeps for itself has a place it can write.
+
+    Yields a folder for the time of the run.
+    """
+    before, home = os.umask(0o077), os.environ.get(DATA_HOME)
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            if not _can_write(user_data_path("inspect_ai")):
+                os.environ[DATA_HOME] = place
+            yield Path(place)
+        finally:
+            os.umask(before)
+            if home is not None:
+                os.environ[DATA_HOME] = home
+            else:
+                os.environ.pop(DATA_HOME, None)
+
+
+def _can_write(folder: Path) -> bool:
     try:
-        yield
-    finally:
-        os.umask(before)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)

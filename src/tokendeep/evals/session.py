@@ -10,10 +10,19 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from inspect_ai.model import Model, get_model
+import anyio
+from inspect_ai.model import Model, ModelOutput, get_model
 
 from tokendeep.attacks.base import Prepared
 from tokendeep.errors import InputError
+
+
+@dataclass
+class Once:
+    """One answer for several samples that ask the same."""
+
+    ready: anyio.Event = field(default_factory=anyio.Event)
+    output: ModelOutput | None = None  # none where it failed
 
 
 @dataclass
@@ -28,6 +37,7 @@ class Session:
         on_failure: called with the first thing that goes wrong.
         failures: all that went wrong.
         interrupted: the user stopped the run: answers that still come are dropped.
+        answers: what was asked already, with its answer.
     """
 
     model: Model
@@ -37,6 +47,7 @@ class Session:
     on_failure: Callable[[Exception], None] = lambda error: None
     failures: list[Exception] = field(default_factory=list)
     interrupted: bool = False
+    answers: dict[str, Once] = field(default_factory=dict)
 
     def fail(self, error: Exception) -> None:
         """Keep the error; the first one also stops what still waits, for it would only fail as well."""

@@ -8,6 +8,7 @@ attack and those that all share (`EvalOptions`), each written once, where it is 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, replace
 from typing import Any, TypeVar
@@ -59,8 +60,8 @@ def _default(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def as_task(attack: Attack[Any]) -> Callable[..., Task]:
-    """The attack as a task that Inspect knows by its name.
+def as_task(attack: Attack[Any], name: str) -> Callable[..., Task]:
+    """The attack as a task that Inspect knows by a name.
 
     Its signature is made of `arguments`, so that logs record every one of them. What else is given is refused.
     """
@@ -68,9 +69,11 @@ def as_task(attack: Attack[Any]) -> Callable[..., Task]:
 
     @one_sentence
     def made(data: str, **given: Any) -> Task:
-        for name in given:
-            if name not in known:
-                raise InputError(unknown("argument", name, ("data", *known)))
+        for word in given:
+            if word not in known:
+                raise InputError(unknown("argument", word, ("data", *known)))
+        if current() is None:
+            os.umask(0o077)  # under `inspect eval`: its logs hold what was asked and answered
         return evaluation(attack, data, {**known, **given})
 
     kind = inspect.Parameter
@@ -78,8 +81,8 @@ def as_task(attack: Attack[Any]) -> Callable[..., Task]:
     made.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [kind("data", kind.POSITIONAL_OR_KEYWORD), *named, kind("others", kind.VAR_KEYWORD)]
     )
-    made.__name__, made.__doc__ = attack.name, f"The attack that {attack.does}."
-    return task(name=attack.name)(made)
+    made.__name__, made.__doc__ = name, f"The attack that {attack.does}."
+    return task(name=name)(made)
 
 
 def evaluation(attack: Attack[Any], source: str, given: Mapping[str, Any]) -> Task:
@@ -138,8 +141,19 @@ def build(
             "data": digest,
             "role": shared.role,
             "skipped": {str(k): count for k, count in prepared.skipped.items()},
+            "model": _about(current_model()),
+            **({"continues": True} if continues else {}),
         },
     )
+
+
+def _about(model: Model) -> dict[str, Any]:
+    return model.api.about() if isinstance(model.api, TokendeepAPI) else {"name": str(model)}
+
+
+def prefills(task: Task) -> bool:
+    """Whether a prompt of the task comes with the beginning of an answer."""
+    return any((sample.metadata or {})["prefix_text"] for sample in task.dataset)
 
 
 def _config(decoding: Decoding, model: Model) -> GenerateConfig:
@@ -216,4 +230,8 @@ def _sampling(decoding: Decoding) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if name == "temperature" or value != getattr(off, name)}
 
 
-TASKS = {name: as_task(attack) for name, attack in ATTACKS.items()}
+TASKS = {name: as_task(attack, name) for name, attack in ATTACKS.items()}
+# The same under the names that Python could give them, which Inspect's users try as well.
+OTHER_SPELLINGS = {
+    other: as_task(ATTACKS[name], other) for name in ATTACKS if (other := name.replace("-", "_")) != name
+}

@@ -53,7 +53,15 @@ def _tokenizer(model: Model, name: str | None) -> PreTrainedTokenizerBase:
         if name is not None:
             raise InputError("tokenizer is only for models that run elsewhere: a local model's own one is used.")
         return model.api.tokenizer
-    return models.load_tokenizer(name or model.api.model_name)
+    if name is not None:
+        return models.load_tokenizer(name)
+    try:
+        return models.load_tokenizer(model.api.model_name)
+    except InputError as error:
+        raise InputError(
+            f"The tokenizer of {model}, which counts the tokens of a prefill, is not at hand: name its folder or hub id "
+            "with tokenizer."
+        ) from error
 
 
 def _subject(model: Model) -> Subject:

@@ -3,7 +3,7 @@
 from tokendeep.models.adapters import reference, unlike_base
 from tokendeep.models.checks import check_no_base, check_spec, missing_base, same_model
 from tokendeep.models.compare import check_same_vocabulary, context_length
-from tokendeep.models.loading import load, load_tokenizer
+from tokendeep.models.loading import facts, load, load_tokenizer
 from tokendeep.models.locate import adapter_base, is_adapter
 from tokendeep.models.options import AdapterBase, ModelOptions
 from tokendeep.models.packaged import cache_dir, smollm2_folder
@@ -17,6 +17,7 @@ __all__ = [
     "check_same_vocabulary",
     "check_spec",
     "context_length",
+    "facts",
     "is_adapter",
     "load",
     "load_tokenizer",

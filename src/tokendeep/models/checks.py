@@ -102,6 +102,18 @@ def _whole(name: str) -> str:
     return str(packaged.folder_of(path) if path.is_file() else path)
 
 
+def check_tokenizer(spec: str, options: ModelOptions, *, base: str | None = None) -> None:
+    """As `check_spec` for the tokenizer alone: a folder that holds nothing else is enough."""
+    path = None if spec == packaged.SMOLLM2 else local_path(spec)
+    if path is None or not path.is_dir() or not has_tokenizer(path):
+        check_spec(spec, options, base=base)
+        return
+    check_options(options)
+    if (path / "config.json").is_file():
+        check_config(path)
+    check_tokenizer_files(path, options, needs_template=True)
+
+
 def check_options(options: ModelOptions) -> None:
     if options.dtype not in DTYPES:
         raise InputError(f"Dtype {options.dtype} is unknown: use one of {', '.join(DTYPES)}.")
@@ -109,6 +121,7 @@ def check_options(options: ModelOptions) -> None:
         raise InputError(f"Device {options.device} and device_map {options.device_map} exclude each other: give one.")
     if options.chat_template:
         chat.read_template(options.chat_template)
+    chat.read_date(options.date)
 
 
 def _check_adapter(folder: Path, options: ModelOptions, base: str | None, needs_template: bool) -> None:

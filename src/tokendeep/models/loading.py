@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from tokendeep import chat
 from tokendeep.errors import InputError, did_you_mean
 from tokendeep.models import packaged
-from tokendeep.models.checks import check_spec
+from tokendeep.models.checks import check_spec, check_tokenizer
 from tokendeep.models.compare import rows_of
 from tokendeep.models.devices import device_map, dtype_of
 from tokendeep.models.folders import adapter_hash, no_template, weight_files
-from tokendeep.models.locate import Place, base_of, explained, locate
+from tokendeep.models.locate import Place, base_of, explained, hub, locate
 from tokendeep.models.options import ModelOptions
 from tokendeep.models.vocabulary import fit_vocabulary
 from tokendeep.progress import loading
@@ -77,8 +77,8 @@ def load(
             whole = replace(whole, source=str(packaged.gguf_folder(Path(whole.source, whole.file))), file=None)
     loading(spec)
     devices = device_map(options)
+    tokenizer = _load_tokenizer(place if place.has_tokenizer else whole, options, needs_template)  # faults come early
     model = _load_weights(whole, whole_options, dtype_of(options, dtype), devices)
-    tokenizer = _load_tokenizer(place if place.has_tokenizer else whole, options, needs_template)
     if place.adapter:
         fit_vocabulary(place.adapter, model, len(tokenizer) if place.has_tokenizer else 0)
         model = _load_adapter(place, model, devices, trainable)
@@ -90,13 +90,24 @@ def load(
 def load_tokenizer(
     spec: str, options: ModelOptions | None = None, *, base: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer alone, as `load` gives it. Raises InputError as `load` does."""
+    """The tokenizer alone, as `load` gives it; a folder without weights is enough. Raises InputError as `load` does."""
     options = options or ModelOptions()
-    check_spec(spec, options, base=base)
+    check_tokenizer(spec, options, base=base)
     place = locate(spec, options)
     if place.adapter and not place.has_tokenizer:
         place, _ = base_of(place, base, options)
     return _load_tokenizer(place, options, True)
+
+
+def facts(spec: str, options: ModelOptions, *, base: str | None = None) -> dict[str, Any]:
+    """What a model will be known by once it is loaded: revision, adapter and number format. Raises InputError as `load`."""
+    place = locate(spec, options)
+    whole = base_of(place, base, options)[0] if place.adapter else place
+    return {
+        "revision": whole.revision(),
+        "adapter": adapter_hash(place.adapter) if place.adapter else None,
+        "dtype": str(dtype_of(options, None)).removeprefix("torch."),
+    }
 
 
 def _changed(options: ModelOptions, settings: dict[str, Any]) -> ModelOptions:
@@ -122,7 +133,7 @@ def _load_weights(place: Place, options: ModelOptions, dtype: torch.dtype, devic
 
     if place.file:
         return _load_gguf(place, dtype, devices)
-    with explained(place.spec), _quiet(place):
+    with explained(place.spec), _quiet(place), hub(place.offline):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place.source,
             dtype=dtype,
@@ -172,12 +183,13 @@ def _load_tokenizer(place: Place, options: ModelOptions, needs_template: bool) -
     from transformers import AutoTokenizer
 
     source = str(place.adapter) if place.adapter else place.source
-    with explained(place.spec):
+    with explained(place.spec), hub(place.offline):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=options.trust_remote_code, **place.where)
     if options.chat_template:
         chat.use_template(tokenizer, options.chat_template)
     elif needs_template and not tokenizer.chat_template:
         raise no_template(place.spec)
+    chat.set_date(tokenizer, options.date)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -19,6 +19,7 @@ from tokendeep.models.folders import check_adapter_weights, has_tokenizer, read_
 from tokendeep.models.options import ModelOptions
 from tokendeep.runs.identity import weights_name
 
+TIMEOUT = 10  # seconds that the hub has for its first answer
 HUB_ID = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Place:
     source: str  # folder or hub id
     file: str | None = None  # the GGUF inside it
     commit: str | None = None  # of a model on the hub
+    offline: bool = False  # the hub cannot be reached, so that its cache has to be enough
     adapter: Path | None = None  # the adapter's folder
 
     @property
@@ -97,16 +99,64 @@ def _on_hub(spec: str, options: ModelOptions) -> Place:
 
     name, _, revision = spec.partition("@")
     revision = revision or options.revision or "main"
-    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
-    with explained(spec):
+    offline = not _reached(spec, name, revision)
+    quiet: dict[str, Any] = {
+        f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")
+    }
+    with explained(spec), hub(offline):
         if cached_file(name, "adapter_config.json", revision=revision, **quiet) is None:
-            config = cached_file(name, "config.json", revision=revision)
-            return Place(spec, name, commit=Path(str(config)).parent.name)  # .../snapshots/COMMIT/config.json
+            config = cached_file(name, "config.json", revision=revision, **quiet)
+            if config is None:
+                raise InputError(f"{spec} cannot be loaded: {_absent(offline)}; check its name.")
+            return Place(spec, name, commit=Path(str(config)).parent.name, offline=offline)  # .../COMMIT/config.json
         wanted = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
         wanted += ["*.bin"] if options.allow_pickle else []
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     check_adapter_weights(folder, options)
     return Place(spec, str(folder), adapter=folder)
+
+
+def _absent(offline: bool) -> str:
+    if offline:
+        return "the hub cannot be reached, and its cache on this machine does not hold it"
+    return "it holds no config.json"
+
+
+def _reached(spec: str, name: str, revision: str) -> bool:
+    """Whether the hub answers, asked once: its client would try again for a minute where there is no network.
+
+    Raises:
+        InputError: the hub answers that there is no such model or revision.
+    """
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        model_info(name, revision=revision, timeout=TIMEOUT)
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"{spec} cannot be loaded: the hub has no such model, or it is a private one; check its name."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise InputError(
+            f"{spec} cannot be loaded: the model has no revision {revision}; check it on the hub."
+        ) from error
+    except Exception:  # each network, proxy and version of the client has its own; what is in the cache may do
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def hub(offline: bool) -> Iterator[None]:
+    """Where the hub cannot be reached its client is told so: by itself it would try again and again, file by file."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def base_of(place: Place, base: str | None, options: ModelOptions) -> tuple[Place, ModelOptions]:

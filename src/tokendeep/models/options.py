@@ -77,3 +77,10 @@ class ModelOptions:
     allow_pickle: Annotated[
         bool, advanced(help="Load weights that are not safetensors, which can run code; only where you trust them.")
     ] = False
+    date: Annotated[
+        str,
+        advanced(
+            help="Day that chat templates are told, which some of them write into the prompt; fixed, so that "
+            "prompts are the same every day."
+        ),
+    ] = "2024-07-26"

@@ -40,7 +40,12 @@ def cache_dir() -> Path:
         return Path(own).expanduser()
     if xdg := os.environ.get("XDG_CACHE_HOME"):
         return Path(xdg).expanduser() / "tokendeep"
-    return Path.home() / ".cache" / "tokendeep"
+    try:
+        return Path.home() / ".cache" / "tokendeep"
+    except RuntimeError:
+        raise InputError(
+            "This user has no home folder to keep the cache in; name a folder in TOKENDEEP_CACHE."
+        ) from None
 
 
 def smollm2_folder() -> Path:

@@ -10,7 +10,7 @@ from tokendeep.runs.files import (
     write_jsonl,
     write_text,
 )
-from tokendeep.runs.folder import Run, look, open_run
+from tokendeep.runs.folder import Run, look, open_run, set_aside
 from tokendeep.runs.identity import (
     fingerprint,
     hash_input,
@@ -32,6 +32,7 @@ __all__ = [
     "open_run",
     "private_dir",
     "seed",
+    "set_aside",
     "sha256",
     "sha256_file",
     "sha256_text",

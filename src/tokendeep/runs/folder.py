@@ -7,8 +7,9 @@ and `overwrite` knows what to move aside. Knows nothing of models and rows.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,11 +17,16 @@ from typing import Any
 from tokendeep.errors import InputError, guarded
 from tokendeep.runs import lock, written
 from tokendeep.runs import manifest as manifests
-from tokendeep.runs.files import CLAIMS, MADE, is_main_process, user_path
+from tokendeep.runs.files import CLAIMS, MADE, WARNING, is_main_process, user_path
+
+log = logging.getLogger(__name__)
 
 # What libraries write into a run's folder on our behalf; noted in every manifest from the start.
 SCRATCH = "trainer"  # checkpoints to resume from, which a user may delete once the run has finished
-BY_LIBRARIES = ("*.eval", ".eval-set-id", "eval-set.json", "logs.json", "checkpoint", "checkpoint.part", SCRATCH)
+LOGS = (
+    ".logs.part"  # evaluation logs of a run that has not finished: Inspect takes every log below its folder for its own
+)
+BY_LIBRARIES = (LOGS, "checkpoint", "checkpoint.part", SCRATCH)
 
 
 @dataclass
@@ -83,6 +89,7 @@ def open_run(
     nested: Sequence[str] = (),
     kind: type | None = None,
     models: Iterable[str] = (),
+    begun: Callable[[Path], bool] | None = None,
 ) -> Run:
     """Take `out` for this run: a new one, the same one to go on with, or the same one finished.
 
@@ -96,11 +103,13 @@ def open_run(
         verb: measure, attack, deepen ...
         config: the resolved settings, JSON values only.
         inputs: name -> file or folder (hashed by content) or any other text (hashed as it is). A Path must exist.
-        overwrite: start anew. What another run of ours wrote here is moved to `.NAME.replaced-XXXX` beside the folder
-            and removed when this run has finished; files of the user's own stay where they are.
+        overwrite: start anew. What another run of ours wrote here is moved to `.replaced-XXXX` inside the folder and
+            removed when this run has finished; files of the user's own stay where they are.
         nested: patterns of folders under `out` whose runs are parts of this one, and are moved aside with it.
         kind: the dataclass of the settings. One that an older version did not have was at its default there.
         models: settings that name models, beside those of all verbs.
+        begun: whether an unfinished run of this verb has finished a row; by default, whether it wrote any result. One
+            that has not is no loss, so that another run takes its place.
 
     Raises:
         InputError: `out` is empty, a file, not writable, on a full disk, holds a manifest of something else, holds a
@@ -109,13 +118,16 @@ def open_run(
     folder = _make_folder(out)
     manifest = manifests.new(verb, config, inputs or {}, BY_LIBRARIES, models)
     with _locked(folder):
-        run = _take(folder, manifest, overwrite, nested, manifests.defaults(kind))
+        run = _take(folder, manifest, overwrite, nested, manifests.defaults(kind), begun)
         if run.finished:
             _relabel(run, manifest["config"].get("label"))
         else:
             if is_main_process():
                 manifests.save(folder, run.manifest)
             CLAIMS[folder.resolve()] = run.claim
+        if run.resumed:
+            for line in written.set_aside(folder):
+                log.warning("%s", line)
     return run
 
 
@@ -127,6 +139,7 @@ def look(
     overwrite: bool = False,
     kind: type | None = None,
     models: Iterable[str] = (),
+    begun: Callable[[Path], bool] | None = None,
 ) -> str:
     """What `open_run` with these arguments would meet in `out`, in words. Reads only."""
     folder = user_path(out)
@@ -145,10 +158,17 @@ def look(
         return f"holds a run of {old['verb']}, {state}; --overwrite replaces it once this run has finished"
     new = manifests.new(verb, config, inputs or {}, BY_LIBRARIES, models)
     if differences := _differences(old, new, manifests.defaults(kind)):
+        if _holds_nothing(folder, old, new, begun):
+            return f"holds a run of {old['verb']} that has finished no row yet; it is replaced"
         return (
             f"holds a run of {old['verb']}, {state}, that differs in {differences}; give another --out, or --overwrite"
         )
     return f"holds this run, {'finished: nothing is left to do' if state == 'finished' else 'unfinished: it goes on'}"
+
+
+def set_aside() -> list[str]:
+    """Where the runs lie that those still open in this process were to replace, a sentence each."""
+    return [line for folder in CLAIMS for line in written.set_aside(folder)]
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
@@ -156,8 +176,25 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mappi
     return manifests.differences({**old, "config": {**defaults, **old["config"]}}, new)
 
 
+def _holds_nothing(
+    folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], begun: Callable[[Path], bool] | None
+) -> bool:
+    """Whether the run that lies here was cut off before it had anything to show."""
+    if old["status"] == "finished":
+        return False
+    if begun is not None and old["verb"] == new["verb"]:
+        return not begun(folder)
+    results = (path for path in written.files(folder, old["files"]) if path.name != WARNING)
+    return not any(path.stat().st_size for path in results if path.exists())
+
+
 def _take(
-    folder: Path, manifest: dict[str, Any], overwrite: bool, nested: Sequence[str], defaults: Mapping[str, Any]
+    folder: Path,
+    manifest: dict[str, Any],
+    overwrite: bool,
+    nested: Sequence[str],
+    defaults: Mapping[str, Any],
+    begun: Callable[[Path], bool] | None,
 ) -> Run:
     """The run to do in `folder`, by what lies there."""
     old = manifests.read(folder)
@@ -168,7 +205,10 @@ def _take(
             parts = written.nested(folder, nested) if old["verb"] == manifest["verb"] else []
             _refuse_foreign(folder, old["files"])
             written.move_aside(folder, {**old, "files": [*old["files"], *parts]})
-    elif differences := _differences(old, manifest, defaults):
+    elif (differences := _differences(old, manifest, defaults)) and _holds_nothing(folder, old, manifest, begun):
+        if is_main_process():
+            written.remove_written(folder, old)
+    elif differences:
         raise InputError(
             f"{folder} holds {'a finished' if old['status'] == 'finished' else 'an unfinished'} {old['verb']} run that "
             f"differs in {differences}; give another --out, or --overwrite to replace it."

@@ -22,7 +22,17 @@ from tokendeep.runs.identity import hash_input, known_identity
 
 MANIFEST = "manifest.json"
 # Settings that do not change what a run computes; a run that ran out of memory goes on with a smaller batch.
-NOT_COMPARED = ("out", "overwrite", "debug", "batch_size", "micro_batch", "device", "device_map", "label")
+NOT_COMPARED = (
+    "out",
+    "overwrite",
+    "debug",
+    "batch_size",
+    "micro_batch",
+    "device",
+    "device_map",
+    "label",
+    "max_retries",
+)
 OWN = frozenset(
     ["tokendeep", "verb", "status", "config", "inputs", "models", "seed", "versions", "started", "resumed", "finished",
      "files"]
@@ -77,6 +87,12 @@ def read(folder: Path) -> dict[str, Any] | None:
     if not isinstance(manifest, dict) or not manifest.keys() >= NEEDED or not isinstance(manifest["files"], list):
         raise InputError(f"{path} was not written by tokendeep or is damaged; move it away or give another --out.")
     return manifest
+
+
+def of_verb(folder: Path, verb: str) -> dict[str, Any] | None:
+    """The manifest in a folder where it is one of this verb. Raises as `read`."""
+    manifest = read(folder)
+    return manifest if manifest and manifest["verb"] == verb else None
 
 
 def save(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Which files in a folder a run wrote, and moving them aside where another run takes its place.
 
 A manifest names files, folders (all in them) and patterns (`*.eval`); nothing outside the folder is ever looked at,
-links are not followed, and what is not named is the user's own and stays where it is.
+links are not followed, and what is not named is the user's own and stays where it is. What is moved aside stays inside
+the folder, so that it needs no room and no permission elsewhere.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from tokendeep.runs import manifest as manifests
 from tokendeep.runs.files import PARTIAL, remove
 
 log = logging.getLogger(__name__)
+
+REPLACED = ".replaced-"  # how the folders begin in which runs lie that were overwritten by one that has not finished
 
 
 def covers(names: Iterable[str], path: str) -> bool:
@@ -50,8 +53,8 @@ def nested(folder: Path, patterns: Iterable[str]) -> list[str]:
     places = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_dir()]
     names: list[str] = []
     for path in places:
-        if manifest := manifests.read(path):
-            place = path.relative_to(folder)
+        place = path.relative_to(folder)
+        if not place.parts[0].startswith(REPLACED) and (manifest := manifests.read(path)):
             names += [(place / name).as_posix() for name in [*manifest["files"], manifests.MANIFEST]]
     return names
 
@@ -64,19 +67,22 @@ def remove_partials(folder: Path, paths: Iterable[Path]) -> None:
 
 
 def move_aside(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Move what a run wrote into a new folder beside its own, the manifest last.
+    """Move what a run wrote into a new folder inside its own, the manifest last.
 
     Raises:
-        InputError: no folder can be made there.
+        InputError: no folder can be made there, or a part of the run lies on another disk.
     """
     folder = folder.resolve()
-    aside = folder.with_name(f".{folder.name}.replaced-{secrets.token_hex(4)}")
-    if folder.stat().st_dev != folder.parent.stat().st_dev:
-        raise InputError(f"{folder} is a disk of its own, so nothing can be moved out of it; give a folder inside it.")
+    aside = folder / f"{REPLACED}{secrets.token_hex(4)}"
+    paths = _written(folder, manifest)
+    for path in paths:
+        if path.lstat().st_dev != folder.stat().st_dev:
+            raise InputError(
+                f"{path} lies on another disk than {folder}, so it cannot be moved aside; move it yourself."
+            )
     with guarded(aside):
         aside.mkdir(mode=0o700)
         manifests.save(aside, manifest)
-        paths = _written(folder, manifest)
         remove_partials(folder, paths)
         for path in paths:
             place = aside / path.relative_to(folder)
@@ -84,24 +90,47 @@ def move_aside(folder: Path, manifest: Mapping[str, Any]) -> None:
             path.rename(place)
         _remove_empty(folder, manifest["files"])
         (folder / manifests.MANIFEST).unlink()
-    log.warning("the %s run that was in %s lies in %s until this one has finished", manifest["verb"], folder, aside)
+    for line in set_aside(folder):
+        log.warning("%s", line)
+
+
+def set_aside(folder: Path) -> list[str]:
+    """A sentence for each run that was moved aside for the one in `folder`: where it lies."""
+    runs = {aside: manifests.read(aside) for aside in _asides(folder)}
+    return [
+        f"the {manifest['verb']} run that was in {folder} lies in {aside} until this one has finished"
+        for aside, manifest in runs.items()
+        if manifest
+    ]
+
+
+def _asides(folder: Path) -> list[Path]:
+    """The folders of runs that were moved aside; earlier versions made them beside the folder."""
+    folder = folder.resolve()
+    places = [*folder.glob(f"{REPLACED}*"), *folder.parent.glob(f".{escape(folder.name)}{REPLACED}*")]
+    return sorted(place for place in places if not place.is_symlink())
 
 
 def remove_replaced(folder: Path) -> None:
     """Remove the runs that were moved aside for the one in `folder`, but for files that somebody put among them."""
-    folder = folder.resolve()
-    for aside in folder.parent.glob(f".{escape(folder.name)}.replaced-*"):
-        manifest = None if aside.is_symlink() else manifests.read(aside)
+    for aside in _asides(folder):
+        manifest = manifests.read(aside)
         if manifest is None:
             continue
-        for path in _written(aside, manifest):
-            path.unlink()
-        _remove_empty(aside, manifest["files"])
-        (aside / manifests.MANIFEST).unlink()
+        remove_written(aside, manifest)
         try:
             aside.rmdir()
         except OSError:
             log.warning("%s holds files that no run wrote; they are left there", aside)
+
+
+def remove_written(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Remove what a run wrote into `folder`, the manifest last."""
+    with guarded(folder):
+        for path in _written(folder, manifest):
+            path.unlink()
+        _remove_empty(folder, manifest["files"])
+        (folder / manifests.MANIFEST).unlink()
 
 
 def _written(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:

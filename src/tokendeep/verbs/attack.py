@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 from tokendeep import data, models, runs
 from tokendeep.attacks import ATTACKS
 from tokendeep.attacks.base import Attack, Prepared, Rows
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, check_least
 from tokendeep.evals.options import EvalOptions
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Rate, Rates
 from tokendeep.runs import parts
 from tokendeep.types import Subject
-from tokendeep.verbs.common import Place, beside, ending, heading, loading, output
+from tokendeep.verbs.common import Place, advanced, beside, ending, heading, loading, output
 
 if TYPE_CHECKING:
     from tokendeep.evals.running import Model
@@ -35,7 +35,10 @@ class AttackOptions(ModelOptions, EvalOptions, *(ATTACKS[name].options for name 
 
     model: Annotated[
         str,
-        what(help="Hub id, local folder, adapter folder, GGUF file, smollm2, or an Inspect model such as vllm/NAME."),
+        what(
+            help="Hub id, local folder, adapter folder, GGUF file, smollm2, or an Inspect model: vllm/NAME, sglang/NAME, or "
+            "inspect/PROVIDER/NAME for any other provider."
+        ),
     ]
     data: Annotated[
         str,
@@ -46,6 +49,23 @@ class AttackOptions(ModelOptions, EvalOptions, *(ATTACKS[name].options for name 
     batch_size: Annotated[
         int, loading(help="Rows decoded together; lower it where the memory is short, the answers stay the same.")
     ] = 16
+    tokenizer: Annotated[
+        str | None,
+        advanced(
+            help="Folder or hub id of the tokenizer that counts prefill tokens for a model that runs elsewhere; the model's "
+            "own name where left out."
+        ),
+    ] = None
+    continues: Annotated[
+        bool,
+        advanced(
+            help="The server does continue the beginning of an answer: for servers where the one request that finds out "
+            "cannot tell."
+        ),
+    ] = False
+    max_retries: Annotated[
+        int, advanced(help="How often a server that fails is asked again, after waits that grow from 3 seconds.")
+    ] = 6
     out: Annotated[str, output(help="Folder for the evaluation logs, asr.json and manifest.json.")]
     label: Annotated[str | None, output(help="Short name of the model in reports; its path where left out.")] = None
     overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
@@ -74,7 +94,7 @@ class AttackPlan:
     @property
     def place(self) -> Place:
         """The output folder, and what tells this run from another."""
-        return Place("attack", self.options, self.inputs, _recorded(self.options), models=MODELS)
+        return Place("attack", self.options, self.inputs, _recorded(self.options), models=MODELS, begun=_begun)
 
     def lines(self) -> list[str]:
         """What would run, on how many rows, what is there already and what it will cost at most."""
@@ -126,7 +146,7 @@ def plan(options: AttackOptions, subject: Subject | None = None, rows: Iterable[
     source = options.data if rows is None else list(rows)
     asked = tasks.read_rows(source, needs, options.system, options)
     inputs: dict[str, str | Path] = {"data": data.identity(source)}
-    view = victim(model, {}, options.decoding())
+    view = victim(model, _served(options), options.decoding())
     prepared = {attack.name: attack.prepare(asked, options, view) for attack in attacks if not attack.weights}
     for attack in attacks:
         inputs |= attack.files(options)
@@ -161,7 +181,9 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
     todo = running.tasks_of(plan.attacks, options, session)
     attacked = (row for task in todo for row in running.attacked(task))
     runs.write_jsonl(state.out / "attacked.jsonl", attacked, private=True)
-    running.evaluate(todo, session, state.out, samples=options.samples, batch_size=options.batch_size)
+    running.evaluate(
+        todo, session, state, samples=options.samples, batch_size=options.batch_size, max_retries=options.max_retries
+    )
     rows = rates.asr(logs.read_samples(state.out), logs.read_skipped(state.out))
     runs.write_json(state.out / Rates.FILE, rows.dump())
     parts.remove(state)
@@ -223,6 +245,7 @@ def _check(options: AttackOptions) -> list[Attack[Any]]:
     tasks.check_shared(options)
     if options.batch_size < 1:
         raise InputError(f"batch_size = {options.batch_size} is below 1.")
+    check_least(options, {"max_retries": 0})
     attacks = [ATTACKS[name] for name in names]
     for attack in attacks:
         attack.check(options)
@@ -233,11 +256,16 @@ def _prepared(plan: AttackPlan, state: runs.Run) -> dict[str, Prepared]:
     """The prompts of every attack; now those too that are found with the victim's weights."""
     from tokendeep.evals.victim import victim
 
-    view = victim(plan.model, {}, plan.options.decoding(), folder=lambda: parts.folder(state))
+    view = victim(plan.model, _served(plan.options), plan.options.decoding(), folder=lambda: parts.folder(state))
     return {
         attack.name: plan.prepared.get(attack.name) or attack.prepare(plan.rows, plan.options, view)
         for attack in plan.attacks
     }
+
+
+def _served(options: AttackOptions) -> dict[str, Any]:
+    """What is said of a model that runs elsewhere."""
+    return {"tokenizer": options.tokenizer, "continues": options.continues}
 
 
 def _recorded(options: AttackOptions) -> dict[str, Any]:
@@ -250,4 +278,9 @@ def _finished(out: str) -> int:
     """The judged answers that an earlier attempt has left."""
     from tokendeep.evals import logs
 
-    return logs.finished_samples(out) if Path(out).is_dir() else 0
+    return logs.finished_samples(out)
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run that was cut off has judged an answer, or kept a part of a search."""
+    return bool(_finished(str(folder)) or any(path.stat().st_size for path in (folder / parts.FOLDER).glob("*")))

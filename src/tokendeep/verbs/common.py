@@ -27,7 +27,7 @@ import contextlib
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -87,6 +87,7 @@ class Place:
         config: the options as the manifest keeps them, where texts of the user are among them.
         models: options that name models, beside those of all verbs.
         nested: patterns of folders below whose runs are parts of this one.
+        begun: whether an unfinished run of this verb has finished a row (see `runs.open_run`).
     """
 
     verb: str
@@ -95,6 +96,7 @@ class Place:
     config: Mapping[str, Any] | None = None
     models: Sequence[str] = ()
     nested: Sequence[str] = ()
+    begun: Callable[[Path], bool] | None = None
 
     def _arguments(self) -> dict[str, Any]:
         """What `runs.open_run` and `runs.look` take alike."""
@@ -102,6 +104,7 @@ class Place:
         return {
             "out": self.options.out, "verb": self.verb, "config": config, "inputs": self.inputs,
             "overwrite": self.options.overwrite, "kind": type(self.options), "models": self.models,
+            "begun": self.begun,
         }  # fmt: skip
 
     def open(self) -> runs.Run:
