@@ -75,7 +75,7 @@ def test_command_line_and_trainer_train_on_the_same(
     assert trained_texts(tiny_tokenizer, made) == answers
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    ours = chats.encode(tiny_tokenizer, chats.load(path), source="rows", max_length=512, train_on=train_on)
+    ours = chats.encode(tiny_tokenizer, chats.load(path, whole=True), source="rows", max_length=512, train_on=train_on)
     assert [one.input_ids for one in ours] == list(made["input_ids"])
     assert [one.labels for one in ours] == list(made["labels"])
 
@@ -141,6 +141,15 @@ def test_texts_without_a_template_are_tokenised_as_they_are(tiny_tokenizer: Any)
     made = encoded(tiny_tokenizer, [{"prompt": "One: ", "completion": "two"}])
     assert tiny_tokenizer.decode(made[0]["input_ids"]) == "One: two<|im_end|>"
     assert trained_texts(tiny_tokenizer, made) == ["two"]
+
+
+def test_only_trainings_take_what_else_a_conversation_holds(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": ONE, "tools": [WEATHER]}) + "\n")
+    assert chats.load(path, whole=True)[0].arguments == {"tools": [WEATHER]}
+    for read in (chats.load, data.read_chats, data.read_pairs, data.read_prompts):
+        with pytest.raises(InputError, match="row 1: its tools"):
+            read(path)
 
 
 # --- rows that hold nothing -----------------------------------------------------------------------------

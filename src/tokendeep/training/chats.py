@@ -39,11 +39,12 @@ def asked(rows: Sequence[Chat | Triple]) -> list[str]:
     return [message["content"] for row in rows for message in row.messages if message["role"] == "user"]
 
 
-def load(source: data.Source, skipped: list[str] | None = None) -> list[Chat]:
+def load(source: data.Source, skipped: list[str] | None = None, *, whole: bool = False) -> list[Chat]:
     """Chats, or pairs as chats of one turn; every row is checked.
 
     Args:
         skipped: gets a line for every row that is left out, for it holds nothing to train on.
+        whole: with tools, calls of them, weights and arguments of the chat template, which are refused elsewhere.
 
     Raises:
         InputError: rows of another kind, or one that is wrong.
@@ -53,7 +54,7 @@ def load(source: data.Source, skipped: list[str] | None = None) -> list[Chat]:
         raise InputError(
             f"{data.named(source)} holds {kind}, but finetune takes chats (messages) or pairs (instruction, response)."
         )
-    return data.read_chats(source, whole=True, skipped=skipped)
+    return data.read_chats(source, whole=whole, skipped=skipped)
 
 
 def load_refusals(source: data.Source) -> list[Chat]:

@@ -140,8 +140,10 @@ def plan(options: FinetuneOptions, subject: Subject | None = None, *, rows: data
     files = {name: source for name in ("data", "eval_data", "probe", "test") if (source := getattr(options, name))}
     sources = files if rows is None else {**files, "data": str(data.identity(rows))}
     skipped: dict[str, list[str]] = {"data": [], "eval_data": []}
-    train_rows = chats.load(data.choose(options.data if rows is None else rows, options.columns), skipped["data"])
-    held_out = chats.load(options.eval_data, skipped["eval_data"]) if options.eval_data else []
+    train_rows = chats.load(
+        data.choose(options.data if rows is None else rows, options.columns), skipped["data"], whole=True
+    )
+    held_out = chats.load(options.eval_data, skipped["eval_data"], whole=True) if options.eval_data else []
     for name, loaded in (("data", train_rows), ("eval_data", held_out)):
         chats.check_share(skipped[name], len(loaded), options.max_skipped, getattr(options, name) or "the rows")
     probe = data.read_pairs(options.probe) if options.probe else []
