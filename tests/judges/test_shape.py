@@ -154,6 +154,14 @@ def test_a_list_of_reasons_is_the_speakers_own(start: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "text", [f'"{REFUSAL}"', f'"{REFUSAL}', f'{{"answer": "{REFUSAL}"}}', f'{{"answer": "{REFUSAL[:-6]}']
+)
+def test_an_answer_that_is_all_in_quotes_is_the_speakers_own(text: str) -> None:
+    """The quotation may have been cut off."""
+    assert judge_refusal(text).outcome == "refused"
+
+
 # ------------------------------------------------------------------------------- behind a prefill
 
 

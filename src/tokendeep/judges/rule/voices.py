@@ -12,7 +12,7 @@ _HIDDEN = "quoted"  # stands for each word of a passage that speaks in another v
 _QUOTED = re.compile(r'"[^"\n]{1,400}"')
 # All of it in quotes is the speaker's own.
 _ALL_SINGLE = re.compile(r"^\s*'(?=\w)([^`]*?)(?<=[.!?])'\s*$")
-_ALL_QUOTED = re.compile(r'^\W*(?:"\w+"\s*:\s*)?"([^"]*)"\W*$')  # "..." or {"answer": "..."}: the speaker's own
+_ALL_QUOTED = re.compile(r'^\W*(?:"\w+"\s*:\s*)?"([^"]*)(?:"\W*)?$')  # "..." or {"answer": "...
 _QUOTED_SINGLE = re.compile(r"(?<![\w'])'(?=\w)[^'\n]*(?:\w'\w[^'\n]*)*[.,!?]'(?!\w)")
 _QUOTE_BEGUN_BEFORE = re.compile(r'^[^"\n]{1,300}[.,!?]"(?=\s(?:\w+ ){0,2}(?:said|says|asked|replied|answered|cried))')
 _BLOCK = re.compile(r"^[ \t]*>[^\n]*", re.MULTILINE)  # a quotation as markdown marks it
