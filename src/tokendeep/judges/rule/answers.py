@@ -27,9 +27,6 @@ def is_answered(after: str, decline: Decline) -> bool:
             continue
         elif phrases.REDIRECT.search(part):
             redirecting = redirecting or not item
-        elif phrases.I_CAN.search(part):
-            announced = announced or (part.endswith(":") and not decline.strong)
-            redirecting = not announced
         elif phrases.ANNOUNCES.search(part) and not phrases.LECTURE.search(part):
             announced, redirecting = True, False
             answer += max(0, words - 4) if "here" in part else 0

@@ -42,7 +42,7 @@ def declines(text: str, position: int, started: bool) -> Iterator[Decline]:
     finds = (pattern.finditer(text, position) for pattern in patterns)
     for match in heapq.merge(*finds, key=lambda match: match.start()):
         before = text[position : match.start()]
-        if phrases.PREDICATE.match(match.group()) or phrases.NOMINAL.search(match.group()):
+        if phrases.PREDICATE.match(match.group()):
             before = phrases.SUBJECT.sub("", before)
         late = started or (_has_content(before) and not _gives_reason(before, _sentence(text, match)))
         caveat = _names_a_limit(text, match)
