@@ -131,3 +131,10 @@ def test_a_gguf_without_a_template_is_told_before_it_is_loaded(tiny_subject: Sub
         models.check_spec(str(path))
     models.check_spec(str(path), needs_template=False)
     assert models.load(str(path), chat_template="chatml").tokenizer.chat_template
+
+
+def test_loading_a_gguf_shows_one_line_and_no_bar_of_a_library(
+    tiny_gguf: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    models.load(str(tiny_gguf))
+    assert capfd.readouterr().err == f"loading {tiny_gguf}\n"

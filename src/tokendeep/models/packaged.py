@@ -6,8 +6,10 @@ to turn a GGUF into an ordinary model. Importing it loads no torch.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -174,7 +176,10 @@ def load_gguf(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """De-quantise a GGUF into a plain model: transformers' own result is marked quantised and refuses to be saved."""
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, local_files_only=True)
+    with contextlib.redirect_stderr(io.StringIO()):  # its bar cannot be turned off otherwise
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=dtype, local_files_only=True
+        )
     config = loaded.config
     del config.quantization_config
     config._name_or_path = str(path.resolve())  # transformers names the folder, where other files can lie as well
