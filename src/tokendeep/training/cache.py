@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokendeep import runs
+from tokendeep import chat, runs
 from tokendeep.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
     state = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
     if isinstance(state, dict):
         state = {name: value for name, value in state.items() if name not in ("padding", "truncation")}
-    day = vars(tokenizer).get("tokendeep_date")  # that its templates are told
-    own = (type(tokenizer).__name__, tokenizer.chat_template, tokenizer.special_tokens_map, day)
+    own = (type(tokenizer).__name__, tokenizer.chat_template, tokenizer.special_tokens_map, chat.date_of(tokenizer))
     return runs.sha256_text(json.dumps([state, own], sort_keys=True, default=str))
 
 
