@@ -168,3 +168,21 @@ def test_a_continued_adapter_leaves_no_second_one(
     with trainer._as_reference():
         assert_same_weights(trainer.model, start, 0)
     assert trainer.state.log_history[-2]["log_ratio_1"] > 0.001
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peft", [None, LORA])
+def test_a_stream_is_evaluated_as_far_as_it_can_be(
+    peft: Any, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trained(make_model(), tiny_tokenizer, tmp_path, peft_config=peft)
+    rows = Dataset.from_list(token_rows(5, seed=9))
+    whole = trainer.evaluate(rows)
+    capsys.readouterr()
+    found = trainer.evaluate(rows.to_iterable_dataset())
+    assert found["eval_nll"] == pytest.approx(whole["eval_nll"], rel=1e-5)
+    if peft is None:
+        assert "a stream of rows has no reference" in capsys.readouterr().out
+        assert "eval_loss" not in found
+    else:  # the adapter is taken off beside every batch
+        assert found["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-5)

@@ -80,7 +80,8 @@ def load(
     tokenizer = _load_tokenizer(place if place.has_tokenizer else whole, options, needs_template)  # faults come early
     model = _load_weights(whole, whole_options, dtype_of(options, dtype), devices)
     if place.adapter:
-        fit_vocabulary(place.adapter, model, len(tokenizer) if place.has_tokenizer else 0)
+        with explained(spec):
+            fit_vocabulary(place.adapter, model, len(tokenizer) if place.has_tokenizer else 0)
         model = _load_adapter(place, model, devices, trainable)
     _check_weights(spec, model, tokenizer)
     adapter = adapter_hash(place.adapter) if place.adapter else None
