@@ -19,7 +19,7 @@ from tokendeep import chat
 from tokendeep.attacks.gcg.losses import Batch, Losses
 from tokendeep.compute import gradients
 from tokendeep.errors import InputError
-from tokendeep.training import settings, upstream
+from tokendeep.training import checks, settings, upstream
 from tokendeep.training.eq3 import BetaSchedule
 from tokendeep.training.sft import ResponseSFTTrainer
 from tokendeep.training.trainer import ConstrainedSFTTrainer
@@ -88,6 +88,10 @@ def test_what_is_saved_stops_where_answers_stop(
     assert stops(rows, [0, 2]) == [0, 2]
     assert stops(rows, None) == [2]
     assert stops(token_rows(), 0) == 0  # answers that end with a word
+    model = make_model()
+    model.generation_config = GenerationConfig(eos_token_id=0)
+    checks.end_where_answers_end(model, Dataset.from_list(rows).to_iterable_dataset(), tiny_tokenizer)
+    assert model.generation_config.eos_token_id == [2, 0]
 
 
 @pytest.mark.slow

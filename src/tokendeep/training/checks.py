@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from tokendeep import chat
 from tokendeep.compute import lm_head
-from tokendeep.types import IGNORE
+from tokendeep.types import IGNORE, Message
 
 
 class StepChecks(TrainerCallback):
@@ -41,9 +41,15 @@ def leave_router_loss_out(trainer: Any) -> None:
 
 
 def end_where_answers_end(model: Any, rows: Iterable[Mapping[str, Any]], tokenizer: Any) -> None:
-    """Let generation stop at the tokens that end the answers of the rows, beside those where it stops already."""
+    """Let generation stop at the tokens that end the answers of the rows, beside those where it stops already.
+
+    Of a stream, whose rows are not known yet, those of the chat template.
+    """
     config = getattr(lm_head.causal_lm(model), "generation_config", None)
-    if config is None or not hasattr(rows, "__len__"):
+    if not hasattr(rows, "__len__"):
+        asked: list[Message] = [{"role": "user", "content": "Hello"}]
+        rows = [{"labels": chat.response_ids(tokenizer, asked, "Hello")}] if tokenizer.chat_template else []
+    if config is None:
         return
     known = config.eos_token_id
     stops = [known] if isinstance(known, int) else list(known or ())
