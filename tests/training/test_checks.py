@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 
 from tokendeep import chat
 from tokendeep.attacks.gcg.losses import Batch, Losses
-from tokendeep.compute import gradients
+from tokendeep.compute import gradients, lm_head
 from tokendeep.errors import InputError
 from tokendeep.training import checks, settings, upstream
 from tokendeep.training.eq3 import BetaSchedule
@@ -148,14 +148,23 @@ def test_no_micro_batch_waits_for_the_device(
 
 @pytest.mark.slow
 def test_a_compiled_model_trains_to_the_same_weights(
-    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    inside, own = [], lm_head.label_logps
+
+    def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
+        inside.append(torch.compiler.is_compiling())
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(lm_head, "label_logps", watched)
     plain = trained(make_model(), tiny_tokenizer, tmp_path / "a", head_anchor=(1.0, 5))
     compiled = trained(
         make_model(), tiny_tokenizer, tmp_path / "b", head_anchor=(1.0, 5),
         args={"torch_compile": True, "torch_compile_backend": "aot_eager"},
     )  # fmt: skip
     assert type(compiled.model_wrapped).__name__ == "OptimizedModule"
+    assert inside
+    assert not any(inside)  # the head stays outside the graph
     assert history(plain, "loss") == pytest.approx(history(compiled, "loss"), rel=1e-4)
     assert_same_weights(plain.model, compiled.model, 1e-4)
 
