@@ -30,16 +30,14 @@ class ConstrainedSFTConfig(SFTConfig):
 def copied(args: Any) -> Any:
     """A copy of the settings, as SFTConfig; by default with the paper's optimizer."""
     if args is None:
-        return ConstrainedSFTConfig("trainer_output")
-    if isinstance(args, TrainingArguments) and not isinstance(args, SFTConfig):
-        return SFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})
+        args = ConstrainedSFTConfig("trainer_output")
+    elif isinstance(args, TrainingArguments) and not isinstance(args, SFTConfig):
+        args = SFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})
     args = copy.copy(args)
     args.accelerator_config = copy.copy(args.accelerator_config)
     args.accelerator_config.dispatch_batches = False  # of streams too: it would cut what a batch says of its tokens
     args.assistant_only_loss = False  # conversations are encoded here, answers only: see `answers`
-    args.logging_nan_inf_filter = (
-        False  # it waits for the device at every micro-batch; `check_losses` does at every step
-    )
+    args.logging_nan_inf_filter = False  # waits for the device at every micro-batch, as `check_losses` does not
     return args
 
 
