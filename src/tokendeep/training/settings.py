@@ -6,7 +6,7 @@ Knows nothing of rows or losses.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ def copied(args: Any) -> Any:
     args.accelerator_config = copy.copy(args.accelerator_config)
     args.accelerator_config.dispatch_batches = False  # of streams too: it would cut what a batch says of its tokens
     args.assistant_only_loss = False  # conversations are encoded here, answers only: see `answers`
+    # batches of a stream are not cut in pieces by rows: they hold values by token too
+    args.accelerator_config = replace(args.accelerator_config, dispatch_batches=False)
     args.logging_nan_inf_filter = False  # waits for the device at every micro-batch, as `check_losses` does not
     return args
 
