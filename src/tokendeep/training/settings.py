@@ -34,7 +34,6 @@ def copied(args: Any) -> Any:
     elif isinstance(args, TrainingArguments) and not isinstance(args, SFTConfig):
         args = SFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})
     args = copy.copy(args)
-    args.accelerator_config = copy.copy(args.accelerator_config)
     args.assistant_only_loss = False  # conversations are encoded here, answers only: see `answers`
     # batches of a stream are not cut in pieces by rows: they hold values by token too
     args.accelerator_config = replace(args.accelerator_config, dispatch_batches=False)
