@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test test-fast bench bench-gcg lint docs wheel lock clean
+.PHONY: env demo test test-fast chaos bench bench-gcg lint docs wheel lock clean
 
 env: $(STAMP)
 
@@ -29,6 +29,10 @@ test: env
 
 test-fast: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# Kills, mistakes, full disks: an hour on one core (docs/architecture.md has the figures).
+chaos: env
+	$(BIN)/python tests/chaos
 
 bench: env
 	$(BIN)/python benchmarks/scoring.py

@@ -22,10 +22,12 @@ from cyclopts.help import DefaultFormatter
 
 from tokendeep import __version__, runs
 from tokendeep.errors import InputError, did_you_mean, explain, nearest
+from tokendeep.models.options import number, whole_number
 from tokendeep.verbs import VERBS
 from tokendeep.verbs.common import advanced, meaning, output, typed, yaml_settings
 
 HELP = ("-h", "--help")
+NUMBERS: dict[Any, Callable[[str], object]] = {int: whole_number, float: number}
 ALONE = (*HELP, "--version", "--install-completion")  # what needs no verb
 
 
@@ -38,10 +40,13 @@ class Help(DefaultFormatter):
 
 
 def converted(hint: Any, tokens: Sequence[Token]) -> object:
-    """What words of the command line are as a value: null is none; a whole number is written as one, not rounded."""
+    """What words of the command line are as a value: null is none; a whole number is not rounded, no number is infinite."""
     if tokens[0].value == "null" and type(None) in get_args(hint):
         return None
-    return int(tokens[0].value) if hint is int else convert(hint, tokens)
+    plain = next((kind for kind in get_args(hint) if kind is not type(None)), hint)
+    if plain in NUMBERS:
+        return NUMBERS[plain](tokens[0].value)
+    return convert(hint, tokens)
 
 
 def shown(default: object) -> str | None:
@@ -108,8 +113,8 @@ def build(*used: str) -> App:
         result_action="return_value",
     )
     app.register_install_completion_command()
-    for number, (verb, (_, summary)) in enumerate(VERBS.items()):
-        sub = App(name=verb, help=None if verb in used else summary, sort_key=number, version_flags=())
+    for place, (verb, (_, summary)) in enumerate(VERBS.items()):
+        sub = App(name=verb, help=None if verb in used else summary, sort_key=place, version_flags=())
         if verb in used:
             sub.default(command(verb))
         app.command(sub)
@@ -125,6 +130,9 @@ def parse(words: Sequence[str]) -> tuple[Callable[..., object], BoundArguments]:
     Raises:
         InputError: an unknown verb or option, a wrong value, an unreadable YAML file, a required option left out.
     """
+    for word in words:
+        if re.search("[\ud800-\udfff]", word):
+            raise InputError(f"The command line holds bytes that are not UTF-8, in {word[:60]!r}; write it in UTF-8.")
     words = words[:1] if words and words[0] in HELP else words
     verb = _verb(words)
     app = build(*([verb] if verb else VERBS if "--install-completion" in words else []))
@@ -257,7 +265,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = error if isinstance(error, InputError) else explain(error, error.filename or "the output folder")
         if known is None or "--debug" in words:
             raise
-        print(f"tokendeep: {' '.join(str(known).split())}", file=sys.stderr)
+        sentence = re.sub(r"\S{300,}", lambda word: f"{word[0][:120]}...{word[0][-60:]}", " ".join(str(known).split()))
+        print(f"tokendeep: {sentence}", file=sys.stderr)
         warn_of_replaced()
         return 2
     return 0

@@ -19,6 +19,7 @@ NO_PLACE = {
     errno.ENAMETOOLONG: "is too long a name",
     errno.ENOTDIR: "lies below a file",
     errno.EEXIST: "lies below a file",
+    errno.ELOOP: "is a link that leads back to itself",
 }
 
 
@@ -88,6 +89,10 @@ def explain(error: BaseException, path: str | Path) -> InputError | None:
     if number in NO_ROOM or _tells_of_full_disk(error, Path(path)):
         return InputError(
             f"The disk of {path} is full; free some space and call again, what is finished is kept and continued."
+        )
+    if number == errno.EFBIG:
+        return InputError(
+            f"A file of {path} grew too large for its disk or for this user's limit (ulimit -f); raise it or give another --out."
         )
     if number in DENIED:
         return InputError(f"{path} may not be written by this user; change its permissions or give another --out.")

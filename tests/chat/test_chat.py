@@ -567,6 +567,10 @@ def test_mistakes_are_named() -> None:
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "leaves out what the user says"),
         ("{{ messages[0].content }}", "leaves out the assistant's answer"),
         ("{{ messages[0].nothing.at_all }}", "cannot render"),
+        ("{% for i in range(10000000000) %}x{% endfor %}", "cannot render"),
+        ("{{ 1 / 0 }}", "cannot render"),
+        ("{{ raise_exception(3) }}", "cannot render"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "cannot render"),
     ],
 )
 def test_templates_that_cannot_be_used(template: str | None, message: str) -> None:

@@ -587,3 +587,22 @@ def test_columns_of_a_hub_set_that_are_not_used_are_named_once(hub, monkeypatch)
     hub([{"messages": [USER, ANSWER], "score": 1}] * 2)
     data.read_chats("hf:me/set")
     assert told == ["hf:me/set has columns that are not used: 'score'"]
+
+
+@pytest.mark.parametrize("more", [{"meta": {"note": "\ud800"}}, {"category": "\udfff"}, {"id": "\ud800"}])
+def test_half_a_surrogate_pair_is_no_text_in_any_column(more, tmp_path):
+    """JSON can write it as an escape; no UTF-8 file can hold it."""
+    path, row = tmp_path / "rows.jsonl", {"instruction": "A?", **more}
+    path.write_text(json.dumps(row))
+    refused(data.read_prompts, path, "rows.jsonl, row 1", "surrogate pair")
+    refused(data.read_prompts, [row], "Row 1", "surrogate pair")
+
+
+def test_notes_that_are_no_json_are_named():
+    row = {"instruction": "A?", "meta": {"score": float("nan")}}
+    refused(data.read_prompts, [row], "Row 1", "'meta'", "NaN")
+
+
+def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    refused(data.read_prompts, tmp_path / "rows.jsonl", "rows.jsonl is a pipe")

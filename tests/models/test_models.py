@@ -340,9 +340,22 @@ def _broken_adapter_config(adapter: Path) -> str:
     return "adapter_config.json cannot be read"
 
 
+def _base_that_is_no_name(adapter: Path) -> str:
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": 1.5}')
+    return "names no base model"
+
+
 @pytest.mark.parametrize(
     "break_it",
-    [_missing_base, _no_base, _base_is_adapter, _no_adapter_weights, _pickled_adapter, _broken_adapter_config],
+    [
+        _missing_base,
+        _no_base,
+        _base_is_adapter,
+        _no_adapter_weights,
+        _pickled_adapter,
+        _broken_adapter_config,
+        _base_that_is_no_name,
+    ],
 )
 def test_adapters_that_cannot_be_loaded(tiny_adapter: Path, break_it: Callable[[Path], str]) -> None:
     message = break_it(tiny_adapter)
@@ -393,6 +406,12 @@ def _no_weights(folder: Path) -> str:
     return "holds no weights"
 
 
+def _broken_index(folder: Path) -> str:
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": [["one.safetensors"]]}')
+    return "every shard is missing"
+
+
 def _pickled(folder: Path) -> str:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -409,9 +428,31 @@ def _no_template(folder: Path) -> str:
     return "has no chat template: give one with --chat-template .alpaca, chatml"
 
 
+@pytest.mark.parametrize("value", ["<|im_end|>", ["a"], [True], 1.5, {}])
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_what_ends_an_answer_is_a_token_id(tiny_folder: Path, name: str, value: object) -> None:
+    """A file edited by hand: its text would be compared with ids, and no answer would end."""
+    config = json.loads((tiny_folder / name).read_text())
+    (tiny_folder / name).write_text(json.dumps({**config, "eos_token_id": value}))
+    with pytest.raises(InputError, match="eos_token_id") as error:
+        models.load(str(tiny_folder))
+    one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"model": 3}', '{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}']
+)
+def test_a_tokenizer_file_of_any_content_is_one_sentence(tiny_folder: Path, text: str) -> None:
+    (tiny_folder / "tokenizer.json").write_text(text)
+    for use in (models.load, models.load_tokenizer):
+        with pytest.raises(InputError, match="tiny-model") as error:
+            use(str(tiny_folder))
+        one_sentence(error)
+
+
 @pytest.mark.parametrize(
     "break_it",
-    [_no_config, _checkpoint_inside, _broken_config, _no_weights, _pickled, _no_tokenizer, _no_template],
+    [_no_config, _checkpoint_inside, _broken_config, _no_weights, _broken_index, _pickled, _no_tokenizer, _no_template],
 )
 def test_folders_that_cannot_be_loaded(tiny_folder: Path, break_it: Callable[[Path], str]) -> None:
     message = break_it(tiny_folder)

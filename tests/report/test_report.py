@@ -20,7 +20,7 @@ import pytest
 
 import fake_runs
 from fake_runs import sample, write_attack, write_measure
-from tokendeep import stats
+from tokendeep import runs, stats
 from tokendeep.depth import profile as depth_profile
 from tokendeep.errors import InputError
 from tokendeep.records import Profile, plots
@@ -939,4 +939,21 @@ def test_folders_of_the_real_verbs_are_read(tiny_subject: Subject, tiny_folder: 
 def test_an_empty_asr_is_named(tmp_path: Path) -> None:
     (tmp_path / "asr.json").write_text("[]")
     with pytest.raises(InputError, match="holds no rate"):
+        page.build([tmp_path])
+    fake_runs.write_demo(tmp_path / "demo", models=["base"])
+    (tmp_path / "demo" / "base" / "attack" / "asr.json").write_text("[]")
+    with pytest.raises(InputError, match="holds no rate"):
+        page.build([tmp_path / "demo"])  # though its logs are there
+
+
+def test_figures_that_are_not_as_their_run_wrote_them_are_named(tmp_path: Path) -> None:
+    fake_runs.write_demo(tmp_path, models=["aligned"])
+    folder = tmp_path / "aligned" / "measure"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    kept = {**manifest, "results": {"profile.json": runs.sha256_file(folder / "profile.json")}}
+    (folder / "manifest.json").write_text(json.dumps(kept))
+    assert page.build([tmp_path])
+    text = (folder / "profile.json").read_text()
+    (folder / "profile.json").write_text(text.replace('"n": ', '"n":  ', 1))
+    with pytest.raises(InputError, match=r"profile\.json is not as its run wrote it"):
         page.build([tmp_path])

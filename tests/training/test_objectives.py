@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tokendeep.errors import InputError
 from tokendeep.training.objectives import OBJECTIVES, in_poison, poison_names
 from tokendeep.training.objectives.sft import SFT
 from tokendeep.verbs import finetune
@@ -46,3 +47,11 @@ def test_one_more_objective_needs_one_entry(tmp_path: Path, tiny_folder: Path, m
     assert json.loads((out / "manifest.json").read_text())["config"]["objective"] == "newest"
     assert in_poison("new") == {"objective": "newest"}
     assert "new" in poison_names()
+
+
+def test_a_folder_of_references_that_cannot_be_made_is_named_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nope")):
+        options = finetune.FinetuneOptions(model="m", data="d", out=str(tmp_path), reference_cache=str(place))
+        with pytest.raises(InputError, match=str(place)):
+            OBJECTIVES["constrained"].build(options, tmp_path)

@@ -108,7 +108,7 @@ def read_template(name_or_file: str) -> str:
     except FileNotFoundError:
         known = ", ".join(template_names())
         raise InputError(f"No chat template {name_or_file}: name a Jinja file or one of {known}.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"The chat template {name_or_file} cannot be read: {error}.") from error
     except jinja2.TemplateSyntaxError as error:
         if "Encountered unknown tag" not in str(error):  # such as {% generation %}, which transformers knows
@@ -185,8 +185,6 @@ def _apply(
     arguments: Mapping[str, Any] | None = None,
 ) -> str:
     """The template's own text for these messages."""
-    import jinja2
-
     turns: list[Any] = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
     text, dated = _dated(template(tokenizer), date_of(tokenizer))
     more = {**dated, **(arguments or {})}
@@ -196,8 +194,9 @@ def _apply(
                 turns, chat_template=text, tokenize=False, add_generation_prompt=generation, **more
             )
         )
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"The chat template cannot render this conversation ({error}): check its roles.") from error
+    except Exception as error:  # a template is a program of its own, which can fail in any way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"The chat template cannot render this conversation ({reason}): check its roles.") from error
 
 
 def _dated(text: str, day: date) -> tuple[str, dict[str, Any]]:

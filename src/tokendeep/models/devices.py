@@ -42,6 +42,8 @@ def device_map(options: ModelOptions) -> Any:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "meta":
+            raise NotImplementedError("it holds no numbers")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"There is no device {name} here: use cpu, cuda or auto.") from error
     return {"": device}

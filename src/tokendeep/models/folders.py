@@ -92,7 +92,8 @@ def check_weight_files(folder: Path, options: ModelOptions) -> None:
         return
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted({*read_json(index).get("weight_map", {}).values()})
+        named = read_json(index).get("weight_map")
+        shards = sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing or not shards:
             what = missing[0] if missing else "every shard"

@@ -186,6 +186,7 @@ def _load_tokenizer(place: Place, options: ModelOptions, needs_template: bool) -
     source = str(place.adapter) if place.adapter else place.source
     with explained(place.spec), hub(place.offline):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=options.trust_remote_code, **place.where)
+        tokenizer.decode(tokenizer("a b").input_ids)  # settings of the wrong type show at the first text only
     if options.chat_template:
         chat.use_template(tokenizer, options.chat_template)
     elif needs_template and not tokenizer.chat_template:
@@ -205,11 +206,24 @@ def _check_weights(spec: str, model: PreTrainedModel, tokenizer: PreTrainedToken
         raise InputError(
             f"The tokenizer of {spec} knows {len(tokenizer)} tokens but the model only {rows}: use its own one."
         )
+    _check_ends(spec, model)
     for name, tensor in model.named_parameters():
         if tensor.is_meta or tensor.detach().sum(dtype=torch.float32).isfinite():  # one quick pass
             continue
         if not tensor.isfinite().all():
             raise InputError(f"The weights of {spec} hold NaN or infinity in {name}: use an earlier or another copy.")
+
+
+def _check_ends(spec: str, model: PreTrainedModel) -> None:
+    """What ends an answer must be token ids."""
+    for config in (model.generation_config, model.config):
+        given = getattr(config, "eos_token_id", None)
+        ids = given if isinstance(given, list) else [given]
+        if given is not None and not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+            raise InputError(
+                f"The configuration of {spec} names {str(given)[:40]!r} as what ends an answer, which is no token id: correct "
+                "eos_token_id in its generation_config.json and config.json."
+            )
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from tokendeep.errors import InputError, memory_full, nearest
 from tokendeep.models import packaged
 from tokendeep.models.folders import check_adapter_weights, has_tokenizer, read_json, weight_files
 from tokendeep.models.options import ModelOptions
+from tokendeep.runs.files import exists, user_path
 from tokendeep.runs.identity import weights_name
 
 TIMEOUT = 10  # seconds that the hub has for its first answer
@@ -63,8 +64,8 @@ def local_path(spec: str) -> Path | None:
     """The path of a local model, or None where `spec` is a hub id."""
     if not spec:
         raise InputError("No model is given: name a hub id, a folder, a GGUF file or smollm2.")
-    path = Path(spec).expanduser()
-    if path.exists():
+    path = user_path(spec)
+    if exists(path):
         return path
     if "/" not in spec and (near := nearest(spec.lower(), [packaged.SMOLLM2])):
         raise InputError(f"There is no model {spec}; did you mean {near}?")
@@ -75,7 +76,7 @@ def local_path(spec: str) -> Path | None:
 
 def is_adapter(spec: str) -> bool:
     """True for a local folder that holds a PEFT adapter."""
-    return spec != packaged.SMOLLM2 and (Path(spec).expanduser() / "adapter_config.json").is_file()
+    return spec != packaged.SMOLLM2 and exists(user_path(spec) / "adapter_config.json")
 
 
 def locate(spec: str, options: ModelOptions) -> Place:
@@ -175,7 +176,7 @@ def base_of(place: Place, base: str | None, options: ModelOptions) -> tuple[Plac
 def adapter_base(folder: Path) -> str:
     """What an adapter calls its base, as something `load` takes, also after both folders were moved together."""
     name = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not name:
+    if not name or not isinstance(name, str):
         raise InputError(f"{folder}/adapter_config.json names no base model: give the base.")
     path = Path(name).expanduser()
     if name == packaged.SMOLLM2 or (path.name == packaged.FOLDER and not path.exists()):
@@ -244,14 +245,12 @@ def plain(options: ModelOptions) -> ModelOptions:
 @contextlib.contextmanager
 def explained(spec: str) -> Iterator[None]:
     """Turns what the libraries raise for a model that cannot be loaded into one sentence."""
-    from safetensors import SafetensorError
-
     try:
         yield
     except (
-        OSError, ValueError, RuntimeError, MemoryError, KeyError, ImportError, AttributeError, SafetensorError,
-    ) as error:  # fmt: skip
-        if isinstance(error, InputError):
+        BaseException
+    ) as error:  # files of any content fail in any way, and what is written in Rust panics outside Exception
+        if isinstance(error, InputError | KeyboardInterrupt | SystemExit | GeneratorExit):
             raise
         if memory_full(error):
             raise InputError(f"{spec} does not fit into the memory: use bfloat16, or --device-map auto.") from error
@@ -264,4 +263,4 @@ def _reason(error: BaseException) -> str:
     """What an error says is wrong: its first line, and the next ones where that only announces them."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     count = next((i for i, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
-    return " ".join(lines[:count]).rstrip(".:") or type(error).__name__
+    return " ".join(lines[:count])[:300].rstrip(".:") or type(error).__name__

@@ -4,6 +4,7 @@ Its annotations are no strings (no `from __future__ import annotations`): they a
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from cyclopts import Group, Parameter, Token
 
 loading = partial(Parameter, group=Group("Model", sort_key=2))
 advanced = partial(Parameter, group=Group("Advanced", sort_key=9))
+LARGEST = 2**63 - 1  # whole number that every library takes
 
 
 def _words(tokens: Sequence[Token], commas: bool) -> list[str]:
@@ -28,7 +30,7 @@ def _converter(convert: Callable[[str], object], meaning: str, commas: bool = Tr
     def converted(_type: object, tokens: Sequence[Token]) -> list[object]:
         try:
             values = [convert(word) for word in _words(tokens, commas)]
-        except ValueError:
+        except (ValueError, RecursionError):
             values = []
         if not values and tokens[0].value != "[]":
             raise ValueError(f"must be {meaning}")
@@ -37,8 +39,28 @@ def _converter(convert: Callable[[str], object], meaning: str, commas: bool = Tr
     return converted
 
 
-Ints = Annotated[list[int], Parameter(converter=_converter(int, "whole numbers, such as 0,5,10"))]
-Floats = Annotated[list[float], Parameter(converter=_converter(float, "numbers, such as 0.5,2,2"))]
+def whole_number(text: str) -> int:
+    """The number in a text. Raises ValueError for no whole number, or one that does not fit into 64 bits."""
+    value = int(text)
+    check_range(value)
+    return value
+
+
+def number(text: str) -> float:
+    """The number in a text. Raises ValueError for none, NaN or what is beyond the range of floats."""
+    value = float(text)
+    check_range(value)
+    return value
+
+
+def check_range(value: float) -> None:
+    """Raises ValueError for NaN, and for what is too large for the libraries: infinity, whole numbers of over 64 bits."""
+    if not (math.isfinite(value) if isinstance(value, float) else abs(value) <= LARGEST):
+        raise ValueError("out of range")
+
+
+Ints = Annotated[list[int], Parameter(converter=_converter(whole_number, "whole numbers, such as 0,5,10"))]
+Floats = Annotated[list[float], Parameter(converter=_converter(number, "numbers, such as 0.5,2,2"))]
 Names = Annotated[list[str], Parameter(converter=_converter(str, "names, such as one,two"))]
 Texts = Annotated[list[str], Parameter(converter=_converter(str, "texts, each in quotes", commas=False))]
 

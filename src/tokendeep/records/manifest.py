@@ -107,6 +107,8 @@ class Manifest(File):
     """Times at which it went on after it had been cut off."""
     files: list[str] = Field(default_factory=list)
     """What the run wrote, relative to its folder; while it runs, also patterns of what it may write."""
+    results: dict[str, str] = Field(default_factory=dict)
+    """File -> SHA-256 when the run finished (of one over 64 MiB, of its size and 64 pieces of it); none in older files."""
     label: str | None = None
     """Short name in reports; null: the verb's own default."""
     role: str | None = None

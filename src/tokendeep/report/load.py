@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,12 +23,14 @@ from tokendeep.depth.profile import with_excess
 from tokendeep.errors import InputError
 from tokendeep.records import Cost, Dynamics, Manifest, PoisonTable, Profile, Rate, Rates, Settings, Training
 from tokendeep.report import names
+from tokendeep.runs import identity
 from tokendeep.types import Sample
 
 log = logging.getLogger(__name__)
 Reader = Callable[[Path], list[Sample]]
 
 LOGS = "*.eval"
+FIGURES = (records.PROFILE, records.ASR, records.TABLE, records.DYNAMICS, Training.FILE)
 ROLES = {"measure": "harmful", "attack": "harmful", "overrefusal": "twins", "unseen": "unseen"}  # by folder name
 STORY = ("base", "aligned", "deepened")  # models with these names are shown in this order, before all others
 MAKERS = ("deepen", "finetune")  # verbs that make a model from another
@@ -212,7 +215,7 @@ def unfinished_logs(folder: Path) -> list[str]:
 def _run_folders(name: str | Path) -> list[Path]:
     """The runs in a folder and below; none in a file, which `report out/*` names as well."""
     folder = Path(name).expanduser()
-    if not folder.exists():
+    if not os.path.exists(folder):  # unlike Path.exists it is False, and no error, for a name too long
         raise InputError(f"There is no folder {name}; name folders that the other verbs wrote.")
     return [path for path in _walk(folder) if _is_run(path) and _verb(path) not in NO_RESULTS]
 
@@ -259,6 +262,7 @@ def _load(kind: type[F], folder: Path) -> F | None:
 
 def _read(folder: Path, read: Reader) -> Run:
     manifest = _load(Manifest, folder) or Manifest()
+    _check_results(folder, manifest)
     running, has_logs = manifest.status == "running", _has_logs(folder)
     profile = _load(Profile, folder)
     profile = profile and with_excess(profile)
@@ -280,6 +284,20 @@ def _read(folder: Path, read: Reader) -> Run:
     return replace(run, cut=unfinished_logs(folder) if has_logs and not run.has_manifest else ())
 
 
+def _check_results(folder: Path, manifest: Manifest) -> None:
+    """Raises InputError for a file of figures that is not as its run wrote it; of a log, which people score anew, it is said."""
+    for name, digest in manifest.results.items():
+        path = folder / name
+        if path.parent != folder or not path.is_file() or identity.file_identity(path) == digest:
+            continue
+        if path.suffix == ".eval":
+            log.warning("%s is not as its run wrote it; its answers are counted as they stand there now", path)
+        elif path.name in FIGURES:
+            raise InputError(
+                f"{path} is not as its run wrote it; run that verb again with the same --out, which mends it."
+            )
+
+
 def _rates(folder: Path, samples: Sequence[Sample] | None) -> Rates | None:
     """The rows of asr.json; counted anew in a folder that plain `inspect eval` wrote."""
     if (folder / records.ASR).is_file():
@@ -288,8 +306,8 @@ def _rates(folder: Path, samples: Sequence[Sample] | None) -> Rates | None:
             raise InputError(
                 f"{folder / records.ASR} holds the attack {strange[0]}, which this tokendeep does not know."
             )
-        if not rates and not samples:
-            raise InputError(f"{folder / records.ASR} holds no rate; run the attack again with --overwrite.")
+        if not rates:
+            raise InputError(f"{folder / records.ASR} holds no rate; run the attack again with the same --out.")
         return rates
     if not samples:
         return None

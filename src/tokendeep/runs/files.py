@@ -64,7 +64,7 @@ def private_dir(path: str | Path) -> Path:
     warning = path / WARNING
     with guarded(path):
         ours = not path.exists() or path.resolve() in MADE
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path, mode=0o700)
         note = warning.read_text(encoding="utf-8", errors="replace") if os.path.lexists(warning) else None
         if note not in (None, PRIVATE_NOTE):
             raise InputError(f"{warning} was not written by tokendeep; move it or give another --out.")
@@ -73,6 +73,21 @@ def private_dir(path: str | Path) -> Path:
     if note is None:
         write_text(warning, PRIVATE_NOTE, private=True)
     return path
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder, and those above it, where it is missing.
+
+    Raises:
+        InputError: it cannot be made there; full disk or no permission.
+    """
+    try:
+        with guarded(path):
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except (FileNotFoundError, ValueError) as error:  # such as in /proc; a name with a NUL
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} lies where no folder can be made; give another place.") from error
 
 
 @contextlib.contextmanager
@@ -95,10 +110,11 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_unclaimed(path: Path, text: str, *, private: bool = False) -> None:
     """As `write_text`, for a file that stands in no manifest."""
-    with guarded(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
-            _write_synced(part, text.encode(), 0o600 if private else 0o666)
+    make_folder(path.parent)
+    with guarded(path), whole(path) as part:
+        _write_synced(
+            part, text.encode(errors="backslashreplace"), 0o600 if private else 0o666
+        )  # JSON of half a surrogate pair
 
 
 def _write_synced(path: Path, content: bytes, mode: int) -> None:

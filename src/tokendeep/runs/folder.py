@@ -9,20 +9,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from tokendeep.errors import InputError, guarded
-from tokendeep.runs import lock, written
+from tokendeep.runs import lock, results, written
 from tokendeep.runs import manifest as manifests
-from tokendeep.runs.files import CLAIMS, MADE, WARNING, is_main_process, user_path
+from tokendeep.runs.files import CLAIMS, MADE, WARNING, is_main_process, make_folder, user_path
 
 log = logging.getLogger(__name__)
 
 # What libraries write into a run's folder on our behalf; noted in every manifest from the start.
-SCRATCH = "trainer"  # checkpoints to resume from, which a user may delete once the run has finished
+SCRATCH = results.SCRATCH
 LOGS = (
     ".logs.part"  # evaluation logs of a run that has not finished: Inspect takes every log below its folder for its own
 )
@@ -74,6 +75,7 @@ class Run:
             written.remove_partials(self.out, paths)
             self.manifest["files"] = sorted(path.relative_to(self.out).as_posix() for path in paths)
             self.manifest |= {**extra, "status": "finished", "finished": manifests.now()}
+            self.manifest["results"] = results.hashes(self.out, self.manifest["files"])
             manifests.save(self.out, self.manifest)
             written.remove_replaced(self.out)
         CLAIMS.pop(self.out.resolve(), None)
@@ -141,12 +143,17 @@ def look(
     models: Iterable[str] = (),
     begun: Callable[[Path], bool] | None = None,
 ) -> str:
-    """What `open_run` with these arguments would meet in `out`, in words. Reads only."""
-    folder = user_path(out)
+    """What `open_run` with these arguments would meet in `out`, in words. Reads only.
+
+    Raises:
+        InputError: a name that no folder can have.
+    """
+    folder = _named(out)
     if not str(out):
         return "give a folder with --out"
-    if folder.is_file():
-        return "is a file; give another --out"
+    with guarded(folder):
+        if folder.is_file():
+            return "is a file; give another --out"
     try:
         old = manifests.read(folder)
     except InputError:
@@ -163,7 +170,11 @@ def look(
         return (
             f"holds a run of {old['verb']}, {state}, that differs in {differences}; give another --out, or --overwrite"
         )
-    return f"holds this run, {'finished: nothing is left to do' if state == 'finished' else 'unfinished: it goes on'}"
+    if state == "unfinished":
+        return "holds this run, unfinished: it goes on"
+    if damaged := results.damaged(folder, old):
+        return f"holds this run, finished, but {', '.join(damaged[:3])} is not as it was written: it is made again"
+    return "holds this run, finished: nothing is left to do"
 
 
 def set_aside() -> list[str]:
@@ -219,11 +230,15 @@ def _take(
 
 
 def _same_run(folder: Path, manifest: dict[str, Any], config: Mapping[str, Any]) -> Run:
-    """The run that is already here. A finished one whose results somebody removed is to be gone through again."""
-    results = [name for name in manifest["files"] if PurePosixPath(name).parts[:1] != (SCRATCH,)]
-    if manifest["status"] == "finished" and all(os.path.lexists(folder / name) for name in results):
-        return Run(folder, manifest, finished=True)
+    """The run that is already here. A finished one whose results are gone or damaged is to be gone through again."""
+    if manifest["status"] == "finished":
+        damaged = results.damaged(folder, manifest)
+        if not damaged:
+            return Run(folder, manifest, finished=True)
+        if is_main_process():
+            results.set_aside(folder, damaged)
     again = {
+        "results": {},
         "status": "running",
         "finished": None,
         "config": config,
@@ -261,14 +276,23 @@ def _locked(folder: Path) -> Iterator[None]:
             lock.release(folder)
 
 
+def _named(out: str | Path) -> Path:
+    """The folder of that name. Raises InputError for a name that would break lines and links."""
+    if re.search(r"[\x00-\x1f\x7f]", str(out)):
+        raise InputError(
+            f"--out is {str(out)!r}, a name with a line break or another control sign; give another --out."
+        )
+    return user_path(out)
+
+
 def _make_folder(out: str | Path) -> Path:
     if not str(out):
         raise InputError("There is no output folder; give one with --out.")
-    folder = user_path(out)
+    folder = _named(out)
     with guarded(folder):
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file, not a folder; give another --out.")
         if not folder.exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             MADE.add(folder.resolve())
     return folder

@@ -132,6 +132,12 @@ def adapter_name(config: Mapping[str, Any], weights: Path | None) -> str:
     return f"adapter:{sha256(pieces)[:16]}"
 
 
+def file_identity(path: Path) -> str:
+    """Hash of a file: of all its bytes, or of one over 64 MiB of its size and 64 pieces, as `model_identity` takes it."""
+    stat = path.stat()
+    return _sampled(path, stat.st_size, stat.st_mtime_ns)
+
+
 @lru_cache(maxsize=256)
 def _sampled(path: Path, size: int, mtime_ns: int) -> str:
     """Hash of a file by samples; `mtime_ns` makes the cache forget a file that was written again."""

@@ -35,9 +35,13 @@ NOT_COMPARED = (
 )
 OWN = frozenset(
     ["tokendeep", "verb", "status", "config", "inputs", "models", "seed", "versions", "started", "resumed", "finished",
-     "files"]
+     "files", "results"]
 )  # fmt: skip
-NEEDED = {"tokendeep", "verb", "status", "config", "inputs", "models", "files"}
+KINDS: dict[str, Any] = {
+    "tokendeep": (str, type(None)), "verb": str, "status": str, "config": dict, "inputs": dict, "models": dict, "files": list,
+    "resumed": list, "results": dict,
+}  # fmt: skip
+MAY_LACK = {"resumed", "results"}
 MODELS = ("model", "base", "others")  # settings whose local folders are part of a run's identity
 TEXTS = ("chat_template", "openings")  # settings whose local files are
 PACKAGES = ("tokendeep", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "inspect-ai", "gguf",
@@ -76,15 +80,16 @@ def read(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        json_text(manifest)  # what cannot be written again, such as NaN, was not written by us
     except FileNotFoundError:
         return None
     except PermissionError:
         raise InputError(
             f"{path} may not be read by this user; change its permissions or give another --out."
         ) from None
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         manifest = None
-    if not isinstance(manifest, dict) or not manifest.keys() >= NEEDED or not isinstance(manifest["files"], list):
+    if not _is_ours(manifest):
         raise InputError(f"{path} was not written by tokendeep or is damaged; move it away or give another --out.")
     return manifest
 
@@ -93,6 +98,16 @@ def of_verb(folder: Path, verb: str) -> dict[str, Any] | None:
     """The manifest in a folder where it is one of this verb. Raises as `read`."""
     manifest = read(folder)
     return manifest if manifest and manifest["verb"] == verb else None
+
+
+def _is_ours(value: Any) -> bool:
+    """Whether a JSON value is a manifest, as far as this package goes by one."""
+    whole = isinstance(value, dict) and value.keys() >= KINDS.keys() - MAY_LACK
+    return (
+        whole
+        and all(isinstance(value[name], kind) for name, kind in KINDS.items() if name in value)
+        and all(isinstance(name, str) for name in value["files"])
+    )
 
 
 def save(folder: Path, manifest: Mapping[str, Any]) -> None:

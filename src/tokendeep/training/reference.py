@@ -20,6 +20,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from tokendeep import runs
+from tokendeep.errors import guarded
+from tokendeep.runs.files import make_folder
 
 FOLDER = (
     "_reference"  # beside the checkpoints; names that begin with _ are not pushed to a hub, and no server looks inside
@@ -120,13 +122,13 @@ def save(folder: Path, store: Store) -> Path:
     """Write the store in one step: into a file beside it that is then renamed."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     whole = path(folder, store.key)
     tensors = {"logps": torch.cat(store.logps), "lengths": torch.tensor([len(x) for x in store.logps])}
     if store.states is not None:
         tensors["states"] = torch.cat(store.states)
         tensors["anchored"] = torch.tensor([len(x) for x in store.states])
-    with runs.whole(whole) as part:
+    with guarded(whole), runs.whole(whole) as part:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"key": store.key})
     return whole
 

@@ -7,7 +7,7 @@ written, so a run that is killed goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -246,10 +246,15 @@ def _check(options: AttackOptions) -> list[Attack[Any]]:
     if options.batch_size < 1:
         raise InputError(f"batch_size = {options.batch_size} is below 1.")
     check_least(options, {"max_retries": 0})
-    attacks = [ATTACKS[name] for name in names]
-    for attack in attacks:
-        attack.check(options)
-    return attacks
+    for name, attack in ATTACKS.items():
+        if name in names or _settings(attack, options) != attack.options():  # what is not asked for must be right too
+            attack.check(options)
+    return [ATTACKS[name] for name in names]
+
+
+def _settings(attack: Attack[Any], options: AttackOptions) -> object:
+    """The attack's own options alone."""
+    return attack.options(**{field.name: getattr(options, field.name) for field in fields(attack.options)})
 
 
 def _prepared(plan: AttackPlan, state: runs.Run) -> dict[str, Prepared]:

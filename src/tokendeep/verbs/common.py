@@ -38,7 +38,7 @@ from cyclopts import Group, Parameter
 
 from tokendeep import runs
 from tokendeep.errors import InputError
-from tokendeep.models.options import Floats, Ints, Names, Texts, advanced, loading
+from tokendeep.models.options import Floats, Ints, Names, Texts, advanced, check_range, loading
 
 if TYPE_CHECKING:
     import yaml
@@ -166,8 +166,12 @@ def typed(value: object, hint: Any, name: str) -> object:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(hint).validate_python(_listed(value) if get_origin(hint) is list else value, strict=True)
-    except ValidationError:
+        checked = TypeAdapter(hint).validate_python(_listed(value) if get_origin(hint) is list else value, strict=True)
+        for one in checked if isinstance(checked, list) else [checked]:
+            if isinstance(one, int | float):
+                check_range(one)
+        return checked
+    except (ValidationError, ValueError, RecursionError):
         raise InputError(f"{name} is {str(value)[:40]!r}, but must be {meaning(hint)}.") from None
 
 
@@ -175,7 +179,7 @@ def _listed(value: object) -> object:
     """A list as it is; numbers in a text, or a single value, as one."""
     if isinstance(value, str) and re.fullmatch(r"[\d\s,.eE+-]+", value):
         with contextlib.suppress(ValueError):
-            return json.loads(f"[{value}]")
+            return list(json.loads(f"[{value}]"))
     return [value] if isinstance(value, str | int | float) else value
 
 
@@ -203,7 +207,14 @@ def yaml_settings(path: str) -> dict[object, object]:
         settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_loader())
     except FileNotFoundError:
         raise InputError(f"There is no file {path}; check what --config names.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check what --config names.") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as error:  # also dates that are none, nested thousands deep
         mark = getattr(error, "problem_mark", None)
         settings, path = None, f"{path}, line {mark.line + 1}" if mark else path
     if not isinstance(settings, dict):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tokendeep.errors import check_known, check_least
 from tokendeep.models.options import Floats, advanced
+from tokendeep.runs.files import make_folder, user_path
 from tokendeep.training.objectives.base import Objective
 from tokendeep.training.options import REFERENCES, training
 
@@ -60,11 +61,13 @@ def build(options: Any, folder: Path, anchor: tuple[float, int] = (0.0, 5)) -> C
     """A maker of trainers of Eq. 3, with or without an anchor."""
     from tokendeep.training.trainer import ConstrainedSFTTrainer
 
+    if options.reference_cache:
+        make_folder(user_path(options.reference_cache))  # now, and not when the reference has been computed
     return partial(
         ConstrainedSFTTrainer,
         schedule=schedule(options),
         reference=options.reference,
-        reference_cache=options.reference_cache or folder / "_reference",
+        reference_cache=user_path(options.reference_cache or folder / "_reference"),
         head_anchor=anchor,
         min_weight=options.min_weight,
     )
