@@ -258,13 +258,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         function(*bound.args, **bound.kwargs)
         leave()
     except KeyboardInterrupt:
+        close_bars()
         print("tokendeep: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         warn_of_replaced()
         return 130
-    except (InputError, OSError) as error:
-        known = error if isinstance(error, InputError) else explain(error, error.filename or "the output folder")
+    except Exception as error:
+        place = getattr(error, "filename", None) or "the output folder"
+        known = error if isinstance(error, InputError) else explain(error, place)
         if known is None or "--debug" in words:
             raise
+        close_bars()
         sentence = re.sub(r"\S{300,}", lambda word: f"{word[0][:120]}...{word[0][-60:]}", " ".join(str(known).split()))
         print(f"tokendeep: {sentence}", file=sys.stderr)
         warn_of_replaced()
@@ -276,6 +279,13 @@ def warn_of_replaced() -> None:
     """Say where the runs lie that this one was to replace."""
     for line in runs.set_aside():
         print(f"tokendeep: {line}", file=sys.stderr)
+
+
+def close_bars() -> None:
+    """End the lines of progress bars, so that what is said next stands on a line of its own."""
+    if tqdm := sys.modules.get("tqdm"):
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
+            bar.close()
 
 
 def leave() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -90,7 +91,7 @@ def explain(error: BaseException, path: str | Path) -> InputError | None:
         return InputError(
             f"The disk of {path} is full; free some space and call again, what is finished is kept and continued."
         )
-    if number == errno.EFBIG:
+    if number == errno.EFBIG or any(os.strerror(errno.EFBIG) in str(one) for one in _causes(error)):
         return InputError(
             f"A file of {path} grew too large for its disk or for this user's limit (ulimit -f); raise it or give another --out."
         )
@@ -110,15 +111,19 @@ def memory_full(error: BaseException) -> bool:
     )
 
 
-def _tells_of_full_disk(error: BaseException | None, path: Path) -> bool:
+def _tells_of_full_disk(error: BaseException, path: Path) -> bool:
     """Whether a library's own error stands for a full disk: it quotes the system, or torch.save broke off on one."""
+    return any(
+        os.strerror(errno.ENOSPC) in str(one) or ("inline_container" in str(one) and _free_bytes(path) < 2**24)
+        for one in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it arose from."""
     while error is not None:
-        if "No space left on device" in str(error):
-            return True
-        if "inline_container" in str(error) and _free_bytes(path) < 2**24:
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 def _free_bytes(path: Path) -> int:

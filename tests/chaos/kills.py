@@ -76,8 +76,8 @@ def kill(whole: Whole, work: Path, count: int, seed: int, say: Callable[[str], N
         name = names[tally.runs.total() % len(names)]
         job, kept = whole[name]
         number = tally.runs.total()
-        out = work / "killed" / f"{number}-{name}"
-        out.parent.mkdir(parents=True, exist_ok=True)
+        out = work / "killed" / str(number) / name  # reports name a run by its folder
+        out.parent.mkdir(parents=True)
         landed, done = _one(job, kept, out, draw, work / f"killed-{number}.log")
         tally.runs[name] += 1
         tally.kills[name] += len(landed)
@@ -89,8 +89,7 @@ def kill(whole: Whole, work: Path, count: int, seed: int, say: Callable[[str], N
             )
             say(tally.faults[-1])
         else:
-            for left in out.parent.glob(f"{out.name}*"):
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(out.parent, ignore_errors=True)
     return tally
 
 

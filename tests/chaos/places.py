@@ -70,7 +70,7 @@ def read_only(job: Job, kept: Kept, place: Path, draw: random.Random) -> str:
     """Nothing can be written, from the start or after a run was killed, and then it can."""
     with disk(place, ROOM):
         if draw.random() < 0.5:
-            running = begin(job, place / "out", place.with_suffix(".log"))
+            running = begin(job, place / job.name, place.with_suffix(".log"))
             running.wait(draw.uniform(0, kept.seconds))
             running.kill()
         remount(place, "ro")
@@ -83,9 +83,9 @@ def read_only(job: Job, kept: Kept, place: Path, draw: random.Random) -> str:
 def two(job: Job, kept: Kept, place: Path, draw: random.Random) -> str:
     """Two runs at once in one folder: one does it, the other is refused or finds it done."""
     place.mkdir(parents=True)
-    first = begin(job, place / "out", place.with_suffix(".1.log"))
+    first = begin(job, place / job.name, place.with_suffix(".1.log"))
     code = first.wait(draw.uniform(0, kept.seconds))
-    second = begin(job, place / "out", place.with_suffix(".2.log")).finish()
+    second = begin(job, place / job.name, place.with_suffix(".2.log")).finish()
     codes = {second.code, first.finish().code if code is None else code}
     fault = _refused(second, "Another process") if second.code else ""
     return fault or ("" if 0 in codes else f"none of them ends well: {codes}") or _goes_on(job, kept, place)
@@ -93,12 +93,12 @@ def two(job: Job, kept: Kept, place: Path, draw: random.Random) -> str:
 
 def damaged(job: Job, kept: Kept, place: Path, draw: random.Random) -> str:
     """A result of a finished run is emptied, changed or lost, and is made again."""
-    shutil.copytree(kept.folder, place / "out")
-    manifest = place / "out" / "manifest.json"
+    shutil.copytree(kept.folder, place / job.name)
+    manifest = place / job.name / "manifest.json"
     if job.tells or not manifest.exists():
         return ""
     name = draw.choice(sorted(json.loads(manifest.read_text())["results"]))
-    path, raw = place / "out" / name, (place / "out" / name).read_bytes()
+    path, raw = place / job.name / name, (place / job.name / name).read_bytes()
     path.write_bytes(draw.choice((b"", raw[: len(raw) // 2], raw[:-1] + bytes([raw[-1] ^ 1]), b"[]")))
     if draw.random() < 0.2:
         path.unlink()
@@ -120,19 +120,18 @@ def trouble(whole: Whole, work: Path, count: int, seed: int, say: Callable[[str]
     for number in range(count):
         kind, name = kinds[number % len(kinds)], list(whole)[number // len(kinds) % len(whole)]
         job, kept = whole[name]
-        place = work / "places" / f"{number}-{name}"
+        place = work / "places" / str(number)
         fault = TRIALS[kind](job, kept, place, draw)
         tally.runs[kind] += 1
         if fault:
             tally.faults.append(f"{kind}, {name}, trial {number}: {fault}")
             say(tally.faults[-1])
-        for left in place.parent.glob(f"{place.name}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
     return tally
 
 
 def _run(job: Job, place: Path, **limits: int) -> Done:
-    return begin(job, place / "out", place.with_suffix(".log"), **limits).finish()
+    return begin(job, place / job.name, place.with_suffix(".log"), **limits).finish()
 
 
 def _refused(done: Done, *parts: str) -> str:
@@ -147,5 +146,5 @@ def _goes_on(job: Job, kept: Kept, place: Path) -> str:
     done = _run(job, place)
     if done.code:
         return f"does not go on, {done.code}: {done.said[-1200:]}"
-    names = differences(kept.values, picture(place / "out"))
+    names = differences(kept.values, picture(place / job.name, kept.folder))
     return f"differs in {', '.join(names)}" if names else ""

@@ -109,6 +109,7 @@ def start(
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if size := limits.get("file_bytes"):
+            size = max(size, 2**16)  # the log is a file as well
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
         code = work()
     except SystemExit as stop:
