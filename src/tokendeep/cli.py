@@ -253,8 +253,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     quiet()
     warn()
+    options: object = None
     try:
         function, bound = parse(words)
+        options = next(iter(bound.args), None)
         function(*bound.args, **bound.kwargs)
         leave()
     except KeyboardInterrupt:
@@ -263,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warn_of_replaced()
         return 130
     except Exception as error:
-        place = getattr(error, "filename", None) or "the output folder"
+        place = getattr(error, "filename", None) or getattr(options, "out", None) or "the output folder"
         known = error if isinstance(error, InputError) else explain(error, place)
         if known is None or "--debug" in words:
             raise

@@ -114,6 +114,7 @@ def _tell(job: Job, out: Path) -> Callable[[], int]:
     """The demo, cut down to a few rows and steps of a tiny model whose refusals are given."""
 
     def work() -> int:
+        from tokendeep import cli
         from tokendeep.verbs import demo
 
         tiny = demo.Recipe(
@@ -123,7 +124,7 @@ def _tell(job: Job, out: Path) -> Callable[[], int]:
             deepen=demo.Phase(steps=2, safety=2, utility=2, alpha=0.5),
         )  # fmt: skip
         demo.answers.sample_refusals = lambda subject, turns, *rest, **more: ["I cannot help."] * len(turns)
-        demo.run(demo.plan(demo.DemoOptions(out=str(out)), tiny))
-        return 0
+        demo.plan.__defaults__ = (tiny,)
+        return cli.main(["demo", f"--out={out}"])
 
     return work
