@@ -741,3 +741,32 @@ def test_the_connections_to_other_processes_are_closed_at_the_end(tmp_path):
     cli.leave()
     assert not torch.distributed.is_initialized()
     cli.leave()  # nothing is left to close
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("Error while serializing: I/O error: No space left on device (os error 28)", ["disk of", "is full"]),
+        ("Error while serializing: I/O error: File too large (os error 27)", ["too large", "ulimit"]),
+    ],
+)
+def test_a_librarys_own_error_of_a_full_disk_is_one_sentence_below_the_bar(
+    text, parts, fill, tmp_path, capfd, monkeypatch
+):
+    """Libraries in Rust quote the system in errors of their own, in the middle of a training."""
+    from tqdm import tqdm
+
+    measure = importlib.import_module(VERBS["measure"][0])
+
+    def run(plan):
+        tqdm(total=3, desc="training").update()
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(measure, "plan", lambda options: None)
+    monkeypatch.setattr(measure, "run", run)
+    assert cli.main(fill(VERBS_WITH_DATA["measure"])) == 2
+    *bar, line = capfd.readouterr().err.splitlines()
+    assert any("training" in part for part in bar)
+    assert line.startswith("tokendeep: ")
+    for part in [str(tmp_path / "out"), *parts]:
+        assert part in line

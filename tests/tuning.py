@@ -86,6 +86,13 @@ class Killed(Exception):
     """Stands for a process that is killed."""
 
 
+class KillAtEnd(TrainerCallback):
+    """Ends a training after its last step, before the checkpoint is written."""
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        raise Killed
+
+
 class Kill(TrainerCallback):
     """Ends a training before its fourth step."""
 

@@ -100,7 +100,7 @@ def jobs(world: World, made: Path) -> list[Job]:
     model, base, adapter = (["--model", world.path(name)] for name in ("model", "base", "adapter"))
     pairs, chats, out = ["--data", world.path("pairs.jsonl")], world.path("chats.jsonl"), ["--out", "OUT"]
     short = ["--max-new-tokens", "6", "--batch-size", "4"]
-    train = ["--max-steps", "6", "--save-steps", "1", "--warmup-steps", "1", "--lr", "1e-3"]
+    train = ["--max-steps", "5", "--save-steps", "1", "--warmup-steps", "1", "--lr", "1e-3"]
     figures = ["--k", "0,1,3", "--positions", "12", "--bootstrap", "100", "--batch-size", "2"]
     recovery = ["--safety-rows", "2", "--utility-rows", "2", "--max-context", "8", "--micro-batch", "4"]
     tuned = ["--batch-size", "4", "--micro-batch", "2", *train]

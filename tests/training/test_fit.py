@@ -25,6 +25,7 @@ from tuning import (
     PER_STEP,
     STEPS,
     Kill,
+    KillAtEnd,
     Killed,
     assert_same_weights,
     fitted,
@@ -115,6 +116,17 @@ def test_an_evaluation_due_at_a_saved_step_is_never_lost(tmp_path: Path, tiny_fo
     cut = run(tmp_path / "cut")
     assert [step for step, _ in cut] == [2, 4]
     assert [nll for _, nll in cut] == pytest.approx([nll for _, nll in whole], rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [3, 4])  # in the middle of an epoch, and at its end
+def test_a_run_killed_after_its_last_step_takes_no_other(tmp_path: Path, tiny_folder: Path, steps: int) -> None:
+    whole, one = fitted(tmp_path / "whole", tiny_folder, max_steps=steps)
+    with pytest.raises(Killed):
+        fitted(tmp_path / "cut", tiny_folder, max_steps=steps, save_steps=1, callbacks=[KillAtEnd()])
+    cut, two = fitted(tmp_path / "cut", tiny_folder, max_steps=steps, save_steps=1)
+    assert (one["steps"], two["steps"]) == (steps, steps)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert_same_weights(whole, cut, 1e-6)
 
 
 @pytest.mark.parametrize("state", [None, '{"epoch": '])

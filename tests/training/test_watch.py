@@ -21,7 +21,7 @@ from tokendeep.errors import InputError
 from tokendeep.training.sft import ResponseSFTTrainer
 from tokendeep.training.watch import NotRefused, TokenDynamicsCallback
 from tokendeep.types import Pair, Prompt, Subject
-from tuning import LORA, Kill, Killed, settings, token_rows
+from tuning import LORA, Kill, KillAtEnd, Killed, settings, token_rows
 
 pytestmark = pytest.mark.slow  # trains or searches in nearly every test
 
@@ -217,6 +217,26 @@ def test_a_resumed_training_goes_on_with_its_records(
     assert not (tmp_path / "two" / "dynamics-start.safetensors").exists()  # a training that is done needs it no longer
     assert [r["step"] for r in one] == [r["step"] for r in two] == [0, 1, 2, 4]
     assert two[-1]["kl"]["mean"] == pytest.approx(one[-1]["kl"]["mean"], rel=1e-4, abs=1e-6)
+
+
+def test_a_training_killed_after_its_last_step_needs_no_start(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    def trainer(*more: Any) -> ResponseSFTTrainer:
+        watch = TokenDynamicsCallback(
+            PAIRS, tiny_tokenizer, tmp_path / "watch", steps=[4], positions=4, gradients=False
+        )
+        return ResponseSFTTrainer(
+            make_model(), settings(tmp_path / "b", save_strategy="steps", save_steps=4), processing_class=tiny_tokenizer,
+            train_dataset=Dataset.from_list(token_rows()), callbacks=[watch, *more],
+        )  # fmt: skip
+
+    with pytest.raises(Killed):
+        trainer(KillAtEnd()).train()
+    before = read(tmp_path / "watch")
+    assert not (tmp_path / "watch" / "dynamics-start.safetensors").exists()
+    trainer().train(resume_from_checkpoint=True)
+    assert read(tmp_path / "watch") == before
 
 
 def test_weights_in_shards_are_not_looked_at(tmp_path: Path, tiny_subject: Subject) -> None:

@@ -74,9 +74,18 @@ def train(
             callbacks=[launch.ProgressBar(), *callbacks, *evaluations],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+        checkpoint = last_checkpoint(folder)
+        if checkpoint and _is_done(checkpoint):  # in the middle of an epoch Trainer would take one more step
+            trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
+        trainer.train(resume_from_checkpoint=checkpoint)
     launch.save(trainer, subject, out / "checkpoint")
     return {"history": _history(trainer.state.log_history), "steps": trainer.state.global_step}
+
+
+def _is_done(checkpoint: str) -> bool:
+    """Whether a checkpoint is of the last step: the run was killed behind it."""
+    state = json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= state["max_steps"])
 
 
 def _history(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

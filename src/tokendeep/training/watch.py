@@ -110,6 +110,8 @@ class TokenDynamicsCallback(TrainerCallback):
             self.records = [record for record in kept["steps"] if record["step"] <= state.global_step]
             fired = kept["meta"]["fired"]
             self.fired = fired if fired is not None and fired <= state.global_step else None
+            if state.global_step >= state.max_steps:  # killed after its last step: nothing is left to compare
+                return
         with dynamics.evaluating(model):
             self._keep_start(model, resumed=state.global_step > 0)
         if not state.global_step:
