@@ -770,3 +770,8 @@ def test_a_librarys_own_error_of_a_full_disk_is_one_sentence_below_the_bar(
     assert line.startswith("tokendeep: ")
     for part in [str(tmp_path / "out"), *parts]:
         assert part in line
+
+
+def test_an_unknown_users_home_is_no_crash(tmp_path, capfd):
+    assert "must name an HTML file" in one_line(["report", str(tmp_path), "--out=~no-such-user/x"], capfd)
+    assert "There is no folder" in one_line(["report", "~no-such-user/x", f"--out={tmp_path}/report.html"], capfd)

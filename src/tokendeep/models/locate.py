@@ -178,7 +178,7 @@ def adapter_base(folder: Path) -> str:
     name = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not name or not isinstance(name, str):
         raise InputError(f"{folder}/adapter_config.json names no base model: give the base.")
-    path = Path(name).expanduser()
+    path = user_path(name)
     if name == packaged.SMOLLM2 or (path.name == packaged.FOLDER and not path.exists()):
         return packaged.SMOLLM2
     if path.is_absolute():

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokendeep.errors import InputError
-from tokendeep.runs.files import remove, sync, whole
+from tokendeep.runs.files import remove, sync, user_path, whole
 from tokendeep.runs.identity import PACKAGED, SMOLLM2, model_identity, sha256_file
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ log = logging.getLogger(__name__)
 def cache_dir() -> Path:
     """The user's cache folder of tokendeep: $TOKENDEEP_CACHE, $XDG_CACHE_HOME/tokendeep or ~/.cache/tokendeep."""
     if own := os.environ.get("TOKENDEEP_CACHE"):
-        return Path(own).expanduser()
+        return user_path(own)
     if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser() / "tokendeep"
+        return user_path(xdg) / "tokendeep"
     try:
         return Path.home() / ".cache" / "tokendeep"
     except RuntimeError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from reprlib import Repr
@@ -98,7 +99,7 @@ R = TypeVar("R", bound=Row)
 
 def place(path: str | Path, name: str) -> Path:
     """The file itself, or the one called `name` in a folder."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # unlike Path.expanduser it leaves an unknown user's ~name alone
     return path / name if path.is_dir() else path
 
 

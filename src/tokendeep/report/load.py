@@ -24,6 +24,7 @@ from tokendeep.errors import InputError
 from tokendeep.records import Cost, Dynamics, Manifest, PoisonTable, Profile, Rate, Rates, Settings, Training
 from tokendeep.report import names
 from tokendeep.runs import identity
+from tokendeep.runs.files import user_path
 from tokendeep.types import Sample
 
 log = logging.getLogger(__name__)
@@ -177,7 +178,7 @@ def runs(dirs: Sequence[str | Path], read: Reader | None = None) -> list[Run]:
             f"{empty[0]} holds no {records.PROFILE}, {records.ASR}, {records.MANIFEST} or evaluation log of an attack, nor do "
             "the folders below; name folders that the other verbs wrote."
         )
-    if others := [name for name in empty if _verb(Path(name).expanduser()) is None]:
+    if others := [name for name in empty if _verb(user_path(name)) is None]:
         log.warning("passed over, for no run is in it: %s", ", ".join(others))
     folders: dict[Path, Path] = {}
     for path in chain.from_iterable(inside.values()):
@@ -191,7 +192,7 @@ def runs(dirs: Sequence[str | Path], read: Reader | None = None) -> list[Run]:
 
 def foreign(dirs: Sequence[str | Path]) -> list[Path]:
     """The folders in `dirs` and below them that hold evaluation logs and nothing of ours."""
-    folders = {path.resolve(): path for name in dirs for path in _walk(Path(name).expanduser())}
+    folders = {path.resolve(): path for name in dirs for path in _walk(user_path(name))}
     return [path for path in folders.values() if _has_logs(path) and not _is_run(path)]
 
 
@@ -214,7 +215,7 @@ def unfinished_logs(folder: Path) -> list[str]:
 
 def _run_folders(name: str | Path) -> list[Path]:
     """The runs in a folder and below; none in a file, which `report out/*` names as well."""
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not os.path.exists(folder):  # unlike Path.exists it is False, and no error, for a name too long
         raise InputError(f"There is no folder {name}; name folders that the other verbs wrote.")
     return [path for path in _walk(folder) if _is_run(path) and _verb(path) not in NO_RESULTS]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
+
+from tokendeep.runs.files import user_path
 
 
 def short(models: Iterable[str]) -> dict[str, str]:
@@ -26,7 +27,7 @@ def key(model: str) -> str:
 def place(model: str) -> Path | None:
     """The file or folder of this name; None where there is none, or where no file could have such a name."""
     try:
-        path = Path(model).expanduser()
+        path = user_path(model)
         return path if model and path.exists() else None
     except (OSError, ValueError, RuntimeError):
         return None

@@ -11,7 +11,7 @@ from tokendeep.training.usage import how_to_load
 
 def short(source: str) -> str:
     """A source of rows as it may be shown to others: a local file by its name."""
-    return Path(source).name if Path(source).expanduser().exists() else source
+    return Path(source).name if user_path(source).exists() else source
 
 
 def write_card(

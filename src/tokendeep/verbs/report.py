@@ -9,6 +9,7 @@ from typing import Annotated
 from tokendeep import runs
 from tokendeep.errors import InputError
 from tokendeep.report.report import Report, read
+from tokendeep.runs.files import user_path
 from tokendeep.verbs.common import heading, output
 
 what = heading("What to report")
@@ -51,7 +52,7 @@ def plan(options: ReportOptions) -> ReportPlan:
     Raises:
         InputError: no folder or one without a run, a damaged file, or an --out that is no HTML file.
     """
-    out = Path(options.out).expanduser()
+    out = user_path(options.out)
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise InputError(f"--out is {options.out}, but must name an HTML file, for example report.html.")
     return ReportPlan(options, out, read(options.dirs))
