@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tokendeep import runs
 from tokendeep.models.locate import hub_id
+from tokendeep.runs.files import user_path
 from tokendeep.training.usage import how_to_load
 
 
