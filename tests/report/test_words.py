@@ -277,6 +277,11 @@ def test_nothing_that_could_be_judged_is_said_and_no_rate_of_nothing(tmp_path: P
     )
 
 
+def test_one_prompt_is_one_prompt(tmp_path: Path) -> None:
+    write_attack(tmp_path / "attack", "m", asked("m", "refused", "refused", n=1))
+    assert "rest on as few as 1 prompt; read" in page.build([tmp_path]).headline[-1]
+
+
 def test_no_double_negatives(tmp_path: Path) -> None:
     write_attack(tmp_path / "attack", "m", asked("m", "refused", "refused"))
     line = page.build([tmp_path]).headline[0]

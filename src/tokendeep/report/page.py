@@ -80,7 +80,8 @@ def _headline(sections: Mapping[str, Section]) -> list[str]:
     sizes = [size for section in sections.values() for size in section.sizes if size]
     if sizes and min(sizes) < SMALL:
         lines.append(
-            f"Small sample: the numbers rest on as few as {min(sizes)} prompts; read the intervals, not the points."
+            f"Small sample: the numbers rest on as few as {min(sizes)} prompt{'s' * (min(sizes) > 1)}; read the intervals, "
+            "not the points."
         )
     return lines
 
