@@ -40,7 +40,7 @@ class Bar(tqdm):
 
     def reach(self, place: float) -> None:
         """Go on to a place, which may lie between two units."""
-        self.update(place - self.n)
+        self.update(min(place, self.total) - self.n)
 
     @property
     def format_dict(self) -> dict[str, Any]:
