@@ -17,7 +17,7 @@ from tokendeep.training import chats, rows
 def test_rows_train_alike(form: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
     given = [json.loads(json.dumps(FORMS[form]))] * 2
     path = write(tmp_path, "rows.jsonl", given)
-    ours = chats.encode(tiny_tokenizer, chats.load(path), source="rows", max_length=512)
+    ours = chats.encode(tiny_tokenizer, chats.load(path, whole=True), source="rows", max_length=512)
     try:
         table = Dataset.from_list(given)
     except Exception:  # contents that are texts here and lists there, which no table can hold

@@ -21,7 +21,9 @@ def test_a_model_that_an_attack_s_option_names_is_part_of_the_run(tmp_path: Path
     base.mkdir()
     (base / "config.json").write_text("{}")
     options = attack.AttackOptions(**NAMES, out=str(tmp_path / "out"), rank_base=str(base))
-    assert "rank_base" in Place("attack", options, {}, models=attack.MODELS).open().manifest["models"]
+    run = Place("attack", options, {}, models=attack.MODELS).open()
+    assert "rank_base" in run.manifest["models"]
+    run.finish()  # a run that holds nothing yet would be replaced
     forget_runs()
     (base / "config.json").write_text("{ }")
     with pytest.raises(InputError, match="the content of rank_base"):
