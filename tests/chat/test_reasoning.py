@@ -85,3 +85,15 @@ def test_control_tokens_that_mark_a_thought_are_shown(marks: list[str], thought:
     assert chat.answer(chat.decode(tokenizer, ids)) == "Bake it."
     plain = tokenizer("<|im_start|>Bake it.<|im_end|>").input_ids
     assert chat.decode(tokenizer, plain) == tokenizer.decode(plain, skip_special_tokens=True) == "Bake it."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "thought\nprovoking question! Sure, first you ...",
+        "analysis(of the data) shows a rise.",
+        "Sure, here is the form:\n<thought>\nwrite what you think here",
+    ],
+)
+def test_words_of_an_answer_open_no_thought(text: str) -> None:
+    assert reasoning.answer(text) == text

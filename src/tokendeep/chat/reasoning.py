@@ -34,10 +34,9 @@ _PARTS = {*MARKS, *MARKS.values(), "<|channel>", "<|start|>", "<|channel|>", "<|
 _CLOSES = re.compile(
     rf"{'|'.join(map(re.escape, MARKS.values()))}|<\|channel\|>\s*final\b[^\n]{{0,40}}?<\|message\|>|assistantfinal"
 )
-_OPENS = re.compile(
-    rf"^[ \t]*(?:<\|start\|>\w+)?(?:{'|'.join(map(re.escape, MARKS))}|<\|channel\|>\s*(?:analysis|commentary)\b)"
-    r"|\A\s*(?:analysis(?=[A-Z\"'(])|thought\n)",
-    re.MULTILINE,
+_OPENS = re.compile(  # where an answer would begin: the same words later are the answer's own
+    rf"\s*(?:(?:<\|start\|>\w+)?(?:{'|'.join(map(re.escape, MARKS))}|<\|channel\|>\s*(?:analysis|commentary)\b)"
+    r"|analysis(?=[A-Z\"'])|thought\n(?![a-z]))"
 )
 
 
@@ -49,7 +48,7 @@ def answer(text: str, *, opened: bool = False) -> str | None:
     """
     ends = [0, *(match.end() for match in _CLOSES.finditer(text))]
     rest = text[ends[-1] :]
-    return None if (opened and not ends[-1]) or _OPENS.search(rest) else rest
+    return None if (opened and not ends[-1]) or _OPENS.match(rest) else rest
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
