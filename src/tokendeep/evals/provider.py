@@ -152,6 +152,10 @@ class TokendeepAPI(ModelAPI):
         completion = await asyncio.shield(asyncio.wrap_future(self._running().submit(request)))
         return self._output(prompt, prefix, decoding, completion)
 
+    def check(self, input: Sequence[ChatMessage]) -> None:
+        """Raises InputError for a conversation that the chat template cannot render."""
+        self._ids(input)
+
     def close(self) -> None:
         """Stop the engine; the next request starts another one."""
         if self._engine is not None:

@@ -164,13 +164,23 @@ def evaluate(
 
 
 def _meet(todo: Sequence[Task], session: Session, max_retries: int) -> None:
-    """Load the model; ask a server what it does with a prefill, where there is one. Raises InputError for either."""
+    """Load the model, render the rows; or ask a server what it does with a prefill. Raises InputError for each."""
     model = session.model
     if isinstance(model.api, TokendeepAPI):
         model.api.start()
+        _render(todo, model.api)
     elif any(prefills(task) for task in todo):
         trusted = any(bool((task.metadata or {}).get("continues")) for task in todo)
         asyncio.run(served.habit(model, trusted, max_retries))
+
+
+def _render(todo: Sequence[Task], api: TokendeepAPI) -> None:
+    """Render every conversation once. Raises InputError, naming the row, for one that the template cannot render."""
+    for sample in (sample for task in todo for sample in task.dataset):
+        try:
+            api.check(sample.input)  # type: ignore[arg-type]
+        except InputError as error:
+            raise InputError(f"Row {(sample.metadata or {})['prompt_id']}: {error}") from error
 
 
 def _eval_set(
