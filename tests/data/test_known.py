@@ -134,6 +134,31 @@ def test_columns_that_the_user_names_do_not_hide_what_the_set_says(tmp_path: Pat
         assert (pair.response, pair.meta) == ("Sure.", {"category": "Privacy", "harmless": harmless})
 
 
+def test_a_file_with_columns_as_of_xstest_says_nothing_that_xstest_does_not(tmp_path: Path) -> None:
+    rows = "prompt,type\nA?,malware\nB?,contrasting\nC?,definitions\nD?,contrast_discr\n"
+    path = write(tmp_path, "mine.csv", rows)
+    said = [prompt.meta.get("harmless") for prompt in data.read_prompts(path)]
+    assert said == [None, None, True, False]
+    named = data.read_prompts(data.choose(path, ["instruction=prompt"], "harmful"))
+    assert [prompt.meta.get("harmless") for prompt in named] == [None] * 4
+    labelled = write(tmp_path, "l.csv", "prompt,type,label\nA?,definitions,unsafe\nB?,definitions,safe\n")
+    named = data.read_prompts(data.choose(labelled, ["instruction=prompt"]))
+    assert [prompt.meta["harmless"] for prompt in named] == [False, True]
+
+
+def test_the_types_of_xstest_are_all_known() -> None:
+    import os
+
+    from tokendeep.data.known import XSTEST_TYPES
+
+    if "TOKENDEEP_TEST_DATA" not in os.environ:
+        pytest.skip("TOKENDEEP_TEST_DATA is not set")
+    prompts = data.read_prompts(Path(os.environ["TOKENDEEP_TEST_DATA"]) / "xstest_prompts.csv")
+    assert {prompt.meta["category"] for prompt in prompts} == set(XSTEST_TYPES)
+    contrasts = {t for t in XSTEST_TYPES if t.startswith("contrast_")}
+    assert all(p.meta["harmless"] == (p.meta["category"] not in contrasts) for p in prompts)
+
+
 def test_no_row_of_the_role(tmp_path: Path) -> None:
     path = write(tmp_path, "benign-behaviors.csv", "Index,Goal,Target,Behavior,Category,Source\n0,A?,S,b,c,d\n")
     refused(

@@ -57,7 +57,7 @@ def interpret(row: Row) -> Fields:
         fields = _from_known(plain, known)
     else:
         fields = _from_generic(plain)
-        if known:  # what the set says of its rows holds whatever columns the user has named
+        if known and (row.origin.known or not known.common):  # it holds whatever columns the user has named
             fields = replace(fields, meta={**_said(row, known), **fields.meta})
     _check_text(plain)
     return fields

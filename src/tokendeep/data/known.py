@@ -14,6 +14,12 @@ from typing import Any
 BESIDE = ("system", "history")  # columns that any set may have; what they hold stands before the request
 HARMLESS = ("safe", "benign", "harmless", "unharmful", "vanilla_benign", "adversarial_benign")
 HARMFUL = ("unsafe", "harmful", "toxic", "vanilla_harmful", "adversarial_harmful")
+XSTEST_TYPES = (
+    *("homonyms", "figurative_language", "safe_targets", "safe_contexts", "definitions", "historical_events"),
+    *("nons_group_real_discr", "real_group_nons_discr", "privacy_public", "privacy_fictional"),
+    *("contrast_homonyms", "contrast_figurative_language", "contrast_safe_targets", "contrast_safe_contexts"),
+    *("contrast_definitions", "contrast_historical_events", "contrast_discr", "contrast_privacy"),
+)
 Says = Callable[
     [Mapping[str, Any], str], bool | None
 ]  # (columns, file name or config/split) -> harmless, harmful, silent
@@ -40,9 +46,11 @@ def by_name(benign: str, harmful: str) -> Says:
 
 
 def _xstest(values: Mapping[str, Any], part: str) -> bool | None:
-    """The label; older files have none, but call their unsafe rows contrasts."""
-    said = harmless(values.get("label"))
-    return not str(values.get("type")).startswith("contrast") if said is None else said
+    """The label; older files have none, but a type of XSTest's own, of which the contrasts are unsafe."""
+    said, kind = harmless(values.get("label")), str(values.get("type"))
+    if said is None and kind in XSTEST_TYPES:
+        return not kind.startswith("contrast_")
+    return said
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class Known:
     `layout` puts a non-empty `context` column together with the instruction, and `instead` takes the place of an empty
     instruction. `target` columns (an affirmative opening to optimise towards, no answer) stay in `meta`. `says` tells
     which rows are harmless. `files` matches the names of its files where their columns alone do not tell the set.
+    `common` are columns that others have too, so that the set says nothing where the user names columns.
     `counts` maps "config/split" to the row counts seen so far; `tables` config to the file in the repository.
     """
 
@@ -67,6 +76,7 @@ class Known:
     ignored: tuple[str, ...] = ()
     says: Says = lambda values, part: None
     files: str = ""
+    common: bool = False
     repo: str = ""
     config: str | None = None
     split: str = "train"
@@ -107,8 +117,8 @@ KNOWN = (
           says=by_name("benign", "harmful"), repo="JailbreakBench/JBB-Behaviors", config="behaviors", split="harmful",
           counts={"behaviors/harmful": (100,), "behaviors/benign": (100,)}),
     Known("MaliciousInstruct", "prompt", repo="walledai/MaliciousInstruct", counts={"/train": (100,)}),
-    Known("XSTest", "prompt", category="type", meta=("label", "focus", "note"), says=_xstest, repo="walledai/XSTest",
-          split="test", counts={"/test": (450,)}),
+    Known("XSTest", "prompt", category="type", meta=("label", "focus", "note"), says=_xstest, common=True,
+          repo="walledai/XSTest", split="test", counts={"/test": (450,)}),
     Known("OR-Bench", "prompt", category="category", says=by_name("or-bench-(hard|80k)", "or-bench-toxic"),
           files=r"or-bench.*", repo="bench-llm/or-bench", config="or-bench-hard-1k",
           counts={"or-bench-hard-1k/train": (1319,)}),
