@@ -188,7 +188,7 @@ GOOD = '{"instruction": "A?", "response": "B."}\n'
         ('{"instruction": "A?", "response": "B.", "id": 1.5}', ["'id' must be text"]),
         ('{"instruction": "A?", "response": "B.", "id": ""}', ["'id' is empty"]),
         ('{"instruction": "A?", "response": "B.", "meta": "m"}', ["'meta' must be an object"]),
-        ('{"instruction": "A?", "response": "B.", "category": 5}', ["'category' must be text"]),
+        ('{"instruction": "A?", "response": "B.", "category": [5]}', ["'category' must be text, not a list"]),
         ('{"messages": "A?", "response": "B."}', ["'messages' must be a list of messages, not str"]),
         ('{"messages": [], "response": "B."}', ["'messages' must be a list of messages, not an empty list"]),
         ('{"messages": ["A?"], "response": "B."}', ["message 1", "must be an object"]),
@@ -418,6 +418,14 @@ def test_hub_rows_may_have_other_columns_but_not_lack_ours(hub):
     refused(data.read_pairs, "hf:me/set", "hf:me/set, row 1", "no field 'response'")
     hub([{"Prompt": "A?"}])
     refused(data.read_prompts, "hf:walledai/MaliciousInstruct@v", "row 1", "column 'prompt'", "'Prompt'")
+
+
+def test_labels_of_a_hub_set_in_other_words_say_nothing(hub, caplog):
+    hub([{"instruction": "A?", "label": 1, "category": 3}, {"instruction": "B?", "label": "safe"}])
+    first, second = data.read_prompts("hf:me/set")
+    assert first.meta == {"category": "3", "prompt_id": first.id}
+    assert second.meta["harmless"] is True
+    assert "columns that are not used: 'label'" in caplog.text
 
 
 def test_hub_row_counts_are_checked_unless_a_revision_is_named(hub):

@@ -179,6 +179,20 @@ def test_a_label_that_says_nothing_is_refused() -> None:
     refused(data.read_prompts, [{"instruction": "A?", "label": "3"}], "Row 1: 'label'", "harmful")
 
 
+def test_other_labels_are_left_out_where_the_columns_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"text": "A?", "label": 0}, {"text": "B?", "label": 1}]
+    prompts = data.read_prompts(data.choose(rows, ["instruction=text"]))
+    assert ["harmless" in prompt.meta for prompt in prompts] == [False, False]
+    assert "columns that are not used: 'label'" in caplog.text
+    refused(lambda r: data.read_prompts(data.choose(r, ["instruction=text", "label=label"])), rows, "Row 1: 'label'")
+
+
+def test_a_category_that_is_a_number_is_its_text() -> None:
+    prompts = data.read_prompts([{"instruction": "A?", "category": 0}, {"instruction": "B?", "category": 3}])
+    assert [prompt.meta["category"] for prompt in prompts] == ["0", "3"]
+    refused(data.read_prompts, [{"instruction": "A?", "category": True}], "Row 1: 'category' must be text")
+
+
 def test_wild_jailbreak_is_fetched_as_the_files_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
     from types import SimpleNamespace

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from tokendeep.data import messages as chats
 from tokendeep.data.known import BESIDE, HARMFUL, HARMLESS, KNOWN, Known, harmless
 from tokendeep.data.messages import checked_text
-from tokendeep.data.row import ANSWERS, FIELDS, REQUESTS, Row, nearest_field, renamed, shown, type_name
+from tokendeep.data.row import ANSWERS, FIELDS, REQUESTS, Row, nearest_field, renamed, says_nothing, shown, type_name
 from tokendeep.errors import InputError
 from tokendeep.types import Message
 
@@ -169,7 +169,7 @@ def _said(row: Row, known: Known) -> dict[str, Any]:
     category = row.values.get(known.category) if known.category else None
     said = known.says(row.values, row.origin.part.lower())
     return {
-        **({"category": str(category)} if category else {}),
+        **({"category": str(category)} if category not in (None, "") else {}),
         **({} if said is None else {"harmless": said}),
     }
 
@@ -238,7 +238,7 @@ def _refuse_unknown(row: Row) -> None:
 
 def _mention_unused(row: Row, used: Collection[str]) -> None:
     """Say once which columns of a hub set are not read: nobody can take them out of it."""
-    unused = [shown(name) for name in row.values if name not in used]
+    unused = [shown(name) for name in row.values if name not in used or says_nothing(name, row.values)]
     if row.origin.hub and row.number == 1 and unused:
         log.warning("%s has columns that are not used: %s", row.origin.name, ", ".join(unused))
 
@@ -260,16 +260,32 @@ def _meta(row: Row) -> dict[str, Any]:
     meta = row.values.get("meta")
     if meta is not None and not isinstance(meta, dict):
         raise InputError(f"{row.where}: 'meta' must be an object, not {type_name(meta)}; write it as {{...}}.")
-    category, label = row.values.get("category"), row.values.get("label")
-    named: dict[str, Any] = {} if category in (None, "") else {"category": _column(row, "category")}
-    if label not in (None, ""):
-        if (said := harmless(label)) is None:
-            words = ", ".join((*HARMLESS[:3], *HARMFUL[:3]))
-            raise InputError(
-                f"{row.where}: 'label' says whether a request is harmless, with one of {words}; change it."
-            )
-        named["harmless"] = said
-    return {**(meta or {}), **named}
+    return {**(meta or {}), **_category(row), **_label(row)}
+
+
+def _category(row: Row) -> dict[str, str]:
+    """What kind of request it is; a number is its own name."""
+    category = row.values.get("category")
+    if category in (None, ""):
+        return {}
+    if isinstance(category, int | float) and not isinstance(category, bool):
+        return {"category": str(category)}
+    return {"category": _column(row, "category")}
+
+
+def _label(row: Row) -> dict[str, bool]:
+    """Whether a request is harmless; other labels say nothing where nobody can be asked to change them."""
+    label, columns = row.values.get("label"), row.origin.columns
+    said = harmless(label)
+    if said is not None:
+        return {"harmless": said}
+    if label in (None, "") or ((row.origin.hub or columns) and "label" not in columns):
+        return {}
+    words = ", ".join((*HARMLESS[:3], *HARMFUL[:3]))
+    raise InputError(
+        f"{row.where}: 'label' says whether a request is harmless, with one of {words}; change it, or say with --columns "
+        "which columns are meant (such as instruction=NAME), so that other labels are left out."
+    )
 
 
 # --- conversations ---------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokendeep import errors
-from tokendeep.data.known import Known
+from tokendeep.data.known import Known, harmless
 from tokendeep.errors import InputError
 
 FIELDS = (
@@ -84,6 +84,11 @@ def renamed(row: Row) -> Row:
         replaced |= set(alike) if set(alike) & columns.keys() else set()
     own = {name: value for name, value in row.values.items() if name in FIELDS and name not in replaced}
     return replace(row, values={**own, **{ours: row.values[theirs] for ours, theirs in columns.items()}})
+
+
+def says_nothing(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a column is a label in other words than ours."""
+    return name == "label" and values[name] not in (None, "") and harmless(values[name]) is None
 
 
 def nearest_field(name: str) -> str | None:

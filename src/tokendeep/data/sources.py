@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tokendeep import runs
 from tokendeep.data.folders import local_rows
 from tokendeep.data.hub import hub_rows
-from tokendeep.data.row import FIELDS, Origin, Row, shown, type_name, without_index
+from tokendeep.data.row import FIELDS, Origin, Row, says_nothing, shown, type_name, without_index
 from tokendeep.data.write import TYPED, as_row
 from tokendeep.errors import InputError, did_you_mean
 
@@ -109,7 +109,8 @@ def _rows(source: Source) -> Iterator[Row]:
     columns = source.columns if isinstance(source, Chosen) else {}
     told = not columns
     for row in _read(plain(source), columns):
-        unread = [shown(name) for name in row.values if name not in {*FIELDS, *columns.values()}]
+        others = [name for name in row.values if name not in columns.values()]
+        unread = [shown(name) for name in others if name not in FIELDS or says_nothing(name, row.values)]
         if unread and not told:
             log.warning("%s: columns that are not used: %s", named(source), ", ".join(unread))
         told = True
