@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -248,3 +249,19 @@ def test_another_tokenizer_is_another_key() -> None:
         for template in ("x", "y")
     }
     assert len(keys) == 4
+
+
+@pytest.mark.parametrize("library", ["transformers", "tokenizers", "jinja2"])
+def test_another_version_of_what_renders_and_tokenises_is_another_key(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = cache.code_key.__wrapped__()
+    assert cache.code_key.__wrapped__() == before
+    real = cache.version
+    monkeypatch.setattr(cache, "version", lambda name: "99.9" if name == library else real(name))
+    assert cache.code_key.__wrapped__() != before
+
+
+def test_a_tokenizer_in_python_is_not_cached() -> None:
+    slow: Any = SimpleNamespace(get_vocab=lambda: {"a": 0}, chat_template="x", special_tokens_map={})
+    assert cache.tokenizer_key(slow) != cache.tokenizer_key(slow)

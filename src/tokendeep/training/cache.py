@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from tokendeep import chat, runs
 from tokendeep.errors import InputError
@@ -18,7 +20,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PACKAGE = Path(__file__).parents[1]
-CODE = ("chat", "data", "training/rows.py", "training/cache.py")  # what turns a row into token ids
+CODE = (
+    "chat",
+    "data",
+    "training/rows.py",
+    "training/cache.py",
+    "errors.py",
+    "types.py",
+)  # what turns a row into token ids
+LIBRARIES = ("transformers", "tokenizers", "jinja2")  # which render a conversation and cut it into tokens
 
 
 def unformatted(dataset: Any) -> Any:
@@ -73,19 +83,25 @@ def _features(dataset: Any, columns: Sequence[str]) -> Any:
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what a tokenizer does to texts and conversations; how it last padded is no part of it."""
+    """A hash of what a tokenizer does to texts and conversations; how it last padded is no part of it.
+
+    Of one written in Python, whose rules cannot be looked at, another one every time: nothing of it is read again.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
-    if isinstance(state, dict):
-        state = {name: value for name, value in state.items() if name not in ("padding", "truncation")}
+    if backend is None:
+        return uuid4().hex
+    state = {
+        name: value for name, value in json.loads(backend.to_str()).items() if name not in ("padding", "truncation")
+    }
     own = (type(tokenizer).__name__, tokenizer.chat_template, tokenizer.special_tokens_map, chat.date_of(tokenizer))
     return runs.sha256_text(json.dumps([state, own], sort_keys=True, default=str))
 
 
 @cache
 def code_key() -> str:
-    """A hash of the code that encodes rows, so that what an older version made is not read."""
+    """A hash of the code that encodes rows, and of its libraries' versions, so that what an older one made is not read."""
     paths = [
         path for name in CODE for path in ([PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).rglob("*.py"))
     ]
-    return runs.sha256(path.read_bytes() for path in sorted(paths))
+    libraries = repr([version(name) for name in LIBRARIES]).encode()
+    return runs.sha256([libraries, *(path.read_bytes() for path in sorted(paths))])
