@@ -690,6 +690,28 @@ def test_a_stream_is_evaluated_with_a_loss_while_there_is_a_reference(
     )
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_stream_is_prepared_once(
+    packing: bool, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Dataset.from_list(token_rows(5, seed=9))
+    made = ConstrainedSFTTrainer(
+        make_model(),
+        settings(tmp_path, packing=packing, max_length=64, padding_free=False),
+        train_dataset=Dataset.from_list(token_rows()),
+        processing_class=tiny_tokenizer,
+    )
+    fixed = made.evaluate(held)["eval_nll"]
+    calls: list[int] = []
+    real = made._encoded
+    monkeypatch.setattr(made, "_encoded", lambda dataset: (calls.append(1), real(dataset))[1])
+    assert made.evaluate(held.to_iterable_dataset())["eval_nll"] == pytest.approx(fixed, rel=1e-5)
+    assert len(calls) == 1
+    several = made.evaluate({"one": held.to_iterable_dataset(), "two": held.to_iterable_dataset()})
+    assert several["eval_two_nll"] == pytest.approx(fixed, rel=1e-5)
+    assert len(calls) == 3
+
+
 def test_adapters_that_change_what_lies_beneath_them_are_refused(
     tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:

@@ -171,11 +171,11 @@ class ResponseSFTTrainer(SFTTrainer):
 
     def _numbered(self, dataset: Any) -> Any:
         """The prepared rows, each with a number of its own in this trainer."""
-        if not hasattr(dataset, "__len__"):
-            return dataset  # a stream has no numbers; its rows are seen once
-        first, self._row_count = self._row_count, self._row_count + len(dataset)
-        self._own.append(dataset.add_column(ROW, list(range(first, self._row_count))))
-        return self._own[-1]
+        if hasattr(dataset, "__len__"):  # a stream has no numbers; its rows are seen once
+            first, self._row_count = self._row_count, self._row_count + len(dataset)
+            dataset = dataset.add_column(ROW, list(range(first, self._row_count)))
+        self._own.append(dataset)
+        return dataset
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
