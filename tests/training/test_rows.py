@@ -114,8 +114,13 @@ def test_tools_calls_and_arguments_are_rendered(tiny_tokenizer: Any) -> None:
         ({"messages": [ONE[0], {**ONE[1], "weight": 0.5}]}, "Row 1, message 2: 'weight' must be 0 or 1"),
         ({"messages": [{**ONE[0], "weight": 1}, ONE[1]]}, "Row 1, message 1: 'weight' must be 0 or 1"),
         ({"messages": [ONE[0], said("assistant", "", tool_calls=[CALL])]}, "does not write a tool call of the answer"),
-        ({"messages": ONE, "source": "web"}, "Row 1: unknown column 'source'"),
-        ({"messages": ONE, "images": ["x.png"]}, "Row 1: unknown column 'images'"),
+        ({"messages": ONE, "images": ["x.png"]}, r"Row 1: unknown column 'images'; .*remove_columns\('images'\)"),
+        ({"messages": ONE, "system_prompt": "Be brief."}, r"unknown column 'system_prompt'; .*rename_column\("),
+        ({"messages": ONE, "sytem": "Be brief."}, "unknown column 'sytem'"),
+        ({"messages": ONE, "reasoning": "hm"}, "unknown column 'reasoning'"),
+        ({"messages": ONE, "prompt": ONE[:1]}, "both 'messages' and 'prompt'"),
+        ({"prompt": ONE[:1], "chosen": ONE[1:], "rejected": ONE[1:]}, r"rename_column\('chosen', 'completion'\)"),
+        ({"instruction": "One?", "response": "one", "label": 3}, r"'label' .*remove_columns\('label'\)"),
         ({"instruction": "One?", "harmful": "a", "refusal": "b"}, "Row 1: "),
         (
             {"messages": [said("user", [{"type": "image", "text": "x"}]), said("assistant", parts("one"))]},
@@ -129,6 +134,16 @@ def test_tools_calls_and_arguments_are_rendered(tiny_tokenizer: Any) -> None:
 def test_no_field_is_left_out_in_silence(row: dict[str, Any], match: str, tiny_tokenizer: Any) -> None:
     with pytest.raises(InputError, match=match):
         encoded(tiny_tokenizer, [row])
+
+
+def test_columns_that_change_nothing_are_left_out_and_named(tiny_tokenizer: Any, caplog: Any) -> None:
+    notes = {"source": "web", "prompt": "One?", "prompt_id": "x7", "score": 0.5, "label": 1, "metadata": {"a": "b"}}
+    made = encoded(tiny_tokenizer, [{"messages": ONE, **notes}, {"messages": TWO, **notes}])
+    plain = encoded(tiny_tokenizer, [{"messages": ONE}, {"messages": TWO}])
+    assert made["input_ids"][:] == plain["input_ids"][:]
+    assert made["labels"][:] == plain["labels"][:]
+    (line,) = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
+    assert line.endswith(f"not used: {', '.join(notes)}.")
 
 
 def test_a_system_column_is_the_system_prompt(tiny_tokenizer: Any) -> None:

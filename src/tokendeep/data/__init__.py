@@ -1,6 +1,7 @@
 """Rows of people's data, on disk, on a hub or in memory, as typed values."""
 
 from tokendeep.data.reading import chat, has_field, kind, read_chats, read_pairs, read_prompts, read_triples
+from tokendeep.data.row import idle_columns
 from tokendeep.data.sources import Chosen, Role, Source, choose, identity, named, read_rows, role_of
 from tokendeep.data.write import asked, pair_of, request_of, write_rows
 
@@ -13,6 +14,7 @@ __all__ = [
     "choose",
     "has_field",
     "identity",
+    "idle_columns",
     "kind",
     "named",
     "pair_of",

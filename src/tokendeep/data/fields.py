@@ -228,12 +228,22 @@ def _refuse_unknown(row: Row) -> None:
             f"{row.where}: none of its {len(unknown)} columns is known; say what they are with --columns, such as "
             f"instruction=NAME, or name them {', '.join(FIELDS)}."
         )
+    if row.origin.trainer:
+        raise InputError(
+            f"{row.where}: unknown column {shown(unknown[0])}; {_of_dataset(unknown[0])}, or rename it to one of "
+            f"{', '.join(FIELDS)} with dataset.rename_column(...)."
+        )
     near = nearest_field(unknown[0])
     advice = f"did you mean '{near}'" if near else f"known are {', '.join(FIELDS)}"
     raise InputError(
         f"{row.where}: unknown column {shown(unknown[0])}; {advice} (rename it, remove it, put it under 'meta', or say with "
         f"--columns which ones are meant, such as {near or 'instruction'}=NAME)."
     )
+
+
+def _of_dataset(name: str) -> str:
+    """How a column is taken out of a dataset in memory."""
+    return f"take it out with dataset.remove_columns({name[:32]!r})"
 
 
 def _mention_unused(row: Row, used: Collection[str]) -> None:
@@ -282,9 +292,10 @@ def _label(row: Row) -> dict[str, bool]:
     if label in (None, "") or ((row.origin.hub or columns) and "label" not in columns):
         return {}
     words = ", ".join((*HARMLESS[:3], *HARMFUL[:3]))
+    way = "say with --columns which columns are meant (such as instruction=NAME), so that other labels are left out"
     raise InputError(
-        f"{row.where}: 'label' says whether a request is harmless, with one of {words}; change it, or say with --columns "
-        "which columns are meant (such as instruction=NAME), so that other labels are left out."
+        f"{row.where}: 'label' says whether a request is harmless, with one of {words}; change it, or "
+        f"{_of_dataset('label') if row.origin.trainer else way}."
     )
 
 
@@ -329,6 +340,11 @@ def _no_request(row: Row) -> InputError:
 
 
 def _preference(row: Row) -> InputError:
+    if row.origin.trainer:
+        return InputError(
+            f"{row.where}: of a preference say which answer is trained on, such as "
+            "dataset.rename_column('chosen', 'completion').remove_columns('rejected')."
+        )
     return InputError(
         f"{row.where}: of a preference say which answer is what, such as --columns harmful=rejected,refusal=chosen "
         "(or response=chosen, which takes that one alone)."

@@ -108,7 +108,7 @@ def chat(values: Mapping[str, Any], where: str) -> Chat:
     Raises:
         InputError: as `read_chats`.
     """
-    return _chat(interpret(Row(0, where, without_index(values), Origin("the rows"))), whole=True)
+    return _chat(interpret(Row(0, where, without_index(values), Origin("the rows", trainer=True))), whole=True)
 
 
 def _chat(row: Fields, whole: bool) -> Chat:

@@ -5,6 +5,7 @@ Knows our own column names and what other people call them; nothing of files.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,10 @@ SAYS_THE_SAME = {  # other people's names that no spelling distance would bring 
 INDEX = re.compile(r"|Unnamed: \d+(\.\d+)*|__index_level_\d+__")  # what pandas calls the number of a row
 REQUESTS = ("messages", "conversations", "instruction", "prompt")
 ANSWERS = ("response", "completion")
+SPEAKS = re.compile(  # words in the name of a column that may change what is said, or what is learnt of it
+    r"(system|developer|tools?|functions?|weights?|masks?|reason(ing)?|think(ing)?|thoughts?|images?|videos?|audios?|context|"
+    r"documents?|history|template|kwargs|prefix|suffix|chosen|rejected)"
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Origin:
         hub: whether it may have columns that are not used (nobody can edit a hub set); others may not.
         part: name of the file, or config/split of a hub set.
         columns: our name -> the column that is meant, where the user says so.
+        trainer: whether a trainer was given them as a dataset, so that no option of the command line can be advised.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Origin:
     hub: bool = False
     part: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    trainer: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,25 @@ def renamed(row: Row) -> Row:
 def says_nothing(name: str, values: Mapping[str, Any]) -> bool:
     """Whether a column is a label in other words than ours."""
     return name == "label" and values[name] not in (None, "") and harmless(values[name]) is None
+
+
+def idle_columns(values: Mapping[str, Any]) -> list[str]:
+    """The columns beside a conversation that cannot change what is said: notes, and the request as a text once more."""
+    if all(values.get(name) is None for name in ("messages", "conversations")):
+        return []
+    repeated = ["prompt"] if isinstance(values.get("prompt"), str) else []
+    return [name for name in values if name in repeated or says_nothing(name, values) or _is_note(name, values[name])]
+
+
+def _is_note(name: str, value: Any) -> bool:
+    """Whether a column is neither ours nor named like one, nor like what changes a prompt."""
+    plain = name.strip().lower()
+    if name in FIELDS or any(SPEAKS.fullmatch(word) for word in plain.split("_")):
+        return False
+    if plain.endswith("_id") or isinstance(value, int | float):
+        return True
+    same = SAYS_THE_SAME.get(plain, "meta") != "meta"
+    return not same and not difflib.get_close_matches(plain, FIELDS, n=1, cutoff=0.82)
 
 
 def nearest_field(name: str) -> str | None:

@@ -123,13 +123,17 @@ def _reader(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_leng
     """How to make training rows from rows like this one."""
 
     def turns(values: Mapping[str, Any], where: str) -> Iterable[Any]:
-        for one in answers_of(data.chat(values, where), tokenizer, max_length=max_length, train_on=train_on):
+        idle = data.idle_columns(values)
+        conversation = data.chat({name: value for name, value in values.items() if name not in idle}, where)
+        for one in answers_of(conversation, tokenizer, max_length=max_length, train_on=train_on):
             yield one if isinstance(one, Unusable) else {"input_ids": one.input_ids, "labels": one.labels}
 
     if "input_ids" in row:
         if not {"labels", *MASKS} & set(row):
             raise InputError("The rows have input_ids but no labels; mark the answer's tokens (-100 elsewhere).")
         return lambda r, where: [_labelled(r, max_length)]
+    if idle := data.idle_columns(row):
+        log.warning("The rows have columns beside their conversation that are not used: %s.", ", ".join(idle))
     if set(row) == {"text"}:
         raise InputError(
             "The rows are texts, in which prompt and answer cannot be told apart; give messages, prompt and completion, or "
