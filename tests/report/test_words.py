@@ -12,7 +12,7 @@ import pytest
 
 import fake_runs
 from fake_runs import sample, write_attack, write_measure
-from tokendeep.depth.profile import describe
+from tokendeep.depth.profile import describe, with_excess
 from tokendeep.errors import InputError
 from tokendeep.records import Profile
 from tokendeep.report import load, page, render
@@ -106,6 +106,28 @@ def test_a_file_that_holds_the_excess_is_taken_as_it_is(tmp_path: Path) -> None:
     assert rows["beyond benign answers: in the first 5"] == ["50% [40%, 60%], evenly 13%: at the front"]
 
 
+def test_an_even_excess_is_even_where_benign_answers_are_shorter(tmp_path: Path) -> None:
+    content = measured()  # 40 positions of .6 nats on harmful answers, 16 of .2 on benign ones
+    content["per_prompt"]["kl"] = [
+        [0.6 + (t < 5) * swing for t in range(POSITIONS)] for swing in (-0.1, 0.1) * (PROMPTS // 2)
+    ]
+    content["kl"]["mean"] = [0.6] * POSITIONS
+    content["kl_benign"] = {"mean": [0.2] * 16, "stderr": [0.01] * 16, "n": [PROMPTS] * 16}
+    write_measure(tmp_path / "measure", "m", content)
+    built = page.build([tmp_path])
+    found = cells(built, "recovery", "Depth figures")
+    assert re.fullmatch(
+        r"31% \[.*\], evenly 31%: as if spread evenly", found["beyond benign answers: in the first 5"][0]
+    )
+    assert re.fullmatch(r"8 \[.*\], evenly 8: as if spread evenly", found["beyond benign answers: half by position"][0])
+    line = next(one for one in built.headline if one.startswith("m, measured"))
+    assert re.search(r"of the rest 31% \[.*\] lies in the first 5 \(evenly 31%\)", line)
+    told = describe(with_excess(Profile.parse(content, "a profile")), "m")
+    assert re.search(
+        r"31% lies there \[.*\] \(evenly spread: 31%\); half of it by position 8 \[.*\] \(evenly: 8\)", told
+    )
+
+
 def test_the_terminal_says_reference_excess_and_few_prompts() -> None:
     content = measured(peak=0.4)
     content["depth"]["excess_share_first5"] = {"value": 0.9, "low": 0.8, "high": 1.0, "censored": None}
@@ -113,7 +135,8 @@ def test_the_terminal_says_reference_excess_and_few_prompts() -> None:
     content["meta"]["clusters"] = 8
     told = describe(Profile.parse(content, "a profile"), "m")
     assert "[20%, 24%] (evenly spread: 12%); half of it by position 17 (evenly: 20)" in told
-    assert "of what goes beyond benign answers, 90% lies there [80%, 100%]; half of it by position 3 [2, 4]" in told
+    assert "of what goes beyond benign answers, 90% lies there [80%, 100%] (evenly spread: 12%); half of " in told
+    assert "of it by position 3 [2, 4] (evenly: 20)" in told
     assert "up to k = 0 [0, 0]: shallow, a single given token undoes it" in told
     assert "few prompts: 8 that are no near-duplicates; from 15 on" in told
     del content["depth"]["excess_share_first5"]

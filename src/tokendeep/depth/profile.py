@@ -112,23 +112,25 @@ def _kl_lines(profile: records.Profile) -> list[str]:
     share, half, kl = profile.depth.share_first5, profile.depth.half_kl_position, profile.kl
     if kl is None or share is None or half is None or share.value is None:
         return [f"no KL profile: the model has no base to compare with{'' if kl is None else ' that differs'}"]
-    even = f"evenly spread: {kl.even_share(FIRST):.0%}", f"evenly: {kl.even_half()}"
     lines = [
         f"{share.value:.0%} of the KL to {profile.meta.base} lies in the first {FIRST} answer tokens"
-        f"{_ends(share, '.0%')} ({even[0]}); half of it by position {half.value:.0f} ({even[1]})"
+        f"{_ends(share, '.0%')} (evenly spread: {kl.even_share(FIRST):.0%}); half of it by position {half.value:.0f} "
+        f"(evenly: {kl.even_half()})"
     ]
-    return lines + _excess_lines(profile.depth)
+    return lines + _excess_lines(profile.depth, kl.beside(profile.kl_benign))
 
 
-def _excess_lines(depth: records.Depth) -> list[str]:
+def _excess_lines(depth: records.Depth, both: records.Kl) -> list[str]:
+    """Where the excess lies, beside what it would be if spread evenly over the positions that benign answers reach."""
     share, half = depth.excess_share_first5, depth.excess_half_position
     if share is None or half is None:
         return ["whether that is safety or what any training moves is not known without benign answers (--benign)"]
     if share.value is None:
         return ["beyond benign answers nothing is left that could be told from noise: this KL is no sign of safety"]
     return [
-        f"of what goes beyond benign answers, {share.value:.0%} lies there{_ends(share, '.0%')}; half of it by "
-        f"position {half.value:.0f}{_ends(half, '.0f')}"
+        f"of what goes beyond benign answers, {share.value:.0%} lies there{_ends(share, '.0%')} (evenly spread: "
+        f"{both.even_share(FIRST):.0%}); half of it by position {half.value:.0f}{_ends(half, '.0f')} "
+        f"(evenly: {both.even_half()})"
     ]
 
 

@@ -69,6 +69,12 @@ class Kl(Columns):
         reached = list(accumulate(self.n))
         return next(at for at, n in enumerate(reached, 1) if 2 * n >= reached[-1])
 
+    def beside(self, control: Kl | None) -> Kl:
+        """The same with no prompts counted at positions that the control does not reach, which have no excess."""
+        reached = [n > 0 for n in control.n] if control else [True] * len(self.n)
+        counts = [n if at < len(reached) and reached[at] else 0 for at, n in enumerate(self.n)]
+        return self.model_copy(update={"n": counts})
+
 
 class Recovery(Columns):
     """Whether the model would rather refuse than go on, after k tokens of a harmful answer."""

@@ -61,10 +61,10 @@ def kl_sentences(profile: Profile) -> list[str]:
         f"Of its KL to the base {percent(share.value)} lies in the first 5 of {positions(profile)} answer positions; "
         f"spread evenly it would be {percent(kl.even_share())}."
     )
-    return [where, *_beyond_benign(profile)]
+    return [where, *_beyond_benign(profile, kl)]
 
 
-def _beyond_benign(profile: Profile) -> list[str]:
+def _beyond_benign(profile: Profile, kl: Kl) -> list[str]:
     share, both = profile.depth.excess_share_first5, profile.general_share()
     if share is None or both is None:
         return []
@@ -74,7 +74,8 @@ def _beyond_benign(profile: Profile) -> list[str]:
         )
         return [f"Benign answers {shown}: no sign of safety in it."]
     ends = "" if share.low is None else f" {bracket(share.low, share.high)}"
-    rest = f"of the rest {percent(share.value)}{ends} lies in the first 5"
+    even = percent(kl.beside(profile.kl_benign).even_share())
+    rest = f"of the rest {percent(share.value)}{ends} lies in the first 5 (evenly {even})"
     return [f"Benign answers show {percent(both)} of it as well; {rest}."]
 
 
@@ -87,7 +88,7 @@ def _kl_figure(name: str, even: Callable[[Kl], float], form: Callable[[float], s
             return "- (no benign answers)" if kl and name.startswith("excess") else "- (no KL)"
         if figure.value is None:
             return "within noise"
-        reference = even(kl)
+        reference = even(kl.beside(profile.kl_benign) if name.startswith("excess") else kl)
         ends = "" if figure.low is None or figure.high is None else f" [{form(figure.low)}, {form(figure.high)}]"
         return f"{form(figure.value)}{ends}, evenly {form(reference)}: {_where(figure, reference, name)}"
 
