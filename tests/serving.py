@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 from inspect_ai.model import ModelAPI, ModelOutput, ModelUsage, RetryDecision, modelapi
 
 from tokendeep.evals.served import BEGINNING
@@ -43,6 +41,8 @@ def serve(reply: Callable[[Turns], str | int]) -> Iterator[tuple[str, list[Turns
     asked: list[Turns] = []
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # connections are kept alive, as those of real servers are
+
         def do_POST(self) -> None:
             turns = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
             asked.append(turns)
@@ -91,23 +91,26 @@ def http() -> type[ModelAPI]:
 
 
 class Plain(ModelAPI):
-    """Posts the conversation as it is."""
+    """Posts the conversation as it is, through a client that keeps its connections."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.client = httpx.AsyncClient(timeout=60, trust_env=False)
+
+    async def aclose(self) -> None:
+        await self.client.aclose()
 
     async def generate(self, input: Any, tools: Any, tool_choice: Any, config: Any) -> ModelOutput:
-        turns = [{"role": message.role, "content": message.text} for message in input]
-        text = await asyncio.to_thread(self.post, turns)
+        text = await self.post([{"role": message.role, "content": message.text} for message in input])
         output = ModelOutput.from_content(self.model_name, text)
         output.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
         return output
 
-    def post(self, turns: Turns) -> str:
-        body = json.dumps({"messages": turns}).encode()
-        request = urllib.request.Request(f"{self.model_name}/chat/completions", body)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as response:
-                return str(json.load(response)["choices"][0]["message"]["content"])
-        except urllib.error.HTTPError as error:
-            raise Failed(error.code, error.read().decode()) from error
+    async def post(self, turns: Turns) -> str:
+        response = await self.client.post(f"{self.model_name}/chat/completions", json={"messages": turns})
+        if response.status_code != 200:
+            raise Failed(response.status_code, response.text)
+        return str(response.json()["choices"][0]["message"]["content"])
 
     def should_retry(self, ex: BaseException) -> bool | RetryDecision:
         return isinstance(ex, Failed) and ex.status_code in (429, 500)

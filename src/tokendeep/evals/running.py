@@ -37,6 +37,8 @@ from tokendeep.types import Subject
 T = TypeVar("T")
 DATA_HOME = "XDG_DATA_HOME"  # where Inspect keeps its traces, in a folder of its own
 ELSEWHERE = "inspect/"  # any other Inspect provider: inspect/PROVIDER/NAME
+# Inspect providers of which a second object would load the model again.
+STARTING = frozenset({"vllm", "vllm-completions", "sglang", "hf", "llama-cpp-python", "transformer_lens", "nnterp"})
 QUEUED = 8  # batches of samples under way in each task: prefixes are shared, and the first batch starts at once
 FLUSHES = 2000  # a log is rewritten whole at each flush: beyond so many samples, not after each of them
 NO_IDENTITY = ("batch_size", "device", "device_map")  # Inspect would take a run with others for another one
@@ -171,7 +173,17 @@ def _meet(todo: Sequence[Task], session: Session, max_retries: int) -> None:
         _render(todo, model.api)
     elif any(prefills(task) for task in todo):
         trusted = any(bool((task.metadata or {}).get("continues")) for task in todo)
-        asyncio.run(served.habit(model, trusted, max_retries))
+        asyncio.run(_ask_apart(model, trusted, max_retries))
+
+
+async def _ask_apart(model: Model, trusted: bool, max_retries: int) -> None:
+    """Find out a server's habit with a client that is closed with this event loop: the run has a loop of its own."""
+    if str(model).split("/")[0] in STARTING:
+        await served.habit(model, trusted, max_retries)
+        return
+    async with _served(str(model), ModelOptions()) as apart:
+        await served.habit(apart, trusted, max_retries)
+    served.take_over(apart, model)
 
 
 def _render(todo: Sequence[Task], api: TokendeepAPI) -> None:

@@ -60,6 +60,11 @@ async def habit(model: Model, trusted: bool = False, max_retries: int | None = N
     return "continues" if known == "ignores" else known
 
 
+def take_over(asked: Model, model: Model) -> None:
+    """Know of a model what was found out with another handle on it."""
+    _habits[model.api] = _habits[asked.api]
+
+
 async def _ask(model: Model, max_retries: int | None) -> Habit:
     messages: list[ChatMessage] = [ChatMessageUser(content=QUESTION), ChatMessageAssistant(content=BEGINNING)]
     try:
