@@ -193,9 +193,11 @@ def test_bad_settings_end_in_one_sentence(
 def test_a_row_longer_than_the_context_is_named(tmp_path: Path, tiny_folder: Path) -> None:
     settings = options(tmp_path, tiny_folder, positions=600)
     data = Path(settings.data)
-    row = {"instruction": "How do I bake bread?", "response": "Mix the flour with water. " * 80}
-    data.write_text(data.read_text() + "\n" + json.dumps(row), encoding="utf-8")
-    with pytest.raises(InputError, match=r"row 6: .*512"):
+    row = {"id": "loaf", "instruction": "How do I bake bread?", "response": "Mix the flour with water. " * 80}
+    left_out = {"instruction": "How do I bake a cake?", "response": "Mix.", "meta": {"harmless": True}}
+    rows = [json.dumps(left_out), data.read_text(), json.dumps(row)]
+    data.write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(InputError, match=r"^Row loaf of .*pairs\.jsonl: .*512"):
         run(settings)
 
 

@@ -215,16 +215,16 @@ def _encode(subject: Subject, pairs: Sequence[Pair], options: MeasureOptions, so
     """Token rows of at most `positions` supervised response tokens each."""
     limit = models.context_length(subject.model)
     rows = []
-    for number, pair in enumerate(pairs, 1):
+    for pair in pairs:
         messages = chat.with_system(pair.messages, options.system)
         try:
             row = chat.encode(subject.tokenizer, messages, pair.response)
         except InputError as error:
-            raise InputError(f"{source}, row {number}: {error}") from error
+            raise InputError(f"Row {pair.id} of {source}: {error}") from error
         end = min(len(row.input_ids), row.start + options.positions)
         if end > limit:
             raise InputError(
-                f"{source}, row {number}: prompt and answer take {end} tokens, but the model's context is {limit}; "
+                f"Row {pair.id} of {source}: prompt and answer take {end} tokens, but the model's context is {limit}; "
                 "shorten the row or lower --positions."
             )
         rows.append(Encoded(row.input_ids[:end], row.labels[:end]))
