@@ -80,6 +80,37 @@ def test_preferences_are_not_guessed() -> None:
     )  # fmt: skip
 
 
+def called(arguments: Any) -> dict[str, Any]:
+    call = {"type": "function", "id": None, "function": {"name": "f", "arguments": arguments}}
+    parameters = {"properties": {"a": {"default": None}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+    return {"messages": [USER, turn, {"role": "tool", "content": "x"}, ANSWER], "tools": tools}
+
+
+def test_null_in_the_arguments_of_a_call_is_a_value(tmp_path: Path) -> None:
+    row = called({"a": None, "b": 1})
+    for source in (write(tmp_path, "c.jsonl", [row]), [row]):
+        (chat,) = data.read_chats(source, whole=True)
+        call = {"type": "function", "function": {"name": "f", "arguments": {"a": None, "b": 1}}}
+        assert chat.messages[1]["tool_calls"] == [call]  # type: ignore[typeddict-item]
+        assert chat.arguments["tools"] == row["tools"]
+
+
+def test_null_that_arrow_has_written_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list(
+        [{k: v for k, v in called(a).items() if k != "tools"} for a in ({"a": 1}, {"b": 2})]
+    )
+    table.to_parquet(tmp_path / "c.parquet")
+    for source in (tmp_path / "c.parquet", table):
+        caplog.clear()
+        read = data.read_chats(source, whole=True)
+        calls = [chat.messages[1]["tool_calls"][0]["function"]["arguments"] for chat in read]  # type: ignore[typeddict-item]
+        assert calls == [{"a": 1}, {"b": 2}]
+        assert caplog.text.count("null inside the arguments") == 1
+
+
 # ------------------------------------------------------------------------------------------- what is refused
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def arrow_rows(path: Path, first: int = 1) -> Iterator[Row]:
     """
     import pyarrow as pa
 
-    origin = origin_of(path)
+    origin = replace(origin_of(path), table=True)
     number = first - 1
     try:
         for batch in _batches(path):

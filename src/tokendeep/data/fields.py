@@ -6,6 +6,7 @@ fix, and never shows its text. No column is guessed, and none is left out in sil
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import re
@@ -109,6 +110,8 @@ def needed(value: str | None, field: str, where: str) -> str:
 def _plain(row: Row) -> Row:
     """The record without columns that say nothing, and with the request that only its answers bring as its messages."""
     values = {name: value for name, value in row.values.items() if name not in IDLE or value not in (*EMPTY, True)}
+    if row.origin.table:
+        values = {name: value if isinstance(value, str) else _of_table(value, row) for name, value in values.items()}
     whole = [name for name in WHOLE if _is_whole(values.get(name))]
     if whole and not any(values.get(name) is not None for name in REQUESTS):
         for name in whole:
@@ -119,6 +122,25 @@ def _plain(row: Row) -> Row:
                 )
             values[name] = [answer] if name in ANSWERS else answer["content"]
     return replace(row, values=values)
+
+
+def _of_table(value: Any, row: Row) -> Any:
+    """A value without what Arrow puts where a key is missing; said once where it may have been meant."""
+    if not isinstance(value, list | dict):
+        return value
+    made = chats.without_none(value, own=())
+    if made != chats.without_none(value):
+        _tell_nulls(row.origin.name)
+    return made
+
+
+@functools.cache
+def _tell_nulls(name: str) -> None:
+    log.warning(
+        "%s: null inside the arguments or parameters of tools is left out, for Arrow writes it where a key is missing; "
+        "write them as JSON text where null is meant.",
+        name,
+    )
 
 
 def _is_whole(value: Any) -> bool:

@@ -41,7 +41,7 @@ def hub_rows(spec: str) -> Iterator[Row]:
     table, part = _load_dataset(spec, repo, config, split, revision), f"{config or ''}/{split}"
     if known:
         _check_count(spec, known, part, len(table), revision)
-    origin = Origin(spec, known, hub=True, part=part)
+    origin = Origin(spec, known, hub=True, part=part, table=True)
     return (Row(n, f"{spec}, row {n}", without_index(values), origin) for n, values in enumerate(table, 1))
 
 

@@ -21,6 +21,7 @@ from tokendeep.types import Message
 ROLES = ("system", "user", "assistant", "tool")
 ALSO = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
 CALLS = ("name", "tool_calls", "tool_call_id")  # what a message may hold beside what is said, and `weight`
+OWN = ("arguments", "parameters")  # of a tool and its calls, in which null is a value like others
 KEYS = (("role", "content"), ("from", "value"))
 TEXT_PARTS = ("text", "input_text", "output_text")
 SILENT = ("cache_control", "annotations", "citations")  # beside a part's text; they change no prompt
@@ -200,11 +201,11 @@ def _decoded(value: Any, name: str, where: str) -> Any:
         raise InputError(f"{where}: '{name}' is a text that is no JSON; write it as a list or an object.") from None
 
 
-def without_none(value: Any) -> Any:
-    """A value without the empty ones that tables put where a key is missing."""
+def without_none(value: Any, own: tuple[str, ...] = OWN) -> Any:
+    """A value without empty ones where a key may as well be missing; what stands under an `own` name is left as it is."""
     if isinstance(value, Mapping):
-        return {name: without_none(one) for name, one in value.items() if one is not None}
-    return [without_none(one) for one in value] if isinstance(value, list) else value
+        return {n: one if n in own else without_none(one, own) for n, one in value.items() if one is not None}
+    return [without_none(one, own) for one in value] if isinstance(value, list) else value
 
 
 def _spoken(text: str, name: str, where: str) -> tuple[Message, ...]:

@@ -108,7 +108,8 @@ def chat(values: Mapping[str, Any], where: str) -> Chat:
     Raises:
         InputError: as `read_chats`.
     """
-    return _chat(interpret(Row(0, where, without_index(values), Origin("the rows", trainer=True))), whole=True)
+    origin = Origin("the rows", trainer=True, table=True)
+    return _chat(interpret(Row(0, where, without_index(values), origin)), whole=True)
 
 
 def _chat(row: Fields, whole: bool) -> Chat:

@@ -46,6 +46,7 @@ class Origin:
         hub: whether it may have columns that are not used (nobody can edit a hub set); others may not.
         part: name of the file, or config/split of a hub set.
         columns: our name -> the column that is meant, where the user says so.
+        table: whether they come from Arrow, which puts null where a key is missing.
         trainer: whether a trainer was given them as a dataset, so that no option of the command line can be advised.
     """
 
@@ -55,6 +56,7 @@ class Origin:
     part: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     trainer: bool = False
+    table: bool = False
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def _given_rows(values: Iterable[Any]) -> Iterator[Row]:
         raise InputError(f"The rows are {type_name(values)}, not a list of dicts; put them into one.")
     if to_json := hasattr(values, "iterrows") and getattr(values, "to_json", None):
         values = json.loads(to_json(orient="records"))
-    origin = Origin("the list of rows")
+    origin = Origin("the list of rows", table=hasattr(values, "features"))
     for number, value in enumerate(values, 1):
         where = f"Row {number}"
         if not isinstance(value, (Mapping, *TYPED)):
