@@ -659,14 +659,30 @@ def test_a_stream_is_checked_row_by_row(tmp_path: Path, tiny_model: Any, tiny_to
     )
     made.train()
     assert made.state.global_step == 2
-    with pytest.raises(InputError, match="stream of rows"):
-        ConstrainedSFTTrainer(
-            made.model.unload(),
-            settings(tmp_path),
-            train_dataset=Dataset.from_list(token_rows()),
-            eval_dataset=good,
-            **more,
-        )
+    with pytest.raises(InputError, match="stream of rows to train on"):
+        ConstrainedSFTTrainer(made.model.unload(), settings(tmp_path), train_dataset=good, **more)
+
+
+@pytest.mark.parametrize("peft", [None, LORA])
+def test_a_stream_is_evaluated_while_training(
+    peft: Any, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    held = Dataset.from_list(token_rows(5, seed=9))
+    made = ConstrainedSFTTrainer(
+        make_model(),
+        settings(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=1),
+        train_dataset=Dataset.from_list(token_rows()),
+        eval_dataset={"stream": held.to_iterable_dataset(), "fixed": held},
+        processing_class=tiny_tokenizer,
+        peft_config=peft,
+    )
+    made.train()
+    found = {
+        name: [e[name] for e in made.state.log_history if name in e] for name in ("eval_stream_nll", "eval_fixed_nll")
+    }
+    assert len(found["eval_stream_nll"]) == 2
+    assert found["eval_stream_nll"] == pytest.approx(found["eval_fixed_nll"], rel=1e-5)
+    assert any("eval_stream_loss" in entry for entry in made.state.log_history) == (peft is not None)
 
 
 def test_a_stream_is_evaluated_with_a_loss_while_there_is_a_reference(

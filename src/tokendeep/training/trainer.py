@@ -101,11 +101,9 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         self._keys: set[str] = set()
         self._head: list[str] = []  # what the copy of the head is
         self._moved = False  # whether weights have been trained
-        if self.reference == "precomputed" and not all(
-            hasattr(d, "__len__") for d in [self.train_dataset, *flat(self.eval_dataset)]
-        ):
+        if self.reference == "precomputed" and not hasattr(self.train_dataset, "__len__"):
             raise InputError(
-                "A stream of rows has no rows to compute the reference of before training; give a dataset of fixed "
+                "A stream of rows to train on has no rows to compute the reference of before training; give a dataset of fixed "
                 "rows, or train an adapter with reference='on-the-fly'."
             )
         self.add_callback(reference_pass.ReferenceFirst(self))
@@ -163,7 +161,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         goes_on, trained = self.state.global_step > 0, not self._adapter_off
         self._moved = self._moved or goes_on
         if self.reference == "precomputed":
-            rows = [self.train_dataset, *flat(self.eval_dataset)]
+            rows = [d for d in [self.train_dataset, *flat(self.eval_dataset)] if hasattr(d, "__len__")]
             if goes_on and trained:
                 self._refer(rows, recorded.get("weights", ""))
             elif not (self._moved and trained and self._made_from):
