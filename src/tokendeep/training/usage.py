@@ -1,6 +1,7 @@
 """How plain transformers and PEFT load a checkpoint: the part of its model card that holds the lines to copy.
 
-Knows what a saved adapter names as its base. Paths are told by their last part alone, for cards are made to be shared.
+Knows what a saved adapter names as its base. Paths are told by their last part alone, for cards are made to be shared;
+ids of the hub are told whole.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def how_to_load(folder: Path) -> str:
     here = {"folder": "PATH/TO/THIS/FOLDER"}
     if base.suffix == ".gguf":
         return GGUF.format(where="", file=base.name, **here).lstrip()
-    text = ADAPTER.format(base=base.name, **here)
+    local = base.is_absolute() or base.exists()
+    text = ADAPTER.format(base=base.name if local else base, **here)
     if packaged.is_conversion(base):
         text += GGUF.format(where=CONVERTED, file=packaged.converted_from(base), **here)
     return text
