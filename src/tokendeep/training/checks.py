@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from datasets import Dataset
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -54,6 +55,8 @@ def end_where_answers_end(model: Any, rows: Iterable[Mapping[str, Any]], tokeniz
     known = config.eos_token_id
     stops = [known] if isinstance(known, int) else list(known or ())
     control = chat.control_ids(tokenizer)
+    if isinstance(rows, Dataset):
+        rows = rows.select_columns("labels")  # the ids, as many again, are not read
     ends = {row["labels"][-1] for row in rows if row["labels"][-1:] != [IGNORE]} & control
     if not ends <= set(stops):
         config.eos_token_id = [*sorted(ends), *(stop for stop in stops if stop not in ends)]
