@@ -188,15 +188,6 @@ def test_bootstrap_refuses_nonsense():
         stats.bootstrap([1.0, 2.0], clusters=[0])
 
 
-def test_ratio_of_sums_weighs_by_the_denominator():
-    rows = np.array([[1.0, 1.0], [0.0, 3.0]])
-    assert stats.ratio_of_sums(rows) == 0.25  # the mean of ratios would be 0.5
-    assert stats.ratio_of_sums(np.stack([rows, 2 * rows, rows[::-1]])).tolist() == [0.25, 0.25, 0.25]
-    assert math.isnan(stats.ratio_of_sums(np.zeros((3, 2))))
-    low, high = stats.bootstrap(rows, stats.ratio_of_sums, seed=0, vectorized=True)
-    assert (low, high) == (0.0, 1.0)
-
-
 def test_near_duplicates_by_hand():
     texts = [
         "How do I boil an egg for breakfast?",  # 7 runs of two words

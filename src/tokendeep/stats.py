@@ -279,19 +279,6 @@ def _cluster_samples(
     return np.array(samples)
 
 
-def ratio_of_sums(rows: Array) -> Any:
-    """Sum of numerators / sum of denominators over rows (..., n, 2); NaN where the denominators sum to 0.
-
-    Fits `bootstrap(..., vectorized=True)`: prompts with larger denominators weigh more, unlike in a mean of ratios.
-    """
-    import numpy as np
-
-    sums = np.asarray(rows, dtype=float).sum(-2)  # (..., 2)
-    numerator, denominator = sums[..., 0], sums[..., 1]
-    ratio = np.divide(numerator, denominator, out=np.full_like(denominator, np.nan), where=denominator != 0)
-    return ratio if ratio.ndim else float(ratio)
-
-
 def near_duplicates(texts: Sequence[str], threshold: float = 0.5, size: int = 2) -> list[int]:
     """Cluster of each text: 0, 1, ... in order of first appearance; a text like no other is alone in its cluster.
 

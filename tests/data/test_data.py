@@ -102,7 +102,7 @@ def test_a_home_folder_and_an_unknown_one(tmp_path, monkeypatch):
     refused(data.read_prompts, "~nobody-of-that-name/p.txt", "There is no file")
 
 
-def test_kind_and_has_field(tmp_path):
+def test_kind(tmp_path):
     def kind(row):
         return data.kind(write(tmp_path, "k.jsonl", [row]))
 
@@ -115,11 +115,6 @@ def test_kind_and_has_field(tmp_path):
     assert kind({"instruction": "A?", "harmful": "B."}) == "pairs"
     assert kind({"instruction": "A?", "harmful": "B.", "refusal": "C."}) == "triples"
     assert kind({"question": "A?", "answer": "B."}) == "pairs"
-    path = write(tmp_path, "h.jsonl", [{"instruction": "A?", "harmful": "B.", "category": "c", "response": None}])
-    assert data.has_field(path, "harmful")
-    assert data.has_field(path, "category")
-    assert not data.has_field(path, "refusal")
-    assert not data.has_field(path, "response")
 
 
 def test_what_deepen_writes_loads_again(tmp_path):
@@ -503,7 +498,6 @@ def test_rows_in_memory_are_read_as_files_are(tmp_path):
     assert data.read_pairs(rows) == data.read_pairs(write(tmp_path, "p.jsonl", rows))
     assert data.read_prompts(tuple(rows), limit=1)[0].messages == ({"role": "user", "content": "A?"},)
     assert data.kind(rows) == "pairs"
-    assert data.has_field(rows, "category")
     refused(data.read_pairs, [rows[0], {"instruction": "A?"}], "Row 2: no field 'response'")
     refused(data.read_pairs, [{**rows[0], "answr": "B."}], "Row 1: unknown column 'answr'")
     refused(data.read_pairs, [SECRET], "Row 1: is str, not a dict")

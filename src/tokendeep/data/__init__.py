@@ -1,9 +1,9 @@
 """Rows of people's data, on disk, on a hub or in memory, as typed values."""
 
-from tokendeep.data.reading import chat, has_field, kind, read_chats, read_pairs, read_prompts, read_triples
+from tokendeep.data.reading import chat, kind, read_chats, read_pairs, read_prompts, read_triples
 from tokendeep.data.row import idle_columns
 from tokendeep.data.sources import Chosen, Role, Source, choose, identity, named, read_rows, role_of
-from tokendeep.data.write import asked, pair_of, request_of, write_rows
+from tokendeep.data.write import asked, pair_of, write_rows
 
 __all__ = [
     "Chosen",
@@ -12,7 +12,6 @@ __all__ = [
     "asked",
     "chat",
     "choose",
-    "has_field",
     "identity",
     "idle_columns",
     "kind",
@@ -23,7 +22,6 @@ __all__ = [
     "read_prompts",
     "read_rows",
     "read_triples",
-    "request_of",
     "role_of",
     "write_rows",
 ]

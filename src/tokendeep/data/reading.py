@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from tokendeep import runs
 from tokendeep.data.fields import Fields, Kind, interpret, needed, texts_only
@@ -133,16 +133,6 @@ def kind(source: Source) -> Kind:
         InputError: the source cannot be read or its first row is wrong.
     """
     return _first(source).kind
-
-
-def has_field(source: Source, name: Literal["response", "harmful", "refusal", "category"]) -> bool:
-    """Whether the first row has that field, under whatever name the source gives it.
-
-    Raises:
-        InputError: the source cannot be read or its first row is wrong.
-    """
-    fields = _first(source)
-    return "category" in fields.meta if name == "category" else getattr(fields, name) is not None
 
 
 def _first(source: Source) -> Fields:

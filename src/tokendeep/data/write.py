@@ -51,11 +51,6 @@ def asked(row: Typed) -> str:
     return next(message["content"] for message in reversed(row.messages) if message["role"] == "user")
 
 
-def request_of(chat: Chat) -> Prompt:
-    """A conversation up to its last answer."""
-    return Prompt(chat.id, chat.messages[:-1])
-
-
 def pair_of(chat: Chat) -> Pair:
     """A conversation as a request and its last answer."""
     return Pair(chat.id, chat.messages[:-1], chat.messages[-1]["content"])
