@@ -169,7 +169,7 @@ def test_inspect_eval_finds_it_out_too(pairs: Path, tmp_path: Path, tiny_folder:
         [log] = inspect_eval("tokendeep/prefill", model=model, task_args=arguments, **common)  # type: ignore[arg-type]
     assert {sample.output.completion for sample in log.samples} == {AFTER}
     assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "logs").glob("*")} == {"0o600"}
-    os.umask(before)
+    assert os.umask(before) == 0o022
 
 
 def test_options_for_servers_are_not_for_local_models(pairs: Path, tmp_path: Path, tiny_subject: Subject) -> None:

@@ -137,7 +137,7 @@ def test_a_log_says_which_weights_answered(
         "tokendeep/prefill", model=model, task_args=arguments, log_dir=str(tmp_path / "new" / "logs"), display="none",
         log_realtime=False,
     )  # fmt: skip
-    os.umask(before)
+    assert os.umask(before) == 0o022, "what the process writes later is not for its owner alone"
     about, loaded = log.eval.metadata["model"], models.load(str(tiny_folder), dtype="bfloat16")
     assert about == {
         "revision": loaded.revision, "adapter": None, "dtype": "bfloat16", "date": "2025-01-02",
@@ -146,7 +146,6 @@ def test_a_log_says_which_weights_answered(
     assert about["revision"].startswith("weights:")
     [path] = (tmp_path / "new" / "logs").glob("*.eval")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
 def test_an_unknown_argument_of_a_task_is_refused(pairs: Path, tiny_subject: Subject) -> None:
@@ -222,3 +221,12 @@ def test_arguments_stand_in_the_order_by_which_inspect_knows_older_evaluations()
     handle = running.open_model("me/model", ModelOptions(), 1)
     assert list(handle.model_args) == ["dtype", "revision", "chat_template", "trust_remote_code", "allow_pickle"]
     assert {*provider.OPTIONS, "system"} == {field.name for field in fields(ModelOptions)}
+
+
+def test_making_a_task_leaves_the_files_of_the_process_as_they_are(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INSPECT_EVAL_MODEL", "mockllm/model")
+    before = os.umask(0o022)
+    TASKS["none"](data=str(pairs))
+    assert os.umask(before) == 0o022

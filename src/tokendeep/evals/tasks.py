@@ -8,7 +8,6 @@ attack and those that all share (`EvalOptions`), each written once, where it is 
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, replace
 from typing import Any, TypeVar
@@ -31,6 +30,7 @@ from tokendeep.attacks import ATTACKS
 from tokendeep.attacks.base import Attack, Prepared, Rows
 from tokendeep.errors import InputError
 from tokendeep.evals.options import EvalOptions
+from tokendeep.evals.privacy import keep_logs_private
 from tokendeep.evals.provider import TokendeepAPI, one_sentence
 from tokendeep.evals.scorers import judge_named, unknown
 from tokendeep.evals.session import current, current_model
@@ -73,7 +73,7 @@ def as_task(attack: Attack[Any], name: str) -> Callable[..., Task]:
             if word not in known:
                 raise InputError(unknown("argument", word, ("data", *known)))
         if current() is None:
-            os.umask(0o077)  # under `inspect eval`: its logs hold what was asked and answered
+            keep_logs_private()  # under `inspect eval`: they hold what was asked and answered
         return evaluation(attack, data, {**known, **given})
 
     kind = inspect.Parameter

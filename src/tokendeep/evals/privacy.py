@@ -1,0 +1,36 @@
+"""Private logs under `inspect eval`: what a run of Inspect writes is readable by its owner alone, as in a run of ours.
+
+Knows nothing of tasks. Files of the process that are written before or after such a run are as the user has set them.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+from inspect_ai.hooks import Hooks, RunEnd, RunStart, hooks
+
+
+@cache
+def keep_logs_private() -> None:
+    """From now on, the files that Inspect makes during a run are for their owner alone."""
+    hooks(name="tokendeep_private", description="logs are readable by their owner alone")(Private)
+
+
+class Private(Hooks):
+    """Narrows the file mode of the process while runs go on."""
+
+    def __init__(self) -> None:
+        self.running: set[str] = set()
+        self.before = 0
+
+    async def on_run_start(self, data: RunStart) -> None:
+        if not self.running:
+            self.before = os.umask(0o077)
+        self.running.add(data.run_id)
+
+    async def on_run_end(self, data: RunEnd) -> None:
+        if data.run_id in self.running:
+            self.running.remove(data.run_id)
+            if not self.running:
+                os.umask(self.before)
