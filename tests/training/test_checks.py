@@ -190,6 +190,15 @@ def test_the_model_card_names_method_and_paper(tmp_path: Path, tiny_model: Any, 
     assert "huggingface.co/papers/2406.05946" in text
 
 
+def test_a_setting_that_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = arguments(tmp_path, accelerator_config={"dispatch_batches": True})
+    assert settings.copied(given).accelerator_config.dispatch_batches is False
+    assert "dispatch_batches=True is left out" in capsys.readouterr().out
+    assert given.accelerator_config.dispatch_batches  # of the caller
+    settings.copied(arguments(tmp_path))
+    assert not capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", upstream.PRIVATE)
 def test_what_others_call_private_is_still_there(name: str) -> None:
     upstream.check(name)

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import SFTConfig
 
-from tokendeep import chat
+from tokendeep import chat, runs
 from tokendeep.errors import InputError
 
 
@@ -35,7 +35,11 @@ def copied(args: Any) -> Any:
         args = SFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})
     args = copy.copy(args)
     args.assistant_only_loss = False  # conversations are encoded here, answers only: see `answers`
-    # batches of a stream are not cut in pieces by rows: they hold values by token too
+    # batches are not cut in pieces by rows, of fixed rows neither: they hold values by token too
+    if args.accelerator_config.dispatch_batches and runs.is_main_process():
+        print(
+            "tokendeep: dispatch_batches=True is left out, for it would cut batches by rows, and they hold values by token"
+        )
     args.accelerator_config = replace(args.accelerator_config, dispatch_batches=False)
     args.logging_nan_inf_filter = False  # waits for the device at every micro-batch, as `check_losses` does not
     return args
