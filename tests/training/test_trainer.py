@@ -706,6 +706,24 @@ def test_a_stream_is_evaluated_with_a_loss_while_there_is_a_reference(
     )
 
 
+def test_rows_that_were_evaluated_are_forgotten(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    kept, held = Dataset.from_list(token_rows(3, seed=8)), Dataset.from_list(token_rows(5, seed=9))
+    made = ConstrainedSFTTrainer(
+        make_model(), settings(tmp_path), train_dataset=Dataset.from_list(token_rows()), eval_dataset=kept,
+        processing_class=tiny_tokenizer,
+    )  # fmt: skip
+    first = made.evaluate()["eval_loss"]
+    new = made.evaluate(held)["eval_loss"]
+    made.evaluate({"one": held, "two": held.to_iterable_dataset()})
+    made.predict(held)
+    assert len(made._own) == 2
+    assert sorted(made._collator.references) == [8, 9, 10]  # of the rows that it was made with
+    assert made.evaluate(held)["eval_loss"] == new
+    assert made.evaluate()["eval_loss"] == first
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_stream_is_prepared_once(
     packing: bool, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ It is the fair baseline of `trainer.ConstrainedSFTTrainer`, which changes the lo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -181,15 +182,28 @@ class ResponseSFTTrainer(SFTTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """As Trainer's; rows that come now are encoded as those of the constructor were."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = each(eval_dataset, self._prepared)
-        return Trainer.evaluate(
-            self, eval_dataset, ignore_keys, metric_key_prefix
-        )  # SFTTrainer's would prepare the rows once more
+        with self._passing():
+            if eval_dataset is not None and not isinstance(eval_dataset, str):
+                eval_dataset = each(eval_dataset, self._prepared)
+            return Trainer.evaluate(
+                self, eval_dataset, ignore_keys, metric_key_prefix
+            )  # SFTTrainer's would prepare the rows once more
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """As Trainer's, on rows that are encoded as those of the constructor were."""
-        return super().predict(self._prepared(test_dataset), ignore_keys, metric_key_prefix)
+        with self._passing():
+            return super().predict(self._prepared(test_dataset), ignore_keys, metric_key_prefix)
+
+    @contextlib.contextmanager
+    def _passing(self) -> Iterator[None]:
+        """Rows that come within it, and their references, are forgotten after it; their numbers are not given again."""
+        own, first = len(self._own), self._row_count
+        try:
+            yield
+        finally:
+            del self._own[own:]
+            for number in range(first, self._row_count):
+                self._collator.references.pop(number, None)
 
     def _prepared(self, dataset: Any) -> Any:
         if any(dataset is own for own in self._own):

@@ -244,17 +244,19 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """As ResponseSFTTrainer's; without a loss where the rows have no reference and none can be computed any more."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = each(eval_dataset, self._prepared)
-        named = eval_dataset is None or isinstance(eval_dataset, str)
-        self._refer_now(flat(self.eval_dataset if named else eval_dataset))
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        with self._passing():
+            if eval_dataset is not None and not isinstance(eval_dataset, str):
+                eval_dataset = each(eval_dataset, self._prepared)
+            named = eval_dataset is None or isinstance(eval_dataset, str)
+            self._refer_now(flat(self.eval_dataset if named else eval_dataset))
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """As `evaluate`, with the predictions."""
-        prepared = self._prepared(test_dataset)
-        self._refer_now([prepared])
-        return super().predict(prepared, ignore_keys, metric_key_prefix)
+        with self._passing():
+            prepared = self._prepared(test_dataset)
+            self._refer_now([prepared])
+            return super().predict(prepared, ignore_keys, metric_key_prefix)
 
     def _refer_now(self, datasets: Sequence[Any]) -> None:
         """Have the reference of rows that come now, where it can still be had; else say that there is none."""
