@@ -193,6 +193,16 @@ def test_a_category_that_is_a_number_is_its_text() -> None:
     refused(data.read_prompts, [{"instruction": "A?", "category": True}], "Row 1: 'category' must be text")
 
 
+def test_named_columns_hold_beside_where_all_are_there() -> None:
+    columns = ["instruction=ask", "response=say"]
+    alike, other = [{"ask": "A?", "say": "B.", "x": 1}], [{"instruction": "A?", "response": "B."}]
+    for rows in (alike, other):
+        (pair,) = data.read_pairs(data.choose_beside(rows, columns, "harmless"))
+        assert (pair.messages[0]["content"], pair.response) == ("A?", "B.")
+    refused(lambda r: data.read_pairs(data.choose_beside(r, columns)), [{"ask": "A?"}], "Row 1")
+    assert data.choose_beside(other, []) is other
+
+
 def test_wild_jailbreak_is_fetched_as_the_files_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
     from types import SimpleNamespace

@@ -232,3 +232,11 @@ def test_an_adapter_that_trains_biases_is_compared_with_a_loaded_base(
     np.testing.assert_allclose(profile["per_prompt"]["kl"][0][: len(expected)], expected, rtol=1e-3, atol=1e-5)
     assert profile["meta"]["label"] == "adapter against its base"
     assert "bias='all' trains biases beneath the adapter" in capsys.readouterr().out
+
+
+def test_columns_are_named_of_the_benign_rows_too(tmp_path, tiny_folder):
+    for name in ("asked.jsonl", "benign.jsonl"):
+        (tmp_path / name).write_text('{"ask": "A?", "say": "One two three."}\n')
+    settings = options(tmp_path, tiny_folder, data=str(tmp_path / "asked.jsonl"), benign=str(tmp_path / "benign.jsonl"))
+    plan = measure.plan(replace(settings, columns=["instruction=ask", "response=say"]))
+    assert [pair.response for pair in (*plan.pairs, *plan.benign)] == ["One two three."] * 2

@@ -2,7 +2,7 @@
 
 from tokendeep.data.reading import chat, kind, read_chats, read_pairs, read_prompts, read_triples
 from tokendeep.data.row import idle_columns
-from tokendeep.data.sources import Chosen, Role, Source, choose, identity, named, read_rows, role_of
+from tokendeep.data.sources import Chosen, Role, Source, choose, choose_beside, identity, named, read_rows, role_of
 from tokendeep.data.write import asked, pair_of, write_rows
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "asked",
     "chat",
     "choose",
+    "choose_beside",
     "identity",
     "idle_columns",
     "kind",

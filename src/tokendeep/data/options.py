@@ -25,7 +25,7 @@ class DataOptions:
         list[str],
         Parameter(
             help="What the columns of --data are, such as instruction=Goal,response=Target; others that are not ours are "
-            "left out.",
+            "left out. Holds for the other rows of a verb (eval-data, benign, utility) too, where they have all these columns.",
             converter=_pairs,
             group=Group("Rows", sort_key=1.05),
         ),

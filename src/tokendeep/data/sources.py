@@ -63,6 +63,19 @@ def choose(source: Source, columns: str | Sequence[str] = (), role: Role | None 
     return Chosen(source, named_columns, role) if named_columns or role else source
 
 
+def choose_beside(source: Source, columns: Sequence[str], role: Role | None = None) -> Source:
+    """As `choose`, of rows that stand beside those whose columns are named: where the first of them has them all.
+
+    Raises:
+        InputError: as `choose`; the source cannot be read.
+    """
+    chosen = choose(source, columns, role)
+    if not isinstance(chosen, Chosen) or not columns:
+        return chosen
+    first = next(read_rows(source)).values
+    return chosen if set(chosen.columns.values()) <= first.keys() else choose(source, (), role)
+
+
 def read_rows(source: Source) -> Iterator[Row]:
     """The records of a source as they are, one at a time: syntax is checked, columns are not.
 

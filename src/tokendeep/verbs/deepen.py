@@ -141,7 +141,9 @@ def plan(
     skipped: dict[str, list[str]] = {"data": [], "utility": []}
     read = {
         "data": _read("data", data.choose(chosen["data"], options.columns, "harmful"), skipped["data"]),
-        "utility": _read("utility", data.choose(chosen["utility"], role="harmless"), skipped["utility"]),
+        "utility": _read(
+            "utility", data.choose_beside(chosen["utility"], options.columns, "harmless"), skipped["utility"]
+        ),
     }
     for name, rows_read in read.items():
         chats.check_share(skipped[name], len(rows_read), options.max_skipped, data.named(chosen[name]))

@@ -143,7 +143,11 @@ def plan(options: FinetuneOptions, subject: Subject | None = None, *, rows: data
     train_rows = chats.load(
         data.choose(options.data if rows is None else rows, options.columns), skipped["data"], whole=True
     )
-    held_out = chats.load(options.eval_data, skipped["eval_data"], whole=True) if options.eval_data else []
+    held_out = (
+        chats.load(data.choose_beside(options.eval_data, options.columns), skipped["eval_data"], whole=True)
+        if options.eval_data
+        else []
+    )
     for name, loaded in (("data", train_rows), ("eval_data", held_out)):
         chats.check_share(skipped[name], len(loaded), options.max_skipped, getattr(options, name) or "the rows")
     probe = data.read_pairs(options.probe) if options.probe else []

@@ -119,7 +119,7 @@ def plan(options: MeasureOptions, subject: Subject | None = None, base: Subject 
     """
     _check(options)
     pairs = data.read_pairs(data.choose(options.data, options.columns, "harmful"), limit=options.limit)
-    control = data.choose(options.benign, role="harmless") if options.benign else None
+    control = data.choose_beside(options.benign, options.columns, "harmless") if options.benign else None
     benign = data.read_pairs(control, limit=options.limit) if control else []
     openings = load_openings(options.openings)
     onto, compared_with = (None, options.base) if subject else _bases(options)
