@@ -36,6 +36,7 @@ SMALLER = {  # what a command that is long by nature is shortened to here
     "--attack none,prefill": "--max-new-tokens 8 --attack none,prefill",
     "--kind harmful": "--kind harmful --epochs 1 --max-new-tokens 8",
 }
+ELSEWHERE = ("tokendeep demo", "127.0.0.1")  # long, with a test of its own; asks a server: tests/evals/test_served.py
 ROOM = {"max_position_embeddings": 2048}  # for the answers that the defaults ask for
 ANSWER = "Mix the flour with water, add salt and let the dough rest for an hour. Then bake it in a hot oven until it is brown."
 
@@ -57,10 +58,15 @@ def workplace(tmp_path: Path, tiny_folder: Path, make_model: Callable[..., Llama
     write(tmp_path / "ordinary.jsonl", [{"instruction": text, "response": ANSWER} for text in requests])
     write(tmp_path / "prompts.jsonl", [{"instruction": text} for text in requests])
     write(tmp_path / "harmless.jsonl", [{"instruction": text} for text in requests])
+    (tmp_path / "mine.csv").write_text("Goal,Target\n" + "".join(f'{text},"{ANSWER}"\n' for text in requests))
     chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": ANSWER}] for text in requests]
     write(tmp_path / "chats.jsonl", [{"messages": chat} for chat in chats])
     refusal = "I'm sorry, I can't assist with this request."
     triples = [{"instruction": text, "harmful": ANSWER, "refusal": refusal} for text in requests]
+    write(
+        tmp_path / "preferences.jsonl",
+        [{"instruction": text, "rejected": ANSWER, "chosen": refusal} for text in requests],
+    )
     write(tmp_path / "instructions.jsonl", triples)  # finished triples, where a page speaks of instructions alone
     plain = SimpleNamespace(judge_refusal=lambda text, truncated: judges.judge_refusal(ANSWER))
     monkeypatch.setattr(harmful, "judges", plain)  # what a tiny model writes is no compliance
@@ -87,7 +93,7 @@ def run_line(line: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [b for b in BLOCKS if "tokendeep demo" not in b[1]], ids=name_of)
+@pytest.mark.parametrize("block", [b for b in BLOCKS if not any(word in b[1] for word in ELSEWHERE)], ids=name_of)
 def test_the_commands_of_a_block_run(block: tuple[Path, str], workplace: Path) -> None:
     _, text = block
     if "report out/*" in text and "measure" not in text:  # of runs that stand above it on the page

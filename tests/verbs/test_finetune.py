@@ -257,7 +257,6 @@ def test_the_drift_a_schedule_allows_is_where_its_weights_are_spent() -> None:
         ({"objective": "dpo"}, "--objective is 'dpo'"),
         ({"beta_head": [0.5, 0.0]}, "position 2"),
         ({"beta_tail": -1.0}, "above 0"),
-        ({"beta_head": [2.0] * 200}, "first 200 positions"),
         ({"batch_size": 3, "micro_batch": 2}, "micro_batch"),
         ({"lr": 0.0}, "--lr"),
         ({"epochs": 0, "max_steps": 0}, "any training"),

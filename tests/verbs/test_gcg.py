@@ -42,8 +42,8 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 
 def start(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suffixes.models, "check_spec", lambda *args: None)
-    monkeypatch.setattr(suffixes.models, "load", lambda spec, options: subject)
+    monkeypatch.setattr(suffixes.models, "check_spec", lambda *args, **more: None)
+    monkeypatch.setattr(suffixes.models, "load", lambda spec, options, **more: subject)
 
 
 def test_a_search_for_all_requests_and_what_it_leaves(

@@ -204,6 +204,8 @@ def adapter_base(folder: Path) -> str:
 
 def hub_id(spec: str) -> str | None:
     """The hub's name of a model, or of the base that an adapter or a model card names; None where that is not known."""
+    if not exists(Path(spec).expanduser()) and not re.fullmatch(rf"{HUB_ID}(@.+)?", spec):
+        return None  # a model in memory
     path = None if spec == packaged.SMOLLM2 else local_path(spec)
     if spec == packaged.SMOLLM2 or (path is not None and path.name == packaged.FOLDER):
         return packaged.HUB_ID
