@@ -14,10 +14,21 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from tokendeep.data import about
 from tokendeep.data import messages as chats
-from tokendeep.data.known import BESIDE, HARMFUL, HARMLESS, KNOWN, Known, harmless
+from tokendeep.data.known import BESIDE, KNOWN, Known
 from tokendeep.data.messages import checked_text
-from tokendeep.data.row import ANSWERS, FIELDS, REQUESTS, Row, nearest_field, renamed, says_nothing, shown, type_name
+from tokendeep.data.row import (
+    ANSWERS,
+    FIELDS,
+    REQUESTS,
+    Row,
+    nearest_field,
+    of_dataset,
+    renamed,
+    says_nothing,
+    shown,
+)
 from tokendeep.errors import InputError
 from tokendeep.types import Message
 
@@ -175,7 +186,7 @@ def _from_known(row: Row, known: Known) -> Fields:
         text = known.layout.format(instruction=text, context=_column(row, known.context))
     meta = {name.lower(): row.values[name] for name in known.meta if row.values.get(name)}
     return Fields(
-        id=_id(row),
+        id=about.row_id(row),
         messages=_behind(row, (Message(role="user", content=text),)),
         response=_column(row, known.response) if known.response else None,
         harmful=None,
@@ -218,12 +229,12 @@ def _from_generic(row: Row) -> Fields:
     response = turn["content"] if turn else None
     present = {name for name, value in row.values.items() if value is not None}
     return Fields(
-        id=_id(row),
+        id=about.row_id(row),
         messages=messages,
         response=response,
         harmful=chats.answer(row.values["harmful"], "harmful", row.where) if "harmful" in present else None,
         refusal=chats.answer(row.values["refusal"], "refusal", row.where) if "refusal" in present else None,
-        meta=_meta(row),
+        meta=about.meta(row),
         where=row.where,
         kind=_kind(present, response),
         turn=turn,
@@ -252,7 +263,7 @@ def _refuse_unknown(row: Row) -> None:
         )
     if row.origin.trainer:
         raise InputError(
-            f"{row.where}: unknown column {shown(unknown[0])}; {_of_dataset(unknown[0])}, or rename it to one of "
+            f"{row.where}: unknown column {shown(unknown[0])}; {of_dataset(unknown[0])}, or rename it to one of "
             f"{', '.join(FIELDS)} with dataset.rename_column(...)."
         )
     near = nearest_field(unknown[0])
@@ -261,11 +272,6 @@ def _refuse_unknown(row: Row) -> None:
         f"{row.where}: unknown column {shown(unknown[0])}; {advice} (rename it, remove it, put it under 'meta', or say with "
         f"--columns which ones are meant, such as {near or 'instruction'}=NAME)."
     )
-
-
-def _of_dataset(name: str) -> str:
-    """How a column is taken out of a dataset in memory."""
-    return f"take it out with dataset.remove_columns({name[:32]!r})"
 
 
 def _mention_unused(row: Row, used: Collection[str]) -> None:
@@ -277,48 +283,6 @@ def _mention_unused(row: Row, used: Collection[str]) -> None:
 
 def _column(row: Row, name: str) -> str:
     return checked_text(row.values[name], name, row.where)
-
-
-def _id(row: Row) -> str:
-    value = row.values.get("id")
-    if value is None:
-        return ""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return checked_text(value, "id", row.where)
-
-
-def _meta(row: Row) -> dict[str, Any]:
-    meta = row.values.get("meta")
-    if meta is not None and not isinstance(meta, dict):
-        raise InputError(f"{row.where}: 'meta' must be an object, not {type_name(meta)}; write it as {{...}}.")
-    return {**(meta or {}), **_category(row), **_label(row)}
-
-
-def _category(row: Row) -> dict[str, str]:
-    """What kind of request it is; a number is its own name."""
-    category = row.values.get("category")
-    if category in (None, ""):
-        return {}
-    if isinstance(category, int | float) and not isinstance(category, bool):
-        return {"category": str(category)}
-    return {"category": _column(row, "category")}
-
-
-def _label(row: Row) -> dict[str, bool]:
-    """Whether a request is harmless; other labels say nothing where nobody can be asked to change them."""
-    label, columns = row.values.get("label"), row.origin.columns
-    said = harmless(label)
-    if said is not None:
-        return {"harmless": said}
-    if label in (None, "") or ((row.origin.hub or columns) and "label" not in columns):
-        return {}
-    words = ", ".join((*HARMLESS[:3], *HARMFUL[:3]))
-    way = "say with --columns which columns are meant (such as instruction=NAME), so that other labels are left out"
-    raise InputError(
-        f"{row.where}: 'label' says whether a request is harmless, with one of {words}; change it, or "
-        f"{_of_dataset('label') if row.origin.trainer else way}."
-    )
 
 
 # --- conversations ---------------------------------------------------------------------------------

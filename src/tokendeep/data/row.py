@@ -136,3 +136,8 @@ def shown(name: str) -> str:
 def type_name(value: Any) -> str:
     names: dict[type, str] = {bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return names.get(type(value), "null" if value is None else type(value).__name__)
+
+
+def of_dataset(name: str) -> str:
+    """How a column is taken out of a dataset in memory."""
+    return f"take it out with dataset.remove_columns({name[:32]!r})"
