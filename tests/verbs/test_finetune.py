@@ -159,7 +159,7 @@ def test_pairs_and_cut_answers(tmp_path: Path, tiny_subject: Subject) -> None:
     assert row == whole
 
 
-def test_parts_of_an_answer_can_be_supervised_alone(tiny_subject: Subject) -> None:
+def test_parts_of_an_answer_can_be_supervised_alone(tiny_subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
     row = Chat("c", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "one two three four five"}))
     (whole,), (head,), (tail,) = (
         chats.encode(tiny_subject.tokenizer, [row], source="x", supervise=which) for which in ("all", "head", "tail")
@@ -169,6 +169,7 @@ def test_parts_of_an_answer_can_be_supervised_alone(tiny_subject: Subject) -> No
     assert [t for t in tail.labels if t != IGNORE] == answer[5:]
     short = Chat("s", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}))
     assert chats.encode(tiny_subject.tokenizer, [short], source="x", supervise="tail") == []
+    assert "1 row(s) of x are left out" in caplog.text
 
 
 def test_all_turns_supervises_every_answer(tiny_subject: Subject, tmp_path: Path) -> None:

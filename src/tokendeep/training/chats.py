@@ -5,6 +5,7 @@ Knows files and templates; nothing of trainers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,8 @@ from tokendeep.types import IGNORE, Chat, Encoded, Pair, Triple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 SUPERVISE = ("all", "head", "tail")
 SHOWN = 5  # rows left out that are told of
@@ -100,7 +103,15 @@ def encode(
                 raise Unusable(f"Row {row.id} of {source}: {one}")
             else:
                 skipped.append(f"Row {row.id} of {source}: {one}")
-    return [cut for row in rows if (cut := _part(row, supervise)) is not None]
+    cut = [part for row in rows if (part := _part(row, supervise)) is not None]
+    if len(cut) < len(rows):
+        log.warning(
+            "%d row(s) of %s are left out: their answers have no more than %d tokens",
+            len(rows) - len(cut),
+            source,
+            HEAD,
+        )
+    return cut
 
 
 def told(skipped: Mapping[str, Sequence[str]]) -> list[str]:
