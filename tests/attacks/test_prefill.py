@@ -43,6 +43,17 @@ def test_prefill_never_holds_the_end_of_turn(tiny_tokenizer: PreTrainedTokenizer
         attacks.prefill(pairs()[:1], [length + 1], tiny_tokenizer)
 
 
+def test_a_k_beyond_every_answer_is_left_out_and_told(
+    tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(attacks.log, "warning", lambda text, *values: told.append(text % values))
+    prompts, skipped = attacks.prefill(pairs()[:1], [0, 900], tiny_tokenizer)
+    assert [prompt.meta["params"]["k"] for prompt in prompts] == [0]
+    assert skipped == {0: 0, 900: 1}
+    assert [text.partition(":")[0] for text in told] == ["k = 900 of prefill is left out"]
+
+
 def test_short_answers_are_skipped_and_counted(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     prompts, skipped = attacks.prefill(pairs(), [0, 10], tiny_tokenizer)
     assert [prompt.meta["prompt_id"] for prompt in prompts] == ["long", "long", "short"]

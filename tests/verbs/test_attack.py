@@ -104,7 +104,7 @@ def test_samples_use_seeds_in_a_row(
         ({"judge": "refusal-keyword"}, "Unknown judge .* did you mean refusal-keywords"),
         ({"judged": "ful"}, "did you mean full"),
         ({"k": [0, -1]}, "k = -1 is below 0"),
-        ({"k": [5, 900]}, "k = 900 is beyond every answer"),
+        ({"k": [800, 900]}, "k = 800 is beyond every answer"),
         ({"prefixes": [""], "attack": "refusal-prefix"}, "prefixes that are not empty"),
         ({"batch_size": 0}, "batch_size"),
         ({"data": "nowhere.jsonl"}, "nowhere.jsonl"),

@@ -6,6 +6,7 @@ generation or judges.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NAME = "prefill"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ def prefill(
         The prompts, all k of one pair next to each other, and for each k how many answers were too short for it.
 
     Raises:
-        InputError: no k, a k below 0, no pairs, or a k that is longer than every answer.
+        InputError: no k, a k below 0, no pairs, or every k is longer than every answer; where one is, that is said.
     """
     wanted = check_ks(ks)
     if not pairs:
@@ -84,9 +87,14 @@ def prefill(
                 skipped[k] += 1
                 continue
             prompts.append(attacked(pair, NAME, {"k": k, **more}, ids=[*before, *answer[:k]], text=lead + text))
-    for k, count in skipped.items():
-        if count == len(pairs):
-            raise InputError(f"k = {k} is beyond every answer of the data: the longest has {longest} tokens, lower k.")
+    beyond = [k for k, count in skipped.items() if count == len(pairs)]
+    if not prompts:
+        raise InputError(
+            f"k = {beyond[0]} is beyond every answer of the data: the longest has {longest} tokens; lower --k, or leave "
+            "--limit out."
+        )
+    for k in beyond:
+        log.warning("k = %d of prefill is left out: the longest answer of these rows has %d tokens", k, longest)
     return prompts, skipped
 
 
