@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tokendeep import data
 from tokendeep.errors import InputError
 
 SECRET = "boil an egg without water"  # row text, which no error message may show
@@ -35,6 +36,17 @@ def refused(load: Callable[[Any], object], source: Any, *parts: str) -> str:
     assert SECRET not in message
     assert caught.value.__cause__ is None or isinstance(caught.value.__cause__, OSError | RuntimeError | ValueError)
     return message
+
+
+def reads_as(path: Path, text: str, response: str | None, meta: dict[str, Any]) -> None:
+    """A file of one row of a known set: its request, its answer where it has one, and what is known about it."""
+    (prompt,) = data.read_prompts(path)
+    assert prompt.messages == ({"role": "user", "content": text},)
+    assert prompt.meta == {**meta, "prompt_id": prompt.id}
+    if response is None:
+        refused(data.read_pairs, path, "no field 'response'")
+    else:
+        assert data.read_pairs(path)[0].response == response
 
 
 # --- one conversation in everybody's form --------------------------------------------------------------

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rowfiles import SECRET, refused, write
+from rowfiles import SECRET, reads_as, refused, write
 from tokendeep import data
 from tokendeep.data import fields, files
 
@@ -302,14 +302,7 @@ def test_a_column_name_that_is_a_text_is_not_shown(tmp_path):
     ],
 )
 def test_known_columns(tmp_path, row, text, response, meta):
-    path = write(tmp_path, "set.jsonl", [row])
-    (prompt,) = data.read_prompts(path)
-    assert prompt.messages == ({"role": "user", "content": text},)
-    assert prompt.meta == {**meta, "prompt_id": prompt.id}
-    if response is None:
-        refused(data.read_pairs, path, "no field 'response'")
-    else:
-        assert data.read_pairs(path)[0].response == response
+    reads_as(write(tmp_path, "set.jsonl", [row]), text, response, meta)
 
 
 def test_local_hex_phi_folder(tmp_path):

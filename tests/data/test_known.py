@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rowfiles import refused, write
+from rowfiles import reads_as, refused, write
 from tokendeep import data
 
 HARMBENCH = "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
@@ -96,14 +96,7 @@ SET = {  # file name, content, request, answer, meta
 @pytest.mark.parametrize("name", SET)
 def test_published_files(tmp_path: Path, name: str) -> None:
     file, content, text, response, meta = SET[name]
-    path = write(tmp_path, file, content)
-    (prompt,) = data.read_prompts(path)
-    assert prompt.messages == ({"role": "user", "content": text},)
-    assert prompt.meta == {**meta, "prompt_id": prompt.id}
-    if response is None:
-        refused(data.read_pairs, path, "no field 'response'")
-    else:
-        assert data.read_pairs(path)[0].response == response
+    reads_as(write(tmp_path, file, content), text, response, meta)
 
 
 def mixed(folder: Path) -> Path:

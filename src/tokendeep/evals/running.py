@@ -187,8 +187,9 @@ async def _ask_apart(model: Model, trusted: bool, max_retries: int) -> None:
 
 
 def _render(todo: Sequence[Task], api: TokendeepAPI) -> None:
-    """Render every conversation once. Raises InputError, naming the row, for one that the template cannot render."""
-    for sample in (sample for task in todo for sample in task.dataset):
+    """Render each conversation once. Raises InputError, naming the row, for one that the template cannot render."""
+    asked = {repr([(m.role, m.text) for m in sample.input]): sample for task in todo for sample in task.dataset}  # type: ignore[union-attr]
+    for sample in asked.values():  # many settings ask the same
         try:
             api.check(sample.input)  # type: ignore[arg-type]
         except InputError as error:

@@ -94,16 +94,19 @@ def _attempt(
     rows = list(asked)
     openings = [how.opening(row, attempt) for row in rows]
 
-    def judged(index: int, text: str, truncated: bool) -> Answer:
-        outcome = judges.judge_refusal(text, truncated=truncated).outcome
-        return Answer(rows[index], attempt, text.strip(), openings[index], truncated, outcome)
+    made: dict[int, Answer] = {}
 
-    written = answers.write_answers(
+    def done(index: int, text: str, truncated: bool) -> None:
+        outcome = judges.judge_refusal(text, truncated=truncated).outcome
+        made[index] = Answer(rows[index], attempt, text.strip(), openings[index], truncated, outcome)
+        keep(made[index])
+
+    answers.write_answers(
         subject, list(asked.values()), how.decoding(attempt), openings if how.openings else "",
         title=f"harmful answers, try {attempt + 1}" if attempt else "harmful answers",
-        on_done=lambda *one: keep(judged(*one)),
+        on_done=done,
     )  # fmt: skip
-    return [judged(index, *one) for index, one in enumerate(written)]
+    return [made[index] for index in range(len(rows))]
 
 
 def _again(answer: Answer, attempt: int) -> bool:
