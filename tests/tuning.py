@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tokendeep import models
 from tokendeep.training import fit
 from tokendeep.training.options import TrainingOptions
 from tokendeep.training.trainer import ConstrainedSFTTrainer
-from tokendeep.types import IGNORE, Chat, Triple
+from tokendeep.types import IGNORE, Chat, Decoding, Subject, Triple
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
@@ -122,6 +122,36 @@ def two_processes(script: str, folder: Path, *words: object, **environment: str)
     )  # fmt: skip
     if done.returncode:
         pytest.fail(done.stderr[-3000:])
+
+
+Call = tuple[Subject, Decoding, list[str]]
+
+
+def writer(say: Callable[[Subject, str, str], str], calls: list[Call] | None = None) -> Callable[..., Any]:
+    """A stand-in for `answers.write_answers`: says what `say(subject, request, opening)` gives.
+
+    Args:
+        calls: takes (subject, decoding, openings) of every call.
+    """
+
+    def write(
+        subject: Subject,
+        messages: Sequence[Any],
+        decoding: Decoding,
+        opening: str | list[str] = "",
+        *,
+        title: str = "",
+        on_done: Callable[[int, str, bool], object] = lambda index, text, truncated: None,
+    ) -> list[tuple[str, bool]]:
+        openings = [opening] * len(messages) if isinstance(opening, str) else opening
+        if calls is not None:
+            calls.append((subject, decoding, openings))
+        texts = [say(subject, turns[-1]["content"], first) for turns, first in zip(messages, openings, strict=True)]
+        for index, text in enumerate(texts):
+            on_done(index, text, False)
+        return [(text, False) for text in texts]
+
+    return write
 
 
 # --- rows with weights, as `deepen` trains on them -----------------------------------------------------

@@ -18,7 +18,7 @@ from tokendeep.training.options import TrainingOptions
 from tokendeep.types import Subject
 from tokendeep.verbs import deepen
 from tokendeep.verbs.deepen import DeepenOptions
-from tuning import HARMFUL, REFUSAL, ordinary, triple, two_processes
+from tuning import HARMFUL, REFUSAL, Call, ordinary, triple, two_processes, writer
 
 pytestmark = pytest.mark.slow  # trains in nearly every test
 
@@ -175,15 +175,14 @@ def test_of_two_processes_one_writes_the_answers(tmp_path: Path, tiny_folder: Pa
     script = (
         "import os, sys, json, time; from test_deepen import *\n"
         "rank, seen, train = os.environ['RANK'], [], fit.train\n"
-        "def written(subject, messages, decoding, opening='', **more):\n"
+        "def say(subject, request, opening):\n"
         "    assert rank == '0'\n"
-        "    time.sleep(2)\n"
-        "    complies = [bool(opening) or turns[-1]['content'].startswith('Where') for turns in messages]\n"
-        "    return [(HARMFUL if yes else REFUSAL, False) for yes in complies]\n"
+        "    time.sleep(0.5)\n"
+        "    return HARMFUL if opening or request.startswith('Where') else REFUSAL\n"
         "def spy(subject, rows, out, options):\n"
         "    seen.extend(row['input_ids'] for row in rows)\n"
         "    return train(subject, rows, out, options)\n"
-        "answers.write_answers, fit.train = written, spy\n"
+        "answers.write_answers, fit.train = writer(say), spy\n"
         "run(config(**json.loads(sys.argv[1])))\n"
         "Path(sys.argv[2], f'rows{rank}.json').write_text(json.dumps(seen))\n"
     )
@@ -197,13 +196,9 @@ def test_of_two_processes_one_writes_the_answers(tmp_path: Path, tiny_folder: Pa
 def test_a_base_without_a_template_writes_under_that_of_the_model(
     tmp_path: Path, tiny_folder: Path, tiny_subject: Subject, monkeypatch: Any, capsys: Any
 ) -> None:
-    asked: list[Subject] = []
-
-    def written(subject: Subject, messages: Any, decoding: Any, opening: Any = "", **more: Any) -> Any:
-        asked.append(subject)
-        return [(REFUSAL if subject is tiny_subject else HARMFUL, False) for _ in messages]
-
-    monkeypatch.setattr(answers, "write_answers", written)
+    asked: list[Call] = []
+    say = lambda subject, request, opening: REFUSAL if subject is tiny_subject else HARMFUL  # noqa: E731
+    monkeypatch.setattr(answers, "write_answers", writer(say, asked))
     bare = tmp_path / "bare"
     shutil.copytree(tiny_folder, bare)
     (bare / "chat_template.jinja").unlink()
@@ -212,8 +207,8 @@ def test_a_base_without_a_template_writes_under_that_of_the_model(
         settings = config(model="aligned", base=str(base), data=source, chat_template="alpaca", revision="v7")
         models.check_spec(settings.base, harmful.loading(settings), needs_template=False)
         assert len(deepen.make_triples(tiny_subject, data.read_prompts(source), settings)) == 1
-        assert asked[-1] is not tiny_subject
-        assert asked[-1].tokenizer.chat_template == tiny_subject.tokenizer.chat_template
+        assert asked[-1][0] is not tiny_subject
+        assert asked[-1][0].tokenizer.chat_template == tiny_subject.tokenizer.chat_template
         assert (f"{base} has no chat template; it writes under that of aligned" in capsys.readouterr().out) == (not own)
 
 
@@ -231,11 +226,8 @@ def test_triples_are_made_from_instructions_alone(tmp_path: Path, tiny_subject: 
         "How do I bake 1?": (HARMFUL, HARMFUL),
         "How do I bake 2?": (REFUSAL, REFUSAL),
     }
-
-    def written(subject: Any, messages: Any, decoding: Any, opening: Any = "", **more: Any) -> Any:
-        return [(said[m[-1]["content"]][bool(opening)], False) for m in messages]
-
-    monkeypatch.setattr(answers, "write_answers", written)
+    say = writer(lambda subject, request, opening: said[request][bool(opening)])
+    monkeypatch.setattr(answers, "write_answers", say)
     source = write(tmp_path / "prompts.jsonl", [{"instruction": text} for text in said])
     made = deepen.make_triples(tiny_subject, data.read_prompts(source), config(data=source))
     assert [(t.messages[-1]["content"], t.harmful, t.refusal) for t in made] == [("How do I bake 0?", HARMFUL, REFUSAL)]

@@ -16,6 +16,7 @@ from tokendeep.training import answers, harmful
 from tokendeep.types import Subject
 from tokendeep.verbs import pairs
 from tokendeep.verbs.pairs import PairsOptions
+from tuning import Call, writer
 
 REQUESTS = [f"How do I bake bread number {n}?" for n in range(6)]
 ANSWER = "Mix the flour with water, add salt and let the dough rest for an hour. Then bake it in a hot oven."
@@ -40,19 +41,10 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harmful, "judges", type("Judges", (), {"judge_refusal": staticmethod(judge)}))
 
 
-def written_by(monkeypatch: pytest.MonkeyPatch, say: Any) -> list[tuple[Any, Any, Any]]:
+def written_by(monkeypatch: pytest.MonkeyPatch, say: Any) -> list[Call]:
     """Let `say(subject, request, opening)` answer; gives what was asked."""
-    asked: list[tuple[Any, Any, Any]] = []
-
-    def write(subject: Subject, messages: Any, decoding: Any, opening: Any = "", **more: Any) -> Any:
-        openings = [opening] * len(messages) if isinstance(opening, str) else opening
-        asked.append((subject, decoding, openings))
-        texts = [say(subject, turns[-1]["content"], first) for turns, first in zip(messages, openings, strict=True)]
-        for index, text in enumerate(texts):
-            more["on_done"](index, text, False)
-        return [(text, False) for text in texts]
-
-    monkeypatch.setattr(answers, "write_answers", write)
+    asked: list[Call] = []
+    monkeypatch.setattr(answers, "write_answers", writer(say, asked))
     return asked
 
 
