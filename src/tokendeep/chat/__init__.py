@@ -14,25 +14,3 @@ from tokendeep.chat.templates import (
     with_system,
 )
 from tokendeep.chat.tokens import encode, lead_ids, open_prompt, prompt_ids, response_ids, thinking_ids
-
-__all__ = [
-    "answer",
-    "check",
-    "continuation_ids",
-    "control_ids",
-    "date_of",
-    "decode",
-    "encode",
-    "lead_ids",
-    "open_prompt",
-    "prompt_ids",
-    "read_date",
-    "read_template",
-    "response_ids",
-    "set_date",
-    "template_hash",
-    "template_names",
-    "thinking_ids",
-    "use_template",
-    "with_system",
-]

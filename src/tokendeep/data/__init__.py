@@ -4,25 +4,3 @@ from tokendeep.data.reading import chat, kind, read_chats, read_pairs, read_prom
 from tokendeep.data.row import idle_columns
 from tokendeep.data.sources import Chosen, Role, Source, choose, choose_beside, identity, named, read_rows, role_of
 from tokendeep.data.write import asked, pair_of, write_rows
-
-__all__ = [
-    "Chosen",
-    "Role",
-    "Source",
-    "asked",
-    "chat",
-    "choose",
-    "choose_beside",
-    "identity",
-    "idle_columns",
-    "kind",
-    "named",
-    "pair_of",
-    "read_chats",
-    "read_pairs",
-    "read_prompts",
-    "read_rows",
-    "read_triples",
-    "role_of",
-    "write_rows",
-]

@@ -7,23 +7,3 @@ from tokendeep.models.loading import facts, load, load_tokenizer
 from tokendeep.models.locate import adapter_base, is_adapter
 from tokendeep.models.options import AdapterBase, ModelOptions
 from tokendeep.models.packaged import cache_dir, smollm2_folder
-
-__all__ = [
-    "AdapterBase",
-    "ModelOptions",
-    "adapter_base",
-    "cache_dir",
-    "check_no_base",
-    "check_same_vocabulary",
-    "check_spec",
-    "context_length",
-    "facts",
-    "is_adapter",
-    "load",
-    "load_tokenizer",
-    "missing_base",
-    "reference",
-    "same_model",
-    "smollm2_folder",
-    "unlike_base",
-]

@@ -1,15 +1,7 @@
 """Folders that hold a run: opening, going on, finishing, every file written and every hash."""
 
 from tokendeep.runs import trained
-from tokendeep.runs.files import (
-    is_main_process,
-    private_dir,
-    user_path,
-    whole,
-    write_json,
-    write_jsonl,
-    write_text,
-)
+from tokendeep.runs.files import is_main_process, private_dir, user_path, whole, write_json, write_jsonl, write_text
 from tokendeep.runs.folder import Run, look, open_run, set_aside
 from tokendeep.runs.identity import (
     fingerprint,
@@ -21,26 +13,3 @@ from tokendeep.runs.identity import (
     sha256_text,
     system_name,
 )
-
-__all__ = [
-    "Run",
-    "fingerprint",
-    "hash_input",
-    "is_main_process",
-    "look",
-    "model_identity",
-    "open_run",
-    "private_dir",
-    "seed",
-    "set_aside",
-    "sha256",
-    "sha256_file",
-    "sha256_text",
-    "system_name",
-    "trained",
-    "user_path",
-    "whole",
-    "write_json",
-    "write_jsonl",
-    "write_text",
-]

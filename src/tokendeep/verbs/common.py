@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
@@ -43,31 +43,8 @@ from tokendeep.models.options import Floats, Ints, Names, Texts, advanced, check
 if TYPE_CHECKING:
     import yaml
 
-__all__ = [
-    "Floats",
-    "Ints",
-    "Names",
-    "Place",
-    "Plan",
-    "Texts",
-    "advanced",
-    "beside",
-    "ending",
-    "heading",
-    "loading",
-    "meaning",
-    "output",
-    "trained",
-    "typed",
-    "yaml_settings",
-]
-
-
-class Plan(Protocol):
-    """What a verb is about to do, with everything read and checked."""
-
-    def lines(self) -> list[str]:
-        """What would run, on how many rows, with which models, and what is there already: for `--dry-run`."""
+__all__ = ["Floats", "Ints", "Names", "Place", "Texts", "advanced", "beside", "ending", "heading", "loading", "meaning",
+           "output", "trained", "typed", "yaml_settings"]  # fmt: skip
 
 
 def heading(title: str) -> partial[Parameter]:
@@ -196,11 +173,7 @@ def meaning(hint: Any) -> str:
 
 
 def yaml_settings(path: str) -> dict[object, object]:
-    """The mapping of options that a YAML file holds.
-
-    Raises:
-        InputError: no such file, or no mapping in it.
-    """
+    """The mapping of options that a YAML file holds. Raises InputError: no such file, or no mapping in it."""
     import yaml
 
     try:
@@ -209,12 +182,8 @@ def yaml_settings(path: str) -> dict[object, object]:
         raise InputError(f"There is no file {path}; check what --config names.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check what --config names.") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        RecursionError,
-    ) as error:  # also dates that are none, nested thousands deep
+    # also dates that are none, brackets nested thousands deep
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         settings, path = None, f"{path}, line {mark.line + 1}" if mark else path
     if not isinstance(settings, dict):
