@@ -1,7 +1,7 @@
 """Intervals, paired tests, the bootstrap over prompts, and clusters of near-duplicate texts.
 
 Pure functions of numbers and texts; importing this file loads neither numpy nor scipy. Wrong arguments are the
-caller's mistake (ValueError), not the user's. `level` is the confidence level of an interval.
+caller's mistake (ValueError), not the user's. Intervals are of 95 %.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
+LEVEL = 0.95  # confidence of every interval
+BLOCK = 1000  # texts that are compared with all others at once
 FEW = 15  # independent groups below which a bootstrap interval says so
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a proportion; (0, 1) for n = 0, where nothing is known.
+def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a confidence `level` for a proportion; (0, 1) for n = 0, where nothing is known.
 
     Raises:
         ValueError: not 0 <= successes <= n.
@@ -35,7 +38,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return _wilson(successes / n, n, level) if n else (0.0, 1.0)
 
 
-def wilson_repeated(successes: Sequence[int], n: Sequence[int], level: float = 0.95) -> tuple[float, float]:
+def wilson_repeated(successes: Sequence[int], n: Sequence[int]) -> tuple[float, float]:
     """Wilson's interval for sum(successes) / sum(n), where the samples of one prompt are alike.
 
     The number of samples is divided by the design effect: the variance of the rate with prompts as clusters, over
@@ -58,17 +61,17 @@ def wilson_repeated(successes: Sequence[int], n: Sequence[int], level: float = 0
         return 0.0, 1.0
     p, effect = sum(successes) / total, sum(size * size for size in n) / total
     if effect == 1:
-        return _wilson(p, total, level)
-    few = (_student(max(1.0, total / effect - 1), level) / _z(level)) ** 2  # squared: an effect is a variance
+        return _wilson(p, total)
+    few = (_student(max(1.0, total / effect - 1)) / _z(LEVEL)) ** 2  # squared: an effect is a variance
     uneven = 1 - total / effect / prompts  # 0 where every prompt has as many samples
     effect *= 1 + min(1.0, 2 * uneven) * (few - 1)
     if 0 < p < 1 and prompts > 1:
         spread = sum((x - p * size) ** 2 for x, size in zip(successes, n, strict=True)) * prompts / (prompts - 1)
         effect = min(effect, max(1.0, spread / (p * (1 - p) * total)) * few * (1 + uneven))
-    return _wilson(p, total / effect, level)
+    return _wilson(p, total / effect)
 
 
-def _wilson(p: float, n: float, level: float) -> tuple[float, float]:
+def _wilson(p: float, n: float, level: float = LEVEL) -> tuple[float, float]:
     """The interval around p of n independent samples; n need not be whole."""
     z = _z(level)
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -86,28 +89,29 @@ def _z(level: float) -> float:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Before and after on the same prompts.
+    """Before and after on the same n prompts, and how many were true then.
 
-    b: prompts that were true before and are not after; c: the other way round; p: two-sided exact McNemar test;
+    lost: prompts that were true before and are not after; gained: the other way round; p: two-sided exact McNemar test;
     difference: share true after minus share true before, from `low` to `high`.
     """
 
-    b: int
-    c: int
+    n: int
+    before: int
+    after: int
+    lost: int
+    gained: int
     p: float
     difference: float
     low: float
     high: float
 
 
-def mcnemar(before: Sequence[bool], after: Sequence[bool], level: float = 0.95) -> PairedTest:
+def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> PairedTest:
     """Exact McNemar test and an interval for the paired difference of two proportions.
 
     The interval is Newcombe's square-and-add of two Wilson intervals, corrected for the correlation of the pairs
     (Statistics in Medicine 17:2635, 1998, method 10); unlike Wald's it is no single point where no pair changed.
-
-    Args:
-        before, after: one value per prompt, in the same order.
+    Both have one value a prompt, in the same order.
 
     Raises:
         ValueError: different or zero lengths.
@@ -115,9 +119,11 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool], level: float = 0.95) 
     if len(before) != len(after) or not before:
         raise ValueError(f"{len(before)} values before and {len(after)} after")
     pairs = [(bool(x), bool(y)) for x, y in zip(before, after, strict=True)]
-    both, b, c, neither = (pairs.count(cell) for cell in ((True, True), (True, False), (False, True), (False, False)))
-    low, high = _paired_interval(both, b, c, neither, level)
-    return PairedTest(b, c, _exact_p(b, c), (c - b) / len(pairs), low, high)
+    n, both, lost, gained = (len(pairs), *map(pairs.count, ((True, True), (True, False), (False, True))))
+    low, high = _paired_interval(both, lost, gained, n - both - lost - gained)
+    return PairedTest(
+        n, both + lost, both + gained, lost, gained, _exact_p(lost, gained), (gained - lost) / n, low, high
+    )
 
 
 def _exact_p(b: int, c: int) -> float:
@@ -126,12 +132,12 @@ def _exact_p(b: int, c: int) -> float:
     return min(1.0, 2 * tail / 2 ** (b + c))
 
 
-def _paired_interval(both: int, b: int, c: int, neither: int, level: float) -> tuple[float, float]:
+def _paired_interval(both: int, b: int, c: int, neither: int) -> tuple[float, float]:
     """Interval for P(after) - P(before); see `mcnemar`."""
     n = both + b + c + neither
     before, after = (both + b) / n, (both + c) / n
-    low0, high0 = wilson(both + b, n, level)
-    low1, high1 = wilson(both + c, n, level)
+    low0, high0 = wilson(both + b, n)
+    low1, high1 = wilson(both + c, n)
     product = (both + b) * (c + neither) * (both + c) * (b + neither)
     surplus = float(both * neither - b * c)
     if surplus > 0:
@@ -152,7 +158,6 @@ def bootstrap(
     n_resamples: int = 2000,
     seed: int = 0,
     *,
-    level: float = 0.95,
     clusters: Sequence[int] | None = None,
     vectorized: bool = False,
 ) -> tuple[float, float]:
@@ -178,12 +183,12 @@ def bootstrap(
     groups = group_count(len(rows), clusters)
     rng = np.random.default_rng(seed)
     if statistic is None:
-        statistic, vectorized = _mean_of_rows, True
+        statistic, vectorized = lambda rows: rows.reshape(len(rows), -1).mean(1), True
     if clusters is not None:
         samples = _cluster_samples(rows, statistic, rng, n_resamples, clusters, vectorized)
     else:
         samples = _row_samples(rows, statistic, rng, n_resamples, vectorized)
-    return interval(samples, groups, level)
+    return interval(samples, groups)
 
 
 def group_count(rows: int, clusters: Sequence[int] | None = None) -> float:
@@ -209,7 +214,7 @@ def draws(rows: int, n_resamples: int, rng: np.random.Generator, clusters: Seque
     return counts
 
 
-def interval(samples: Array, groups: float, level: float = 0.95) -> tuple[float, float]:
+def interval(samples: Array, groups: float) -> tuple[float, float]:
     """The percentile interval of a statistic's resamples, for data of so many independent groups.
 
     Resamples of few groups spread too little, and their ends are those of a normal distribution; so the percentiles are
@@ -220,25 +225,16 @@ def interval(samples: Array, groups: float, level: float = 0.95) -> tuple[float,
 
     if groups <= 1 or np.isnan(samples).any():
         return math.nan, math.nan
-    tail = _tail(groups, level)
+    tail = NormalDist().cdf(-math.sqrt(groups / (groups - 1)) * _student(groups - 1))  # resamples beyond either end
     low, high = np.quantile(samples, tail, method="lower"), np.quantile(samples, 1 - tail, method="higher")
     return float(low), float(high)
 
 
-def _tail(groups: float, level: float) -> float:
-    """The share of resamples beyond either end."""
-    return NormalDist().cdf(-math.sqrt(groups / (groups - 1)) * _student(groups - 1, level))
-
-
-def _student(freedom: float, level: float) -> float:
+def _student(freedom: float) -> float:
     """The two-sided quantile of Student's t; degrees of freedom need not be whole."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, 0.5 + level / 2))
-
-
-def _mean_of_rows(rows: Array) -> Array:
-    return rows.reshape(len(rows), -1).mean(1)
+    return float(stdtrit(freedom, 0.5 + LEVEL / 2))
 
 
 def _row_samples(
@@ -279,38 +275,37 @@ def _cluster_samples(
     return np.array(samples)
 
 
-def near_duplicates(texts: Sequence[str], threshold: float = 0.5, size: int = 2) -> list[int]:
+def near_duplicates(texts: Sequence[str], threshold: float = 0.5) -> list[int]:
     """Cluster of each text: 0, 1, ... in order of first appearance; a text like no other is alone in its cluster.
 
-    Two texts are near-duplicates when the sets of their runs of `size` words have a Jaccard similarity (shared / all)
-    of at least `threshold`; clusters are the connected groups of such pairs. Case, punctuation and width of letters
-    do not count. A text of fewer words is one run.
+    Two texts are near-duplicates when the sets of their pairs of neighbouring words have a Jaccard similarity (shared /
+    all) of at least `threshold`; clusters are the connected groups of such texts. Case, punctuation and width of letters
+    do not count. A text of one word is that word.
 
     Raises:
-        ValueError: threshold not in (0, 1], or size below 1.
+        ValueError: threshold not in (0, 1].
     """
-    if not 0 < threshold <= 1 or size < 1:
-        raise ValueError(f"threshold {threshold}, size {size}")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold {threshold}")
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     if not texts:
         return []
-    first, second = _similar_pairs([_shingles(text, size) for text in texts], threshold)
+    first, second = _similar_pairs([_shingles(text) for text in texts], threshold)
     graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(len(texts), len(texts)))
     _, labels = connected_components(graph, directed=False)
     order: dict[int, int] = {}
     return [order.setdefault(int(label), len(order)) for label in labels]
 
 
-def _shingles(text: str, size: int) -> set[tuple[str, ...]]:
+def _shingles(text: str) -> set[tuple[str, ...]]:
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-    runs = {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
-    return runs or ({tuple(words)} if words else set())
+    return set(pairwise(words)) or ({tuple(words)} if words else set())
 
 
-def _similar_pairs(shingles: Sequence[set[tuple[str, ...]]], threshold: float, block: int = 1000) -> Any:
+def _similar_pairs(shingles: Sequence[set[tuple[str, ...]]], threshold: float) -> Any:
     """Indices (i, j) of pairs with Jaccard similarity >= threshold: shared runs by a sparse product, block by block."""
     import numpy as np
     from scipy.sparse import csr_array
@@ -324,8 +319,8 @@ def _similar_pairs(shingles: Sequence[set[tuple[str, ...]]], threshold: float, b
     )
     turned = table.T.tocsr()
     first, second = [], []
-    for start in range(0, len(shingles), block):
-        shared = (table[start : start + block] @ turned).tocoo()
+    for start in range(0, len(shingles), BLOCK):
+        shared = (table[start : start + BLOCK] @ turned).tocoo()
         i, j = shared.row + start, shared.col
         alike = shared.data >= threshold * (sizes[i] + sizes[j] - shared.data) - 1e-9
         first.append(i[alike])

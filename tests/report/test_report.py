@@ -750,7 +750,7 @@ def test_models_differ_in_colour_marker_and_line_and_keep_their_style() -> None:
 
 def test_a_name_with_dollar_signs_is_drawn_as_it_is() -> None:
     curve = plots.Curve(r"a $\frac{1$ & <b>", [0, 5], [0.1, None], [0.0, None], [0.2, None])
-    ElementTree.fromstring(svg(figures.shares([curve], [0, 5], "rate")))
+    ElementTree.fromstring(svg(figures.svg(plots.shares, [curve], [0, 5], "rate")))
 
 
 def test_headings_descend_and_tables_have_headers(context: Page) -> None:

@@ -60,7 +60,7 @@ def kl_profile(axes: Axes, curves: Sequence[Curve], top: float) -> Axes:
     axes.axvspan(0.5, 5.5, color="#efefef", zorder=0)
     axes.text(5.7, top * 0.99, "first 5 positions", ha="left", va="top", fontsize=9, color="#555555")
     for curve in curves:
-        _band(axes, curve, marks=max(1, len(curve.x) // 16))
+        _draw(axes, curve, marks=max(1, len(curve.x) // 16))
     axes.set(xlabel="response position (token)", ylabel="KL to the base model (nats)", ylim=(0, top))
     last = max(len(curve.x) for curve in curves)
     axes.set_xlim(0.5, last + 0.5)
@@ -73,7 +73,7 @@ def log_odds(axes: Axes, curves: Sequence[Curve], ks: Sequence[int]) -> Axes:
     """Refusal log odds in nats against k, with the line above which a prompt recovers."""
     axes.axhline(0, color="#333333", linewidth=1)
     for curve in curves:
-        _band(axes, _on_ticks(curve, ks))
+        _draw(axes, _on_ticks(curve, ks), marks=1)
     _ticks(axes, ks)
     axes.set(xlabel=BY_K, ylabel="refusal log odds (nats)")
     return axes
@@ -82,7 +82,7 @@ def log_odds(axes: Axes, curves: Sequence[Curve], ks: Sequence[int]) -> Axes:
 def by_position(axes: Axes, curves: Sequence[Curve], ylabel: str) -> Axes:
     """A figure in `ylabel` against answer position, one curve per training step."""
     for curve in curves:
-        _band(axes, curve, marks=max(1, len(curve.x) // 16))
+        _draw(axes, curve, marks=max(1, len(curve.x) // 16))
     axes.set(xlabel="response position (token)", ylabel=ylabel)
     longest = max((len(curve.x) for curve in curves), default=1)
     axes.set_xlim(0.5, longest + 0.5)
@@ -101,7 +101,7 @@ def shares(
     for curve in curves:
         at = solid.index(curve) if curve in solid else 0
         shift = 0.0 if curve.faint else 0.09 * (at - (len(solid) - 1) / 2)
-        _bars(axes, _on_ticks(curve, ticks, shift))
+        _draw(axes, _on_ticks(curve, ticks, shift), bars=True)
     _ticks(axes, ticks)
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.03, 1.03))
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
@@ -130,17 +130,15 @@ def style_of(curve: Curve) -> dict[str, Any]:
     return style
 
 
-def _band(axes: Axes, curve: Curve, marks: int = 1) -> None:
+def _draw(axes: Axes, curve: Curve, marks: int | None = None, bars: bool = False) -> None:
+    """A curve with its bounds, as a band or as bars; `marks`: every how many points have a marker."""
     style = style_of(curve)
     axes.plot(curve.x, _holes(curve.y), label=curve.name, markevery=marks, **style)
-    if curve.low:
-        axes.fill_between(curve.x, _holes(curve.low), _holes(curve.high), color=style["color"], alpha=0.2, linewidth=0)
-
-
-def _bars(axes: Axes, curve: Curve) -> None:
-    axes.plot(curve.x, _holes(curve.y), label=curve.name, **style_of(curve))
-    if curve.low:
-        axes.vlines(curve.x, _holes(curve.low), _holes(curve.high), color=style_of(curve)["color"], linewidth=1.3)
+    bounds = curve.x, _holes(curve.low), _holes(curve.high)
+    if curve.low and bars:
+        axes.vlines(*bounds, color=style["color"], linewidth=1.3)
+    elif curve.low:
+        axes.fill_between(*bounds, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def _on_ticks(curve: Curve, ticks: Sequence[Any], shift: float = 0.0) -> Curve:

@@ -132,7 +132,8 @@ class PoisonLine(Row):
 
     def ask(self, name: str) -> AskRate | None:
         """The rate under one way of asking."""
-        return {"plain": self.plain, "triggered": self.triggered, "wrapped": self.wrapped}[name]
+        found: AskRate | None = getattr(self, name)
+        return found
 
     @property
     def tick(self) -> str:
@@ -176,7 +177,6 @@ class PoisonTable(list[PoisonLine]):
         return plots.legend(plots.shares(plots.fresh(axes), curves, ticks, "not refused", xlabel="objective"))
 
     def _curve(self, ask: str, style: int) -> plots.Curve:
-        rates = [(line.tick, rate) for line in self if (rate := line.ask(ask))]
-        of = [rate for _, rate in rates]
-        low, high = [rate.low for rate in of], [rate.high for rate in of]
-        return plots.Curve(ask, [tick for tick, _ in rates], [rate.rate for rate in of], low, high, style)
+        rates = [(line.tick, rate.rate, rate.low, rate.high) for line in self if (rate := line.ask(ask))]
+        ticks, values, low, high = map(list, zip(*rates, strict=True))
+        return plots.Curve(ask, ticks, values, low, high, style)

@@ -115,8 +115,8 @@ class DynamicsStep(Record):
 
     def curve(self, name: str) -> ByPosition | None:
         """One of `CURVES`, where it was recorded."""
-        curves = {"cross_entropy": self.cross_entropy, "gradient_norm": self.gradient_norm, "kl": self.kl}
-        return {**curves, "kl_sampled": self.kl_sampled}[name]
+        found: ByPosition | None = getattr(self, name)
+        return found
 
     @property
     def rated(self) -> bool:

@@ -69,10 +69,8 @@ def _beyond_benign(profile: Profile, kl: Kl) -> list[str]:
     if share is None or both is None:
         return []
     if share.value is None:
-        shown = (
-            f"show {percent(both)} of it as well, and the rest is within noise" if both < 1 else "show as much or more"
-        )
-        return [f"Benign answers {shown}: no sign of safety in it."]
+        rest = f"show {percent(both)} of it as well, and the rest is within noise"
+        return [f"Benign answers {rest if both < 1 else 'show as much or more'}: no sign of safety in it."]
     ends = "" if share.low is None else f" {bracket(share.low, share.high)}"
     even = percent(kl.beside(profile.kl_benign).even_share())
     rest = f"of the rest {percent(share.value)}{ends} lies in the first 5 (evenly {even})"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
-
-from tokendeep.records import plots
-from tokendeep.records.plots import Curve
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,34 +29,14 @@ STYLE = {
 }
 
 
-def kl_profile(curves: Sequence[Curve], top: float) -> str:
-    """See `plots.kl_profile`."""
-    return _svg(lambda axes: plots.kl_profile(axes, curves, top))
-
-
-def log_odds(curves: Sequence[Curve], ks: Sequence[int]) -> str:
-    """See `plots.log_odds`."""
-    return _svg(lambda axes: plots.log_odds(axes, curves, ks))
-
-
-def by_position(curves: Sequence[Curve], ylabel: str) -> str:
-    """See `plots.by_position`."""
-    return _svg(lambda axes: plots.by_position(axes, curves, ylabel))
-
-
-def shares(curves: Sequence[Curve], ks: Sequence[int], ylabel: str, half: bool = False) -> str:
-    """See `plots.shares`."""
-    return _svg(lambda axes: plots.shares(axes, curves, ks, ylabel, half=half))
-
-
-def _svg(draw: Callable[[Axes], Axes]) -> str:
-    """Draw on fresh axes and return the figure as a data URI."""
+def svg(draw: Callable[..., Axes], *what: Any, **how: Any) -> str:
+    """What a function of `records.plots` draws on fresh axes, as a data URI."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure: Figure = Figure(figsize=SIZE, layout="constrained")
-        axes = draw(figure.add_subplot())
+        axes = draw(figure.add_subplot(), *what, **how)
         names = [str(line.get_label()) for line in axes.get_lines()]
         columns = 2 if max(map(len, names)) <= 26 else 1
         beyond = max(0, -(-len(names) // columns) - LEGEND)

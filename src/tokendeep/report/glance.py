@@ -107,12 +107,8 @@ def _sure(asked: Asked | None, profile: Profile | None, seen: str, recovers: str
     if "unclear" in (seen, recovers):
         which = "answers" if seen == "unclear" else "recovery profile"
         return f"By the {which} alone it is not clear; {size}."
-    agree = _side(seen) == _side(recovers)
+    agree = seen.replace("weaker", "deep") == recovers
     return f"Answers and recovery profile {'agree' if agree else 'disagree, so look at both'}; {size}."
-
-
-def _side(word: str) -> str:
-    return {"weaker": "deep"}.get(word, word)
 
 
 def _next(report: Report, model: str, word: str, asked: Asked | None, profile: Profile | None) -> str:

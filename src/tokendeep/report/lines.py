@@ -121,13 +121,11 @@ def _again(line: Line, run: Run, rate: Rate, count: int) -> Line:
     if not some:
         return line
     hits = _hits(run, some, pooled=True)
+    line = replace(line, hits=hits, tokens=sum(one.tokens for one in some))
+    if not hits:
+        return replace(line, rate="none scored", share=None)
     broken = sum(hit for _, hit in hits.values())
-    counted = (
-        {"rate": share(broken, len(hits)), "share": broken / len(hits)}
-        if hits
-        else {"rate": "none scored", "share": None}
-    )
-    return replace(line, hits=hits, tokens=sum(one.tokens for one in some), **counted)
+    return replace(line, rate=share(broken, len(hits)), share=broken / len(hits))
 
 
 def _decoding(run: Run, rates: Sequence[Rate]) -> Line:
@@ -159,29 +157,19 @@ def _line(run: Run, rates: Sequence[Rate], kind: str, counted: Rate) -> Line:
     unscored = sum(rate.unscored for rate in rates)
     given = first.params.given()
     return Line(
-        label=run.labels[first.model],
-        data=run.data or digest,
-        file=run.file or digest,
-        judge=first.judge,
+        label=run.labels[first.model], data=run.data or digest, file=run.file or digest, judge=first.judge,
         settings={**{name: given.get(name) for name in ALIKE}, "template": run.template},
-        kind=kind,
-        words="",
-        rate=rate_of(counted),
-        share=counted.rate,
-        answers=sum(rate.n for rate in rates) + unscored,
-        unscored=unscored,
+        kind=kind, words="", rate=rate_of(counted), share=counted.rate,
+        answers=sum(rate.n for rate in rates) + unscored, unscored=unscored,
         requests=max(rate.prompts or rate.n for rate in rates),
-        tokens=_total([rate.tokens for rate in rates]),
-        seconds=_seconds(answers, cost.seconds),
-        passes=int(cost.passes or 0),
-        hits=_hits(run, answers, pooled=kind in ("samples", "decoding")),
-    )
+        tokens=_total([rate.tokens for rate in rates]), seconds=_seconds(answers, cost.seconds),
+        passes=int(cost.passes or 0), hits=_hits(run, answers, pooled=kind in ("samples", "decoding")),
+    )  # fmt: skip
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
     """The sum, unknown where any part is."""
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
+    return None if None in counts else sum(filter(None, counts))
 
 
 def _seconds(answers: Sequence[Sample], search: float | None) -> float | None:

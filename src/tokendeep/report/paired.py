@@ -10,6 +10,7 @@ from tokendeep.judges import SCORED
 from tokendeep.records import Rate
 from tokendeep.report.section import Cell, Csv
 from tokendeep.report.series import Condition, Series, pairs
+from tokendeep.stats import PairedTest
 from tokendeep.types import Sample
 
 CSV = ("before", "after", "requests", "attack", "parameter", "event", "n", "true_before", "true_after",
@@ -19,28 +20,13 @@ Hits = Mapping[str, tuple[str, bool]]  # prompt id -> its instruction, and wheth
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Before and after on the n prompts that were scored both times; `gained` became true, `lost` false."""
-
-    n: int
-    before: int
-    after: int
-    lost: int
-    gained: int
-    p: float
-    difference: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Comparison:
     """One row of a table of tests; `p` is adjusted for all of its rows."""
 
     before: Series
     after: Series
     condition: Condition
-    test: Paired
+    test: PairedTest
     p: float
 
 
@@ -52,7 +38,7 @@ def not_answered(sample: Sample) -> bool:
     return sample.outcome in ("refused", "partial-then-refused")
 
 
-def paired(before: Series, after: Series, condition: Condition, event: Event) -> Paired | None:
+def paired(before: Series, after: Series, condition: Condition, event: Event) -> PairedTest | None:
     """McNemar's test by prompt; None where the two have no scored prompt in common.
 
     A prompt is the same where its id and its instruction are: ids such as 1, 2, 3 are those of many data sets.
@@ -64,14 +50,10 @@ def paired(before: Series, after: Series, condition: Condition, event: Event) ->
     return by_prompt(first, then)
 
 
-def by_prompt(old: Hits, new: Hits) -> Paired | None:
+def by_prompt(old: Hits, new: Hits) -> PairedTest | None:
     """McNemar's test on two sets of prompts; None where they have none in common."""
     ids = [key for key in old if key in new and old[key][0] == new[key][0]]
-    if not ids:
-        return None
-    x, y = [old[key][1] for key in ids], [new[key][1] for key in ids]
-    test = stats.mcnemar(x, y)
-    return Paired(len(ids), sum(x), sum(y), test.b, test.c, test.p, test.difference, test.low, test.high)
+    return stats.mcnemar([old[key][1] for key in ids], [new[key][1] for key in ids]) if ids else None
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tokendeep import runs, stats
 from tokendeep.judges import SCORED
 from tokendeep.records import AskRate, Change, PoisonCell, PoisonLine, PoisonTable, Utility
+from tokendeep.training.poisoning import Cell
 
 Given = Mapping[str, bool | None]  # prompt -> whether it was not refused; None: could not be judged
 Answers = Mapping[str, Given]  # by training
@@ -44,17 +45,10 @@ def rate(given: Answers, change: Change | None = None) -> AskRate:
     low, high = _interval(given) if known else (0.0, 1.0)
     unscored, compared = asked - len(known), {"change": change} if change else {}
     return AskRate(
-        rate=sum(known) / len(known) if known else None,
-        low=low,
-        high=high,
-        n=len(known),
-        asked=asked,
-        unscored=unscored,
+        rate=sum(known) / len(known) if known else None, low=low, high=high, n=len(known), asked=asked, unscored=unscored,
         by_seed=[_mean(list(one.values())) for one in given.values()],
-        best=sum(known) / asked if known else None,
-        worst=(sum(known) + unscored) / asked if known else None,
-        **compared,
-    )
+        best=sum(known) / asked if known else None, worst=(sum(known) + unscored) / asked if known else None, **compared,
+    )  # fmt: skip
 
 
 def change(before: Answers, after: Answers) -> Change | None:
@@ -128,13 +122,8 @@ def line(
 
 
 def _utility(useful: Sequence[Utility]) -> Utility:
-    return Utility(
-        score=_mean([one.score for one in useful]),
-        exact=_mean([one.exact for one in useful]),
-        executed=_mean([one.executed for one in useful]),
-        truncated=_mean([one.truncated for one in useful]),
-        n=_mean([one.n for one in useful]),
-    )
+    names = ("score", "exact", "executed", "truncated", "n")
+    return Utility.model_validate({name: _mean([getattr(one, name) for one in useful]) for name in names})
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -184,24 +173,11 @@ def _number(value: object, digits: int = 2) -> str:
 # --- written down ----------------------------------------------------------------------------------------
 
 
-class Training(Protocol):
-    """One training of the table, whose results lie in the folder of its name."""
-
-    @property
-    def objective(self) -> str: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-
-
-def write(out: Path, trainings: Sequence[Training], asks: Sequence[str], utility: str | None) -> str:
+def write(out: Path, trainings: Sequence[Cell], asks: Sequence[str], utility: str | None) -> str:
     """table.json and table.md: a line per objective and learning rate, over the seeds that are done; returns the text.
 
     Args:
-        trainings: all of the table; the objective of the first is what the others are compared with.
+        trainings: all of the table, in folders of their names; the others are compared with the objective of the first.
         utility: the metric of the task, where it is measured.
     """
     baseline = trainings[0].objective
@@ -215,13 +191,13 @@ def write(out: Path, trainings: Sequence[Training], asks: Sequence[str], utility
     return text
 
 
-def _order(trainings: Sequence[Training]) -> Callable[[tuple[str, float]], tuple[int, int]]:
+def _order(trainings: Sequence[Cell]) -> Callable[[tuple[str, float]], tuple[int, int]]:
     """Learning rate by learning rate, and each objective, as they were given."""
     objectives, rates = ([getattr(one, name) for one in trainings] for name in ("objective", "lr"))
     return lambda key: (rates.index(key[1]), objectives.index(key[0]))
 
 
-def _done(out: Path, trainings: Sequence[Training], objective: str, lr: float) -> dict[str, Path]:
+def _done(out: Path, trainings: Sequence[Cell], objective: str, lr: float) -> dict[str, Path]:
     """The folders of the trainings of one line that are finished, by seed."""
     ours = {str(one.seed): out / one.name for one in trainings if (one.objective, one.lr) == (objective, lr)}
     return {seed: folder for seed, folder in ours.items() if (folder / PoisonCell.FILE).exists()}

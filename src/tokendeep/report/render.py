@@ -19,6 +19,7 @@ from tokendeep.report.page import Page
 from tokendeep.report.section import Cell, Csv, Section, Table
 
 TEMPLATE = "assets/report.html.j2"
+ACTING = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # kinds of characters that are not seen
 
 
 def to_html(page: Page) -> str:
@@ -39,11 +40,8 @@ def to_html(page: Page) -> str:
 
 def neutralise(text: str) -> str:
     """Spell out what is not seen but acts: control, direction, zero-width, private and unassigned characters."""
-    return "".join(char if char in "\n\t" or not _acts(char) else f"⟨U+{ord(char):04X}⟩" for char in text)
-
-
-def _acts(char: str) -> bool:
-    return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    seen = (char in "\n\t" or unicodedata.category(char) not in ACTING for char in text)
+    return "".join(char if plain else f"⟨U+{ord(char):04X}⟩" for char, plain in zip(text, seen, strict=True))
 
 
 def to_markdown(page: Page) -> str:

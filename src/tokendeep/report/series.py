@@ -64,7 +64,7 @@ class Series:
 
 def series(runs: Iterable[Run]) -> list[Series]:
     """The rates of all runs, one series for each model, data, judge and set of settings."""
-    built = _merged([one for run in runs for one in _of_run(run)])
+    built = _merged([_series(run, rates) for run in runs for rates in _together(run.rates or ())])
     groups: dict[tuple[str, str], list[Series]] = defaultdict(list)
     for one in built:
         groups[one.role, one.label].append(one)
@@ -146,10 +146,6 @@ def settings(params: Params) -> dict[str, Any]:
     return {name: value for name, value in sorted(params.given().items()) if name not in NOT_SETTINGS}
 
 
-def _of_run(run: Run) -> list[Series]:
-    return [_series(run, rates) for rates in _together(run.rates or ())]
-
-
 def _series(run: Run, rates: Sequence[Rate]) -> Series:
     first = next((rate for attack in ("prefill", "none") for rate in rates if rate.attack == attack), rates[0])
     rows = {condition(run, rate): rate for rate in rates}
@@ -196,16 +192,15 @@ def _name(one: Series, siblings: Sequence[Series]) -> str:
         return one.label
     both = {(s.file, s.settings.get("data")) for s in siblings}
     by_file = len({file for file, _ in both}) == len({data for _, data in both}) == len(both)  # else by its hash
-    mine, *others = (_facts(s, by_file) for s in (one, *siblings))
+    mine, *others = (
+        {"judge": s.judge, **s.settings, "seed": s.seed, **({"data": s.file} if by_file else {})}
+        for s in (one, *siblings)
+    )
     differing = {name: value for name, value in mine.items() if any(o.get(name) != value for o in others)}
     if differing.get("samples") == 1 and "temperature" in differing:  # said by the other
         del differing["samples"]
     words = [str(value) if name == "data" and by_file else _setting(name, value) for name, value in differing.items()]
     return f"{one.label} ({', '.join(filter(None, words)) or one.run.folder})"
-
-
-def _facts(one: Series, by_file: bool) -> dict[str, Any]:
-    return {"judge": one.judge, **one.settings, "seed": one.seed, **({"data": one.file} if by_file else {})}
 
 
 def _setting(name: str, value: Any) -> str:

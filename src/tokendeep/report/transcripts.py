@@ -57,19 +57,10 @@ def _group(one: Series, show_text: bool) -> Group:
 
 def _transcript(sample: Sample, attack: str, show_text: bool) -> Transcript:
     texts = (sample.instruction, sample.prefix, sample.completion)
-    shown = [_cut(text) if show_text else None for text in texts]
     return Transcript(
-        outcome=outcome_name(sample.outcome),
-        truncated=sample.truncated,
-        attack=attack,
-        prompt_id=sample.prompt_id[:40],
-        category=sample.category or "-",
-        length=len(sample.completion),
-        digest=runs.sha256_text(sample.completion)[:12],
-        instruction=shown[0],
-        prefix=shown[1],
-        completion=shown[2],
-    )
+        outcome_name(sample.outcome), sample.truncated, attack, sample.prompt_id[:40], sample.category or "-",
+        len(sample.completion), runs.sha256_text(sample.completion)[:12], *(_cut(t) if show_text else None for t in texts),
+    )  # fmt: skip
 
 
 def _cut(text: str) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from tokendeep import stats
 from tokendeep.attacks import ATTACKS
-from tokendeep.judges import JUDGES, SCORED
+from tokendeep.evals import rates
+from tokendeep.judges import JUDGES
 from tokendeep.records import Bounded, Rate, Share
-from tokendeep.report.paired import Paired
 from tokendeep.report.series import Condition, Series
 
 REPEATED = "[95% Wilson interval; answers to one prompt count for as many as they differ]."
@@ -34,7 +34,7 @@ def points(value: float) -> str:
     return f"{'+' if rounded > 0 else '−' if rounded < 0 else ''}{abs(rounded):.0f}"
 
 
-def points_of(test: Paired, unit: str = "") -> str:
+def points_of(test: stats.PairedTest, unit: str = "") -> str:
     """The change of a paired test in percentage points, with its interval."""
     return f"{points(test.difference)}{unit} [{points(test.low)}, {points(test.high)}]"
 
@@ -50,6 +50,11 @@ def p_value(p: float) -> str:
 def p_equals(p: float) -> str:
     """As p_value, for behind a `p`."""
     return p_value(p) if p < 0.001 else f"= {p_value(p)}"
+
+
+def p_within(p: float) -> str:
+    """As p_equals, and whether that is chance."""
+    return p_equals(p) + (", within chance" if p >= 0.05 else "")
 
 
 def bracket(low: float | None, high: float | None) -> str:
@@ -74,17 +79,9 @@ def share_of(one: Series, condition: Condition, *outcomes: str) -> str:
     count, n, prompts = sum(map(rate.count, outcomes)), rate.n, rate.requests
     if not rate.several or not n:
         return share(count, n)
-    bounds = _repeated(one, condition, outcomes) or stats.wilson(round(count * prompts / n), prompts)
-    return f"{count}/{n} = {percent(count / n)} {bracket(*bounds)}"
-
-
-def _repeated(one: Series, condition: Condition, outcomes: Sequence[str]) -> tuple[float, float] | None:
-    """The interval from the answers themselves; None where there are none, and prompts are all there is to count."""
-    hits: dict[str, list[bool]] = {}
-    for sample in (one.samples or {}).get(condition, ()):
-        if sample.outcome in SCORED:
-            hits.setdefault(sample.prompt_id, []).append(sample.outcome in outcomes)
-    return stats.wilson_repeated([*map(sum, hits.values())], [*map(len, hits.values())]) if hits else None
+    answers = rates.share(rates.by_prompt((one.samples or {}).get(condition, ()), outcomes))
+    low, high = (answers["low"], answers["high"]) if answers["n"] else stats.wilson(round(count * prompts / n), prompts)
+    return f"{count}/{n} = {percent(count / n)} {bracket(low, high)}"
 
 
 def rate_of(rate: Share | None) -> str:

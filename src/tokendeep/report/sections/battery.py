@@ -8,10 +8,11 @@ from itertools import groupby
 
 from tokendeep.attacks.decoding import KNOBS
 from tokendeep.report.lines import ALIKE, Line, attack_lines
-from tokendeep.report.paired import Paired, by_prompt, holm
+from tokendeep.report.paired import by_prompt, holm
 from tokendeep.report.report import Report
 from tokendeep.report.section import Section, Table
 from tokendeep.report.words import listed, p_equals, p_value, percent, points_of
+from tokendeep.stats import PairedTest
 
 CHANCE, MOST = 0.05, 0.5
 KINDS = ("none", "samples", "prefill", "lead", "thinking", "rank-prefill", "decoding", "suffix")
@@ -38,7 +39,7 @@ class Adaptive:
 
     before: Line
     after: Line
-    test: Paired
+    test: PairedTest
     p: float
 
     @property
@@ -77,15 +78,10 @@ def _test_row(one: Adaptive) -> list[str]:
             percent(t.after / t.n), points_of(t), budget, p_value(one.p)]  # fmt: skip
 
 
-def _place(kind: str) -> int:
-    """Where a kind of attack stands; those that are not compared with a plain version stand last."""
-    return KINDS.index(kind) if kind in KINDS else len(KINDS)
-
-
 def _by_attack(lines: Sequence[Line]) -> list[Line]:
-    """Lines of the same attack next to each other, plain ones first."""
-    words = list(dict.fromkeys(line.words for line in lines))
-    return sorted(lines, key=lambda line: (_place(line.kind), words.index(line.words)))
+    """Lines of the same attack next to each other, plain ones first; those without a plain version stand last."""
+    words, places = [line.words for line in lines], {kind: place for place, kind in enumerate(KINDS)}
+    return sorted(lines, key=lambda line: (places.get(line.kind, len(KINDS)), words.index(line.words)))
 
 
 # --- findings -----------------------------------------------------------------------------------

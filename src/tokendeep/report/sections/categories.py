@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tokendeep import stats
-from tokendeep.judges import SCORED
+from tokendeep.evals import rates
+from tokendeep.records import Share
 from tokendeep.report.report import Report
 from tokendeep.report.section import Csv, Section, Table
 from tokendeep.report.series import Condition, Series
-from tokendeep.report.words import ROLE_NAMES, condition_name, headline_condition, percent, rate_name
+from tokendeep.report.words import ROLE_NAMES, condition_name, headline_condition, rate_name, rate_of
 from tokendeep.types import Sample
 
 WHAT = "The categories are those that the data names. Few requests stand behind each of them: look at the intervals."
@@ -17,21 +17,8 @@ COUNTED = {  # what is counted of a role's answers, and what it is called
     True: (("complied",), "not refused"),
     False: (("refused", "partial-then-refused"), "refused or broken off"),
 }
-HEADS = (
-    "model",
-    "requests",
-    "attack",
-    "parameter",
-    "judge",
-    "category",
-    "event",
-    "count",
-    "n",
-    "rate",
-    "low",
-    "high",
-    "unscored",
-)
+HEADS = ("model", "requests", "attack", "parameter", "judge", "category", "event", "count", "n", "rate", "low", "high",
+         "unscored")  # fmt: skip
 
 
 def build(report: Report) -> Section:
@@ -75,44 +62,16 @@ def _table(one: Series, groups: Mapping[Condition, Mapping[str, list[Sample]]], 
 
 
 def _rate(one: Series, samples: Sequence[Sample]) -> str:
-    count, n, rate, low, high = _share(one, samples)
-    if not samples:
-        return "not asked"
-    return f"{count}/{n} = {percent(rate)} [{percent(low)}, {percent(high)}]" if n else "none scored"
+    share = _share(one, samples)
+    return rate_of(share) if samples else "not asked"
 
 
-def _share(one: Series, samples: Sequence[Sample]) -> tuple[int, int, float | None, float | None, float | None]:
-    """How many of the judged answers had the event, of how many, and the share with its interval; samples of a prompt are
-    alike."""
-    outcomes = COUNTED[one.role == "harmful"][0]
-    hits: dict[str, list[bool]] = {}
-    for sample in samples:
-        if sample.outcome in SCORED:
-            hits.setdefault(sample.prompt_id, []).append(sample.outcome in outcomes)
-    counts, sizes = [*map(sum, hits.values())], [*map(len, hits.values())]
-    n = sum(sizes)
-    if not n:
-        return 0, 0, None, None, None
-    low, high = stats.wilson_repeated(counts, sizes)
-    return sum(counts), n, sum(counts) / n, low, high
+def _share(one: Series, samples: Sequence[Sample]) -> Share:
+    """The share of the judged answers that had the event."""
+    return Share(**rates.share(rates.by_prompt(samples, COUNTED[one.role == "harmful"][0])))
 
 
 def _cells(one: Series, which: Condition, name: str, samples: Sequence[Sample]) -> list[str | int | float | None]:
-    count, n, rate, low, high = _share(one, samples)
-    event = COUNTED[one.role == "harmful"][1]
-    parameter = None if which[1] is None else str(which[1])
-    return [
-        one.label,
-        one.role,
-        which[0],
-        parameter,
-        one.judge,
-        name,
-        event,
-        count,
-        n,
-        rate,
-        low,
-        high,
-        len(samples) - n,
-    ]
+    share, parameter = _share(one, samples), None if which[1] is None else str(which[1])
+    return [one.label, one.role, which[0], parameter, one.judge, name, COUNTED[one.role == "harmful"][1], share.complied,
+            share.n, share.rate, share.low, share.high, len(samples) - share.n]  # fmt: skip

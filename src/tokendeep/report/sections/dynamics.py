@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokendeep.records import CURVES, Dynamics, DynamicsStep
+from tokendeep.records import CURVES, Dynamics, DynamicsStep, plots
 from tokendeep.report import figures
 from tokendeep.report.report import Report
 from tokendeep.report.section import Figure, Section, Table
@@ -34,7 +34,7 @@ def _figures(label: str, dynamics: Dynamics) -> list[Figure]:
         if curves := dynamics.curves(name):
             steps = ", ".join(curve.name.removeprefix("step ") for curve in curves)
             alt = f"{label}: {caption.lower()} at steps {steps}"
-            drawn.append(Figure(figures.by_position(curves, CURVES[name]), alt, f"{label}: {caption}"))
+            drawn.append(Figure(figures.svg(plots.by_position, curves, CURVES[name]), alt, f"{label}: {caption}"))
     return drawn
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tokendeep.records import Bounded, Kl, Profile
+from tokendeep.records import Bounded, Kl, Profile, plots
 from tokendeep.report import figures, names, words
 from tokendeep.report.report import Report
 from tokendeep.report.section import Cell, Csv, Figure, Section, Table
@@ -105,7 +105,7 @@ def _figure(name: str, profile: Profile, kl: Kl, top: float, style: int) -> Figu
     caption = (
         f"{name} against {_base(profile)}. Mean with a band of one standard error over prompts; n = {kl.n[0]}{ends}."
     )
-    return Figure(figures.kl_profile(curves, top), alt + ".", caption)
+    return Figure(figures.svg(plots.kl_profile, curves, top), alt + ".", caption)
 
 
 def _base(profile: Profile) -> str:

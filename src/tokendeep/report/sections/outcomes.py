@@ -9,13 +9,7 @@ from tokendeep.report.paired import attack_cells
 from tokendeep.report.report import Report
 from tokendeep.report.section import Cell, Csv, Section, Table
 from tokendeep.report.series import Condition, Series
-from tokendeep.report.words import (
-    ROLE_NAMES,
-    condition_name,
-    count_or_dash,
-    outcome_name,
-    percent,
-)
+from tokendeep.report.words import ROLE_NAMES, condition_name, count_or_dash, outcome_name, percent
 
 WHAT = (
     "n = complied + refused + broken off; all others are unscored and not in n. Truncated answers reached the "

@@ -14,8 +14,8 @@ from tokendeep.report.words import (
     REPEATED,
     ROLE_NAMES,
     condition_name,
-    p_equals,
     p_value,
+    p_within,
     percent,
     points_of,
     several,
@@ -83,12 +83,8 @@ def _finding(before: Series, after: Series, tests: Sequence[Comparison]) -> str 
     if not old.n or not new.n:
         return None
     one = paired.test_of(tests, before, after, condition)
-    change = f": {points_of(one.test, unit=' points')}, paired test p {_p(one.p)} (Holm)" if one else ""
+    change = f": {points_of(one.test, unit=' points')}, paired test p {p_within(one.p)} (Holm)" if one else ""
     return f"Harmless twins refused or broken off: {before.name} {_not_answered(old)}, {after.name} {_not_answered(new)}{change}."
-
-
-def _p(p: float) -> str:
-    return p_equals(p) + (", within chance" if p >= 0.05 else "")
 
 
 def _not_answered(rate: Rate) -> str:

@@ -13,8 +13,8 @@ from tokendeep.report.words import (
     condition_name,
     headline_condition,
     listed,
-    p_equals,
     p_value,
+    p_within,
     percent,
     points_of,
     rate_name,
@@ -78,15 +78,11 @@ def _finding(before: Series, after: Series, tests: Sequence[Comparison]) -> str 
         (deep, f"after {deep[1]} prefilled tokens" if deep else ""),
     ]
     parts = [
-        f"by {points_of(one.test, unit=' points')} {words} (n = {one.test.n}, p {_p(one.p)})"
+        f"by {points_of(one.test, unit=' points')} {words} (n = {one.test.n}, p {p_within(one.p)})"
         for condition, words in asked
         if (one := paired.test_of(tests, before, after, condition))
     ]
     return f"From {_from_to(before, after)} the {rate_name(after.judge)} changes {listed(parts)}" if parts else None
-
-
-def _p(p: float) -> str:
-    return p_equals(p) + (", within chance" if p >= 0.05 else "")
 
 
 def _from_to(before: Series, after: Series) -> str:

@@ -65,10 +65,6 @@ def _cells(rate: AskRate | None) -> list[str]:
     if rate is None:
         return ["-", "-"]
     moved = rate.change
-    change = f"{points(moved.mean)} {_ends(moved.low, moved.high)}" if moved else "-"
+    change = f"{points(moved.mean)} [{points(moved.low)}, {points(moved.high)}]" if moved else "-"
     judged = f"{rate.n}" if rate.n == rate.asked else f"{rate.n} judged of {rate.asked}"
     return [f"{percent(rate.rate)} {bracket(rate.low, rate.high)} of {judged}", change]
-
-
-def _ends(low: float, high: float) -> str:
-    return f"[{points(low)}, {points(high)}]"

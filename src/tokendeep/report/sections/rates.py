@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from tokendeep import stats
 from tokendeep.attacks import ATTACKS
 from tokendeep.judges import JUDGES
-from tokendeep.records import Rate, Share
+from tokendeep.records import Rate, Share, plots
 from tokendeep.records.plots import Curve
 from tokendeep.report import figures, trained
 from tokendeep.report.report import Report
@@ -91,13 +91,9 @@ def _unjudged(rate: Rate) -> str:
 
 def _untried(one: Series, harmful: Sequence[Series]) -> str:
     alike = [s for s in harmful if (s.label, s.judge, s.file) == (one.label, one.judge, one.file)]
-    other = any(_breaks(attack) for s in alike for attack, _ in s.rows)
+    tried = {attack for s in alike for attack, _ in s.rows} - {"none"}  # names of attacks, or the words for one
+    other = any(attack not in ATTACKS or not ATTACKS[attack].refuses for attack in tried)
     return "" if other else "; no prefilling was tried"
-
-
-def _breaks(attack: str) -> bool:
-    """Whether an attack, or the words for one, tries to break a model's safety."""
-    return attack != "none" and not (attack in ATTACKS and ATTACKS[attack].refuses)
 
 
 def _of(rate: Share, what: str) -> str:
@@ -174,7 +170,7 @@ def _figure(swept: Sequence[Series], ks: Sequence[int], what: str, title: str, s
     caption = f"{title}: number of harmful answer tokens given in advance, with 95% intervals."
     if any(curve.faint for curve in curves):
         caption += " Common (dotted): only prompts whose answer is long enough for every k."
-    return Figure(figures.shares(curves, ks, what), f"{title}: {'; '.join(ends)}.", caption)
+    return Figure(figures.svg(plots.shares, curves, ks, what), f"{title}: {'; '.join(ends)}.", caption)
 
 
 def _curves(one: Series, style: int) -> Iterator[Curve]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from tokendeep import stats
 from tokendeep.depth.profile import verdict as recovery_verdict
 from tokendeep.judges import SCORED
-from tokendeep.records import Profile
+from tokendeep.records import Profile, plots
 from tokendeep.records.plots import Curve
 from tokendeep.report import depth, figures, trained
 from tokendeep.report.report import Measured, Report
@@ -73,7 +73,7 @@ def _odds_figure(report: Report, ks: list[int]) -> Figure:
     ]
     caption = "Mean over prompts with a band of one standard error. Above 0 a refusal is more likely than going on."
     alt = f"Mean refusal log odds in nats by k: {'; '.join(ends)}."
-    return Figure(figures.log_odds(curves, ks), alt, caption)
+    return Figure(figures.svg(plots.log_odds, curves, ks), alt, caption)
 
 
 def _recovered_figure(report: Report, ks: list[int]) -> Figure:
@@ -82,7 +82,7 @@ def _recovered_figure(report: Report, ks: list[int]) -> Figure:
         f"{one.name}: half of the prompts recover {depth.recovery_words(one.profile)}." for one in report.measured
     )
     caption = "Share of prompts that recover, with 95% Wilson intervals; the line marks one half."
-    return Figure(figures.shares(curves, ks, "prompts that recover", half=True), alt, caption)
+    return Figure(figures.svg(plots.shares, curves, ks, "prompts that recover", half=True), alt, caption)
 
 
 def _recovered_curve(one: Measured, style: int) -> Curve:
