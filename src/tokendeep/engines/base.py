@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from tokendeep.errors import InputError
 from tokendeep.types import Decoding
@@ -30,21 +28,6 @@ class Completion:
     text: str
     truncated: bool
     seconds: float = field(default=0.0, compare=False)
-
-
-class Engine(Protocol):
-    """Continues token ids for requests from any thread, many at a time."""
-
-    def submit(self, request: Request) -> Future[Completion]:
-        """Queue one request; its future gets the completion, or the error that ended it.
-
-        Raises:
-            InputError: the request cannot be run (see `check`); said at once.
-            RuntimeError: the engine is closed.
-        """
-
-    def close(self) -> None:
-        """Stop; unfinished requests get a RuntimeError. Calling it again does nothing."""
 
 
 def check(index: int, request: Request, *, vocabulary: int, context: int) -> None:

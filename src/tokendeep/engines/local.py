@@ -37,8 +37,6 @@ def generate(
     on the rows they happen to share a batch with. Runs in the calling thread, so Ctrl-C ends it at once.
 
     Args:
-        subject: model and tokenizer.
-        requests: what to continue and how.
         batch_size: rows decoded together.
         on_done: called with (index, completion) as each request finishes.
         on_step: called after every step with the tokens that have been written so far, of all rows together.

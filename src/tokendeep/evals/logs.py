@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from inspect_ai.log import (
-    EvalLog,
-    EvalSample,
-    read_eval_log,
-    read_eval_log_sample_summaries,
-)
+from inspect_ai.log import EvalLog, EvalSample, read_eval_log, read_eval_log_sample_summaries
 from inspect_ai.model import ChatMessageUser
 
 from tokendeep.attacks import ATTACKS
 from tokendeep.errors import InputError
-from tokendeep.evals.provider import NAME
+from tokendeep.evals.provider import NAME, decoding_of
 from tokendeep.evals.rates import evaluation
 from tokendeep.evals.scorers import JUDGES
 from tokendeep.runs import manifest as manifests
@@ -146,8 +142,9 @@ def _read_logs(folder: str | Path, header_only: bool) -> Iterator[tuple[str, Eva
 
 def _listed(folder: Path) -> list[Path]:
     """The logs in `folder`, oldest first; where an attack was run, those alone that it wrote."""
-    every, manifest = folder.glob("*.eval"), manifests.of_verb(folder, VERB)
-    return sorted((path for path in every if manifest is None or covers(manifest["files"], path.name)), key=_age)
+    manifest = manifests.read(folder)
+    ours = manifest["files"] if manifest and manifest["verb"] == VERB else ["*"]
+    return sorted((path for path in folder.glob("*.eval") if covers(ours, path.name)), key=_age)
 
 
 def _age(path: Path) -> tuple[float, str]:
@@ -173,21 +170,15 @@ def _settings(log: EvalLog) -> dict[str, Any]:
     return {
         "data": metadata.get("data"),
         "system": metadata["system"],
-        "temperature": config.temperature or 0.0,
-        "top_p": 1.0 if config.top_p is None else config.top_p,
-        "top_k": config.top_k or 0,
+        **asdict(decoding_of(config)),
         "max_new_tokens": config.max_tokens,
-        "seed": config.seed or 0,
     }
 
 
 def _judged(sample: EvalSample) -> list[str]:
     """The scores of our judges, which `inspect score` can add to or replace; none for a sample that failed."""
-    return [name for name, score in (sample.scores or {}).items() if not sample.error and _is_verdict(score.metadata)]
-
-
-def _is_verdict(metadata: Mapping[str, Any] | None) -> bool:
-    return metadata is not None and {"outcome", "truncated", "judged"} <= metadata.keys()
+    told = {} if sample.error else {name: score.metadata or {} for name, score in (sample.scores or {}).items()}
+    return [name for name, metadata in told.items() if {"outcome", "truncated", "judged"} <= metadata.keys()]
 
 
 def _sample(log: EvalLog, sample: EvalSample, name: str | None) -> Sample:
@@ -201,12 +192,7 @@ def _sample(log: EvalLog, sample: EvalSample, name: str | None) -> Sample:
         id=str(sample.id),
         prompt_id=meta["prompt_id"],
         attack=meta["attack"],
-        params={
-            **meta["params"],
-            "judged": verdict["judged"],
-            **settings,
-            **(meta.get("decoding") or {}),
-        },
+        params={**meta["params"], "judged": verdict["judged"], **settings, **(meta.get("decoding") or {})},
         judge=metadata["judge"] if name is None else _judge_name(name),
         model=_model(log),
         outcome=verdict["outcome"],

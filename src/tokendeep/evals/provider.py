@@ -30,6 +30,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from rich.markup import escape
 
 from tokendeep import chat, models
+from tokendeep.engines.base import Completion, Request
 from tokendeep.errors import InputError, did_you_mean
 from tokendeep.models.options import ModelOptions
 from tokendeep.types import Decoding, Message, Subject
@@ -37,7 +38,7 @@ from tokendeep.types import Decoding, Message, Subject
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tokendeep.engines.base import Completion, Engine, Request
+    from tokendeep.engines.local import LocalEngine
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -110,7 +111,7 @@ class TokendeepAPI(ModelAPI):
         self.options = _model_options(options)
         self.subject = subject
         self._tokenizer = subject.tokenizer if subject else None
-        self._engine: Engine | None = None
+        self._engine: LocalEngine | None = None
         self._failure: Exception | None = None
         self._lock = threading.Lock()
         if subject is None:
@@ -146,9 +147,9 @@ class TokendeepAPI(ModelAPI):
             raise self._failure
         if self._engine is None:
             await anyio.to_thread.run_sync(self.start)
-        decoding = _decoding(config)
+        decoding = decoding_of(config)
         prompt, prefix = self._ids(input)
-        request = _request((*prompt, *prefix), decoding)
+        request = Request((*prompt, *prefix), decoding)
         completion = await asyncio.shield(asyncio.wrap_future(self._running().submit(request)))
         return self._output(prompt, prefix, decoding, completion)
 
@@ -214,7 +215,7 @@ class TokendeepAPI(ModelAPI):
             exact = chat.response_ids(self.tokenizer, messages, last.text, end=False)
         return prompt, [int(token) for token in (exact.split() if isinstance(exact, str) else exact)]
 
-    def _running(self) -> Engine:
+    def _running(self) -> LocalEngine:
         if self._engine is None:
             raise self._failure or RuntimeError("the provider was closed while requests were waiting")
         return self._engine
@@ -227,26 +228,15 @@ class TokendeepAPI(ModelAPI):
             whole = chat.decode(self.tokenizer, [*prefix, *completion.ids])
             if whole.startswith(head):
                 text = whole[len(head) :]
+        message = ChatMessageAssistant(content=text, source="generate", model=self.model_name)
+        stop: Literal["max_tokens", "stop"] = "max_tokens" if completion.truncated else "stop"
+        given, new = len(prompt) + len(prefix), len(completion.ids)
         return ModelOutput(
             model=self.model_name,
-            choices=[
-                ChatCompletionChoice(
-                    message=ChatMessageAssistant(content=text, source="generate", model=self.model_name),
-                    stop_reason="max_tokens" if completion.truncated else "stop",
-                )
-            ],
-            usage=ModelUsage(
-                input_tokens=len(prompt) + len(prefix),
-                output_tokens=len(completion.ids),
-                total_tokens=len(prompt) + len(prefix) + len(completion.ids),
-            ),
-            metadata={
-                "seed": decoding.seed,
-                "prefix_tokens": len(prefix),
-                "answer": whole,
-                "seconds": completion.seconds,
-            },
-        )
+            choices=[ChatCompletionChoice(message=message, stop_reason=stop)],
+            usage=ModelUsage(input_tokens=given, output_tokens=new, total_tokens=given + new),
+            metadata={"seed": decoding.seed, "prefix_tokens": len(prefix), "answer": whole, "seconds": completion.seconds},
+        )  # fmt: skip
 
 
 @modelapi(name=NAME)
@@ -305,13 +295,7 @@ def _check_request(tools: Sequence[ToolInfo], config: GenerateConfig) -> None:
             raise InputError(f"The {NAME} provider does not know the setting {name}: leave it out.")
 
 
-def _request(ids: tuple[int, ...], decoding: Decoding) -> Request:
-    from tokendeep.engines.base import Request
-
-    return Request(ids, decoding)
-
-
-def _decoding(config: GenerateConfig) -> Decoding:
+def decoding_of(config: GenerateConfig) -> Decoding:
     """Greedy unless a temperature is given."""
     return Decoding(
         temperature=config.temperature or 0.0,

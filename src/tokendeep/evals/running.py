@@ -70,10 +70,8 @@ def open_model(
     loading = {field: getattr(options, field) for field in OPTIONS}
     loading |= {"adapter_base": base} if base is not None else {}
     model = get_model(f"{NAME}/{name}", memoize=False, batch_size=batch_size, **loading)
-    for field in (
-        *NO_IDENTITY,
-        *(["date"] if options.date == ModelOptions().date else []),
-    ):  # which was not always there
+    dated = ["date"] if options.date == ModelOptions().date else []  # which was not always there
+    for field in (*NO_IDENTITY, *dated):
         model.model_args.pop(field, None)
     return model
 
@@ -127,11 +125,6 @@ def evaluate(
     todo: Sequence[Task], session: Session, run: runs.Run, *, samples: int, batch_size: int, max_retries: int
 ) -> None:
     """Run the tasks to their end, reusing what earlier attempts in the run's folder have finished.
-
-    Args:
-        samples: answers to each prompt.
-        batch_size: rows that the model decodes together.
-        max_retries: how often a server that failed is asked again.
 
     Raises:
         InputError: what went wrong with a sample, or that the disk is full.
@@ -208,17 +201,11 @@ def _eval_set(
         max_tasks=len(todo),
         max_samples=QUEUED * batch_size if ours else None,
         max_connections=ours.max_connections() if ours else None,
-        max_retries=max_retries,
-        retry_attempts=1,
-        retry_immediate=False,
-        display="none",
-        log_level="error",
         log_realtime=False,  # its database would keep the texts outside the run's folder
         log_buffer=max(1, largest // FLUSHES),
-        log_model_api=False,
-        ctl_server=False,
-        score_display=False,
-    )
+        max_retries=max_retries, retry_attempts=1, retry_immediate=False,
+        display="none", log_level="error", log_model_api=False, ctl_server=False, score_display=False,
+    )  # fmt: skip
     return written
 
 
@@ -257,9 +244,8 @@ def _raise_failure(session: Session, written: Sequence[EvalLog], folder: Path) -
         if log.error is not None:
             if full := explain(RuntimeError(log.error.message), folder):
                 raise full
-            why = (
-                log.error.message if local else f"the reason is in {folder / logs.name_of(log)}"
-            )  # it can quote a prompt
+            # a server's error can quote a prompt
+            why = log.error.message if local else f"the reason is in {folder / logs.name_of(log)}"
             raise InputError(f"The run stopped and can go on with the same command: {why}")
     raise InputError(f"The run did not finish: the same command goes on in {folder.parent}.")
 

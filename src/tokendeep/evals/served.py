@@ -12,15 +12,7 @@ from typing import Literal
 from weakref import WeakKeyDictionary
 
 import anyio
-from inspect_ai.model import (
-    ChatMessage,
-    ChatMessageAssistant,
-    ChatMessageUser,
-    GenerateConfig,
-    Model,
-    ModelAPI,
-    RetryDecision,
-)
+from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, GenerateConfig, Model, ModelAPI, RetryDecision
 
 from tokendeep.errors import InputError
 
@@ -66,10 +58,11 @@ def take_over(asked: Model, model: Model) -> None:
 
 
 async def _ask(model: Model, max_retries: int | None) -> Habit:
-    messages: list[ChatMessage] = [ChatMessageUser(content=QUESTION), ChatMessageAssistant(content=BEGINNING)]
+    config = GenerateConfig(temperature=0.0, max_tokens=CANARY_TOKENS, max_retries=max_retries)
     try:
-        config = GenerateConfig(temperature=0.0, max_tokens=CANARY_TOKENS, max_retries=max_retries)
-        output = await model.generate(messages, config=config)
+        output = await model.generate(
+            [ChatMessageUser(content=QUESTION), ChatMessageAssistant(content=BEGINNING)], config=config
+        )
     except InputError:
         raise
     except Exception as error:

@@ -32,7 +32,9 @@ def prefixed(seed: int = 0, continues: bool = False) -> Solver:
         first = seed if model.config.seed is None else model.config.seed
         drawn = first + state.epoch - 1
         chosen = state.metadata.get("decoding") or {}  # a sample's own setting comes before the task's
-        settings = {"seed": seed_of(_variant(state), drawn) if chosen else drawn, **chosen}
+        if chosen:
+            drawn = seed_of(str(state.metadata["params"][ATTACKS[state.metadata["attack"]].group]), drawn)
+        settings = {"seed": drawn, **chosen}
         try:
             echoes = await _put_prefix(state, model, continues)
             answered = await _answer(state, generate, settings, ours)
@@ -83,10 +85,6 @@ async def _answer(state: TaskState, generate: Generate, settings: Mapping[str, A
         return answered
     finally:
         once.ready.set()
-
-
-def _variant(state: TaskState) -> str:
-    return str(state.metadata["params"][ATTACKS[state.metadata["attack"]].group])
 
 
 def seed_of(setting: str, seed: int) -> int:

@@ -15,14 +15,7 @@ from typing import Any, TypeVar
 from inspect_ai import Epochs, Task, task
 from inspect_ai.dataset import MemoryDataset
 from inspect_ai.dataset import Sample as InspectSample
-from inspect_ai.model import (
-    ChatMessage,
-    ChatMessageAssistant,
-    ChatMessageSystem,
-    ChatMessageUser,
-    GenerateConfig,
-    Model,
-)
+from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, GenerateConfig
 from inspect_ai.scorer import grouped, mean
 
 from tokendeep import chat, data, runs
@@ -101,7 +94,7 @@ def evaluation(attack: Attack[Any], source: str, given: Mapping[str, Any]) -> Ta
     check_victim(attack, model)
     rows = read_rows(source, attack.needs, given["system"], shared)
     prepared = attack.prepare(rows, options, victim(model, given, decoding))
-    return build(attack, prepared, shared, given["system"], digest_of(source), continues)
+    return build(attack, prepared, shared, given["system"], runs.hash_input("data", data.identity(source)), continues)
 
 
 def check_shared(shared: EvalOptions) -> Decoding:
@@ -109,11 +102,6 @@ def check_shared(shared: EvalOptions) -> Decoding:
     judge_named(shared.judge, shared.judged)
     shared.check_role()
     return shared.decoding()
-
-
-def digest_of(source: str) -> str:
-    """The hash of the rows of a source."""
-    return runs.hash_input("data", data.identity(source))
 
 
 def build(
@@ -125,14 +113,15 @@ def build(
         digest: the hash of the rows, which tells evaluations on different data apart.
         continues: the server is known to continue a final assistant message.
     """
-    judged = JUDGES[shared.judge].behind_prefix if attack.refuses else shared.judged
+    judged, model = JUDGES[shared.judge].behind_prefix if attack.refuses else shared.judged, current_model()
+    ours = model.api if isinstance(model.api, TokendeepAPI) else None
     return Task(
         dataset=MemoryDataset([_sample(prompt, attack) for prompt in prepared.prompts], name=attack.name),
         solver=prefixed(seed=shared.seed, continues=continues),
         scorer=judge_named(shared.judge, judged),
         metrics=[grouped(mean(), attack.group, all=False)] if attack.group else None,
         epochs=Epochs(shared.samples, ["mean", "max"] if shared.samples > 1 else "mean"),
-        config=_config(shared.decoding(), current_model()),
+        config=_config(shared.decoding(), ours.max_connections() if ours else None),
         metadata={
             "attack": attack.name,
             "judge": shared.judge,
@@ -141,14 +130,10 @@ def build(
             "data": digest,
             "role": shared.role,
             "skipped": {str(k): count for k, count in prepared.skipped.items()},
-            "model": _about(current_model()),
+            "model": ours.about() if ours else {"name": str(model)},
             **({"continues": True} if continues else {}),
         },
     )
-
-
-def _about(model: Model) -> dict[str, Any]:
-    return model.api.about() if isinstance(model.api, TokendeepAPI) else {"name": str(model)}
 
 
 def prefills(task: Task) -> bool:
@@ -156,15 +141,14 @@ def prefills(task: Task) -> bool:
     return any((sample.metadata or {})["prefix_text"] for sample in task.dataset)
 
 
-def _config(decoding: Decoding, model: Model) -> GenerateConfig:
-    api = model.api
+def _config(decoding: Decoding, connections: int | None) -> GenerateConfig:
     return GenerateConfig(
         temperature=decoding.temperature,
         top_p=decoding.top_p if decoding.top_p < 1 else None,  # an API may refuse a setting that is merely off
         top_k=decoding.top_k or None,
         max_tokens=decoding.max_new_tokens,
         seed=decoding.seed,
-        max_connections=api.max_connections() if isinstance(api, TokendeepAPI) else None,
+        max_connections=connections,
     )
 
 

@@ -33,10 +33,8 @@ NOT_COMPARED = (
     "label",
     "max_retries",
 )
-OWN = frozenset(
-    ["tokendeep", "verb", "status", "config", "inputs", "models", "seed", "versions", "started", "resumed", "finished",
-     "files", "results"]
-)  # fmt: skip
+OWN = {"tokendeep", "verb", "status", "config", "inputs", "models", "seed", "versions", "started", "resumed", "finished",
+       "files", "results"}  # fmt: skip
 KINDS: dict[str, Any] = {
     "tokendeep": (str, type(None)), "verb": str, "status": str, "config": dict, "inputs": dict, "models": dict, "files": list,
     "resumed": list, "results": dict,
@@ -72,11 +70,7 @@ def new(
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The manifest in a folder; None where there is none.
-
-    Raises:
-        InputError: it may not be read, or is none of ours.
-    """
+    """The manifest in a folder; None where there is none. Raises InputError: it may not be read, or is none of ours."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -94,20 +88,12 @@ def read(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def of_verb(folder: Path, verb: str) -> dict[str, Any] | None:
-    """The manifest in a folder where it is one of this verb. Raises as `read`."""
-    manifest = read(folder)
-    return manifest if manifest and manifest["verb"] == verb else None
-
-
 def _is_ours(value: Any) -> bool:
     """Whether a JSON value is a manifest, as far as this package goes by one."""
-    whole = isinstance(value, dict) and value.keys() >= KINDS.keys() - MAY_LACK
-    return (
-        whole
-        and all(isinstance(value[name], kind) for name, kind in KINDS.items() if name in value)
-        and all(isinstance(name, str) for name in value["files"])
-    )
+    if not isinstance(value, dict) or not value.keys() >= KINDS.keys() - MAY_LACK:
+        return False
+    kinds = all(isinstance(value[name], kind) for name, kind in KINDS.items() if name in value)
+    return kinds and all(isinstance(name, str) for name in value["files"])
 
 
 def save(folder: Path, manifest: Mapping[str, Any]) -> None:
