@@ -17,7 +17,7 @@ from inspect import BoundArguments
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from attrs import evolve
-from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Group, Parameter, Token, convert, exceptions
+from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter, Token, convert, exceptions
 from cyclopts.help import DefaultFormatter
 
 from tokendeep import __version__, runs
@@ -57,13 +57,8 @@ def shown(default: object) -> str | None:
 
 
 COMMON = Parameter(
-    show_default=shown,
-    converter=converted,
-    consume_multiple=1,
-    negative_iterable=(),
-    allow_repeating=True,
-    json_list=False,
-)
+    show_default=shown, converter=converted, consume_multiple=1, negative_iterable=(), allow_repeating=True, json_list=False
+)  # fmt: skip
 
 
 def options_of(verb: str) -> type:
@@ -102,16 +97,10 @@ def build(*used: str) -> App:
     app = App(
         name="tokendeep",
         help="Measure, attack, deepen and protect how many tokens deep a chat model's safety goes.",
-        version=__version__,
-        default_parameter=COMMON,
-        help_formatter=Help(),
-        config=read_yaml,
-        group_commands=Group("Verbs", sort_key=1),
-        exit_on_error=False,
-        print_error=False,
-        suppress_keyboard_interrupt=False,
-        result_action="return_value",
-    )
+        version=__version__, default_parameter=COMMON, help_formatter=Help(), config=read_yaml,
+        group_commands=Group("Verbs", sort_key=1), exit_on_error=False, print_error=False,
+        suppress_keyboard_interrupt=False, result_action="return_value",
+    )  # fmt: skip
     app.register_install_completion_command()
     for place, (verb, (_, summary)) in enumerate(VERBS.items()):
         sub = App(name=verb, help=None if verb in used else summary, sort_key=place, version_flags=())
@@ -206,38 +195,26 @@ def _sentence(error: CycloptsError, verb: str, words: Sequence[str]) -> str:
     """What the parser found wrong, with the way to put it right."""
     token: Any = getattr(error, "token", None)
     if isinstance(error, exceptions.CoercionError) and error.argument:
-        name, value = _flag(error.argument), " ".join(token.value for token in error.argument.tokens or [token])
+        name, value = error.argument.name, " ".join(token.value for token in error.argument.tokens or [token])
         hint = error.argument.hint
         return f"{name} is {value[:40]!r}, but must be {meaning(hint)}{_near_choice(value, hint)}."
     if isinstance(error, exceptions.MissingArgumentError) and error.keyword:
-        following = words[words.index(error.keyword) + 1 :]
-        remedy = (
-            f"write {error.keyword}={following[0]} if {following[0]} is meant as the value" if following else "add it"
-        )
-        return f"{error.keyword} has no value; {remedy}."
-    loose = (
-        [token.keyword or token.value]
-        if isinstance(error, exceptions.UnknownOptionError)
-        else error.unused_tokens or []
-    )
-    flags = [word for word in loose if word.startswith("-")]
-    if flags:
-        flag = flags[0].partition("=")[0]
-        names = (
-            [*get_type_hints(options_of(verb)), "config", "dry-run", "debug"] if verb in VERBS else ["shell", "output"]
-        )
+        flag, following = error.keyword, words[words.index(error.keyword) + 1 :]
+        remedy = f"write {flag}={following[0]} if {following[0]} is meant as the value" if following else "add it"
+        return f"{flag} has no value; {remedy}."
+    unknown = isinstance(error, exceptions.UnknownOptionError)
+    loose = [token.keyword or token.value] if unknown else error.unused_tokens or []
+    if flags := [word for word in loose if word.startswith("-")]:
+        flag, names = flags[0].partition("=")[0], ["shell", "output"]
+        if verb in VERBS:
+            names = [*get_type_hints(options_of(verb)), "config", "dry-run", "debug"]
         known = [f"--{name}".replace("_", "-") for name in names]
         return f"{verb} has no option {flag}; {did_you_mean(flag.replace('_', '-'), known)}."
     if loose:
         return f"{verb} cannot tell what {loose[0]!r} is; give every option by its name (--data FILE)."
     if isinstance(error, exceptions.MissingArgumentError) and error.argument:
-        return f"{verb} needs {_flag(error.argument)}; tokendeep {verb} --help explains it."
+        return f"{verb} needs {error.argument.name}; tokendeep {verb} --help explains it."
     return " ".join(str(error).split())
-
-
-def _flag(argument: Argument) -> str:
-    """How an option is written on the command line."""
-    return argument.name
 
 
 def _near_choice(value: str, hint: Any) -> str:
@@ -312,15 +289,10 @@ class _Terminal(logging.Handler):
 
 def quiet() -> None:
     """Keep the libraries' own banners, bars and notes to developers off the terminal, their telemetry off the network."""
-    for name, value in {
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }.items():
+    on = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TRANSFORMERS_NO_ADVISORY_WARNINGS",
+          "TRL_EXPERIMENTAL_SILENCE", "HF_HUB_DISABLE_TELEMETRY")  # fmt: skip
+    values = {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", **dict.fromkeys(on, "1")}
+    for name, value in values.items():
         os.environ.setdefault(name, value)
     if not sys.warnoptions:  # such as of transformers, about what other libraries call
         warnings.simplefilter("ignore", FutureWarning)

@@ -1,4 +1,4 @@
-"""What a chat template does, found out by rendering a short conversation."""
+"""Looking at a chat template: does it take a system prompt, what ends an answer, who puts BOS in front?"""
 
 from __future__ import annotations
 

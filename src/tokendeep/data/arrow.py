@@ -14,8 +14,8 @@ from tokendeep.errors import InputError
 BATCH = 1000
 
 
-def arrow_rows(path: Path, first: int = 1) -> Iterator[Row]:
-    """The rows of a file, numbered from `first`; an index of pandas is no column.
+def arrow_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file; an index of pandas is no column.
 
     Raises:
         InputError: it is no Parquet (or Arrow), or is cut off.
@@ -23,12 +23,9 @@ def arrow_rows(path: Path, first: int = 1) -> Iterator[Row]:
     import pyarrow as pa
 
     origin = replace(origin_of(path), table=True)
-    number = first - 1
     try:
-        for batch in _batches(path):
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(number, f"{path}, row {number}", without_index(values), origin)
+        for number, values in enumerate((one for batch in _batches(path) for one in batch.to_pylist()), 1):
+            yield Row(number, f"{path}, row {number}", without_index(values), origin)
     except (pa.ArrowException, OSError) as error:
         kind = "Parquet" if ".parquet" in path.suffixes else "Arrow"
         raise InputError(f"{path} is no whole {kind} file ({str(error).splitlines()[0]}); write it again.") from error

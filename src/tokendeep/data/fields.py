@@ -18,17 +18,7 @@ from tokendeep.data import about
 from tokendeep.data import messages as chats
 from tokendeep.data.known import BESIDE, KNOWN, Known
 from tokendeep.data.messages import checked_text
-from tokendeep.data.row import (
-    ANSWERS,
-    FIELDS,
-    REQUESTS,
-    Row,
-    nearest_field,
-    of_dataset,
-    renamed,
-    says_nothing,
-    shown,
-)
+from tokendeep.data.row import ANSWERS, FIELDS, REQUESTS, Row, nearest_field, of_dataset, renamed, says_nothing, shown
 from tokendeep.errors import InputError
 from tokendeep.types import Message
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,11 +38,7 @@ def origin_of(path: Path) -> Origin:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """A file's bytes, unpacked.
-
-    Raises:
-        InputError: no such file, or one that may not be read.
-    """
+    """A file's bytes, unpacked. Raises InputError: no such file, or one that may not be read."""
     try:
         if path.is_fifo():  # it is read more than once, and would wait for a writer for ever
             raise InputError(f"{path} is a pipe, which can be read only once; write the rows into a file.")
@@ -116,11 +111,10 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
     for number, line in lines(path):
         if line.strip():
             where = f"{path}, row {number}"
-            yield Row(number, where, _json_object(line, where), origin)
+            yield Row(number, where, _object(_json_value(line, where), where), origin)
 
 
-def _json_object(text: str, where: str) -> dict[str, Any]:
-    value = _json_value(text, where)
+def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f'{where}: is {type_name(value)}, not a JSON object; write {{"instruction": ...}}.')
     return value
@@ -149,11 +143,10 @@ def json_rows(path: Path) -> Iterator[Row]:
     origin = origin_of(path)
     for number, value in enumerate(_json_value(_whole(path), str(path)), 1):
         where = f"{path}, row {number}"
-        if not isinstance(value, dict):
-            raise InputError(f'{where}: is {type_name(value)}, not a JSON object; write {{"instruction": ...}}.')
+        row = Row(number, where, _object(value, where), origin)
         if len(json.dumps(value)) > MAX_ROW:
             raise too_long(path, number)
-        yield Row(number, where, value, origin)
+        yield row
 
 
 def _whole(path: Path) -> str:
@@ -197,7 +190,3 @@ def no_format(path: Path) -> InputError:
     """The error for a file that is none of ours."""
     advice = WAY_OUT.get(path.suffix.lower(), "convert it to one of them")
     return InputError(f"{path} is none of {', '.join(SUFFIXES)} (or one of them with .gz); {advice}.")
-
-
-def is_folder(path: Path) -> bool:
-    return os.path.isdir(path)  # unlike Path.is_dir it is False, and no error, for a name too long

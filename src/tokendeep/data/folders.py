@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tokendeep.data.arrow import arrow_rows
-from tokendeep.data.files import SUFFIXES, is_folder, json_rows, jsonl_rows, no_format, open_file, suffix_of, txt_rows
+from tokendeep.data.files import SUFFIXES, json_rows, jsonl_rows, no_format, open_file, suffix_of, txt_rows
 from tokendeep.data.known import HEADERLESS
 from tokendeep.data.row import Row
 from tokendeep.data.tables import table_rows
@@ -24,7 +25,7 @@ def local_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator
     Raises:
         InputError: it is not there, may not be read, or is of none of the kinds that are known.
     """
-    if is_folder(path):
+    if os.path.isdir(path):  # unlike Path.is_dir it is False, and no error, for a name too long
         return _folder_rows(path, columns or {})
     open_file(path).close()
     match suffix_of(path):

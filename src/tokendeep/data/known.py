@@ -20,9 +20,8 @@ XSTEST_TYPES = (
     *("contrast_homonyms", "contrast_figurative_language", "contrast_safe_targets", "contrast_safe_contexts"),
     *("contrast_definitions", "contrast_historical_events", "contrast_discr", "contrast_privacy"),
 )
-Says = Callable[
-    [Mapping[str, Any], str], bool | None
-]  # (columns, file name or config/split) -> harmless, harmful, silent
+# (columns, file name or config/split) -> harmless, harmful, silent
+Says = Callable[[Mapping[str, Any], str], bool | None]
 
 
 def harmless(word: object) -> bool | None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tokendeep.data.files import MAX_ROW, lines, origin_of, too_long
+from tokendeep.data.files import MAX_ROW, lines, origin_of, suffix_of, too_long
 from tokendeep.data.known import ADVBENCH, HEADERLESS, HEX_PHI, HEX_PHI_CATEGORIES, KNOWN
 from tokendeep.data.row import FIELDS, INDEX, SAYS_THE_SAME, Origin, Row, nearest_field
 from tokendeep.errors import InputError
@@ -50,7 +50,7 @@ def _names(header: list[str], where: str, chosen: Sequence[str] | object) -> lis
         names.pop()
     if len(set(names)) < len(names) or not all(name for name in names[1:]):
         raise InputError(f"{where}: a column name is empty or repeated; give each column its own name.")
-    if not _may_be_header(names, chosen):
+    if not (_known(names, chosen) or any(map(nearest_field, names))):  # its words may be those of a row
         raise InputError(
             f"{where}: names no known column; start the file with a line of column names such as instruction,response "
             f"(known are {', '.join(FIELDS)}), or say with --columns which are meant, such as instruction=NAME."
@@ -72,11 +72,6 @@ def _values(names: list[str], cells: list[str], where: str) -> dict[str, str]:
     return values
 
 
-def _may_be_header(names: Sequence[str], chosen: Sequence[str] | object) -> bool:
-    """Whether a file's first line names columns, so that its words may be shown in an error message."""
-    return bool(_known(names, chosen)) or any(nearest_field(name) for name in names)
-
-
 def _known(names: Sequence[str], chosen: Sequence[str] | object) -> set[str]:
     known = {*FIELDS, *SAYS_THE_SAME}.union(*(known.columns for known in KNOWN), chosen)  # type: ignore[arg-type]
     return known & {name.strip() for name in names}
@@ -93,13 +88,9 @@ def _between(path: Path, chosen: object) -> str | None:
     first = next((line for _, line in lines(path)), "")
     if re.fullmatch(r'"?sep=.\W*', first):
         return None
-    usual = (
-        "\t" if path.with_suffix("" if path.suffix.lower() == ".gz" else path.suffix).suffix.lower() == ".tsv" else ","
-    )
-    counts = {
-        sign: len(_known(_split(first, sign), chosen)) for sign in sorted(BETWEEN, key=lambda sign: sign != usual)
-    }
-    return max(counts, key=lambda sign: counts[sign])
+    usual = "\t" if suffix_of(path) == ".tsv" else ","
+    signs = sorted(BETWEEN, key=lambda sign: sign != usual)
+    return max(signs, key=lambda sign: len(_known(_split(first, sign), chosen)))
 
 
 def _split(line: str, sign: str) -> list[str]:

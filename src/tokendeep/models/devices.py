@@ -6,25 +6,19 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from tokendeep.errors import InputError
-from tokendeep.models.checks import DTYPES
 from tokendeep.models.options import ModelOptions
 
 if TYPE_CHECKING:
     import torch
 
 
-def dtype_of(options: ModelOptions, given: str | torch.dtype | None) -> torch.dtype:
+def dtype_of(options: ModelOptions) -> torch.dtype:
     import torch
 
-    name = given if given is not None else options.dtype
-    if isinstance(name, torch.dtype):
-        return name
-    if name not in DTYPES:
-        raise InputError(f"Dtype {name} is unknown: use one of {', '.join(DTYPES)}.")
-    if name == "auto":
-        on_gpu = torch.cuda.is_available() and options.device not in ("cpu",)
+    if options.dtype == "auto":
+        on_gpu = torch.cuda.is_available() and options.device != "cpu"
         return torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32
-    kind: torch.dtype = getattr(torch, name)
+    kind: torch.dtype = getattr(torch, options.dtype)
     return kind
 
 

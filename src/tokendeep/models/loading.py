@@ -65,6 +65,7 @@ def load(
             the device or the memory is not there; weights that are incomplete, NaN or infinite; a tokenizer that does not
             fit.
     """
+    settings |= {"dtype": dtype} if isinstance(dtype, str) else {}
     options = _changed(options or ModelOptions(), settings)
     check_spec(spec, options, base=base, needs_template=needs_template)
     place = locate(spec, options)
@@ -78,7 +79,8 @@ def load(
     loading(spec)
     devices = device_map(options)
     tokenizer = _load_tokenizer(place if place.has_tokenizer else whole, options, needs_template)  # faults come early
-    model = _load_weights(whole, whole_options, dtype_of(options, dtype), devices)
+    kind = dtype_of(options) if dtype is None or isinstance(dtype, str) else dtype
+    model = _load_weights(whole, whole_options, kind, devices)
     if place.adapter:
         with explained(spec):
             fit_vocabulary(place.adapter, model, len(tokenizer) if place.has_tokenizer else 0)
@@ -107,7 +109,7 @@ def facts(spec: str, options: ModelOptions, *, base: str | None = None) -> dict[
     return {
         "revision": whole.revision(),
         "adapter": adapter_hash(place.adapter) if place.adapter else None,
-        "dtype": str(dtype_of(options, None)).removeprefix("torch."),
+        "dtype": str(dtype_of(options)).removeprefix("torch."),
     }
 
 

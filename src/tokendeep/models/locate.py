@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tokendeep.errors import InputError, memory_full, nearest
 from tokendeep.models import packaged
 from tokendeep.models.folders import check_adapter_weights, has_tokenizer, read_json, weight_files
 from tokendeep.models.options import ModelOptions
-from tokendeep.runs.files import exists, user_path
+from tokendeep.runs.files import user_path
 from tokendeep.runs.identity import weights_name
 
 TIMEOUT = 10  # seconds that the hub has for its first answer
@@ -65,7 +66,7 @@ def local_path(spec: str) -> Path | None:
     if not spec:
         raise InputError("No model is given: name a hub id, a folder, a GGUF file or smollm2.")
     path = user_path(spec)
-    if exists(path):
+    if os.path.exists(path):
         return path
     if "/" not in spec and (near := nearest(spec.lower(), [packaged.SMOLLM2])):
         raise InputError(f"There is no model {spec}; did you mean {near}?")
@@ -76,7 +77,7 @@ def local_path(spec: str) -> Path | None:
 
 def is_adapter(spec: str) -> bool:
     """True for a local folder that holds a PEFT adapter."""
-    return spec != packaged.SMOLLM2 and exists(user_path(spec) / "adapter_config.json")
+    return spec != packaged.SMOLLM2 and os.path.exists(user_path(spec) / "adapter_config.json")
 
 
 def locate(spec: str, options: ModelOptions) -> Place:
@@ -108,19 +109,15 @@ def _on_hub(spec: str, options: ModelOptions) -> Place:
         if cached_file(name, "adapter_config.json", revision=revision, **quiet) is None:
             config = cached_file(name, "config.json", revision=revision, **quiet)
             if config is None:
-                raise InputError(f"{spec} cannot be loaded: {_absent(offline)}; check its name.")
+                away = "the hub cannot be reached, and its cache on this machine does not hold it"
+                why = away if offline else "it holds no config.json"
+                raise InputError(f"{spec} cannot be loaded: {why}; check its name.")
             return Place(spec, name, commit=Path(str(config)).parent.name, offline=offline)  # .../COMMIT/config.json
         wanted = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
         wanted += ["*.bin"] if options.allow_pickle else []
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     check_adapter_weights(folder, options)
     return Place(spec, str(folder), adapter=folder)
-
-
-def _absent(offline: bool) -> str:
-    if offline:
-        return "the hub cannot be reached, and its cache on this machine does not hold it"
-    return "it holds no config.json"
 
 
 def _reached(spec: str, name: str, revision: str) -> bool:
@@ -204,7 +201,7 @@ def adapter_base(folder: Path) -> str:
 
 def hub_id(spec: str) -> str | None:
     """The hub's name of a model, or of the base that an adapter or a model card names; None where that is not known."""
-    if not exists(Path(spec).expanduser()) and not re.fullmatch(rf"{HUB_ID}(@.+)?", spec):
+    if not os.path.exists(Path(spec).expanduser()) and not re.fullmatch(rf"{HUB_ID}(@.+)?", spec):
         return None  # a model in memory
     path = None if spec == packaged.SMOLLM2 else local_path(spec)
     if spec == packaged.SMOLLM2 or (path is not None and path.name == packaged.FOLDER):
@@ -228,15 +225,12 @@ def _only_gguf(adapter: Path, folder: Path) -> str | None:
     """
     files = sorted(folder.glob("*.gguf")) if folder.is_dir() and not (folder / "config.json").is_file() else []
     if len(files) > 1:
+        names = ", ".join(file.name for file in files)
         raise InputError(
-            f"The adapter {adapter} names the folder {folder}, in which several models lie ({_names(files)}): give the one "
+            f"The adapter {adapter} names the folder {folder}, in which several models lie ({names}): give the one "
             "it was trained on with --base."
         )
     return str(files[0]) if files else None
-
-
-def _names(files: Sequence[Path]) -> str:
-    return ", ".join(file.name for file in files)
 
 
 def plain(options: ModelOptions) -> ModelOptions:
@@ -249,9 +243,7 @@ def explained(spec: str) -> Iterator[None]:
     """Turns what the libraries raise for a model that cannot be loaded into one sentence."""
     try:
         yield
-    except (
-        BaseException
-    ) as error:  # files of any content fail in any way, and what is written in Rust panics outside Exception
+    except BaseException as error:  # files of any content fail in any way; what is in Rust panics outside Exception
         if isinstance(error, InputError | KeyboardInterrupt | SystemExit | GeneratorExit):
             raise
         if memory_full(error):

@@ -112,17 +112,12 @@ def write_unclaimed(path: Path, text: str, *, private: bool = False) -> None:
     """As `write_text`, for a file that stands in no manifest."""
     make_folder(path.parent)
     with guarded(path), whole(path) as part:
-        _write_synced(
-            part, text.encode(errors="backslashreplace"), 0o600 if private else 0o666
-        )  # JSON of half a surrogate pair
-
-
-def _write_synced(path: Path, content: bytes, mode: int) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)  # the umask narrows the mode
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        # the umask narrows the mode
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode(errors="backslashreplace"))  # JSON of half a surrogate pair
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def sync(path: Path) -> None:
@@ -154,13 +149,6 @@ def _claim(path: Path) -> None:
 
 def user_path(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # unlike Path.expanduser it leaves an unknown user's ~name alone
-
-
-def exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a text too long for a path
-        return False
 
 
 def is_main_process() -> bool:

@@ -24,9 +24,7 @@ log = logging.getLogger(__name__)
 
 # What libraries write into a run's folder on our behalf; noted in every manifest from the start.
 SCRATCH = results.SCRATCH
-LOGS = (
-    ".logs.part"  # evaluation logs of a run that has not finished: Inspect takes every log below its folder for its own
-)
+LOGS = ".logs.part"  # evaluation logs of an unfinished run: Inspect takes every log below its folder for its own
 BY_LIBRARIES = (LOGS, "checkpoint", "checkpoint.part", SCRATCH)
 
 

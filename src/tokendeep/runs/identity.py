@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tokendeep.errors import InputError, flag
-from tokendeep.runs.files import exists, user_path
+from tokendeep.runs.files import user_path
 
 SMOLLM2 = "smollm2"  # the packaged demo model, by its name
 PACKAGED = {SMOLLM2: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
@@ -37,11 +38,7 @@ def sha256_text(text: str) -> str:
 
 
 def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hex.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
+    """SHA-256 of a file's bytes, in hex. Raises InputError: the file cannot be read."""
     try:
         with user_path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -72,7 +69,7 @@ def hash_input(name: str, value: str | Path) -> str:
         InputError: a Path that is not there, or a file that cannot be read.
     """
     path = user_path(value)
-    if exists(path):
+    if os.path.exists(path):  # unlike Path.exists it is False, and no error, for a text too long
         if path.is_dir():
             inner = [] if not (path / SPLITS).is_file() else [top for top in path.iterdir() if top.is_dir()]
             files = [file for folder in (path, *inner) for file in _top_files(folder)]
@@ -95,7 +92,7 @@ def known_identity(spec: Any) -> str | None:
         return " ".join(known_identity(one) or str(one) for one in spec) or None
     if spec in PACKAGED:
         return PACKAGED[spec]
-    return model_identity(spec) if spec and exists(user_path(spec)) else None
+    return model_identity(spec) if spec and os.path.exists(user_path(spec)) else None
 
 
 def model_identity(spec: str | Path) -> str:
@@ -109,8 +106,7 @@ def model_identity(spec: str | Path) -> str:
     """
     path = user_path(spec)
     files = _top_files(path) if path.is_dir() else [path]
-    stats = {file: file.stat() for file in files}
-    return _combined({file.name: _sampled(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()})
+    return _combined({file.name: file_identity(file) for file in files})
 
 
 def weights_name(files: Iterable[Path]) -> str:

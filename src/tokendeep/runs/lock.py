@@ -18,11 +18,7 @@ HELD: dict[Path, FileLock] = {}  # what this process holds: also after an error,
 
 
 def acquire(folder: Path) -> None:
-    """Lock a folder for this process.
-
-    Raises:
-        InputError: another process is writing there, or the disk is full.
-    """
+    """Lock a folder for this process. Raises InputError: another process is writing there, or the disk is full."""
     lock = FileLock(folder / LOCK, blocking=False, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,10 @@ def append(path: Path, record: object) -> None:
     Raises:
         InputError: the disk is full or the folder may not be written.
     """
-    with guarded(path), open(path, "a", encoding="utf-8", opener=_private) as file:
+    with guarded(path), open(path, "a", encoding="utf-8", opener=partial(os.open, mode=0o600)) as file:
         file.write(json.dumps(record) + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def folder(state: Run) -> Path:

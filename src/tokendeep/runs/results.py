@@ -23,14 +23,15 @@ log = logging.getLogger(__name__)
 
 def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """The hash of each result."""
-    return {name: file_identity(folder / name) for name in names if _counts(name) and (folder / name).is_file()}
+    names = [name for name in names if not _scratch(name) and PurePosixPath(name).stem != "README"]
+    return {name: file_identity(folder / name) for name in names if (folder / name).is_file()}
 
 
 def damaged(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """The results of a finished run that are gone, or are not as it wrote them (older manifests do not say how)."""
     gone = [name for name in manifest["files"] if not _scratch(name) and not os.path.lexists(folder / name)]
-    kept = manifest.get("results", {})
-    changed = [name for name, digest in kept.items() if name not in gone and not _same(folder / name, digest)]
+    kept = [(name, folder / name, digest) for name, digest in manifest.get("results", {}).items()]
+    changed = [name for name, path, digest in kept if not (path.is_file() and file_identity(path) == digest)]
     return sorted({*gone, *changed})
 
 
@@ -45,14 +46,6 @@ def set_aside(folder: Path, names: Iterable[str]) -> None:
         with guarded(aside):
             os.replace(path, aside)
         log.warning("%s is not as this run wrote it; it is made again, and what was there lies in %s", path, aside)
-
-
-def _same(path: Path, digest: str) -> bool:
-    return path.is_file() and file_identity(path) == digest
-
-
-def _counts(name: str) -> bool:
-    return not _scratch(name) and PurePosixPath(name).stem != "README"
 
 
 def _scratch(name: str) -> bool:

@@ -6,10 +6,11 @@ Knows nothing of rows: a request is the text of a user's turn. Its case and spac
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokendeep.runs.files import exists, user_path, write_json
+from tokendeep.runs.files import user_path, write_json
 from tokendeep.runs.identity import sha256_text
 
 FILE = "trained_on.json"
@@ -33,7 +34,7 @@ def write(folder: Path, texts: Iterable[str], model: str) -> None:
 def read(model: str) -> set[str]:
     """The keys of the requests that a local model was trained on, as far as a file in its folder or above it says so."""
     folder = user_path(model)
-    for path in (folder / FILE, folder.parent / FILE) if model and exists(folder) else ():
+    for path in (folder / FILE, folder.parent / FILE) if model and os.path.exists(folder) else ():
         if path.is_file():
             try:
                 return set(json.loads(path.read_text(encoding="utf-8"))["requests"])
