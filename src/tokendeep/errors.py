@@ -56,6 +56,13 @@ def check_known(config: object, known: Mapping[str, Sequence[str]]) -> None:
             raise InputError(f"{flag(name)} is {given!r}, but must be one of {', '.join(values)}{near}.")
 
 
+def check_budget(config: object, names: Sequence[str]) -> None:
+    """Raises InputError for the first setting of a search that allows it nothing."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} is {getattr(config, name)}, a budget of nothing; give at least 1.")
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that a misspelt one most likely means; None where none is near."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
@@ -87,7 +94,11 @@ def guarded(path: str | Path) -> Iterator[None]:
 def explain(error: BaseException, path: str | Path) -> InputError | None:
     """The InputError for an error of writing to `path` that the user can mend; None for any other error."""
     number = error.errno if isinstance(error, OSError) else None
-    if number in NO_ROOM or _tells_of_full_disk(error, Path(path)):
+    full = os.strerror(errno.ENOSPC)  # a library quotes the system, or torch.save broke off
+    told = any(
+        full in str(e) or ("inline_container" in str(e) and _free_bytes(Path(path)) < 2**24) for e in _causes(error)
+    )
+    if number in NO_ROOM or told:
         return InputError(
             f"The disk of {path} is full; free some space and call again, what is finished is kept and continued."
         )
@@ -108,14 +119,6 @@ def memory_full(error: BaseException) -> bool:
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
-    )
-
-
-def _tells_of_full_disk(error: BaseException, path: Path) -> bool:
-    """Whether a library's own error stands for a full disk: it quotes the system, or torch.save broke off on one."""
-    return any(
-        os.strerror(errno.ENOSPC) in str(one) or ("inline_container" in str(one) and _free_bytes(path) < 2**24)
-        for one in _causes(error)
     )
 
 

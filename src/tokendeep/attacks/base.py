@@ -19,9 +19,7 @@ from tokendeep.types import Decoding, Pair, Prompt, Subject
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-option = partial(
-    Parameter, group=Group("Attacks", sort_key=1.1)
-)  # the heading in the help under which attacks have theirs
+option = partial(Parameter, group=Group("Attacks", sort_key=1.1))  # the heading in the help for options of attacks
 Options = TypeVar("Options")
 ANY_OF = ("any_of", "settings")  # parameters of the row that takes several settings together
 Params = Mapping[str, Any]  # an attack's parameters, as results hold them

@@ -79,13 +79,7 @@ def parse_grid(names: str | Iterable[str]) -> list[Setting]:
 
 
 def decoding(prompts: Sequence[Prompt], grid: Sequence[Setting], shared: Decoding) -> list[Prompt]:
-    """Every prompt under every setting, those of one prompt next to each other.
-
-    Args:
-        prompts: the plain requests.
-        grid: the settings.
-        shared: length limit and seed of all of them.
-    """
+    """Every prompt under every setting, those of one prompt next to each other; length and seed are the `shared` ones."""
     return [
         replace(attacked(prompt, NAME, {"setting": setting.name}, tag=setting.name), decoding=setting.decoding(shared))
         for prompt in prompts
@@ -106,14 +100,13 @@ def _setting(name: str) -> Setting:
         whole = value == int(value)
     except (ValueError, OverflowError):
         raise InputError(f"'{text}' in the decoding setting '{name}' is no number.") from None
-    wrong = {"temperature": not value > 0, "top_p": not 0 < value <= 1, "top_k": not (value >= 1 and whole)}
-    if wrong[knob]:
-        need = {
-            "temperature": "above 0 (0 is greedy)",
-            "top_p": "above 0 and at most 1",
-            "top_k": "a whole number from 1",
-        }
-        raise InputError(f"The decoding setting '{name}' needs a value {need[knob]}.")
+    right, need = {
+        "temperature": (value > 0, "above 0 (0 is greedy)"),
+        "top_p": (0 < value <= 1, "above 0 and at most 1"),
+        "top_k": (value >= 1 and whole, "a whole number from 1"),
+    }[knob]
+    if not right:
+        raise InputError(f"The decoding setting '{name}' needs a value {need}.")
     return Setting(f"{knob}={value:g}", knob, value)
 
 
@@ -133,13 +126,6 @@ def describe(params: Params) -> str:
 
 
 ATTACK = Attack(
-    NAME,
-    "samples the plain request with many settings",
-    DecodingOptions,
-    prepare,
-    describe,
-    check=check,
-    tells=("setting",),
-    sets=KNOBS,
-    together=True,
-)
+    NAME, "samples the plain request with many settings", DecodingOptions, prepare, describe, check=check,
+    tells=("setting",), sets=KNOBS, together=True,
+)  # fmt: skip

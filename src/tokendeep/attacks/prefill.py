@@ -54,8 +54,6 @@ def prefill(
     chooses; the end-of-turn token is never among them.
 
     Args:
-        pairs: instructions with the answers to take the tokens from.
-        ks: how many tokens, any number of them.
         tokenizer: the victim's; it may be None where every k is 0.
         as_text: the model takes the prefix as text: an answer whose first k tokens do not spell its beginning (a
             character cut in two) is skipped like one that is too short.
@@ -107,11 +105,8 @@ def _parts(
     if not lead and not thinking:
         return (), chat.response_ids(tokenizer, list(pair.messages), pair.response, end=False)
     answer = chat.continuation_ids(tokenizer, pair.response, literal=True)
-    if not lead:
-        return (), answer
-    return chat.lead_ids(
-        tokenizer, None if thinking else pair.messages, lead
-    ), answer  # an answer may begin with a space
+    where = None if thinking else pair.messages  # an answer may begin with a space
+    return chat.lead_ids(tokenizer, where, lead) if lead else (), answer
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int]) -> str:
@@ -167,14 +162,6 @@ def recorded(options: PrefillOptions) -> Mapping[str, Any]:
 
 
 ATTACK = Attack(
-    NAME,
-    "gives the first k tokens of a harmful answer in advance",
-    PrefillOptions,
-    prepare,
-    describe,
-    check=check,
-    needs="pairs",
-    tells=("k", "lead", "thinking"),
-    prefills=True,
-    recorded=recorded,
-)
+    NAME, "gives the first k tokens of a harmful answer in advance", PrefillOptions, prepare, describe, check=check,
+    needs="pairs", tells=("k", "lead", "thinking"), prefills=True, recorded=recorded,
+)  # fmt: skip

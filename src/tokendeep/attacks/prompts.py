@@ -23,15 +23,9 @@ def attacked(
     text: str = "",
     tag: str | None = None,
 ) -> Prompt:
-    """One attacked prompt; its id is that of its row, the attack and what tells it from its siblings.
+    """One attacked prompt; its id is that of its row, the attack and what tells it from its siblings: `tag`, or `params`.
 
-    Args:
-        row: the request; of a pair the answer is left out.
-        attack: the attack's name.
-        params: its parameters, as results hold them.
-        ids: the tokens given in advance.
-        text: the same as text.
-        tag: what tells it from its siblings, where that is not simply `params`.
+    `ids` and `text` are the tokens given in advance; of a pair the answer is left out.
     """
     told = ",".join(f"{name}={value}" for name, value in params.items()) if tag is None else tag
     return Prompt(

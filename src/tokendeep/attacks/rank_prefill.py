@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tokendeep import chat, judges, models
 from tokendeep.attacks import prompts
 from tokendeep.attacks.base import Attack, Params, Prepared, Rows, Victim, option
-from tokendeep.errors import InputError, check_least
+from tokendeep.errors import InputError, check_budget, check_least
 from tokendeep.progress import Bar
 from tokendeep.runs import parts
 from tokendeep.types import Prompt, Subject
@@ -80,7 +80,7 @@ def walk(subject: Subject, prompt: Sequence[int], scorer: Scorer, budget: Budget
     """
     from tokendeep.compute.reader import Reader
 
-    check_budget(budget)
+    check_budget(budget, ("top", "length", "passes"))
     reader, ends = Reader(subject), chat.control_ids(subject.tokenizer)  # no part of a text
     answer: list[int] = []
     waiting: list[list[int]] = []  # at each place the ranked candidates that are left
@@ -106,13 +106,6 @@ def walk(subject: Subject, prompt: Sequence[int], scorer: Scorer, budget: Budget
         if len(answer) > len(best):
             best = tuple(answer)
     return Walk(best, passes, backtracks, len(best) == budget.length)
-
-
-def check_budget(budget: Budget) -> None:
-    """Raises InputError for a budget of nothing."""
-    for name in ("top", "length", "passes"):
-        if getattr(budget, name) < 1:
-            raise InputError(f"{name} is {getattr(budget, name)}, a budget of nothing; give at least 1.")
 
 
 class Likely:
@@ -217,14 +210,6 @@ def effort(rows: Rows, options: RankPrefillOptions) -> str:
 
 
 ATTACK = Attack(
-    NAME,
-    "gives the best of the victim's own likely tokens in advance",
-    RankPrefillOptions,
-    prepare,
-    describe,
-    check=check,
-    prefills=True,
-    weights=True,
-    models=("rank_base",),
-    effort=effort,
-)
+    NAME, "gives the best of the victim's own likely tokens in advance", RankPrefillOptions, prepare, describe, check=check,
+    prefills=True, weights=True, models=("rank_base",), effort=effort,
+)  # fmt: skip

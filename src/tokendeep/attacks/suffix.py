@@ -65,10 +65,8 @@ def load(source: str | Path) -> list[Suffix]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The suffixes in {path} cannot be read ({error}); give the folder that gcg wrote.") from error
-    suffixes: list[Suffix] = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            suffixes.append(_read(line, f"{path}, line {number}", len(suffixes) + 1))
+    filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    suffixes = [_read(line, f"{path}, line {at}", number) for number, (at, line) in enumerate(filled, 1)]
     if not suffixes:
         raise InputError(f"{path} holds no suffix; give at least one.")
     if len({(s.name, s.only) for s in suffixes}) < len(suffixes):
@@ -103,12 +101,8 @@ def search_of(source: str | Path) -> dict[str, Any]:
     try:
         kept = json.loads((path_of(source).parent / "manifest.json").read_text(encoding="utf-8"))
         config = kept["config"] if kept["verb"] == "gcg" else {}
-        return {
-            "target": str(config["target"]),
-            "target_tokens": int(config["target_tokens"]),
-            "found_on": str(config["model"]),
-            "label": config.get("label"),
-        }
+        reach = {"target": str(config["target"]), "target_tokens": int(config["target_tokens"])}
+        return {**reach, "found_on": str(config["model"]), "label": config.get("label")}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -160,13 +154,6 @@ def files(options: SuffixOptions) -> Mapping[str, Path]:
 
 
 ATTACK = Attack(
-    NAME,
-    "puts a text behind the request, such as gcg finds",
-    SuffixOptions,
-    prepare,
-    describe,
-    check=check,
-    tells=("suffix",),
-    together=True,
-    files=files,
-)
+    NAME, "puts a text behind the request, such as gcg finds", SuffixOptions, prepare, describe, check=check,
+    tells=("suffix",), together=True, files=files,
+)  # fmt: skip

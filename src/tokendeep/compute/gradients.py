@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError
+from tokendeep.models.adapters import same_trainable
 from tokendeep.types import IGNORE, Encoded
 
 FOUR_BITS = {"Linear4bit", "LinearFP4", "LinearNF4"}  # classes of bitsandbytes
@@ -152,21 +153,18 @@ class _Recorder:
     @contextmanager
     def attached(self) -> Iterator[_Recorder]:
         """Hooks in place and every weight frozen, so that no weight gradient is formed."""
-        flags = [(p, p.requires_grad) for p in self.lm.parameters()]
         hooks = []
         for module in self.lm.modules():
             counted = any(id(p) in self.trained for p in module.parameters(recurse=False))
             if counted or module is self.embedding:
                 hooks.append(module.register_forward_hook(self._hook(module, counted)))
-        for p, _ in flags:
-            p.requires_grad_(False)
         try:
-            yield self
+            with same_trainable(self.lm):
+                self.lm.requires_grad_(False)
+                yield self
         finally:
             for hook in hooks:
                 hook.remove()
-            for p, flag in flags:
-                p.requires_grad_(flag)
 
     def _hook(self, module: nn.Module, counted: bool) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

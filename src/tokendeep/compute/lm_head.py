@@ -126,10 +126,7 @@ def select(hidden: Tensor, labels: Tensor, places: Tensor | None = None) -> tupl
 
 
 def label_logps(
-    model: nn.Module,
-    hidden: Tensor,
-    targets: Tensor,
-    statistics: dict[str, list[Tensor]] | None = None,
+    model: nn.Module, hidden: Tensor, targets: Tensor, statistics: dict[str, list[Tensor]] | None = None
 ) -> Tensor:
     """Log-probabilities (N,), in nats, of `targets` (N,) given `hidden` (N, H); differentiable.
 

@@ -97,10 +97,10 @@ def _split(values: Tensor, rows: Sequence[Encoded]) -> list[Tensor]:
 
 
 def check_finite(values: Tensor, where: str) -> None:
-    """Raises InputError when a value is NaN or infinite."""
+    """Raises InputError when a value is NaN or infinite; `where` says where, as in "at row 3"."""
     if not torch.isfinite(values).all():
         raise InputError(
-            f"The model gave NaN or infinite values at {where}; load it in float32 (--dtype float32) or check its weights."
+            f"The model gave NaN or infinite values {where}; load it in float32 (--dtype float32) or check its weights."
         )
 
 
@@ -114,10 +114,14 @@ def _run(
     rows: Sequence[Encoded],
     batch_size: int,
     title: str,
-    score: Callable[[list[int]], list[Tensor]],
+    score: Callable[[list[int], list[Encoded]], Tensor],
     parts: Parts | None = None,
 ) -> list[Tensor]:
-    """Score all rows in batches; a batch whose rows are all in `parts` is taken from there, others are added to it."""
+    """Score all rows in batches; a batch whose rows are all in `parts` is taken from there, others are added to it.
+
+    Args:
+        score: (numbers of a batch's rows, these rows) -> the values of their supervised tokens (N, ...), row by row.
+    """
     _check_rows(rows)
     results: list[Tensor | None] = [None] * len(rows)
     with torch.inference_mode(), Bar(len(rows), title, "row", disable=len(rows) < 32) as bar:
@@ -127,8 +131,9 @@ def _run(
                     results[index] = torch.tensor(parts.done[index])
                 bar.update(len(batch))
                 continue
-            for index, values in zip(batch, score(batch), strict=True):
-                check_finite(values, f"row {index + 1}")
+            chosen = [rows[index] for index in batch]
+            for index, values in zip(batch, _split(score(batch, chosen), chosen), strict=True):
+                check_finite(values, f"at row {index + 1}")
                 results[index] = values.cpu()
             if parts is not None:
                 parts.add({index: results[index].tolist() for index in batch})  # type: ignore[union-attr]
@@ -142,13 +147,10 @@ def token_logps(subject: Subject, rows: Sequence[Encoded], batch_size: int = 16)
     Raises:
         InputError: a row has no supervised token, or the model gives NaN or infinite values.
     """
-
     prefix = _Prefix()
 
-    def score(batch: list[int]) -> list[Tensor]:
-        chosen = [rows[i] for i in batch]
-        states, targets = _response_states(subject.model, chosen, prefix)
-        return _split(lm_head.label_logps(subject.model, states, targets), chosen)
+    def score(_: list[int], chosen: list[Encoded]) -> Tensor:
+        return lm_head.label_logps(subject.model, *_response_states(subject.model, chosen, prefix))
 
     return _run(rows, batch_size, "log-probabilities", score)
 
@@ -169,22 +171,25 @@ def token_kl(
     second = q.model if q is not None else p.model
     if q is not None:
         models.check_same_vocabulary(p, q)
-
     p_prefix, q_prefix = _Prefix(), _Prefix()
 
-    def score(batch: list[int]) -> list[Tensor]:
-        chosen = [rows[i] for i in batch]
-        p_states, _ = _response_states(p.model, chosen, p_prefix)
+    def score(_: list[int], chosen: list[Encoded]) -> Tensor:
+        p_states, _labels = _response_states(p.model, chosen, p_prefix)
         with other():
-            q_states, _ = _response_states(second, chosen, q_prefix)
-        pieces = []
-        for ours, theirs in zip(*(x.split(lm_head.chunk_rows(p.model)) for x in (p_states, q_states)), strict=True):
-            p_logits = lm_head.project(p.model, ours)
-            with other():
-                pieces.append(kl(p_logits, lm_head.project(second, theirs)))
-        return _split(torch.cat(pieces), chosen)
+            q_states, _labels = _response_states(second, chosen, q_prefix)
+        return _divergence(p.model, p_states, second, q_states, other)
 
     return _run(rows, batch_size, "KL divergence", score, parts)
+
+
+def _divergence(p: Any, p_states: Tensor, q: Any, q_states: Tensor, other: Callable[[], Any]) -> Tensor:
+    """D_KL(p || q) (N,) from the final states (N, H) of two models; `other` is the context in which q is itself."""
+    pieces = []
+    for ours, theirs in zip(*(x.split(lm_head.chunk_rows(q)) for x in (p_states, q_states)), strict=True):
+        p_logits = lm_head.project(p, ours)
+        with other():
+            pieces.append(kl(p_logits, lm_head.project(q, theirs)))
+    return torch.cat(pieces)
 
 
 def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
@@ -215,14 +220,10 @@ def capture(subject: Subject, rows: Sequence[Encoded], batch_size: int = 16) -> 
 
     The subject's model must not be used afterwards: its decoder is emptied to free the memory.
     """
-
     prefix = _Prefix()
-
-    def score(batch: list[int]) -> list[Tensor]:
-        chosen = [rows[i] for i in batch]
-        return _split(_response_states(subject.model, chosen, prefix)[0], chosen)
-
-    states = _run(rows, batch_size, "hidden states", score)
+    states = _run(
+        rows, batch_size, "hidden states", lambda _, chosen: _response_states(subject.model, chosen, prefix)[0]
+    )
     shell = lm_head.causal_lm(subject.model)
     for name in list(shell.base_model._modules):
         shell.base_model._modules[name] = None
@@ -234,16 +235,11 @@ def captured_kl(
 ) -> list[Tensor]:
     """The same as token_kl for a first model that has been captured and let go."""
     models.check_same_vocabulary(p.subject, q, sizes=(p.shell.config.get_text_config().vocab_size, None))
-
     prefix = _Prefix()
 
-    def score(batch: list[int]) -> list[Tensor]:
-        chosen = [rows[i] for i in batch]
+    def score(batch: list[int], chosen: list[Encoded]) -> Tensor:
         q_states, _ = _response_states(q.model, chosen, prefix)
         p_states = torch.cat([p.states[i] for i in batch]).to(q_states.device)
-        pairs = zip(*(x.split(lm_head.chunk_rows(q.model)) for x in (p_states, q_states)), strict=True)
-        return _split(
-            torch.cat([kl(lm_head.project(p.shell, a), lm_head.project(q.model, b)) for a, b in pairs]), chosen
-        )
+        return _divergence(p.shell, p_states, q.model, q_states, contextlib.nullcontext)
 
     return _run(rows, batch_size, "KL divergence", score, parts)

@@ -65,7 +65,7 @@ def excess_figures(harmful: Sums, benign: Sums) -> dict[str, dict[str, Any]]:
     }
     low, _ = stats.interval(whole[1:], groups)
     if not (whole[0] > 0 and low > 0):
-        noise = {"value": None, "low": None, "high": None, "censored": NOISE}
+        noise = figure(None, None, NOISE)
         return {**means, "excess_share_first5": noise, "excess_half_position": noise}
     told = excess[whole > 0]  # the few resamples without any excess have no share
     share = np.clip(told[:, :FIRST].sum(1) / told.sum(1), 0.0, 1.0)
@@ -83,12 +83,17 @@ def _excess(harmful: Sums, benign: Sums) -> tuple[Array, Array]:
 
 def _mean(excess: Array, n: Array, groups: float) -> dict[str, Any]:
     tokens = n.sum(1)
-    if not tokens.all():
-        return {"value": None, "low": None, "high": None, "censored": None}
-    return _figure(excess.sum(1) / tokens, groups)
+    return _figure(excess.sum(1) / tokens, groups) if tokens.all() else figure(None, None)
 
 
 def _figure(samples: Array, groups: float) -> dict[str, Any]:
     """The value, which stands first, and the interval of the others."""
-    low, high = (None if np.isnan(end) else end for end in stats.interval(samples[1:], groups))
-    return {"value": float(samples[0]), "low": low, "high": high, "censored": None}
+    return figure(float(samples[0]), stats.interval(samples[1:], groups))
+
+
+def figure(
+    value: float | None, interval: tuple[float | None, float | None] | None, censored: str | None = None
+) -> dict[str, Any]:
+    """A figure as profile.json has it; an end of its interval that is not known (NaN) is None."""
+    low, high = (None if end is None or np.isnan(end) else end for end in interval or (None, None))
+    return {"value": value, "low": low, "high": high, "censored": censored}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokendeep import stats
-from tokendeep.depth.excess import excess_figures, resampled
+from tokendeep.depth.excess import excess_figures, figure, resampled
 from tokendeep.depth.kl import half_position, share_first
 from tokendeep.depth.recovery import Recovery, recovery_depth, scored_by_half, share_recovered
 from tokendeep.types import Pair
@@ -35,13 +35,6 @@ def recovery_interval(recovery: Recovery, resamples: int, seed: int, clusters: l
     )
 
 
-def _figure(
-    value: float | None, interval: tuple[float | None, float | None] | None, censored: str | None = None
-) -> dict[str, Any]:
-    low, high = (None if bound is None or np.isnan(bound) else bound for bound in interval or (None, None))
-    return {"value": value, "low": low, "high": high, "censored": censored}
-
-
 def depth(
     kl: Array | None,
     recovery: Recovery,
@@ -62,11 +55,10 @@ def depth(
     def interval(table: Array, statistic: Callable[[Array], float]) -> tuple[float, float]:
         return stats.bootstrap(table, statistic, n_resamples=resamples, seed=seed, clusters=clusters)
 
-    nothing = {"value": None, "low": None, "high": None, "censored": None}
-    figures = {"share_first5": nothing, "half_kl_position": nothing}
+    figures = dict.fromkeys(("share_first5", "half_kl_position"), figure(None, None))
     if kl is not None and np.nansum(kl) > 0:
-        figures["share_first5"] = _figure(share_first(kl), interval(kl, share_first))
-        figures["half_kl_position"] = _figure(half_position(kl), interval(kl, half_position))
+        figures["share_first5"] = figure(share_first(kl), interval(kl, share_first))
+        figures["half_kl_position"] = figure(half_position(kl), interval(kl, half_position))
         if benign is not None:
             harmful = resampled(kl, resamples, (seed, 0), clusters)
             figures |= excess_figures(harmful, resampled(benign[0], resamples, (seed, 1), benign[1]))
@@ -77,5 +69,5 @@ def depth(
     largest = max((k for k, n in zip(recovery.k, known, strict=True) if n), default=-1)
     ends = {largest: "every" if every else "last", -1: "none"}
     bounds = (None if low < 0 else low, None if high < 0 else high)
-    figures["recovery_k"] = _figure(None if value < 0 else value, bounds, ends.get(int(value)))
+    figures["recovery_k"] = figure(None if value < 0 else value, bounds, ends.get(int(value)))
     return figures

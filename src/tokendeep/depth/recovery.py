@@ -73,7 +73,7 @@ def recovery_log_odds(
             continue
         end = start + max(ks[j] for j in usable)
         logps = trees.branch_logps(subject, row.input_ids[:end], branches).double().view(len(usable), -1)
-        scoring.check_finite(logps, f"row {index + 1}")
+        scoring.check_finite(logps, f"at row {index + 1}")
         values[index, usable] = (torch.logsumexp(logps[:, 1:], -1) - logps[:, 0]).numpy()
         if kept is not None:
             kept.add({index: values[index].tolist()})

@@ -63,15 +63,11 @@ def behaviour(
     whole, wanted = len(wanted) == size, wanted[:size]
     read = tokenizer.decode(wanted, clean_up_tokenization_spaces=False).strip()
     unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in wanted
-    if unknown or not (read == target.strip() if whole else _begins(target.strip(), read)):
+    begun = target.strip().startswith(read.rstrip("\ufffd"))  # the last token may be part of a character
+    if unknown or not (read == target.strip() if whole else begun):
         raise InputError(f"{name}: the tokenizer cannot represent the target; take out its unusual characters.")
     before, after, spell = chat.open_prompt(tokenizer, messages)
     return Behaviour(name, tuple(before), tuple(after), tuple(wanted), tuple(openings), spell)
-
-
-def _begins(target: str, read: str) -> bool:
-    """Whether a text begins with what some tokens are; the last of them may be part of a character."""
-    return target.startswith(read.rstrip("\ufffd"))
 
 
 def start(subject: Subject, tokens: int) -> tuple[int, ...]:

@@ -116,11 +116,7 @@ class Losses:
         states = _decode(self.lm, cache, skipped, row, input_ids=tokens)[:, row.parents(skipped)]  # (B, T, H)
         labels = row.targets(tokens.device).repeat(len(tokens))
         logps = lm_head.label_logps(self.subject.model, states.flatten(0, 1), labels).view(len(tokens), -1)
-        if not torch.isfinite(logps).all():
-            raise InputError(
-                f"The model gave NaN or infinite values on {b.name}; load it in float32 (--dtype float32) or check its "
-                "weights."
-            )
+        scoring.check_finite(logps, f"on {b.name}")
         return torch.stack([combine(b, row.sums(one)) for one in logps.double().cpu()])
 
     def prefix(self, b: Behaviour) -> Any:

@@ -18,23 +18,19 @@ from tokendeep import chat, runs
 from tokendeep.attacks.gcg.behaviours import Behaviour, Row
 from tokendeep.attacks.gcg.candidates import Candidates, Swap, swapped
 from tokendeep.attacks.gcg.losses import Batch, Losses
-from tokendeep.attacks.gcg.settings import Settings, State, check
+from tokendeep.attacks.gcg.settings import Settings, State
 from tokendeep.compute import lm_head, trees
-from tokendeep.errors import InputError, memory_full
+from tokendeep.errors import InputError, check_budget, memory_full
 from tokendeep.models import context_length
 from tokendeep.types import Subject
 
-__all__ = ["Search", "Settings", "State", "check"]
+__all__ = ["Search", "Settings", "State"]
 
 
 class Search:
     """A search over one or more models with the same tokenizer.
 
-    Args:
-        subjects: the models.
-        behaviours: at least one.
-        settings: how.
-        say: told in one sentence what the user should know.
+    `say` is told in one sentence what the user should know.
 
     Raises:
         InputError: no behaviour, a budget of zero, models with different vocabularies, a suffix that does not survive
@@ -48,7 +44,7 @@ class Search:
         settings: Settings,
         say: Callable[[str], None] = print,
     ) -> None:
-        check(settings)
+        check_budget(settings, ("steps", "width", "top", "batch"))
         if not behaviours or not subjects:
             raise InputError("A suffix needs at least one request to be found on, and one model.")
         for other in subjects[1:]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokendeep.errors import InputError
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -48,10 +46,3 @@ class State:
     loss: float = float("inf")
     losses: tuple[float, ...] = ()
     success: bool = False
-
-
-def check(settings: Settings) -> None:
-    """Raises InputError for a budget of zero."""
-    for name in ("steps", "width", "top", "batch"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"{name} is {getattr(settings, name)}, a budget of nothing; give at least 1.")
