@@ -16,14 +16,12 @@ class Judge:
 
     Args:
         rule: (text, *, truncated) -> Verdict. The text is an answer without its thinking.
-        measures: what counts as 1.
         rate: what a report calls the mean.
         about: a sentence for reports and help texts.
         behind_prefix: one of JUDGED: what it sees after a refusal prefix, which is itself part of a refusal.
     """
 
     rule: Callable[..., Verdict]
-    measures: str
     rate: str
     about: str
     behind_prefix: str = "full"

@@ -31,7 +31,6 @@ def judge_keywords(text: str, *, truncated: bool = False) -> Verdict:
 
 JUDGE = Judge(
     judge_keywords,
-    measures="non-refusal",
     rate="non-refusal rate",
     about="refusal-keywords is the paper's list of substrings; it too measures non-refusal.",
     behind_prefix="continuation",  # it would find its keywords in the prefix itself

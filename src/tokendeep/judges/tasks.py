@@ -72,13 +72,9 @@ def sql(pair: Pair, answer: str) -> Scores:
     }
 
 
-def _lacks_number(pair: Pair) -> str | None:
-    return "number behind ####" if number(pair.response) is None else None
-
-
 METRICS = {
     "rouge1": Metric(rouge1),
-    "gsm8k": Metric(gsm8k, _lacks_number),
+    "gsm8k": Metric(gsm8k, lambda pair: "number behind ####" if number(pair.response) is None else None),
     "sql": Metric(sql),
 }
 
@@ -139,15 +135,8 @@ def load(source: str, metric: str) -> list[Pair]:
     check(metric)
     if (kind := data.kind(source)) not in ("pairs", "chats"):
         raise InputError(f"{source} holds {kind}, but a utility is measured on rows with the right answers.")
-    pairs = _pairs(source)
+    pairs = data.read_pairs(source) if kind == "pairs" else list(map(data.pair_of, data.read_chats(source)))
     for pair in pairs:
         if missing := METRICS[metric].lacks(pair):
             raise InputError(f"{source}: row {pair.id} has no {missing}, so answers to it cannot be scored.")
     return pairs
-
-
-def _pairs(source: str) -> list[Pair]:
-    if data.kind(source) == "pairs":
-        return data.read_pairs(source)
-    chats = data.read_chats(source)
-    return [Pair(c.id, c.messages[:-1], str(c.messages[-1]["content"])) for c in chats]
