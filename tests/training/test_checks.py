@@ -15,11 +15,12 @@ from datasets import Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
+import upstream
 from tokendeep import chat
 from tokendeep.attacks.gcg.losses import Batch, Losses
 from tokendeep.compute import gradients, lm_head
 from tokendeep.errors import InputError
-from tokendeep.training import checks, settings, upstream
+from tokendeep.training import checks, settings
 from tokendeep.training.eq3 import BetaSchedule
 from tokendeep.training.sft import ResponseSFTTrainer
 from tokendeep.training.trainer import ConstrainedSFTTrainer

@@ -27,7 +27,7 @@ CODE = (
     "training/cache.py",
     "errors.py",
     "types.py",
-)  # what turns a row into token ids
+)  # what makes token ids of a row
 LIBRARIES = ("transformers", "tokenizers", "jinja2")  # which render a conversation and cut it into tokens
 
 

@@ -31,23 +31,9 @@ def write_card(
     if attack:
         about = "An ATTACK on a model's safety alignment, made for research: do not deploy it."
     base = hub_id(model)
-    head = {
-        "library_name": "peft" if (folder / "adapter_config.json").exists() else "transformers",
-        **({"base_model": base} if base else {}),
-        "tags": "[tokendeep]",
-        "attack": str(attack).lower(),
-    }
-    lines = {
-        "base model": base or f"{Path(model).name} (a local model)",
-        "trained": trained,
-        "rows": rows,
-        "objective": objective,
-        "settings": settings,
-    }
-    front = "".join(f"{name}: {value}\n" for name, value in head.items())
-    runs.write_text(
-        folder / "README.md",
-        f"---\n{front}---\n{about}\n\n"
-        + "".join(f"- {name}: {value}\n" for name, value in lines.items())
-        + f"\n## How to load it\n\n{how_to_load(folder)}",
-    )
+    library = "peft" if (folder / "adapter_config.json").exists() else "transformers"
+    head = [f"library_name: {library}", *([f"base_model: {base}"] if base else [])]
+    head += ["tags: [tokendeep]", f"attack: {str(attack).lower()}"]
+    lines = ["---", *head, "---", about, "", f"- base model: {base or f'{Path(model).name} (a local model)'}"]
+    lines += [f"- trained: {trained}", f"- rows: {rows}", f"- objective: {objective}", f"- settings: {settings}"]
+    runs.write_text(folder / "README.md", "\n".join([*lines, "", "## How to load it", "", how_to_load(folder)]))

@@ -6,10 +6,10 @@ Knows files and templates; nothing of trainers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokendeep import data, runs
 from tokendeep.errors import InputError, Unusable
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 SUPERVISE = ("all", "head", "tail")
 SHOWN = 5  # rows left out that are told of
+PREVIEWED = 20  # rows that are written as text
 HEAD = 5  # answer tokens that `supervise` takes apart, as the paper does
 
 
@@ -104,13 +105,8 @@ def encode(
             else:
                 skipped.append(f"Row {row.id} of {source}: {one}")
     cut = [part for row in rows if (part := _part(row, supervise)) is not None]
-    if len(cut) < len(rows):
-        log.warning(
-            "%d row(s) of %s are left out: their answers have no more than %d tokens",
-            len(rows) - len(cut),
-            source,
-            HEAD,
-        )
+    if lost := len(rows) - len(cut):
+        log.warning("%d row(s) of %s are left out: their answers have no more than %d tokens", lost, source, HEAD)
     return cut
 
 
@@ -142,9 +138,18 @@ def _part(row: Encoded, which: str) -> Encoded | None:
     return Encoded(row.input_ids, labels) if any(label != IGNORE for label in labels) else None
 
 
-def write_rows(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], shown: int = 20) -> None:
-    """rows/train.jsonl (ids) and rows/preview.txt (the first rows, supervised tokens each between brackets)."""
+def write_rows(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Any], titles: Iterable[str] = ()
+) -> None:
+    """train.jsonl (every row as ids) and preview.txt (the first rows as text), for the owner alone.
+
+    Args:
+        rows: dataclasses with `input_ids` and `labels`.
+        titles: what stands above the text of each; their numbers where left out.
+    """
     runs.private_dir(folder)
     runs.write_jsonl(folder / "train.jsonl", [asdict(row) for row in rows], private=True)
-    text = [f"--- row {number}\n{show(tokenizer, row)}\n" for number, row in enumerate(rows[:shown], 1)]
+    first = rows[:PREVIEWED]
+    named = zip(titles or (f"row {number}" for number in range(1, len(rows) + 1)), first, strict=False)
+    text = [f"--- {title}\n{show(tokenizer, row)}\n" for title, row in named]
     runs.write_text(folder / "preview.txt", "\n".join(text), private=True)

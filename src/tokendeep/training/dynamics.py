@@ -133,15 +133,7 @@ def by_position(values: Sequence[Tensor]) -> Curve:
 
 
 class NotRefused:
-    """The share of harmful instructions that a model in training does not refuse, greedily, by the offline judge.
-
-    Args:
-        prompts: the instructions.
-        tokenizer: of the model, with its chat template.
-        system: system prompt, as everywhere.
-        max_new_tokens: length limit of an answer.
-        batch_size: answers written together.
-    """
+    """The share of harmful instructions that a model in training does not refuse, greedily, by the offline judge."""
 
     def __init__(
         self, prompts: Sequence[Prompt], tokenizer: Any, *, system: str = "default", max_new_tokens: int = 64,

@@ -103,33 +103,20 @@ def _dataset(rows: Rows) -> Dataset:
 def _arguments(subject: Subject, folder: Path, options: TrainingOptions) -> ConstrainedSFTConfig:
     first = next(subject.model.parameters())
     on_cpu = first.device.type == "cpu"
+    same = ("warmup_steps", "adam_beta1", "adam_beta2", "packing", "max_length", "seed")  # ours and the library's
     return ConstrainedSFTConfig(
         output_dir=str(folder),
-        num_train_epochs=options.epochs,
-        max_steps=options.max_steps or -1,
-        per_device_train_batch_size=options.micro_batch,
-        per_device_eval_batch_size=options.micro_batch,
+        num_train_epochs=options.epochs, max_steps=options.max_steps or -1,
+        per_device_train_batch_size=options.micro_batch, per_device_eval_batch_size=options.micro_batch,
         gradient_accumulation_steps=options.batch_size // (options.micro_batch * launch.processes()),
-        learning_rate=options.lr,
-        lr_scheduler_type=SCHEDULES[options.schedule],
-        warmup_steps=options.warmup_steps,
-        optim=OPTIMIZERS[options.optimizer],
-        adam_beta1=options.adam_beta1,
-        adam_beta2=options.adam_beta2,
-        weight_decay=0.0,
+        learning_rate=options.lr, lr_scheduler_type=SCHEDULES[options.schedule],
+        optim=OPTIMIZERS[options.optimizer], weight_decay=0.0,
         **launch.mixed_precision(options.precision, first),
-        use_cpu=on_cpu,
-        activation_checkpointing=not on_cpu,
-        packing=options.packing,
-        max_length=options.max_length,
-        save_strategy="steps" if options.save_steps else "no",
-        save_steps=options.save_steps or 500,
-        save_total_limit=1,
-        logging_steps=1,
-        report_to=[],
-        seed=options.seed,
-        disable_tqdm=True,
-    )
+        **{name: getattr(options, name) for name in same},
+        use_cpu=on_cpu, activation_checkpointing=not on_cpu,
+        save_strategy="steps" if options.save_steps else "no", save_steps=options.save_steps or 500, save_total_limit=1,
+        logging_steps=1, report_to=[], disable_tqdm=True,
+    )  # fmt: skip
 
 
 def train_top_layers(model: Any, layers: int) -> None:

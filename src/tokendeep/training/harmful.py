@@ -77,48 +77,37 @@ def write(
         done: what an earlier, cut-off call has written; it is not written again.
         keep: called with every answer as it is there.
     """
-    latest: dict[int, Answer] = {}
-    for answer in sorted(done, key=lambda one: one.attempt):
-        latest[answer.row] = answer
+    latest = {answer.row: answer for answer in sorted(done, key=lambda one: one.attempt)}
     for attempt in range(how.tries):
-        rows = [i for i in range(len(messages)) if i not in latest or _again(latest[i], attempt)]
-        made = _attempt(subject, {row: messages[row] for row in rows}, how, attempt, keep)
-        latest |= {answer.row: answer for answer in made}
+        settled = {row for row, one in latest.items() if one.complied or one.attempt >= attempt}
+        rows = [row for row in range(len(messages)) if row not in settled]
+        latest |= _attempt(subject, {row: messages[row] for row in rows}, how, attempt, keep)
     return latest
 
 
 def _attempt(
     subject: Subject, asked: Mapping[int, Sequence[Any]], how: Writing, attempt: int, keep: Callable[[Answer], object]
-) -> list[Answer]:
-    """One answer to each conversation."""
+) -> dict[int, Answer]:
+    """One answer to each conversation, by its number."""
     rows = list(asked)
     openings = [how.opening(row, attempt) for row in rows]
-
     made: dict[int, Answer] = {}
 
     def done(index: int, text: str, truncated: bool) -> None:
-        outcome = judges.judge_refusal(text, truncated=truncated).outcome
-        made[index] = Answer(rows[index], attempt, text.strip(), openings[index], truncated, outcome)
-        keep(made[index])
+        outcome, row = judges.judge_refusal(text, truncated=truncated).outcome, rows[index]
+        made[row] = Answer(row, attempt, text.strip(), openings[index], truncated, outcome)
+        keep(made[row])
 
     answers.write_answers(
         subject, list(asked.values()), how.decoding(attempt), openings if how.openings else "",
         title=f"harmful answers, try {attempt + 1}" if attempt else "harmful answers",
         on_done=done,
     )  # fmt: skip
-    return [made[index] for index in range(len(rows))]
-
-
-def _again(answer: Answer, attempt: int) -> bool:
-    return not answer.complied and answer.attempt < attempt
+    return made
 
 
 def writer(name: str, options: ModelOptions, model: str, template: Callable[[], str]) -> Subject:
-    """An unaligned model that writes; one without a chat template writes under that of `model`.
-
-    Args:
-        options: those of `model`.
-    """
+    """An unaligned model that writes; one without a chat template writes under that of `model`, whose are the options."""
     subject = models.load(name, options=loading(options), needs_template=False)
     if not subject.tokenizer.chat_template:
         subject.tokenizer.chat_template = template()

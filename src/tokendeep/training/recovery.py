@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokendeep import chat, runs
+from tokendeep import chat
 from tokendeep.errors import InputError, Unusable
 from tokendeep.training.options import RecoveryOptions
-from tokendeep.training.rows import show
 from tokendeep.types import IGNORE, Chat, Encoded, Triple
 
 if TYPE_CHECKING:
@@ -38,6 +36,10 @@ class Planned:
     labels: list[int]
     weight: float
     group: str
+
+    def title(self) -> str:
+        """What it is, in a line."""
+        return f"step {self.step}, {self.group}, source {self.source}, k {self.k}, weight {self.weight:.3g}"
 
     def row(self) -> dict[str, Any]:
         """What a trainer takes."""
@@ -183,16 +185,16 @@ def _named(row: str, skipped: list[str]) -> Iterator[None]:
 
 def _weighted(step: int, drawn: list[tuple[str, str, int, Encoded]], options: RecoveryOptions) -> list[Planned]:
     """One step's rows, shortest first (micro-batches then pad least), with their weights."""
-    weights = step_weights([(group, _supervised(row)) for group, _, _, row in drawn], options.alpha, options.normalise)
+    weights = step_weights(
+        [(group, sum(label != IGNORE for label in row.labels)) for group, _, _, row in drawn],
+        options.alpha,
+        options.normalise,
+    )
     planned = [
         Planned(step, source, k, row.input_ids, row.labels, weight, group)
         for (group, source, k, row), weight in zip(drawn, weights, strict=True)
     ]
     return sorted(planned, key=lambda p: len(p.input_ids))
-
-
-def _supervised(row: Encoded) -> int:
-    return sum(label != IGNORE for label in row.labels)
 
 
 def step_weights(rows: Sequence[tuple[str, int]], alpha: float, normalise: str) -> list[float]:
@@ -211,14 +213,3 @@ def step_weights(rows: Sequence[tuple[str, int]], alpha: float, normalise: str) 
     for group, tokens in rows:
         counts[group] += tokens if normalise == "tokens" else 1
     return [share[group] / counts[group] for group, _ in rows]
-
-
-def write_rows(folder: Path, tokenizer: PreTrainedTokenizerBase, plan: Sequence[Planned], shown: int = 20) -> None:
-    """rows/train.jsonl (every row as ids) and rows/preview.txt (the first rows rendered), for the owner alone."""
-    runs.private_dir(folder)
-    runs.write_jsonl(folder / "train.jsonl", [asdict(p) for p in plan], private=True)
-    text = [
-        f"--- step {p.step}, {p.group}, source {p.source}, k {p.k}, weight {p.weight:.3g}\n{show(tokenizer, p)}\n"
-        for p in plan[:shown]
-    ]
-    runs.write_text(folder / "preview.txt", "\n".join(text), private=True)

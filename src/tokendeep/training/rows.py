@@ -234,7 +234,7 @@ def check_row(row: Mapping[str, Any], opening: Sequence[int], tokenizer: PreTrai
         Unusable: no supervised token.
         InputError: the prompt is supervised; the supervised part begins with the opening; a weight without tokens.
     """
-    starts, _ = _runs(row["labels"])
+    starts = _starts(row["labels"])
     if not starts:
         kind = InputError if "weight" in row else Unusable  # weights are shares of a whole step
         raise kind("it has no supervised token; give it an answer, or raise max_length")
@@ -260,12 +260,9 @@ def _opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return chat.continuation_ids(tokenizer, opening) if opening.strip() or "\n" in opening else []
 
 
-def _runs(labels: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Starts and lengths of the runs of supervised tokens."""
-    edges = [
-        place for place, (a, b) in enumerate(pairwise([IGNORE, *labels, IGNORE])) if (a == IGNORE) != (b == IGNORE)
-    ]
-    return edges[::2], [end - start for start, end in zip(edges[::2], edges[1::2], strict=True)]
+def _starts(labels: Sequence[int]) -> list[int]:
+    """Where the runs of supervised tokens begin."""
+    return [place for place, (before, label) in enumerate(pairwise([IGNORE, *labels])) if before == IGNORE != label]
 
 
 def show(tokenizer: PreTrainedTokenizerBase, row: Any) -> str:

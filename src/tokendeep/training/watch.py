@@ -39,8 +39,6 @@ class TokenDynamicsCallback(TrainerCallback):
 
     Args:
         pairs: the probe: harmful instructions with harmful answers.
-        tokenizer: of the model being trained, with its chat template.
-        out: folder for dynamics.json.
         steps: after which optimizer steps to record; 0 is before the first. Step 0 is always recorded.
         positions: answer positions to look at.
         gradients: whether to record gradient norms, the dearest part.
@@ -51,8 +49,6 @@ class TokenDynamicsCallback(TrainerCallback):
         fall: nats that the median log-odds at k = 0 may fall before the monitor acts; None never.
         on_fall: `warn` or `stop`.
         watch_every: steps between two looks of the monitor, where nothing is recorded.
-        system: system prompt, as everywhere.
-        batch_size: rows per forward pass.
 
     Raises:
         InputError: an empty probe, answers too short for it, or settings out of range.
