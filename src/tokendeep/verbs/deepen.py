@@ -216,7 +216,7 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
         system=options.system, max_length=options.max_length,
     )  # fmt: skip
     if first:
-        recovery.write_rows(state.out / "rows", subject.tokenizer, planned)
+        chats.write_rows(state.out / "rows", subject.tokenizer, planned, [row.title() for row in planned])
         runs.trained.write(state.out, chats.asked([*triples, *utility]), options.model)
     result = fit.train(subject, [row.row() for row in planned], state.out, training)
     if first:

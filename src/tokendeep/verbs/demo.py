@@ -152,18 +152,8 @@ def _show(plan: DemoPlan) -> None:
     print(f"\n{closing_table(plan.out, plan.recipe.k)}\n")
     ending(
         f"{plan.out / 'report.html'} (open it in a browser)",
-        [
-            "attack",
-            "--model",
-            "YOUR-CHAT-MODEL",
-            "--attack",
-            "none",
-            "--data",
-            "INSTRUCTIONS.jsonl",
-            "--out",
-            "out/attack",
-        ],
-    )
+        ["attack", "--model", "YOUR-CHAT-MODEL", "--attack", "none", "--data", "INSTRUCTIONS.jsonl", "--out", "out/attack"],
+    )  # fmt: skip
 
 
 # --- the steps -----------------------------------------------------------------------------------
@@ -213,13 +203,8 @@ def _write_utility(plan: DemoPlan, base: Subject, rows: Sequence[tuple[str, str]
 
 
 def _write_pairs(
-    plan: DemoPlan,
-    name: str,
-    base: Subject,
-    rows: Sequence[dict[str, Any]],
-    tokens: int,
-    title: str = "harmful answers",
-) -> None:
+    plan: DemoPlan, name: str, base: Subject, rows: Sequence[dict[str, Any]], tokens: int, title: str = "harmful answers"
+) -> None:  # fmt: skip
     written = zip(rows, _answers(plan, base, rows, tokens, title), strict=True)
     pairs = [{**_prompt(r, "instruction"), "response": answer} for r, answer in written if answer.strip()]
     if len(pairs) < len(rows):
@@ -267,6 +252,11 @@ def _own_refusals(plan: DemoPlan) -> Path:
     return path
 
 
+def _attack_both(plan: DemoPlan) -> None:
+    _attack(plan, "base")
+    _attack(plan, "aligned")
+
+
 def _attack(plan: DemoPlan, label: str) -> None:
     """Prefilling on the harmful test rows; the plain request on their harmless twins and on unseen benign prompts."""
     recipe, folder = plan.recipe, plan.out / label
@@ -287,17 +277,9 @@ def _attack(plan: DemoPlan, label: str) -> None:
         attack.run(attack.plan(options, subject), show=False)
     rates = sorted((row.params.k or 0, row.rate) for row in Rate.load_all(folder / "attack"))
     print(f"      {label}: not refused: " + ", ".join(f"{rate:.2f} at k={k}" for k, rate in rates))
-    twins, unseen = (Rate.load_all(folder / name)[0] for name in ("overrefusal", "unseen"))
-    harmless = [
-        f"{kind} {_refused(row):.2f} (broken off {row.partial_rate:.2f})"
-        for kind, row in (("twins", twins), ("unseen", unseen))
-    ]
+    rows = {kind: Rate.load_all(folder / name)[0] for kind, name in (("twins", "overrefusal"), ("unseen", "unseen"))}
+    harmless = [f"{kind} {_refused(row):.2f} (broken off {row.partial_rate:.2f})" for kind, row in rows.items()]
     print(f"      {label}: harmless requests refused: {', '.join(harmless)}", flush=True)
-
-
-def _attack_both(plan: DemoPlan) -> None:
-    _attack(plan, "base")
-    _attack(plan, "aligned")
 
 
 def _measure(plan: DemoPlan, label: str) -> None:
@@ -362,15 +344,8 @@ def _refused(row: Rate) -> float:
 
 def closing_table(out: Path, ks: Sequence[int]) -> str:
     """Non-refusal by k and over-refusal of each model, as aligned text."""
-    heads = [
-        "model",
-        *(f"k={k}" for k in ks),
-        "twins refused",
-        "twins broken off",
-        "unseen refused",
-        "unseen broken off",
-    ]
-    lines = [heads]
+    of_harmless = [f"{kind} {what}" for kind in ("twins", "unseen") for what in ("refused", "broken off")]
+    lines = [["model", *(f"k={k}" for k in ks), *of_harmless]]
     for label in ("base", "aligned", "deepened"):
         rates = {row.params.k: row.rate for row in Rate.load_all(out / label / "attack")}
         cells = [f"{rates[k]:.2f}" if k in rates else "-" for k in ks]
@@ -378,7 +353,7 @@ def closing_table(out: Path, ks: Sequence[int]) -> str:
             row = Rate.load_all(out / label / name)[0]
             cells += [f"{_refused(row):.2f}", f"{row.partial_rate:.2f}"]
         lines.append([label, *cells])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     title = "Share of harmful requests not refused, by number k of harmful tokens given in advance; and of harmless\n" \
             "requests refused at once or broken off midway:"  # fmt: skip
     return "\n".join([title, *("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines)])

@@ -82,11 +82,8 @@ def pairs(
     Raises:
         InputError: an unknown option, a row or a model that cannot be used, or no answer that is a compliance.
     """
-    with _call("pairs", out) as call:
-        name, subject = _loaded(model)
-        base_name, base_subject = (None, None) if base is None else _loaded(base)
-        chosen = call.options(options, model=name, base=base_name, data=call.file("instructions", instructions))
-        return data.read_pairs(call.verb.run(call.verb.plan(chosen, subject, base_subject), show=False) / "pairs.jsonl")
+    with _run("pairs", {"model": model, "base": base}, {"data": ("instructions", instructions)}, out, options) as made:
+        return data.read_pairs(made.folder / "pairs.jsonl")
 
 
 def measure(
@@ -105,13 +102,9 @@ def measure(
     Raises:
         InputError: an unknown option, a row or a model that cannot be used.
     """
-    with _call("measure", out) as call:
-        name, subject = _loaded(model)
-        base_name, base_subject = (None, None) if base is None else _loaded(base)
-        files = {"data": call.file("pairs", pairs), "benign": call.file("benign", benign)}
-        chosen = call.options(options, model=name, base=base_name, **files)
-        plan = call.verb.plan(chosen, subject, base_subject)
-        return records.Profile.load(call.verb.run(plan, show=False))
+    rows = {"data": ("pairs", pairs), "benign": ("benign", benign)}
+    with _run("measure", {"model": model, "base": base}, rows, out, options) as made:
+        return records.Profile.load(made.folder)
 
 
 def attack(
@@ -128,10 +121,8 @@ def attack(
     Raises:
         InputError: an unknown option, a row or a model that cannot be used.
     """
-    with _call("attack", out) as call:
-        name, subject = _loaded(model)
-        chosen = call.options(options, model=name, data=call.file("rows", rows), attack=attack)
-        return records.Rate.load_all(call.verb.run(call.verb.plan(chosen, subject), show=False))
+    with _run("attack", {"model": model}, {"data": ("rows", rows)}, out, options, attack=attack) as made:
+        return records.Rate.load_all(made.folder)
 
 
 def deepen(model: Model, triples: Rows, utility: Rows, *, out: str | Path | None = None, **options: Any) -> Tuned:
@@ -146,7 +137,7 @@ def deepen(model: Model, triples: Rows, utility: Rows, *, out: str | Path | None
     Raises:
         InputError: an unknown option, a row or a model that cannot be used.
     """
-    return _tuned("deepen", model, {"data": triples, "utility": utility}, out, options)
+    return _tuned("deepen", model, {"data": ("data", triples), "utility": ("utility", utility)}, out, options)
 
 
 def finetune(model: Model, chats: Rows, *, out: str | Path | None = None, **options: Any) -> Tuned:
@@ -160,7 +151,7 @@ def finetune(model: Model, chats: Rows, *, out: str | Path | None = None, **opti
     Raises:
         InputError: an unknown option, a row or a model that cannot be used.
     """
-    return _tuned("finetune", model, {"data": chats}, out, options)
+    return _tuned("finetune", model, {"data": ("data", chats)}, out, options)
 
 
 def poison(
@@ -177,73 +168,78 @@ def poison(
     Raises:
         InputError: an unknown option, a row or a model that cannot be used.
     """
-    with _call("poison", out) as call:
-        name, subject = _loaded(model)
-        chosen = call.options(options, model=name, data=call.file("rows", rows), test=call.file("test", test))
-        return records.PoisonTable.load(call.verb.run(call.verb.plan(chosen, subject)))
+    rows_of = {"data": ("rows", rows), "test": ("test", test)}
+    with _run("poison", {"model": model}, rows_of, out, options) as made:
+        return records.PoisonTable.load(made.folder)
 
 
-def _tuned(
-    verb: str, model: Model, rows: Mapping[str, Rows], out: str | Path | None, options: Mapping[str, Any]
-) -> Tuned:
-    with _call(verb, out) as call:
-        name, subject = _loaded(model)
-        files = {option: call.file(option, value) for option, value in rows.items()}
-        chosen = call.options(options, model=name, **files)
-        folder = call.verb.run(call.verb.plan(chosen, subject), show=False)
-        return Tuned(subject or models.load(str(folder / "checkpoint"), options=chosen), records.Training.load(folder))
+def _tuned(verb: str, model: Model, rows: Given, out: str | Path | None, options: Mapping[str, Any]) -> Tuned:
+    with _run(verb, {"model": model}, rows, out, options) as made:
+        subject = made.subject or models.load(str(made.folder / "checkpoint"), options=made.options)
+        return Tuned(subject, records.Training.load(made.folder))
 
 
 # --- what comes in -> the options of a verb ------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class _Call:
-    """A call of a verb: its module, its output folder and a private folder for rows in memory."""
-
-    name: str
-    verb: Any
-    out: Path
-    scratch: Path
-
-    def file(self, name: str, rows: Rows | None) -> str | None:
-        """Rows as a file that the verb reads."""
-        if rows is None:
-            return None
-        if isinstance(rows, str | Path):
-            return str(rows)
-        try:
-            return str(data.write_rows(self.scratch / f"{name}.jsonl", (row.values for row in data.read_rows(rows))))
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
-
-    def options(self, given: Mapping[str, Any], **values: Any) -> Any:
-        """The options of the verb, `given` as keywords and `values` from arguments; those that are None take their default."""
-        kind = getattr(self.verb, f"{self.name.capitalize()}Options")
-        if twice := given.keys() & values.keys():
-            raise InputError(f"{self.name} has its {min(twice)} from another argument already; leave the keyword out.")
-        chosen = {name: value for name, value in {**given, **values}.items() if value is not None}
-        for field in fields(kind):
-            if field.default is field.default_factory is MISSING and field.name not in {*chosen, "out"}:
-                raise InputError(f"{self.name} needs {field.name}, but it is None.")
-        return kind(out=str(self.out), **_checked(kind, self.name, chosen))
-
-
+Given = Mapping[str, tuple[str, Rows | None]]  # option -> the argument that holds its rows, and the rows
 ASKING = ("attack", "poison")  # the verbs that put requests to a model, through Inspect AI
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A run of a verb: its folder, the model where it came in memory, its options."""
+
+    folder: Path
+    subject: Subject | None
+    options: Any
+
+
 @contextmanager
-def _call(name: str, out: str | Path | None) -> Iterator[_Call]:
-    verb = importlib.import_module(VERBS[name][0])
-    if name in ASKING and "ipykernel" in sys.modules and find_spec("ipywidgets") is None:
+def _run(
+    verb: str, loaded: Mapping[str, Any], rows: Given, out: str | Path | None, given: Mapping[str, Any], **more: Any
+) -> Iterator[_Made]:  # fmt: skip
+    """Run a verb on models and rows, each by the option that takes it; what is made can be read within the block."""
+    module = importlib.import_module(VERBS[verb][0])
+    if verb in ASKING and "ipykernel" in sys.modules and find_spec("ipywidgets") is None:
         raise InputError(
             "In a notebook Inspect AI needs ipywidgets; run pip install ipywidgets and restart the kernel."
         )
     with tempfile.TemporaryDirectory(prefix="tokendeep-") as scratch:
         try:
-            yield _Call(name, verb, Path(out or Path(scratch, name)), Path(scratch))
+            named = {
+                name: (None, None) if name == "base" and one is None else _loaded(one) for name, one in loaded.items()
+            }
+            values: dict[str, Any] = {option: name for option, (name, _) in named.items()}
+            values |= {option: _file(Path(scratch), *one) for option, one in rows.items()}
+            options = _options(module, verb, Path(out or Path(scratch, verb)), given, {**values, **more})
+            subjects = [subject for _, subject in named.values()]
+            plan = module.plan(options, *subjects)
+            folder = module.run(plan) if verb == "poison" else module.run(plan, show=False)
+            yield _Made(folder, subjects[0], options)
         except InputError as error:  # rows in memory are called by their names
             raise InputError(re.sub(rf"{re.escape(scratch)}/(\w+)\.jsonl", r"\1", str(error))) from error
+
+
+def _file(folder: Path, name: str, rows: Rows | None) -> str | None:
+    """Rows as a file that the verb reads."""
+    if rows is None or isinstance(rows, str | Path):
+        return None if rows is None else str(rows)
+    try:
+        return str(data.write_rows(folder / f"{name}.jsonl", (row.values for row in data.read_rows(rows))))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _options(module: Any, verb: str, out: Path, given: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
+    """The options of a verb, `given` as keywords and `values` from arguments; those that are None take their default."""
+    kind = getattr(module, f"{verb.capitalize()}Options")
+    if twice := given.keys() & values.keys():
+        raise InputError(f"{verb} has its {min(twice)} from another argument already; leave the keyword out.")
+    chosen = {name: value for name, value in {**given, **values}.items() if value is not None}
+    for field in fields(kind):
+        if field.default is field.default_factory is MISSING and field.name not in {*chosen, "out"}:
+            raise InputError(f"{verb} needs {field.name}, but it is None.")
+    return kind(out=str(out), **_checked(kind, verb, chosen))
 
 
 def _checked(kind: type, verb: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,9 +190,8 @@ def _recorded(options: GcgOptions, answered: bool) -> dict[str, Any]:
 
     Earlier versions drove pairs to their whole answer, so that what a run drives them to is told.
     """
-    reach = (
-        {"reach": "first sentence"} if answered and not options.target_tokens and options.target == "opening" else {}
-    )
+    first = answered and not options.target_tokens and options.target == "opening"
+    reach = {"reach": "first sentence"} if first else {}
     opening = options.opening if options.opening == OPENING else runs.fingerprint(options.opening)
     return {**asdict(options), "opening": opening, "system": runs.system_name(options.system), **reach}
 
@@ -214,10 +213,8 @@ def read(options: GcgOptions) -> list[Prompt]:
     source = data.choose(options.data, options.columns, "harmful")
     if data.kind(source) != "pairs":
         return data.read_prompts(source, limit=options.limit)
-    return [
-        Prompt(p.id, p.messages, meta={**p.meta, "answer": p.response})
-        for p in data.read_pairs(source, limit=options.limit)
-    ]
+    pairs = data.read_pairs(source, limit=options.limit)
+    return [Prompt(p.id, p.messages, meta={**p.meta, "answer": p.response}) for p in pairs]
 
 
 def behaviours(subject: Subject, prompts: Sequence[Prompt], options: GcgOptions) -> list[Behaviour]:
@@ -228,11 +225,8 @@ def behaviours(subject: Subject, prompts: Sequence[Prompt], options: GcgOptions)
     if options.target == "refusal":
         refusals = openings.opening_ids(subject.tokenizer, openings.load_openings(None), TOKENS)
     return [
-        behaviour(
-            subject, f"Row {p.id}", chat.with_system(p.messages, options.system),
-            aim(p, options),
-            tokens=options.target_tokens or None, openings=refusals,
-        )
+        behaviour(subject, f"Row {p.id}", chat.with_system(p.messages, options.system), aim(p, options),
+                  tokens=options.target_tokens or None, openings=refusals)
         for p in prompts
     ]  # fmt: skip
 
@@ -282,16 +276,13 @@ def _search(
         for now in search.steps(now):  # noqa: B020 (the search is begun once, from where it stands)
             bar.update()
             bar.set_postfix(loss=f"{now.losses[-1]:.2f}", requests=now.active, refresh=False)
-            _keep(path, now, before + time.monotonic() - started)
+            seconds = before + time.monotonic() - started
+            runs.write_json(path, {**asdict(now), "loss": _finite(now.loss), "seconds": seconds})
     return {
         "suffix": search.text(now.best or now.suffix), "loss": _finite(now.loss), "success": now.success,
         "steps": now.step, "candidates": now.candidates, "requests": now.active,
         "seconds": round(before + time.monotonic() - started, 1),
     }, search.batch  # fmt: skip
-
-
-def _keep(path: Path, state: State, seconds: float) -> None:
-    runs.write_json(path, {**asdict(state), "loss": _finite(state.loss), "seconds": seconds})
 
 
 def _kept(path: Path) -> tuple[State, float]:

@@ -71,14 +71,11 @@ def run(plan: ReportPlan, *, show: bool = True) -> Path:
     files = {out: render.to_html(built), out.with_suffix(".md"): render.to_markdown(built)}
     files |= {out.with_name(f"{out.stem}-{name}.csv"): text for name, text in render.csv_files(built).items()}
     for path, text in files.items():
-        if path.exists() and not options.overwrite and not _holds(path, text):
+        same = path.is_file() and path.read_bytes() == text.encode()
+        if path.exists() and not options.overwrite and not same:
             raise InputError(f"{path} exists already; give another --out, or --overwrite to replace it.")
     for path, text in files.items():
         runs.write_text(path, text, private=options.show_text and path == out)
     if show:
         print(f"made: {out} (open it in a browser), Markdown and CSV files beside it")
     return out
-
-
-def _holds(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_bytes() == text.encode()
