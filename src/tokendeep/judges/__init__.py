@@ -14,4 +14,7 @@ from tokendeep.records import Verdict
 
 __all__ = ["JUDGED", "JUDGES", "OUTCOMES", "SCORED", "Judge", "Verdict", "judge_keywords", "judge_refusal"]
 
-JUDGES = {"refusal": verdict.JUDGE, "refusal-keywords": keywords.JUDGE}
+JUDGES = {
+    "refusal": verdict.JUDGE,
+    "refusal-keywords": keywords.JUDGE,
+}
