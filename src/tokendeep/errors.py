@@ -104,7 +104,8 @@ def explain(error: BaseException, path: str | Path) -> InputError | None:
         )
     if number == errno.EFBIG or any(os.strerror(errno.EFBIG) in str(one) for one in _causes(error)):
         return InputError(
-            f"A file of {path} grew too large for its disk or for this user's limit (ulimit -f); raise it or give another --out."
+            f"A file of {path} grew too large for its disk or for this user's limit (ulimit -f); raise it and call "
+            "again, what is finished is kept and continued, or give another --out."
         )
     if number in DENIED:
         return InputError(f"{path} may not be written by this user; change its permissions or give another --out.")

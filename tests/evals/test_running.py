@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -13,14 +14,17 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from inspect_ai.log import read_eval_log, write_eval_log
+from inspect_ai.log import EvalError, read_eval_log, write_eval_log
+from inspect_ai.log._recorders import eval as recorder
 from inspect_ai.model import GenerateConfig, ModelOutput, get_model
 
 from attacking import ANSWER, ROWS, Answers, answers, attack, config, judge, pairs, prompt_of, write  # noqa: F401  (fixtures)
 from tokendeep import models
+from tokendeep.engines import local
 from tokendeep.errors import InputError
 from tokendeep.evals import logs, running
 from tokendeep.evals.provider import live_model
@@ -43,6 +47,55 @@ def test_a_row_that_fails_is_named_and_the_rest_is_kept(
     assert len(logs.read_samples(tmp_path / "out")) == 3
     names = {path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".eval"}
     assert names == {"asr.json", "attacked.jsonl", "manifest.json", "README.txt"}
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EFBIG, "too large .* \\(ulimit -f\\)"), (errno.ENOSPC, "is full")]
+)
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_log_that_cannot_be_written_is_told_in_one_sentence(
+    number: int, words: str, written: int, pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers,
+    judge: list[str], monkeypatch: pytest.MonkeyPatch, capfd: Any,
+) -> None:  # fmt: skip
+    calls, real = [], recorder._copy_temp_to_local
+
+    def limited(*arguments: Any, **more: Any) -> None:
+        calls.append(1)
+        if len(calls) > written:
+            raise OSError(number, os.strerror(number))
+        real(*arguments, **more)
+
+    monkeypatch.setattr(recorder, "_copy_temp_to_local", limited)
+    settings = config(pairs, tmp_path / "out", attack="none", batch_size=1)
+    with pytest.raises(InputError, match=words):
+        attack(settings, tiny_subject)
+    assert "Traceback" not in capfd.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(local, "LocalEngine", answers)
+    attack(settings, tiny_subject)
+    assert len(logs.read_samples(tmp_path / "out")) == 3
+
+
+def test_a_full_disk_is_told_also_where_another_log_failed_first_for_it() -> None:
+    closed = EvalError(message="ValueError('closed')", traceback="ValueError: closed", traceback_ansi="")
+    said = "OSError: [Errno 27] File too large\n\nDuring handling of it:\n\nValueError: closed"
+    logged = [SimpleNamespace(status="error", error=one, location="x/a.eval") for one in
+              (closed, closed.model_copy(update={"traceback": said}))]  # fmt: skip
+    session = SimpleNamespace(failures=[], model=SimpleNamespace(api=None))
+    with pytest.raises(InputError, match="^A file of out grew too large"):
+        running._raise_failure(session, logged, Path("out"))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"the same command: the reason is in out/a\.eval\.$"):
+        running._raise_failure(session, logged[:1], Path("out"))  # type: ignore[arg-type]
+
+
+def test_inspect_s_trace_grows_no_file_during_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INSPECT_TRACE_LEVEL", raising=False)
+    with running._private():
+        assert os.environ["INSPECT_TRACE_LEVEL"] == "CRITICAL"
+    assert "INSPECT_TRACE_LEVEL" not in os.environ
+    monkeypatch.setenv("INSPECT_TRACE_LEVEL", "trace")
+    with running._private():
+        assert os.environ["INSPECT_TRACE_LEVEL"] == "trace"
 
 
 @pytest.mark.parametrize("kind", [LookupError, RuntimeError])

@@ -36,6 +36,7 @@ from tokendeep.types import Subject
 
 T = TypeVar("T")
 DATA_HOME = "XDG_DATA_HOME"  # where Inspect keeps its traces, in a folder of its own
+TRACE_LEVEL = "INSPECT_TRACE_LEVEL"  # what of its doings it writes there: a file that grows with the run
 ELSEWHERE = "inspect/"  # any other Inspect provider: inspect/PROVIDER/NAME
 # Inspect providers of which a second object would load the model again.
 STARTING = frozenset({"vllm", "vllm-completions", "sglang", "hf", "llama-cpp-python", "transformer_lens", "nnterp"})
@@ -211,9 +212,7 @@ def _eval_set(
 
 def _outside_loops(work: Callable[[], T], session: Session) -> T:
     """Do the work; in a thread of its own where an event loop is running here, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _in_loop():
         return work()
     result: Future[T] = Future()
 
@@ -233,6 +232,16 @@ def _outside_loops(work: Callable[[], T], session: Session) -> T:
         raise
 
 
+def _in_loop() -> bool:
+    """Whether an event loop is running here. The work must not be done where that is found out: Inspect reports the error
+    that another one arose from, which would be the one that says that there is no loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def _raise_failure(session: Session, written: Sequence[EvalLog], folder: Path) -> None:
     """Turn the status of unfinished tasks into the error that stopped them; their logs lie in `folder`."""
     if session.failures:
@@ -240,13 +249,13 @@ def _raise_failure(session: Session, written: Sequence[EvalLog], folder: Path) -
     local = isinstance(session.model.api, TokendeepAPI)
     if not written or any(log.status == "cancelled" for log in written):  # Inspect keeps Ctrl-C to itself
         raise KeyboardInterrupt
-    for log in written:
-        if log.error is not None:
-            if full := explain(RuntimeError(log.error.message), folder):
-                raise full
-            # a server's error can quote a prompt
-            why = log.error.message if local else f"the reason is in {folder / logs.name_of(log)}"
-            raise InputError(f"The run stopped and can go on with the same command: {why}")
+    failed = [(log, log.error) for log in written if log.error is not None]
+    for _, error in failed:  # what a full disk broke says so further back: one log's error can come of another's
+        if full := explain(RuntimeError(f"{error.message}\n{error.traceback}"), folder):
+            raise full
+    for log, error in failed:  # a server's message can quote a prompt
+        why = error.message if local else f"the reason is in {folder / logs.name_of(log)}"
+        raise InputError(f"The run stopped and can go on with the same command: {why.rstrip('.')}.")
     raise InputError(f"The run did not finish: the same command goes on in {folder.parent}.")
 
 
@@ -256,18 +265,18 @@ def _private() -> Iterator[Path]:
 
     Yields a folder for the time of the run.
     """
-    before, home = os.umask(0o077), os.environ.get(DATA_HOME)
+    before, kept = os.umask(0o077), {name: os.environ.get(name) for name in (DATA_HOME, TRACE_LEVEL)}
     with tempfile.TemporaryDirectory() as place:
         try:
+            os.environ.setdefault(TRACE_LEVEL, "CRITICAL")
             if not _can_write(user_data_path("inspect_ai")):
                 os.environ[DATA_HOME] = place
             yield Path(place)
         finally:
             os.umask(before)
-            if home is not None:
-                os.environ[DATA_HOME] = home
-            else:
-                os.environ.pop(DATA_HOME, None)
+            for name, value in kept.items():
+                os.environ.pop(name, None)
+                os.environ |= {} if value is None else {name: value}
 
 
 def _can_write(folder: Path) -> bool:
