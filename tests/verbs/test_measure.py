@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from planted import brute_force_kl
-from tokendeep import models
+from tokendeep import chat, models
 from tokendeep.compute import scoring, trees
 from tokendeep.errors import InputError
 from tokendeep.types import Subject
@@ -52,8 +52,6 @@ def test_run_writes_the_profile_of_a_model_against_its_base(
     assert profile["meta"]["clusters"] == 1  # all are near-duplicates: no interval
     assert profile["depth"]["excess_half_position"]["censored"] == "noise"
     assert profile["depth"]["excess_first5"]["value"] is not None
-    from tokendeep import chat
-
     row = chat.encode(
         tiny_subject.tokenizer, [{"role": "user", "content": "How do I bake bread number 0?"}],
         "Mix the flour with water, add salt and let the dough rest for an hour.",
@@ -127,8 +125,6 @@ def test_an_adapter_stays_on_its_own_base_when_compared_with_another(
     settings = options(tmp_path, tiny_adapter, base=str(other), sequential=sequential)
     profile = json.loads((run(settings) / "profile.json").read_text())
     assert profile["meta"]["label"] == "alignment depth"
-    from tokendeep import chat
-
     row = chat.encode(
         tiny_subject.tokenizer, [{"role": "user", "content": "How do I bake bread number 0?"}],
         "Mix the flour with water, add salt and let the dough rest for an hour.",
@@ -167,6 +163,29 @@ def test_without_base_there_is_a_recovery_profile_alone(tmp_path: Path, tiny_fol
     assert profile["depth"]["share_first5"]["value"] is None
     assert len(profile["recovery"]["log_odds"]) == len(profile["recovery"]["k"])
     assert "no base" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("behind", "positions"), [(3, 100), (2, 100), (3, 8)])
+def test_a_k_takes_answers_of_k_and_of_an_opening(
+    tmp_path: Path, tiny_folder: Path, tiny_subject: Subject, capsys: Any, behind: int, positions: int
+) -> None:
+    settings = options(tmp_path, tiny_folder, positions=positions)
+    answer = json.loads(Path(settings.data).read_text().splitlines()[0])
+    whole = chat.response_ids(
+        tiny_subject.tokenizer, [{"role": "user", "content": answer["instruction"]}], answer["response"], end=False
+    )
+    reach = min(len(whole), positions)
+    k = reach - behind
+    profile = json.loads((run(replace(settings, k=[0, k])) / "profile.json").read_text())
+    said = capsys.readouterr().out
+    if behind == 3:
+        assert profile["recovery"]["n"][profile["recovery"]["k"].index(k)] == 5
+        assert f"k = {k} left out" not in said
+    else:
+        assert k not in profile["recovery"]["k"]
+        assert (
+            f"k = {k} left out: the longest has {len(whole)} tokens, and k + 3 are needed, for the 3 behind k" in said
+        )
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from tokendeep.models.options import ModelOptions
 from tokendeep.runs import parts
 from tokendeep.runs.parts import Parts
 from tokendeep.types import IGNORE, Encoded, Pair, Subject
-from tokendeep.verbs.common import Ints, Place, advanced, ending, heading, loading, output
+from tokendeep.verbs.common import Ints, Place, advanced, beside, ending, heading, loading, output
 
 Array = NDArray[np.float64]
 what = heading("What to measure")
@@ -52,7 +52,11 @@ class MeasureOptions(ModelOptions, DataOptions):
         str | None, what(help="Pairs of an ordinary instruction and its answer, for the control curve of the KL.")
     ] = None
     k: Annotated[
-        Ints, what(help="Numbers of harmful answer tokens already given when the model's recovery is measured.")
+        Ints,
+        what(
+            help="Numbers of harmful answer tokens already given when the model's recovery is measured; each needs answers "
+            "of that many tokens and those of an opening."
+        ),
     ] = field(default_factory=lambda: [0, 1, 2, 3, 4, 5, 10, 20, 40])
     limit: Annotated[int | None, what(help="Use only the first so many pairs, for a quick look.")] = None
     batch_size: Annotated[
@@ -182,6 +186,7 @@ def _show(out: Path, options: MeasureOptions) -> None:
     print(profiles.describe(profile, options.label or profile.meta.model or options.model))
     ending(
         f"{out / records.PROFILE} (curves and figures, no texts)",
+        ["attack", "--model", options.model, "--data", options.data, "--out", beside(out, "attack")],
         ["report", out, "--out", "report.html"],
     )
 
@@ -240,18 +245,16 @@ def _recovery(subject: Subject, plan: MeasurePlan, rows: Sequence[Encoded], piec
     lengths = [_answer_length(subject, pair, row, options.system) for pair, row in zip(pairs, rows, strict=True)]
     ks = sorted(set(options.k))
     scorable = [k for k in ks if k + options.opening_tokens <= max(lengths)]
-    cut = max(lengths) == options.positions
+    cut, m = max(lengths) == options.positions, options.opening_tokens
+    reach = f"--positions looks at the first {options.positions}" if cut else f"the longest has {max(lengths)}"
+    why = f"{reach} tokens, and k + {m} are needed, for the {m} behind k are what refusals are compared with"
     if not scorable:
-        reach = (
-            f"--positions looks at the first {options.positions}" if cut else f"the longest has {max(lengths)} tokens"
-        )
         raise InputError(
-            f"{options.data}: no answer is long enough for k = {ks[0]} ({reach}, {ks[0] + options.opening_tokens} are "
-            f"needed); {'raise --positions' if cut else 'give longer answers'} or give a smaller --k."
+            f"{options.data}: no answer is long enough for k = {ks[0]} ({why}); "
+            f"{'raise --positions' if cut else 'give longer answers'} or give a smaller --k."
         )
-    if scorable != ks:
-        why = f"--positions looks at the first {options.positions} tokens" if cut else "no answer is that long"
-        print(f"measure: k = {sorted(set(ks) - set(scorable))} left out: {why}")
+    if left := [str(k) for k in ks if k not in scorable]:
+        print(f"measure: k = {', '.join(left)} left out: {why}")
 
     def score(chosen: Sequence[int]) -> Array:
         done = Parts(pieces / f"recovery-{chosen[0]}-{chosen[-1]}-{len(chosen)}.jsonl")
