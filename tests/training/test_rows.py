@@ -137,6 +137,7 @@ def test_no_field_is_left_out_in_silence(row: dict[str, Any], match: str, tiny_t
 
 
 def test_columns_that_change_nothing_are_left_out_and_named(tiny_tokenizer: Any, caplog: Any) -> None:
+    caplog.set_level("WARNING", logger="tokendeep")
     notes = {"source": "web", "prompt": "One?", "prompt_id": "x7", "score": 0.5, "label": 1, "metadata": {"a": "b"}}
     made = encoded(tiny_tokenizer, [{"messages": ONE, **notes}, {"messages": TWO, **notes}])
     plain = encoded(tiny_tokenizer, [{"messages": ONE}, {"messages": TWO}])
@@ -144,6 +145,45 @@ def test_columns_that_change_nothing_are_left_out_and_named(tiny_tokenizer: Any,
     assert made["labels"][:] == plain["labels"][:]
     (line,) = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
     assert line.endswith(f"not used: {', '.join(notes)}.")
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("listed", [False, True])
+def test_columns_beside_prompt_and_completion_are_left_out_and_named(
+    listed: bool, plain: bool, tiny_tokenizer: Any, caplog: Any
+) -> None:
+    caplog.set_level("WARNING", logger="tokendeep")
+    if plain and not listed:
+        tiny_tokenizer.chat_template = None
+    row = {"prompt": ONE[:1], "completion": ONE[1:]} if listed else {"prompt": "One?", "completion": "one answer"}
+    notes = {"source": "web", "score": 0.5, "prompt_id": "x7", "label": 1, "metadata": {"a": "b"}}
+    made = encoded(tiny_tokenizer, [{**row, "id": "a", "category": "c", **notes}])
+    assert made["input_ids"][:] == encoded(tiny_tokenizer, [row])["input_ids"][:]
+    (line,) = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
+    assert line.endswith(f"not used: {', '.join(notes)}.")
+
+
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("system_prompt", "Be brief."), ("sytem", "Be brief."), ("context", "Rome"), ("chosen", "b"), ("answer", "b"),
+     ("input", "Two?"), ("tool", "t")],
+)  # fmt: skip
+def test_what_may_change_a_prompt_and_completion_is_refused(
+    name: str, value: str, template: bool, tiny_tokenizer: Any
+) -> None:
+    if not template:
+        tiny_tokenizer.chat_template = None
+    with pytest.raises(InputError, match=f"^Row 1: .*{name}"):
+        encoded(tiny_tokenizer, [{"prompt": "One?", "completion": "one answer", name: value}])
+
+
+def test_a_system_column_beside_plain_texts_is_refused(tiny_tokenizer: Any) -> None:
+    row = {"prompt": "One?", "completion": "one answer", "system": ""}
+    tiny_tokenizer.chat_template = None
+    encoded(tiny_tokenizer, [row])  # an empty one says nothing
+    with pytest.raises(InputError, match="Row 1: its system would be left out of plain text"):
+        encoded(tiny_tokenizer, [{**row, "system": "Be brief."}])
 
 
 def test_a_system_column_is_the_system_prompt(tiny_tokenizer: Any) -> None:
@@ -181,6 +221,15 @@ def test_rows_that_hold_nothing_are_left_out_and_named(tiny_tokenizer: Any) -> N
     assert "leave no room in 100" in skipped[0]
     with pytest.raises(InputError, match="There is no row left to train on: Row 1: Prompt and context take"):
         encoded(tiny_tokenizer, [{"messages": long}], max_length=100)
+
+
+def test_rows_left_out_are_told_in_one_way_and_the_first_five_by_name() -> None:
+    reasons = [f"Row {n}: it is empty." for n in range(1, 8)]
+    assert rows.left_out(reasons[:2], "9") == (
+        "2 row(s) of 9 hold nothing to train on and are left out: Row 1: it is empty; Row 2: it is empty"
+    )
+    assert rows.left_out(reasons, "--eval-data").endswith("Row 4: it is empty; Row 5: it is empty; ...")
+    assert chats.told({"eval_data": reasons}) == [rows.left_out(reasons, "--eval-data")]
 
 
 def test_a_stream_is_encoded_without_rows_that_hold_nothing(tiny_tokenizer: Any) -> None:

@@ -102,9 +102,11 @@ def says_nothing(name: str, values: Mapping[str, Any]) -> bool:
 
 def idle_columns(values: Mapping[str, Any]) -> list[str]:
     """The columns beside a conversation that cannot change what is said: notes, and the request as a text once more."""
-    if all(values.get(name) is None for name in ("messages", "conversations")):
+    given = {name for name in (*REQUESTS, *ANSWERS) if values.get(name) is not None}
+    listed = bool(given & {"messages", "conversations"})
+    if not listed and not given >= {"prompt", "completion"}:
         return []
-    repeated = ["prompt"] if isinstance(values.get("prompt"), str) else []
+    repeated = ["prompt"] if listed and isinstance(values.get("prompt"), str) else []
     return [name for name in values if name in repeated or says_nothing(name, values) or _is_note(name, values[name])]
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokendeep import data, runs
-from tokendeep.errors import InputError, Unusable
-from tokendeep.training.rows import answers_of, show
+from tokendeep.errors import InputError, Unusable, flag
+from tokendeep.training.rows import answers_of, left_out, show
 from tokendeep.types import IGNORE, Chat, Encoded, Pair, Triple
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUPERVISE = ("all", "head", "tail")
-SHOWN = 5  # rows left out that are told of
 PREVIEWED = 20  # rows that are written as text
 HEAD = 5  # answer tokens that `supervise` takes apart, as the paper does
 
@@ -112,11 +111,7 @@ def encode(
 
 def told(skipped: Mapping[str, Sequence[str]]) -> list[str]:
     """Which rows are left out, a line for each option that names rows."""
-    return [
-        f"{len(lines)} row(s) of --{name.replace('_', '-')} hold nothing to train on and are left out: "
-        + "; ".join(line.rstrip(".") for line in lines[:SHOWN]) + ("; ..." if len(lines) > SHOWN else "")
-        for name, lines in skipped.items()
-    ]  # fmt: skip
+    return [left_out(lines, flag(name)) for name, lines in skipped.items()]
 
 
 def check_share(skipped: Sequence[str], rows: int, most: float, what: str) -> None:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 TRAIN_ON = ("last_turn", "all_turns")
 OPTIONAL = ("betas", "weight", "group")  # columns that rows of token ids may have
 MASKS = ("completion_mask", "assistant_masks")  # columns from which TRL makes the labels
+TEXT = ("prompt", "completion", "id", "category", "label", "meta")  # of plain text, what is trained on and notes on it
 INPUTS = ("seq_lengths", "position_ids", "inputs_embeds", "pixel_values", "images")  # of a model, beside token ids
+SHOWN = 5  # rows left out that are named
 SKIPPED = "tokendeep_skipped"  # column of why a row is left out, "" where it is not
 
 log = logging.getLogger(__name__)
@@ -119,6 +121,14 @@ def _usable(made: Any, skipped: list[str]) -> Any:
     return made.remove_columns(SKIPPED)
 
 
+def left_out(reasons: Sequence[str], rows: str) -> str:
+    """Which rows hold nothing to train on, in a line; the first few by name."""
+    named = "; ".join(reason.rstrip(".") for reason in reasons[:SHOWN])
+    return f"{len(reasons)} row(s) of {rows} hold nothing to train on and are left out: {named}" + (
+        "; ..." if len(reasons) > SHOWN else ""
+    )
+
+
 def _reader(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None, train_on: str) -> Read:
     """How to make training rows from rows like this one."""
 
@@ -141,7 +151,7 @@ def _reader(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_leng
         )
     if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
         if not getattr(tokenizer, "chat_template", None):
-            return lambda r, where: [_text(tokenizer, r["prompt"], r["completion"], max_length)]
+            return lambda r, where: [_text(tokenizer, r, max_length)]
         log.warning(
             "prompt and completion are texts; they go through the chat template, as a user's turn and its answer. Set the "
             "tokenizer's chat_template to None to train on them as plain text."
@@ -214,8 +224,13 @@ def _labelled(row: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
     return {**made, **{name: row[name] for name in ("weight", "group") if name in row}}
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_length: int | None) -> dict[str, Any]:
+def _text(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
     """Prompt and completion as texts, tokenised together; the answer starts where they part from the prompt alone (TRL)."""
+    if lost := [name for name in row.keys() - {*TEXT, *data.idle_columns(row)} if row[name]]:
+        raise InputError(
+            f"its {min(lost)} would be left out of plain text; take the column out, or set a chat_template"
+        )
+    prompt, completion = row["prompt"], row["completion"]
     end = tokenizer.eos_token or ""
     whole = tokenizer(prompt + completion + ("" if completion.endswith(end) else end), verbose=False).input_ids
     alone = tokenizer(prompt, verbose=False).input_ids

@@ -29,7 +29,6 @@ from tokendeep.training import checks, launch, rows, settings
 from tokendeep.training.batches import ROW, SPANS, Collator, Meter, spans, total
 from tokendeep.training.rows import OPTIONAL
 
-NAMED = 5  # rows left out that are told of
 log = logging.getLogger(__name__)
 
 
@@ -141,10 +140,7 @@ class ResponseSFTTrainer(SFTTrainer):
         """Say which rows are left out."""
         self.skipped += skipped
         if skipped and runs.is_main_process():
-            log.warning(
-                "%d of %d rows hold nothing to train on and are left out: %s%s", len(skipped), len(dataset),
-                " ".join(skipped[:NAMED]), "" if len(skipped) <= NAMED else " ...",
-            )  # fmt: skip
+            log.warning("%s", rows.left_out(skipped, str(len(dataset))))
 
     def _take_weights(self, dataset: Any, args: Any) -> None:
         """Note the groups of the rows; weighted ones are taken in their order, and must fill whole optimizer steps."""
