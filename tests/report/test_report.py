@@ -822,7 +822,9 @@ def test_markdown_tables_are_whole_and_cells_stay_cells(tmp_path: Path) -> None:
 # --- writing ------------------------------------------------------------------------------------
 
 
-def test_the_same_runs_give_the_same_bytes_and_nothing_is_overwritten_unasked(secret: Path, tmp_path: Path) -> None:
+def test_the_same_runs_give_the_same_bytes_and_a_report_takes_the_place_of_another(
+    secret: Path, tmp_path: Path, capsys: Any
+) -> None:
     config = ReportOptions([str(secret)], out=str(tmp_path / "out" / "r.html"))
     out = report.run(report.plan(config))
     assert sorted(path.name for path in out.parent.iterdir()) == [
@@ -832,16 +834,37 @@ def test_the_same_runs_give_the_same_bytes_and_nothing_is_overwritten_unasked(se
     assert report.run(report.plan(config)).read_bytes() == before
     write_attack(tmp_path / "more", "m2", sweep("m2", {0: ["refused"]}))
     other = replace(config, dirs=[str(secret), str(tmp_path / "more")])
-    with pytest.raises(InputError, match=r"r\.html exists already"):
-        report.run(report.plan(other))
-    assert out.read_bytes() == before
-    report.run(report.plan(replace(other, overwrite=True)))
+    assert "takes the place" in capsys.readouterr().out
+    report.run(report.plan(other))
     assert out.read_bytes() != before
+    (out.parent / "r-notes.csv").write_text("mine")
+    report.run(report.plan(replace(other, dirs=[str(tmp_path / "more")])))
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        "r-depth.csv", "r-kl.csv", "r-notes.csv", "r-paired.csv", "r-rates.csv", "r-recovery.csv", "r.html", "r.md",
+    ]  # fmt: skip
+    assert b"m2" in out.read_bytes()
+
+
+def test_every_table_beside_a_page_is_known(demo: Path) -> None:
+    assert set(page.build([demo]).csv) == set(report.TABLES)
+
+
+@pytest.mark.parametrize("name", ["r.html", "r.md", "r-rates.csv"])
+def test_a_file_that_is_no_report_is_replaced_when_that_is_asked_for(secret: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    config = ReportOptions([str(secret)], out=str(out / "r.html"))
+    (out / name).write_text("about # tokendeep report")
+    with pytest.raises(InputError, match=rf"{name} is there already and is no report; .* --overwrite"):
+        report.run(report.plan(config))
+    assert [path.name for path in out.iterdir()] == [name]
+    report.run(report.plan(replace(config, overwrite=True)))
+    assert (out / name).stat().st_size > 100
 
 
 def test_a_file_that_is_in_the_way_beside_the_report_is_kept(secret: Path, tmp_path: Path) -> None:
     (tmp_path / "r.md").write_text("my notes")
-    with pytest.raises(InputError, match=r"r\.md exists already"):
+    with pytest.raises(InputError, match=r"r\.md is there already"):
         report.run(report.plan(ReportOptions([str(secret)], out=str(tmp_path / "r.html"))))
     assert [path.name for path in tmp_path.glob("r*.*")] == ["r.md"]
 

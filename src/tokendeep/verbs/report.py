@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,9 @@ from tokendeep.runs.files import user_path
 from tokendeep.verbs.common import heading, output
 
 what = heading("What to report")
+TITLE, HEADING = b"<title>tokendeep report: ", b"# tokendeep report\n"  # what a page, and its Markdown, begin with
+HEAD = 2000  # bytes in which that stands
+TABLES = ("categories", "depth", "kl", "paired", "rates", "recovery")  # that can stand beside a page
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,15 @@ class ReportOptions:
     dirs: Annotated[list[str], what(help="Folders that the other verbs wrote.", show_default=False)] = field(
         default_factory=list
     )
-    out: Annotated[str, output(help="The HTML file.")] = field(default="report.html", kw_only=True)
+    out: Annotated[
+        str, output(help="The HTML file; a report that is there is replaced, any other file only with --overwrite.")
+    ] = field(default="report.html", kw_only=True)
     show_text: Annotated[
         bool, output(help="Print prompts and answers in full instead of redacting them; they can be harmful.")
     ] = field(default=False, kw_only=True)
-    overwrite: Annotated[bool, output(help="Replace an existing report.")] = field(default=False, kw_only=True)
+    overwrite: Annotated[bool, output(help="Replace a file that is there and is no report.")] = field(
+        default=False, kw_only=True
+    )
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,10 @@ def plan(options: ReportOptions) -> ReportPlan:
 def run(plan: ReportPlan, *, show: bool = True) -> Path:
     """Write the report, Markdown and CSV files beside it; return the HTML file.
 
+    A report can be made again from its runs, so a new one takes its place, tables that it has no more included.
+
     Raises:
-        InputError: another report is there already.
+        InputError: a file that is no report is there already.
     """
     from tokendeep.report import page, render
 
@@ -70,12 +80,28 @@ def run(plan: ReportPlan, *, show: bool = True) -> Path:
     built = page.of(plan.report, show_text=options.show_text)
     files = {out: render.to_html(built), out.with_suffix(".md"): render.to_markdown(built)}
     files |= {out.with_name(f"{out.stem}-{name}.csv"): text for name, text in render.csv_files(built).items()}
-    for path, text in files.items():
-        same = path.is_file() and path.read_bytes() == text.encode()
-        if path.exists() and not options.overwrite and not same:
-            raise InputError(f"{path} exists already; give another --out, or --overwrite to replace it.")
+    there = _is_page(out)
+    for path in files:
+        ours = there if path.suffix == ".csv" else _is_page(path)
+        if os.path.lexists(path) and not (ours or options.overwrite):
+            raise InputError(
+                f"{path} is there already and is no report; give another --out, or --overwrite to replace it."
+            )
     for path, text in files.items():
         runs.write_text(path, text, private=options.show_text and path == out)
+    for name in TABLES if there else ():
+        if (path := out.with_name(f"{out.stem}-{name}.csv")) not in files:
+            path.unlink(missing_ok=True)
     if show:
-        print(f"made: {out} (open it in a browser), Markdown and CSV files beside it")
+        instead = "; it takes the place of the report that was there" if there else ""
+        print(f"made: {out} (open it in a browser), Markdown and CSV files beside it{instead}")
     return out
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file is the page of a report, or its Markdown, of whatever runs."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    return TITLE in head or head.startswith(HEADING)
