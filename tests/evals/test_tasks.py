@@ -20,7 +20,7 @@ from attacking import ROWS, Answers, answers, evaluate, judge, pairs, prompt_of 
 from tokendeep import chat, models
 from tokendeep.attacks import ATTACKS
 from tokendeep.errors import InputError
-from tokendeep.evals import logs, provider, rates, running
+from tokendeep.evals import logs, privacy, provider, rates, running
 from tokendeep.evals.options import EvalOptions
 from tokendeep.evals.provider import live_model
 from tokendeep.evals.served import BEGINNING
@@ -146,6 +146,19 @@ def test_a_log_says_which_weights_answered(
     assert about["revision"].startswith("weights:")
     [path] = (tmp_path / "new" / "logs").glob("*.eval")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_folder_of_logs_that_holds_other_things_is_left_as_it_is(tmp_path: Path) -> None:
+    for name in ("shared", "own"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(0o755)
+        for file in ("one.eval", ".eval-set-id", "eval-set.json"):
+            (tmp_path / name / file).touch()
+    (tmp_path / "shared" / "older.eval").touch()
+    privacy.close({tmp_path / "shared" / "one.eval", tmp_path / "own" / "one.eval", Path("s3://bucket/two.eval")})
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"shared": 0o755, "own": 0o700}
 
 
 def test_an_unknown_argument_of_a_task_is_refused(pairs: Path, tiny_subject: Subject) -> None:

@@ -5,10 +5,15 @@ Knows nothing of tasks. Files of the process that are written before or after su
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Collection
 from functools import cache
+from pathlib import Path
 
 from inspect_ai.hooks import Hooks, RunEnd, RunStart, hooks
+
+INSPECTS = (".eval-set-id", "eval-set.json")  # what Inspect writes beside the logs of a set
 
 
 @cache
@@ -32,5 +37,14 @@ class Private(Hooks):
     async def on_run_end(self, data: RunEnd) -> None:
         if data.run_id in self.running:
             self.running.remove(data.run_id)
+            close({Path(log.location) for log in data.logs})
             if not self.running:
                 os.umask(self.before)
+
+
+def close(logs: Collection[Path]) -> None:
+    """Make the folders private that hold these logs and nothing else: Inspect makes them before a run begins."""
+    for folder in {path.parent for path in logs}:
+        with contextlib.suppress(OSError):  # logs that lie elsewhere, or a folder of someone else
+            if all(path in logs or path.name in INSPECTS for path in folder.iterdir()):
+                folder.chmod(0o700)
