@@ -149,6 +149,8 @@ def test_frames_hold_every_number(tmp_path: Path) -> None:
     write(tmp_path, "asr.json", rows())
     frame = Rate.load_all(tmp_path).to_frame()
     assert frame[["k", "rate", "complied", "n", "refused"]].values.tolist()[0] == [0, 1 / 3, 1, 3, 2]
+    assert frame.columns[:9].tolist() == ["model", "attack", "k", "rate", "low", "high", "n", "prompts", "unscored"]
+    assert {"judge", "temperature", "refused", "complied", "truncated"} < set(frame.columns[9:])
     assert len(Dynamics.parse(DYNAMICS, "d").to_frame()) == 9
     assert Training.parse(TRAINING, "t").to_frame().nll_later.tolist() == [1.0]
     write(tmp_path, "table.json", TABLE)

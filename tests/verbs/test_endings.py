@@ -35,7 +35,7 @@ def next_commands(said: str) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("words", "made", "following"),
     [
-        (["measure", "--k", "0,3", "--bootstrap", "100"], "profile.json", ["report"]),
+        (["measure", "--k", "0,3", "--bootstrap", "100"], "profile.json", ["attack", "report"]),
         (["attack", "--attack", "none", "--max-new-tokens", "4"], "asr.json", ["pairs", "report"]),
         (["attack", "--attack", "none,prefill", "--k", "3", "--max-new-tokens", "4"], "asr.json", ["report"]),
     ],
@@ -47,6 +47,10 @@ def test_what_was_made_and_what_comes_next(
     whole = [*words, "--model", str(tiny_folder), "--data", rows, "--out", str(out)]
     said = say(whole, capfd)
     assert f"\nmade: {out / made} (" in said
+    told = next(line for line in said.splitlines() if line.startswith("made: "))
+    private = [path for path in out.rglob("*") if path.is_file() and not path.stat().st_mode & 0o077]
+    for path in private:  # what holds texts is named
+        assert path.name in told or f"*{path.suffix}" in told or path.name == "README.txt"
     commands = next_commands(said)
     assert [command[:2] for command in commands] == [["tokendeep", verb] for verb in following]
     for command in commands:

@@ -105,7 +105,8 @@ def test_it_leaves_rows_checkpoint_manifest_and_card(
     assert models.load(str(out / "checkpoint")).tokenizer.chat_template
     said = capsys.readouterr().out
     result = said[said.index(f"finetune ({kind}): 4 steps") :]
-    assert f"made: {out / 'checkpoint'} (README.md in it says how to load it)\nnext: tokendeep attack --model" in result
+    assert f"made: {out / 'checkpoint'} (README.md in it says how to load it); the rows beside it hold texts" in result
+    assert "readable by you alone\nnext: tokendeep attack --model" in result
     assert "AutoModelForCausalLM.from_pretrained" in card
     asked = [data.asked(row) for row in data.read_chats(manifest["config"]["data"])]
     assert runs.trained.count(str(out / "checkpoint"), [*asked, "Another?"]) == len(asked)

@@ -175,12 +175,13 @@ class Rates(list[Rate]):
         return [rate.dump() for rate in self]
 
     def to_frame(self) -> pd.DataFrame:
-        """One line a row; parameters and outcomes have columns of their own."""
-        return frame(
+        """One line a row, what was asked and its rate first; parameters and outcomes have columns of their own."""
+        made = frame(
             {"attack": one.attack, **one.params.given(), **{k: v for k, v in one.given().items() if k not in NESTED},
              **one.outcomes}
             for one in self
         )  # fmt: skip
+        return made[sorted(made.columns, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))]
 
     def plot(self, axes: Axes | None = None) -> Axes:
         """Rate with its interval for each attack, in a sweep for each k; a line for each model and judge."""
@@ -198,6 +199,10 @@ class Rates(list[Rate]):
         return plots.legend(plots.shares(plots.fresh(axes), curves, ticks, "rate", xlabel=label))
 
 
+FIRST = (  # columns of a table of rates
+    *("model", "attack", "k", "prefix", "setting", "any_of", "suffix"),
+    *("rate", "low", "high", "n", "prompts", "unscored"),
+)
 NESTED = ("attack", "params", "outcomes", "common", "schema")
 
 

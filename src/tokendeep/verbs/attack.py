@@ -66,7 +66,7 @@ class AttackOptions(ModelOptions, EvalOptions, *(ATTACKS[name].options for name 
     max_retries: Annotated[
         int, advanced(help="How often a server that fails is asked again, after waits that grow from 3 seconds.")
     ] = 6
-    out: Annotated[str, output(help="Folder for the evaluation logs, asr.json and manifest.json.")]
+    out: Annotated[str, output(help="Folder for the evaluation logs, attacked.jsonl, asr.json and manifest.json.")]
     label: Annotated[str | None, output(help="Short name of the model in reports; its path where left out.")] = None
     overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
 
@@ -208,7 +208,7 @@ def _show(plan: AttackPlan, out: Path) -> None:
     prefilled = any(one.needs == "pairs" for one in plan.attacks)
     pairs = ["pairs", "--model", options.model, "--data", options.data, "--out", beside(out, "pairs")]
     ending(
-        f"{out / Rates.FILE} (rates, no texts); the *.eval beside it hold prompts and answers, readable by you alone",
+        f"{out / Rates.FILE} (rates, no texts); the *.eval and attacked.jsonl beside it hold the texts, readable by you alone",
         *([] if prefilled else [pairs]),
         ["report", out, "--out", "report.html"],
     )

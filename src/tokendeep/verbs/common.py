@@ -112,7 +112,7 @@ def trained(out: Path, verb: str) -> None:
     """The ending of a verb that trains."""
     checkpoint = out / "checkpoint"
     ending(
-        f"{checkpoint} (README.md in it says how to load it)",
+        f"{checkpoint} (README.md in it says how to load it); the rows beside it hold texts, readable by you alone",
         ["attack", "--model", checkpoint, "--data", "UNSEEN-PAIRS.jsonl", "--out", beside(out, f"attack-after-{verb}")],
     )
 

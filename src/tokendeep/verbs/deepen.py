@@ -72,7 +72,7 @@ class DeepenOptions(ModelOptions, DataOptions, SharedTraining, RecoveryOptions):
     refusal_system: Annotated[
         str | None, advanced(help="Safety system prompt under which refusals are sampled; --system where left out.")
     ] = None
-    answer_tokens: Annotated[int, advanced(help="Longest generated answer in tokens.")] = 128
+    answer_tokens: Annotated[int, advanced(help="Longest answer in tokens that is written for training rows.")] = 128
     adam_beta1: AdamBeta1 = 0.9
     max_skipped: MaxSkipped = 0.01
     save_steps: SaveSteps = 50
