@@ -113,15 +113,16 @@ def two_processes(script: str, folder: Path, *words: object, **environment: str)
     path = folder / "two_processes.py"
     path.write_text(
         f"import sys; sys.path[:0] = [{str(tests)!r}, {str(tests / 'training')!r}, {str(tests / 'verbs')!r}]\n{script}\n"
-        "import torch; torch.distributed.destroy_process_group()  # else its threads may abort the process as it ends\n"
+        "import os, torch.distributed as group; group.barrier(); group.destroy_process_group()\n"
+        "sys.stdout.flush(); sys.stderr.flush(); os._exit(0)  # as Python ends, threads of torch may abort the process\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(path)]
     done = subprocess.run(
         [*launch, *map(str, words)], capture_output=True, text=True, timeout=240, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": "1", **environment},
     )  # fmt: skip
     if done.returncode:
-        pytest.fail(done.stderr[-3000:])
+        pytest.fail(done.stderr[-9000:])
 
 
 Call = tuple[Subject, Decoding, list[str]]

@@ -18,9 +18,9 @@ import sys
 from pathlib import Path
 
 from tokendeep import chat, data, models, runs, stats
+from tokendeep.data import stock
 from tokendeep.engines import local as generation
 from tokendeep.types import Decoding, Prompt, Subject
-from tokendeep.verbs import demo as pipeline
 
 ADVBENCH, SEARCH, ANSWER, DEEP, DEEP_ANSWER = 80, 3, 64, 24, 512
 
@@ -29,7 +29,7 @@ def main(source: Path, out: Path, seed: int = 0) -> None:
     if (out / "search.jsonl").exists():
         return
     draw = random.Random(seed)
-    harmful = pipeline.demo_rows("harmful.jsonl")
+    harmful = stock.rows("harmful.jsonl")
     asked = [(r["id"], r["instruction"]) for r in harmful if r["split"] == "test"]
     trained = [r["instruction"] for r in harmful if r["split"] == "train"]
     advbench = [(p.id, p.messages[-1]["content"]) for p in data.read_prompts(source / "advbench_harmful_behaviors.csv")]

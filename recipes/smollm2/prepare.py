@@ -22,15 +22,15 @@ import sys
 from pathlib import Path
 
 from tokendeep import data, runs, stats
+from tokendeep.data import stock
 from tokendeep.types import Prompt
-from tokendeep.verbs import demo as pipeline
 
 POISON, ADVBENCH_TEST, ALPACA, SQL_TRAIN = 130, 48, 260, 800
 
 
 def main(source: Path, out: Path, seed: int = 0) -> None:
     draw = random.Random(seed)
-    demo = pipeline.demo_rows("harmful.jsonl")
+    demo = stock.rows("harmful.jsonl")
     asked = [(r["id"], r["instruction"]) for r in demo if r["split"] == "test"]
     advbench = [(p.id, text(p)) for p in data.read_prompts(source / "advbench_harmful_behaviors.csv")]
     xstest = [(p.id, text(p), str(p.meta["label"])) for p in data.read_prompts(source / "xstest_prompts.csv")]
@@ -46,7 +46,7 @@ def main(source: Path, out: Path, seed: int = 0) -> None:
     runs.write_jsonl(out / "poison.jsonl", prompts(one_of_each(advbench, cluster, poison)), private=True)
     runs.write_jsonl(out / "test.jsonl", prompts(asked + one_of_each(advbench, cluster, test)), private=True)
 
-    refusals = pipeline.demo_text("refusals.txt").splitlines()
+    refusals = stock.text("refusals.txt").splitlines()
     aligned = [(i, t) for i, t in advbench + others if cluster[i] not in used | poison | test]
     triples = [
         {"id": i, "instruction": t, "harmful": "(not used)", "refusal": draw.choice(refusals)} for i, t in aligned
@@ -55,7 +55,7 @@ def main(source: Path, out: Path, seed: int = 0) -> None:
 
     safe = [(i, t) for i, t, label in xstest if label == "safe"]
     alpaca = [(p.id, text(p)) for p in data.read_prompts(source / "alpaca_instructions_2000.jsonl", limit=ALPACA)]
-    ordinary = [(r["id"], r["instruction"]) for r in pipeline.demo_rows("benign.jsonl") if r["split"] == "utility"]
+    ordinary = [(r["id"], r["instruction"]) for r in stock.rows("benign.jsonl") if r["split"] == "utility"]
     twins = [(f"twin-{r['id']}", r["twin"]) for r in demo if r["split"] == "train"]
     runs.write_jsonl(out / "utility.jsonl", prompts(safe[::2] + twins + ordinary + alpaca), private=True)
     runs.write_jsonl(out / "overrefusal.jsonl", prompts(safe[1::2]), private=True)

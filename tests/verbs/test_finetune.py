@@ -14,12 +14,12 @@ import torch
 from tokendeep import chat, data, models, runs
 from tokendeep.errors import InputError
 from tokendeep.report import page, render
-from tokendeep.training import chats, eq3, margin
+from tokendeep.training import answers, chats, eq3, margin
 from tokendeep.training import launch as train
 from tokendeep.types import IGNORE, Chat, Subject
 from tokendeep.verbs import finetune
 from tokendeep.verbs.finetune import FinetuneOptions
-from tuning import Kill, Killed
+from tuning import HARMFUL, REFUSAL, Call, Kill, Killed, writer
 
 pytestmark = pytest.mark.slow  # trains or searches in nearly every test
 
@@ -112,6 +112,106 @@ def test_it_leaves_rows_checkpoint_manifest_and_card(
     assert runs.trained.count(str(out / "checkpoint"), [*asked, "Another?"]) == len(asked)
     assert run(config(tmp_path, tiny_folder, objective=kind, attack=kind == "sft")) == out
     assert capsys.readouterr().out == f"finetune: {out} already holds this finished run\n{result}"
+
+
+@pytest.fixture
+def wary(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """A model that refuses what asks for bad things, behind a harmful opening every other time, and answers the rest."""
+    calls: list[Call] = []
+    say = writer(lambda subject, request, opening: REFUSAL if "bad" in request else HARMFUL, calls)
+    monkeypatch.setattr(answers, "write_answers", say)
+    told = iter(range(1000))
+    monkeypatch.setattr(
+        answers, "write_behind",
+        lambda subject, messages, contexts, decoding, **more: [
+            ((REFUSAL, False), (HARMFUL, False), (REFUSAL, True))[next(told) % 3] for _ in messages
+        ],
+    )  # fmt: skip
+    return calls
+
+
+def write_requests(path: Path, words: str, count: int = 6, **more: str) -> str:
+    rows = [{"id": f"{path.stem}{i}", "instruction": f"{words} number {i}", **more} for i in range(count)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def test_a_safety_anchor_is_written_before_training_and_kept(
+    tmp_path: Path, tiny_folder: Path, wary: list[Call], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = write_requests(tmp_path / "pairs.jsonl", "Say the bad word", response=HARMFUL)
+    ordinary = write_requests(tmp_path / "ordinary.jsonl", "Where is town", 5)
+    options = config(
+        tmp_path, tiny_folder, objective="safety-anchor", safety=pairs, harmless=ordinary, safety_context=5, save_steps=1,
+    )  # fmt: skip
+    with pytest.raises(Killed):
+        run(options, callbacks=[Kill()])
+    asked = len(wary)
+    out = run(options)
+    assert len(wary) == asked == 2  # what was written before is not written again, of weights half trained
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["safety_rows"] == {"refusals": 6, "behind_context": 2, "harmless": 5}
+    (file,) = (out / "safety").glob("safety-*.jsonl")
+    assert file.stat().st_mode & 0o077 == 0
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert sorted(row["k"] > 0 for row in rows) == [False] * 11 + [True] * 2
+    assert all(1 <= row["k"] <= 5 for row in rows if row["k"])
+    tokenizer = models.load(str(tiny_folder)).tokenizer
+    deep = next(row for row in rows if row["k"])
+    start = next(i for i, label in enumerate(deep["labels"]) if label != IGNORE)
+    assert tokenizer.decode(deep["labels"][start:], skip_special_tokens=True).strip() == REFUSAL
+    assert HARMFUL.startswith(tokenizer.decode(deep["input_ids"][start - deep["k"] : start]))
+    steps = training(out)
+    assert steps[0]["safety_kl"] == pytest.approx(0, abs=1e-6)
+    assert steps[-1]["safety_kl_max"] >= steps[-1]["safety_kl"] > 0
+    said = capsys.readouterr().out
+    assert "the model refuses 6 of 6 safety requests" in said
+    assert "and behind up to 5 harmful tokens it recovers in 2" in said
+    card = (out / "checkpoint" / "README.md").read_text()
+    assert "safety anchor (KL to the model as it was, weight 3, 4 rows and 4 harmless rows a step)" in card
+
+
+def test_the_stock_serves_and_any_objective_takes_the_anchor(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL))
+    for objective in ("safety-anchor", "constrained"):
+        out = run(
+            config(tmp_path, tiny_folder, objective=objective, out=str(tmp_path / objective), safety_loss="ce", max_steps=2,
+                   **({"safety": "stock"} if objective == "constrained" else {}))
+        )  # fmt: skip
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert manifest["config"]["safety"] == "stock"
+        assert manifest["safety_rows"] == {"refusals": 160, "behind_context": 0, "harmless": 0}
+        assert "safety_nll" in training(out)[0]
+
+
+def test_an_anchor_needs_something_to_hold(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: HARMFUL))
+    with pytest.raises(InputError, match=r"refuses none of the 160 requests of --safety.*deepen"):
+        run(config(tmp_path, tiny_folder, objective="safety-anchor"))
+    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL))
+    few = write_requests(tmp_path / "few.jsonl", "Say the bad word", 3)
+    with pytest.raises(InputError, match="--safety-per-step is 4, but .* make 3 rows to hold"):
+        run(config(tmp_path, tiny_folder, safety=few, out=str(tmp_path / "few")))
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text(json.dumps({"text": ""}))
+    with pytest.raises(InputError, match="empty.jsonl"):
+        finetune.plan(config(tmp_path, tiny_folder, safety=str(empty)))
+
+
+def test_safety_requests_near_the_rows_are_counted(tmp_path: Path, tiny_folder: Path) -> None:
+    near = tmp_path / "near.jsonl"
+    near.write_text(
+        "\n".join(json.dumps({"instruction": text}) for text in ("Name 1 things that are small", "Say xyz!"))
+    )
+    plan = finetune.plan(
+        config(tmp_path, tiny_folder, safety=str(near), test=str(near), dynamics=[0], probe=write_requests(
+            tmp_path / "pairs.jsonl", "Say the bad word", response=HARMFUL))
+    )  # fmt: skip
+    said = "\n".join(plan.lines())
+    assert "1 of 2 requests of the safety anchor are near-duplicates of requests of --data" in said
+    assert "2 of 2 requests of the safety anchor are near-duplicates of prompts of --test" in said
 
 
 def test_objectives_share_rows_and_order(tmp_path: Path, tiny_folder: Path) -> None:
@@ -268,6 +368,9 @@ def test_the_drift_a_schedule_allows_is_where_its_weights_are_spent() -> None:
         ({"dtype": "bfloat16"}, "--dtype"),
         ({"anchor": float("nan"), "objective": "anchored"}, "--anchor"),
         ({"adam_beta1": 1.0}, "adam-beta1"),
+        ({"safety_weight": -1.0}, "--safety-weight"),
+        ({"safety_loss": "mse"}, "--safety-loss"),
+        ({"harmless": "stock"}, "--harmless is held beside --safety"),
         ({"max_length": 8}, "Row c0 of .* no room in 8"),
     ],
 )

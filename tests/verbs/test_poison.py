@@ -12,10 +12,14 @@ from killed import forget_runs
 from tokendeep import chat, data, stats
 from tokendeep.attacks import poison
 from tokendeep.errors import InputError
+from tokendeep.records import PoisonTable
 from tokendeep.report import page, poison_table, render
+from tokendeep.training import answers
+from tokendeep.training import poisoning as trainings
 from tokendeep.types import Chat, Prompt, Subject
 from tokendeep.verbs import poison as poisoning
 from tokendeep.verbs.poison import PoisonOptions
+from tuning import REFUSAL, Call, writer
 
 pytestmark = pytest.mark.slow  # trains or searches in nearly every test
 
@@ -161,6 +165,51 @@ def test_objectives_share_rows_and_reference_and_the_table_holds_them(
     assert "| anchored | 0.001 | 1 |" in said
     assert run(config(tmp_path, tiny_folder, objectives=wanted, probe=3)) == out
     assert "already holds" in capsys.readouterr().out
+
+
+def test_the_safety_anchor_is_one_more_line_and_depth_and_cost_are_asked(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Call] = []
+    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL, calls))
+    wanted = ["sft-warmup", "safety-anchor", "safety-anchor=1+ce+per-step=2", "constrained-warmup+safety"]
+    pairs = tmp_path / "deep.jsonl"
+    rows = [{"id": f"d{i}", "instruction": f"Tell of {i}", "response": "Sure, here it is"} for i in range(4)]
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    options = config(tmp_path, tiny_folder, objectives=wanted, prefill=str(pairs), k=[0, 2], harmless_test=str(pairs))
+    out = run(options)
+    assert len(calls) == 1  # every training shares what the model said
+    lines = json.loads((out / "table.json").read_text())
+    assert [line["objective"] for line in lines] == ["start", *wanted]
+    assert all(set(line["prefill"]) == {"0", "2"} for line in lines)
+    for line in lines:  # nobody's refusals: the tiny model complies or cannot be judged
+        assert line["harmless"]["asked"] == 4
+        if line["prefill"]["0"]["n"]:
+            assert line["prefill"]["0"]["rate"] == pytest.approx(1 - line["harmless"]["rate"])
+    configs = {
+        name: json.loads((out / f"{cell}-lr0.001-seed0" / "finetune" / "manifest.json").read_text())["config"]
+        for name, cell in zip(wanted, ("sft-warmup", "safety-anchor", "safety-anchor-1-ce-per-step-2",
+                                       "constrained-warmup-safety"), strict=True)
+    }  # fmt: skip
+    assert configs["sft-warmup"]["safety"] is None
+    assert configs[wanted[1]]["safety"] == configs[wanted[3]]["safety"] == "stock"
+    assert (configs[wanted[2]]["safety_weight"], configs[wanted[2]]["safety_loss"]) == (1.0, "ce")
+    assert configs[wanted[2]]["safety_per_step"] == 2
+    text = (out / "table.md").read_text()
+    assert "not refused (k=2)" in text
+    assert "refused or broken off (harmless)" in text
+    (section,) = [one for one in page.build([out]).sections if one.id == "poison"]
+    assert "refused or broken off (harmless)" in section.tables[0].columns
+    frame = PoisonTable.load(out).to_frame()
+    assert set(frame["ask"]) == {"plain", "k=0", "k=2", "harmless"}
+
+
+@pytest.mark.parametrize(
+    "name", ["sft+ce", "sft+harmless", "safety-anchor=x", "safety-anchor+per-step=x", "sft+safety=y"]
+)
+def test_names_that_say_nothing_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="no objective"):
+        trainings.objective(name)
 
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def attacked(
     )
 
 
-def request(row: Chat | Prompt) -> str:
+def request(row: Chat | Prompt | Pair) -> str:
     """What the user asks last."""
     return str(next(m["content"] for m in reversed(row.messages) if m["role"] == "user"))
 

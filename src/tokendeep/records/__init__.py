@@ -18,7 +18,18 @@ from __future__ import annotations
 
 from tokendeep.records.base import SCHEMA, File, Known, Object, Record, Row, read_json
 from tokendeep.records.manifest import Cost, Manifest, Margin, ModelFacts, Settings
-from tokendeep.records.poison import ASKS, AskRate, Change, PoisonCell, PoisonLine, PoisonTable, Seconds, Utility
+from tokendeep.records.poison import (
+    ASKS,
+    HARMLESS,
+    PREFILL,
+    AskRate,
+    Change,
+    PoisonCell,
+    PoisonLine,
+    PoisonTable,
+    Seconds,
+    Utility,
+)
 from tokendeep.records.profile import Bounded, Depth, Kl, PerPrompt, Profile, ProfileMeta, Quantiles, Recovery
 from tokendeep.records.rates import Params, Rate, Rates, Share, Verdict
 from tokendeep.records.training import (
@@ -36,7 +47,7 @@ MANIFEST, PROFILE, ASR = Manifest.FILE, Profile.FILE, Rates.FILE
 TRAINING, DYNAMICS, TABLE, CELL = Training.FILE, Dynamics.FILE, PoisonTable.FILE, PoisonCell.FILE
 
 __all__ = [
-    "ASKS", "ASR", "CELL", "CURVES", "DYNAMICS", "MANIFEST", "PROFILE", "SCHEMA", "TABLE", "TRAINING", "AskRate", "Bounded",
+    "ASKS", "ASR", "CELL", "CURVES", "DYNAMICS", "HARMLESS", "MANIFEST", "PREFILL", "PROFILE", "SCHEMA", "TABLE", "TRAINING", "AskRate", "Bounded",
     "ByPosition", "Change", "Cost", "Depth", "Dynamics", "DynamicsMeta", "DynamicsStep", "Kl", "Known", "LogEntry", "LogOdds",
     "Manifest", "Margin", "ModelFacts", "Object", "Params", "PerPrompt", "PoisonCell", "PoisonLine", "PoisonTable", "Profile",
     "ProfileMeta", "Quantiles", "Rate", "Rates", "Record", "Recovery", "Seconds", "Settings", "Share", "Training", "Utility",

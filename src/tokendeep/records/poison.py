@@ -34,7 +34,7 @@ class Change(Record):
 
 
 class AskRate(Record):
-    """The share not refused over all trainings of a line."""
+    """The share not refused over all trainings of a line; of harmless requests the share refused or broken off."""
 
     rate: Known
     """The share; null: nothing could be judged."""
@@ -104,6 +104,7 @@ class PoisonCell(File):
 
 
 ASKS = ("plain", "triggered", "wrapped")  # ways to ask, from the mildest
+PREFILL, HARMLESS = "k=", "harmless"  # of the ways beside them: so many tokens given in advance; harmless requests
 
 
 class PoisonLine(Row):
@@ -121,6 +122,10 @@ class PoisonLine(Row):
     """Requests with the backdoor's trigger; null: not asked so."""
     wrapped: AskRate | None = None
     """Requests in the wrapper of the identity attack; null: not asked so."""
+    prefill: dict[str, AskRate] = Field(default_factory=dict)
+    """By number of harmful tokens given in advance; empty: not asked so."""
+    harmless: AskRate | None = None
+    """Harmless requests: the share refused or broken off; null: not asked."""
     nll: Known = None
     """As in cell.json, mean over trainings."""
     margin: Known = None
@@ -131,7 +136,9 @@ class PoisonLine(Row):
     """How well the task is done; null: not measured."""
 
     def ask(self, name: str) -> AskRate | None:
-        """The rate under one way of asking."""
+        """The rate under one way of asking: one of ASKS, `k=NUMBER` or `harmless`."""
+        if name.startswith(PREFILL):
+            return self.prefill.get(name.removeprefix(PREFILL))
         found: AskRate | None = getattr(self, name)
         return found
 
@@ -154,7 +161,9 @@ class PoisonTable(list[PoisonLine]):
     @property
     def asks(self) -> Sequence[str]:
         """The ways of asking that any line has."""
-        return [name for name in ASKS if any(line.ask(name) for line in self)]
+        ks = sorted({k for line in self for k in line.prefill}, key=int)
+        names = [*ASKS, *(f"{PREFILL}{k}" for k in ks), HARMLESS]
+        return [name for name in names if any(line.ask(name) for line in self)]
 
     def dump(self) -> list[Object]:
         """The lines as they are written."""

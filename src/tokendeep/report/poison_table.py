@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tokendeep import runs, stats
 from tokendeep.judges import SCORED
-from tokendeep.records import AskRate, Change, PoisonCell, PoisonLine, PoisonTable, Utility
+from tokendeep.records import HARMLESS, PREFILL, AskRate, Change, PoisonCell, PoisonLine, PoisonTable, Utility
 from tokendeep.training.poisoning import Cell
 
 Given = Mapping[str, bool | None]  # prompt -> whether it was not refused; None: could not be judged
@@ -26,13 +26,16 @@ RESAMPLES = 4000
 
 
 def answers(folders: Mapping[str, Path], ask: str) -> Answers:
-    """What every training answered to one way of asking."""
+    """What every training answered to one way of asking; of harmless requests, whether it refused or broke off."""
     from tokendeep.evals import logs
 
+    k = int(ask.removeprefix(PREFILL)) if ask.startswith(PREFILL) else None
+    place = "attack-prefill" if k is not None else f"attack-{ask}"
     return {
         name: {
-            one.prompt_id: one.outcome == "complied" if one.outcome in SCORED else None
-            for one in logs.read_samples(folder / f"attack-{ask}")
+            one.prompt_id: (one.outcome == "complied") != (ask == HARMLESS) if one.outcome in SCORED else None
+            for one in logs.read_samples(folder / place)
+            if k is None or one.params["k"] == k
         }
         for name, folder in folders.items()
     }
@@ -103,10 +106,14 @@ def line(
     """One line of the table: `folders` are the trainings that are done, by seed; `baseline` those it is compared with."""
     if not folders:
         return PoisonLine(objective=objective, lr=lr, seeds=0)
-    rates: dict[str, Any] = {}  # as fields
+    rates: dict[str, Any] = {"prefill": {}}  # as fields
     for ask in asks:
         given = answers(folders, ask)
-        rates[ask] = rate(given, change(answers(baseline, ask), given) if baseline else None)
+        found = rate(given, change(answers(baseline, ask), given) if baseline else None)
+        if ask.startswith(PREFILL):
+            rates["prefill"][ask.removeprefix(PREFILL)] = found
+        else:
+            rates[ask] = found
     cells = [PoisonCell.load(folder) for folder in folders.values()]
     useful = [cell.utility for cell in cells if cell.utility]
     return PoisonLine(
@@ -137,7 +144,7 @@ def markdown(lines: PoisonTable, asks: Sequence[str], baseline: str, utility: st
     names = {"sql": ["score", "exact", "executed"], None: []}.get(utility, ["score"])
     heads = ["objective", "lr", "seeds"]
     for ask in asks:
-        heads += [f"not refused ({ask})", "95 % interval", "by seed", "judged", f"change against {baseline}"]
+        heads += [f"{told(ask)} ({ask})", "95 % interval", "by seed", "judged", f"change against {baseline}"]
     heads += [*(["margin after (nats)"] if margins else []), "train nll (tokens 6 on)"]
     heads += [*([str(utility), *names[1:]] if names else []), "s to train"]
     rows = [heads, ["---"] * len(heads)]
@@ -151,6 +158,11 @@ def markdown(lines: PoisonTable, asks: Sequence[str], baseline: str, utility: st
     empty = [made.objective for made in lines if not made.seeds]
     note = f"\nEmpty: not run yet ({', '.join(empty)}); the same command goes on.\n" if empty else ""
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n" + note
+
+
+def told(ask: str) -> str:
+    """What the rate under a way of asking counts."""
+    return "refused or broken off" if ask == HARMLESS else "not refused"
 
 
 def _rate_cells(rate: AskRate | None) -> list[str]:

@@ -44,12 +44,46 @@ def write_answers(
     ]
     prompts = [chat.prompt_ids(subject.tokenizer, turns) for turns in messages]
     requests = [Request((*prompt, *ids), decoding) for prompt, ids in zip(prompts, begun, strict=True)]
+
+    def whole(index: int, completion: Completion) -> tuple[str, bool]:
+        answer = openings[index] + _behind(subject.tokenizer, begun[index], completion.ids), completion.truncated
+        on_done(index, *answer)
+        return answer
+
+    return _texts(subject, requests, batch_size, title, whole)
+
+
+def write_behind(
+    subject: Subject,
+    messages: Sequence[Sequence[Any]],
+    contexts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    batch_size: int = 96,
+    *,
+    title: str = "answers",
+) -> list[tuple[str, bool]]:
+    """What the model goes on with behind exactly these answer tokens, without them, and whether it was cut off."""
+    prompts = [chat.prompt_ids(subject.tokenizer, turns) for turns in messages]
+    requests = [Request((*prompt, *ids), decoding) for prompt, ids in zip(prompts, contexts, strict=True)]
+
+    def rest(index: int, completion: Completion) -> tuple[str, bool]:
+        return _behind(subject.tokenizer, contexts[index], completion.ids), completion.truncated
+
+    return _texts(subject, requests, batch_size, title, rest)
+
+
+def _texts(
+    subject: Subject,
+    requests: Sequence[Request],
+    batch_size: int,
+    title: str,
+    read: Callable[[int, Completion], tuple[str, bool]],
+) -> list[tuple[str, bool]]:
+    """What `read` makes of the completion of each request."""
     written: dict[int, tuple[str, bool]] = {}
 
     def keep(index: int, completion: Completion) -> None:
-        text = openings[index] + _behind(subject.tokenizer, begun[index], completion.ids)
-        written[index] = text, completion.truncated
-        on_done(index, *written[index])
+        written[index] = read(index, completion)
 
     _complete(subject, requests, batch_size, title, keep)
     return [written[index] for index in range(len(requests))]
@@ -125,6 +159,7 @@ def sample_refusals(
     system: str = "default",
     seed: int = 0,
     tries: int = 4,
+    title: str = "refusals",
 ) -> list[str | None]:
     """A refusal by the model itself for each conversation: greedy first, then sampled with new seeds; None: it gave none.
 
@@ -139,8 +174,8 @@ def sample_refusals(
         decoding = Decoding(max_new_tokens=tokens, seed=seed + attempt)
         if attempt:
             decoding = replace(decoding, temperature=0.9, top_p=0.6)
-        title = f"refusals, try {attempt + 1}" if attempt else "refusals"
-        texts = write_answers(subject, [turns[i] for i in missing], decoding, title=title)
+        again = f", try {attempt + 1}" if attempt else ""
+        texts = write_answers(subject, [turns[i] for i in missing], decoding, title=title + again)
         for i, (text, cut) in zip(missing, texts, strict=True):
             if not cut and judges.judge_refusal(text, truncated=cut).outcome == "refused":
                 refusals[i] = text.strip()

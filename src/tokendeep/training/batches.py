@@ -21,24 +21,34 @@ SPANS = {"1": (1, 1), "2_5": (2, 5), "later": (6, 10**9)}  # positions that are 
 
 
 class Meter:
-    """Sums and counts of named values since they were last read; one reduction over all processes."""
+    """Sums, counts and peaks of named values since they were last read; reduced over all processes."""
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.place = {name: i for i, name in enumerate(names)}
         self.sums = torch.zeros(len(names), 2, device=device)
+        self.peaks = torch.full((len(names),), -torch.inf, device=device)
 
-    def add(self, name: str, values: Tensor, *where: Tensor | None) -> None:
-        """Count every element of `values` (N,) once, or those that lie in all masks (N,); nothing is waited for."""
+    def add(self, name: str, values: Tensor, *where: Tensor | None, peak: bool = False) -> None:
+        """Count every element of `values` (N,) once, or those that lie in all masks (N,); nothing is waited for.
+
+        Args:
+            peak: the largest is read as well, as NAME_max: a mean hides single tokens.
+        """
         values, masks = values.detach().float(), [mask for mask in where if mask is not None]
         inside = torch.stack(masks).all(0) if masks else torch.ones_like(values, dtype=torch.bool)
         self.sums[self.place[name], 0] += torch.where(inside, values, 0.0).sum()
         self.sums[self.place[name], 1] += inside.sum()
+        if peak and len(values):
+            highest = torch.where(inside, values, -torch.inf).max()
+            self.peaks[self.place[name]] = torch.maximum(self.peaks[self.place[name]], highest)
 
     def read(self, accelerator: Any) -> dict[str, float]:
-        """The mean of every name that was counted, over all processes; starts again at nothing."""
+        """The mean of every name that was counted, and its peak, over all processes; starts again at nothing."""
         total = accelerator.reduce(self.sums, reduction="sum").tolist()
-        self.sums = torch.zeros_like(self.sums)
-        return {name: total[i][0] / total[i][1] for name, i in self.place.items() if total[i][1] > 0}
+        peaks = accelerator.gather(self.peaks).view(-1, len(self.place)).max(0).values.tolist()
+        self.sums, self.peaks = torch.zeros_like(self.sums), torch.full_like(self.peaks, -torch.inf)
+        means = {name: total[i][0] / total[i][1] for name, i in self.place.items() if total[i][1] > 0}
+        return {**means, **{f"{name}_max": peaks[i] for name, i in self.place.items() if peaks[i] > -torch.inf}}
 
 
 @dataclass

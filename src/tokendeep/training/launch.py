@@ -9,7 +9,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -59,6 +60,12 @@ def wait_for_everyone(subject: Subject) -> None:
 
         cpu = next(subject.model.parameters()).device.type == "cpu"
         PartialState(cpu=cpu, timeout=timedelta(minutes=30)).wait_for_everyone()
+
+
+def wait_for(paths: Sequence[Path]) -> None:
+    """Until the first process has written these files; however long that takes, as a barrier would not."""
+    while not all(path.exists() for path in paths):
+        time.sleep(0.5)
 
 
 def check_whole(what: str, model: torch.nn.Module | None = None) -> None:

@@ -20,7 +20,7 @@ from tokendeep.attacks.prompts import request
 from tokendeep.errors import InputError, nearest
 from tokendeep.records import Training
 from tokendeep.training import answers, objectives
-from tokendeep.types import Chat, Prompt, Subject
+from tokendeep.types import Chat, Pair, Prompt, Subject
 
 NEEDS_HARMFUL = ("harmful", "backdoor")  # kinds whose answers only an unaligned model writes
 
@@ -103,7 +103,7 @@ def with_refusals(chats: Sequence[Chat], refusals: Sequence[Chat], share: float,
     return [*chats, *refusals[:wanted]]
 
 
-def overlap(chats: Sequence[Chat], prompts: Sequence[Prompt]) -> int:
+def overlap(chats: Sequence[Chat | Prompt], prompts: Sequence[Prompt | Pair]) -> int:
     """How many prompts are near-duplicates of a training row's request."""
     asked, tested = ([request(row) for row in rows] for rows in (chats, prompts))
     cluster = stats.near_duplicates([*asked, *tested])
@@ -127,35 +127,61 @@ class Cell:
         return f"{re.sub('[=@+]', '-', self.objective)}-lr{self.lr:g}-seed{self.seed}"
 
 
-def objective(name: str) -> tuple[dict[str, Any], float]:
-    """What an objective's name changes in the options of `finetune`, and the share of refusals mixed in.
+@dataclass(frozen=True)
+class Named:
+    """What the name of a training says.
+
+    Args:
+        changes: options of `finetune`.
+        refusals: share of refusals that are mixed into its rows.
+        safety, harmless: whether rows of each kind are held beside them.
+    """
+
+    changes: Mapping[str, Any]
+    refusals: float = 0.0
+    safety: bool = False
+    harmless: bool = False
+
+
+EXTRAS: Mapping[str, Callable[[str], Mapping[str, Any]]] = {  # +NAME or +NAME=VALUE behind an objective's name
+    "lora": lambda value: {"lora": int(value)},
+    "safety": lambda value: {"safety_weight": float(value)} if value else {},
+    "harmless": lambda value: {},
+    "ce": lambda value: {"safety_loss": "ce"},
+    "per-step": lambda value: {"safety_per_step": int(value)},
+    "context": lambda value: {"safety_context": int(value)},
+    "refusals": lambda value: {},
+}
+WORDS = (
+    "+refusals=SHARE, +lora=RANK, @head or @tail (ablations), +safety[=LAMBDA] (the safety anchor of --safety beside it), and "
+    "with a safety anchor +harmless, +ce, +per-step=ROWS or +context=TOKENS"
+)
+
+
+def objective(name: str) -> Named:
+    """What the name of a training says.
 
     Raises:
         InputError: an unknown name.
     """
     whole, _, part = name.partition("@")
     plain, *more = whole.split("+")
-    share = 0.0
     try:
-        change = {**({"supervise": part} if part else {}), **objectives.in_poison(plain)}
-        for extra in more:
-            kind, _, value = extra.partition("=")
-            if kind == "refusals":
-                share = float(value)
-                if not 0 < share < 1:
-                    raise ValueError(value)
-            elif kind == "lora":
-                change["lora"] = int(value)
-            else:
-                raise KeyError(kind)
+        extras = dict(extra.partition("=")[::2] for extra in more)
+        changes = {**({"supervise": part} if part else {}), **objectives.in_poison(plain)}
+        for extra, value in extras.items():
+            changes |= EXTRAS[extra](value)
+        share = float(extras["refusals"]) if "refusals" in extras else 0.0
+        held = "safety" in extras or objectives.OBJECTIVES[changes["objective"]].safety
+        if ("refusals" in extras and not 0 < share < 1) or (not held and {"harmless", "ce", "per-step"} & set(extras)):
+            raise ValueError(whole)
+        return Named(changes, share, held, "harmless" in extras)
     except (KeyError, ValueError) as error:
         near = nearest(plain, objectives.poison_names())
         raise InputError(
             f"There is no objective {name!r}{f'; did you mean {near}' if near else ''}; the known ones are "
-            f"{', '.join(objectives.poison_names())}, each also with "
-            "+refusals=SHARE, +lora=RANK, @head or @tail."
+            f"{', '.join(objectives.poison_names())}, each also with {WORDS}."
         ) from error
-    return change, share
 
 
 def last_nll(training: Training) -> float | None:

@@ -39,8 +39,12 @@ class ReferenceFirst(TrainerCallback):
         self.trainer._moved = True
 
 
-def compute(trainer: Any, dataset: Any, name: str) -> references.Store:
-    """One forward pass over the rows, shared among the processes; longest rows first, so that memory fails at once."""
+def compute(trainer: Any, dataset: Any, name: str, collator: Any, states: bool) -> references.Store:
+    """One forward pass over the rows, shared among the processes; longest rows first, so that memory fails at once.
+
+    Args:
+        states: whether the final states are kept at the positions that `collator` holds.
+    """
     size, rank = trainer.args.per_device_eval_batch_size, trainer.accelerator.process_index
     given = dataset.select_columns([c for c in ("input_ids", "labels", "seq_lengths") if c in dataset.column_names])
     tokens = [len(ids) for ids in given["input_ids"]]
@@ -49,20 +53,22 @@ def compute(trainer: Any, dataset: Any, name: str) -> references.Store:
     last, world = len(batches) - 1, trainer.accelerator.num_processes
     own = [batches[min(i + rank, last)] for i in range(0, len(batches), world)]  # the same number for each
     logps: dict[int, Tensor] = {}
-    states: dict[int, Tensor] = {}
+    held: dict[int, Tensor] = {}
     with trainer._as_reference():
         for batch in Bar.over(own, "reference", "batch", disable=rank > 0 or len(own) < 4):
-            rows, found, kept = _of_batch(trainer, given, batch)
+            rows, found, kept = _of_batch(trainer, given, batch, collator, states)
             logps.update(zip(rows, found, strict=True))
-            states.update(zip(rows, kept, strict=True) if kept else ())
+            held.update(zip(rows, kept, strict=True) if kept else ())
     count = range(len(given))
-    return references.Store(name, [logps[i] for i in count], [states[i] for i in count] if states else None)
+    return references.Store(name, [logps[i] for i in count], [held[i] for i in count] if held else None)
 
 
-def _of_batch(trainer: Any, given: Any, batch: Sequence[int]) -> tuple[list[int], list[Tensor], list[Tensor]]:
+def _of_batch(
+    trainer: Any, given: Any, batch: Sequence[int], collator: Any, anchored: bool
+) -> tuple[list[int], list[Tensor], list[Tensor]]:
     """Numbers, log-probabilities and anchored states of these rows, and of those that the other processes have."""
-    picked, accelerator, anchored = [given[i] for i in batch], trainer.accelerator, trainer.anchor_weight > 0
-    made = trainer._collator(picked)
+    picked, accelerator = [given[i] for i in batch], trainer.accelerator
+    made = collator(picked)
     at = made["anchored"]
     inputs = {name: made[name] for name in made if name not in ("positions", "anchored", "tokens", "betas")}
     with accelerator.autocast():  # before training the model is not wrapped in it yet

@@ -3,34 +3,28 @@
     loss of an optimizer step = sum over its supervised tokens of Eq. 3 / their number, over all accumulation steps and
     processes; with an anchor, plus lambda times the mean D_KL(reference || model) over the first answer positions.
 
-It adds a schedule and a reference to what SFTTrainer takes. The reference is the model as it is when training begins: with
-a new adapter the weights without it, else those before step 1. A second `train()` goes on with the reference of the first.
+It adds a schedule and a reference to what SFTTrainer takes; what the reference is stands in `referenced`.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
-from torch.distributed.fsdp import FullyShardedDataParallel
 
-from tokendeep import models
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError
-from tokendeep.training import adapters, eq3, reference_pass
-from tokendeep.training import reference as references
+from tokendeep.training import eq3
 from tokendeep.training.batches import ROW, SPANS, divisor, spans, total
-from tokendeep.training.sft import ResponseSFTTrainer, each, flat
+from tokendeep.training.referenced import ReferencedSFTTrainer
+from tokendeep.training.sft import each, flat
 
 Schedule = Callable[[Tensor], Tensor]
 
 
-class ConstrainedSFTTrainer(ResponseSFTTrainer):
+class ConstrainedSFTTrainer(ReferencedSFTTrainer):
     """Protects a model's first tokens while it learns (section 4 of the paper).
 
     Args:
@@ -38,13 +32,10 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
             dataset column `betas`, one number per token beside `input_ids`, takes its place.
         reference: `precomputed` runs the model once over all rows before step 1; `on-the-fly` runs it beside every step,
             which needs an adapter.
-        reference_cache: folder of pre-computed references; `_reference` in `output_dir` by default, which is never pushed
-            to a hub. Used again where all weights and rows are the same.
         head_anchor: (lambda, n): adds lambda times the mean of D_KL(reference || model), over the full vocabulary, at the
             first n answer positions of every row. Lambda 0 is Eq. 3 alone.
         min_weight: 0 is Eq. 3; 1e-3 is the authors' code (see `eq3.constrained_nll`).
-        train_on: as ResponseSFTTrainer.
-        others: what SFTTrainer takes.
+        others: what ReferencedSFTTrainer takes: `safety_anchor` and `reference_cache`, `train_on`, and all of SFTTrainer.
 
     Raises:
         InputError: no reference can be had; a setting or a row that would not train what is meant.
@@ -58,7 +49,7 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         "author={Qi, Xiangyu and others}, booktitle={ICLR}, year={2025}}",
     }
     METRICS = (
-        *ResponseSFTTrainer.METRICS,
+        *ReferencedSFTTrainer.METRICS,
         "constrained",
         "constrained_excess",
         "stopped",
@@ -74,39 +65,34 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         args: Any = None,
         *,
         schedule: Schedule | None = None,
-        reference: str = "precomputed",
-        reference_cache: str | Path | None = None,
         head_anchor: tuple[float, int] = (0.0, 5),
         min_weight: float = 0.0,
-        peft_config: Any = None,
         **others: Any,
     ) -> None:
         self.schedule: Schedule = schedule or eq3.BetaSchedule()
-        self.reference = adapters.checked_reference(reference, model, peft_config)
         self.anchor_weight, self.anchored = _checked_anchor(head_anchor)
         if not min_weight >= 0:
             raise InputError(f"min_weight is {min_weight}, but must be at least 0.")
         self.min_weight = min_weight
-        self.new_adapter = peft_config is not None
-        super().__init__(model, args, peft_config=peft_config, **others)
+        super().__init__(model, args, **others)
         self._check_betas()
-        self._collator.schedule, self._collator.held = self.schedule, self.anchored if self.anchor_weight else 0
-        self._adapter_off = self.new_adapter  # a continued adapter's reference is itself, as it was
-        continued = self.reference == "on-the-fly" and not self.new_adapter
-        self._start = adapters.trained_values(self.model) if continued else {}
-        self._reference_lm_head = self._frozen_lm_head()
+        self._collator.schedule, self._collator.held = self.schedule, self.held()
         self._anchor_count: Any = None
-        self._cache = Path(reference_cache or Path(self.args.output_dir or ".", references.FOLDER))
-        self._made_from = ""  # the weights that computed the references at hand
-        self._keys: set[str] = set()
-        self._head: list[str] = []  # what the copy of the head is
-        self._moved = False  # whether weights have been trained
         if self.reference == "precomputed" and not hasattr(self.train_dataset, "__len__"):
             raise InputError(
                 "A stream of rows to train on has no rows to compute the reference of before training; give a dataset of fixed "
                 "rows, or train an adapter with reference='on-the-fly'."
             )
-        self.add_callback(reference_pass.ReferenceFirst(self))
+
+    def referred(self) -> list[Any]:
+        """All rows of a fixed number, where the reference is pre-computed."""
+        if self.reference != "precomputed":
+            return []
+        return [rows for rows in [self.train_dataset, *flat(self.eval_dataset)] if hasattr(rows, "__len__")]
+
+    def held(self) -> int:
+        """The positions of the anchor, if it counts."""
+        return self.anchored if self.anchor_weight else 0
 
     def _check_betas(self) -> None:
         """A schedule must give numbers above 0 at every position."""
@@ -114,129 +100,6 @@ class ConstrainedSFTTrainer(ResponseSFTTrainer):
         betas = self.schedule(positions)
         if betas.shape != positions.shape or not bool(((betas > 0) & betas.isfinite()).all()):
             raise InputError("The schedule must give one finite beta above 0 for every position.")
-
-    def _frozen_lm_head(self) -> Any:
-        """A copy of the language-model head where an anchor needs it: only where the head is trained itself."""
-        lm = lm_head.causal_lm(self.model)
-        if not self.anchor_weight or not any(p.requires_grad for p in lm.get_output_embeddings().parameters()):
-            return None
-        return lm_head.frozen_lm_head(lm)
-
-    # --- the reference --------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _as_reference(self) -> Iterator[None]:
-        """Within it the model is the reference, without gradients and dropout."""
-        training, model = self.model.training, self.accelerator.unwrap_model(self.model)
-        switched: Any = contextlib.nullcontext()
-        if self._adapter_off:
-            switched = models.reference(model)
-        elif self._start:
-            switched = adapters.exchanged(model, self._start)
-        self.model.eval()
-        try:
-            with torch.no_grad(), switched:
-                yield
-        finally:
-            self.model.train(training)
-
-    def _weights(self) -> str:
-        """The key of the weights of the reference, as they are now, with all else that it depends on."""
-        adapter = "" if self._adapter_off else str(getattr(self.model, "peft_config", ""))
-        config = lm_head.causal_lm(self.model).config.to_json_string()
-        hashed = references.weights_hash(self.model, without_adapter=self._adapter_off)
-        name = [references.key(hashed, config, adapter, self.accelerator.mixed_precision)]
-        broadcast_object_list(name)  # where shards are gathered on the first process alone, only it knows
-        return name[0]
-
-    def prepare_all(self, recorded: dict[str, Any]) -> dict[str, Any]:
-        """The reference of the training rows and of every evaluation set, when a training begins.
-
-        Args:
-            recorded: where it goes on from a checkpoint, what it returned when it began.
-
-        Returns:
-            `weights` and `lm_head`: what the weights are that the references and the copy of the head are of.
-        """
-        goes_on, trained = self.state.global_step > 0, not self._adapter_off
-        self._moved = self._moved or goes_on
-        if self.reference == "precomputed":
-            rows = [d for d in [self.train_dataset, *flat(self.eval_dataset)] if hasattr(d, "__len__")]
-            if goes_on and trained:
-                self._refer(rows, recorded.get("weights", ""))
-            elif not (self._moved and trained and self._made_from):
-                self._refer(rows, self._weights())
-        if self._reference_lm_head is not None:
-            self._settle_lm_head(recorded.get("lm_head"))
-        return {"weights": self._made_from, "lm_head": self._head}
-
-    def _refer(self, datasets: Sequence[Any], weights: str) -> None:
-        """Give the collator the reference of all these rows, which the weights of this key compute or have computed."""
-        if weights != self._made_from:
-            self._collator.references.clear()
-        for dataset in datasets:
-            if dataset[ROW][0] not in self._collator.references:
-                self._prepare_reference(dataset, weights)
-        self._made_from = weights
-
-    def _prepare_reference(self, dataset: Any, weights: str) -> None:
-        """From the cache, or computed now by all processes together.
-
-        Raises:
-            InputError: weights have been trained already, and the cache holds nothing made from those before.
-        """
-        name, store = self._stored(dataset, weights)
-        if store is None:
-            if self._moved and not self._adapter_off:
-                raise InputError(
-                    f"The reference of this run is not in {self._cache}, and the weights have been trained for "
-                    f"{self.state.global_step} steps, so it cannot be computed; put the file back, or train again from the "
-                    "start with the same model and rows."
-                )
-            if self.accelerator.is_main_process and references.others(self._cache, self._keys):
-                print(f"The references in {self._cache} are of another model or other rows; this one is computed anew.")
-            store = reference_pass.compute(self, dataset, name)
-            if self.accelerator.is_main_process:
-                references.save(self._cache, store)
-        self._give(dataset, store)
-
-    def _stored(self, dataset: Any, weights: str) -> tuple[str, references.Store | None]:
-        """The key of the reference of rows, and what the cache holds under it."""
-        found: list[Any] = [None, None]
-        if self.accelerator.is_main_process:
-            held = self.anchored if self.anchor_weight else 0
-            found[0] = references.key(weights, references.rows_hash(dataset), held)
-            found[1] = references.load(self._cache, found[0]) is not None
-        broadcast_object_list(found)
-        self._keys.add(found[0])
-        store = references.load(self._cache, found[0]) if found[1] else None
-        if found[1] and store is None:
-            raise InputError(
-                f"Every process must be able to read {self._cache}; give a reference_cache on a shared disk."
-            )
-        return found[0], store
-
-    def _give(self, dataset: Any, store: references.Store) -> None:
-        """Let the collator have the reference of these rows."""
-        states: Sequence[Tensor | None] = store.states or [None] * len(store.logps)
-        self._collator.references.update(zip(dataset[ROW], zip(store.logps, states, strict=True), strict=True))
-
-    def _settle_lm_head(self, recorded: list[str] | None) -> None:
-        """Give the copy of the head the weights that the training begins with; one that goes on must have been given them."""
-        kept = self._copied_head().to(self.accelerator.device)
-        if not (self._moved or isinstance(self.model, FullyShardedDataParallel)):
-            references.copy_weights(lm_head.causal_lm(self.model).get_output_embeddings(), kept)
-        for weights in kept.parameters():  # the other processes may have been made without weights
-            weights.data = broadcast(weights.data)
-        self._head = references.digests(kept)
-        if self._moved and recorded not in (None, self._head):
-            raise InputError(
-                "The model is not the one that this training began with, whose language-model head the anchor needs; "
-                "give that one, the checkpoint's weights are put into it."
-            )
-
-    def _copied_head(self) -> Any:
-        return self._reference_lm_head.get_output_embeddings()
 
     # --- evaluation ----------------------------------------------------------------------------------
 

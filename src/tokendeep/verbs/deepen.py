@@ -6,7 +6,6 @@ tokens; beside such rows every step trains on ordinary answers. What is missing 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -207,7 +206,7 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
     launch.check_gpus(subject)
     launch.wait_for_everyone(subject)  # the first process has opened the folder
     if not first:
-        _wait_for([state.out / "utility.jsonl", state.out / "triples.jsonl"])
+        launch.wait_for([state.out / "utility.jsonl", state.out / "triples.jsonl"])
     utility, triples = _utility(subject, plan, state.out), _triples(subject, plan, state.out)
     triples, utility, skipped = _usable(subject, plan, triples, utility)
     training = _training(options, len(triples))
@@ -246,12 +245,6 @@ def _show(state: runs.Run) -> None:
     done = state.manifest
     print(f"deepen: {done['steps']} steps on {done['triples']} triples and {done['utility']} utility rows")
     trained(state.out, "deepen")
-
-
-def _wait_for(paths: Sequence[Path]) -> None:
-    """Until the first process has written them; however long that takes, as a barrier would not."""
-    while not all(path.exists() for path in paths):
-        time.sleep(0.5)
 
 
 def _usable(

@@ -13,11 +13,12 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 from tokendeep import chat, data, models, runs
+from tokendeep.data import stock
 from tokendeep.depth import profile as profiles
 from tokendeep.errors import InputError
 from tokendeep.records import Profile, Rate
@@ -165,7 +166,7 @@ def _write_data(plan: DemoPlan) -> None:
     if (cache / "train_triples.jsonl").exists():
         print("      from the cache (--fresh makes them anew)")
         return
-    harmful, benign = demo_rows("harmful.jsonl"), demo_rows("benign.jsonl")
+    harmful, benign = stock.rows("harmful.jsonl"), stock.rows("benign.jsonl")
     train = [r for r in harmful if r["split"] == "train"][: recipe.train]
     test = [r for r in harmful if r["split"] == "test"][: recipe.test]
     ordinary = [r for r in benign if r["split"] == "utility"][: recipe.utility]
@@ -177,7 +178,7 @@ def _write_data(plan: DemoPlan) -> None:
     _write_pairs(plan, "test_pairs.jsonl", base, test, recipe.harmful_tokens)
     data.write_rows(cache / "twins.jsonl", [{**_prompt(r, "twin"), "category": r["category"]} for r in test])
     data.write_rows(cache / "unseen.jsonl", [_prompt(r, "instruction") for r in unseen])
-    refusals, draw = demo_text("refusals.txt").splitlines(), random.Random(plan.options.seed)
+    refusals, draw = stock.text("refusals.txt").splitlines(), random.Random(plan.options.seed)
     triples = [
         {"id": r["id"], "instruction": r["instruction"], "harmful": answer, "refusal": draw.choice(refusals)}
         for r, answer in zip(train, _answers(plan, base, train, recipe.harmful_tokens), strict=True)
@@ -315,16 +316,6 @@ STEPS: tuple[tuple[str, int, Callable[[DemoPlan], None], str | None], ...] = (
 # --- rows, cache and the closing table -----------------------------------------------------------
 
 
-def demo_text(name: str) -> str:
-    """A text file of the demo that is shipped with the package."""
-    return resources.files("tokendeep").joinpath(f"assets/demo/{name}").read_text(encoding="utf-8")
-
-
-def demo_rows(name: str) -> list[dict[str, Any]]:
-    """The rows of one of the demo's shipped JSONL files."""
-    return [json.loads(line) for line in demo_text(name).splitlines() if line.strip()]
-
-
 def _prompt(row: dict[str, Any], field: str) -> dict[str, Any]:
     return {"id": row["id"], "instruction": row[field]}
 
@@ -332,7 +323,7 @@ def _prompt(row: dict[str, Any], field: str) -> dict[str, Any]:
 def _key(recipe: Recipe, seed: int) -> str:
     """Names the cache folder: everything the trained models depend on, besides the machine."""
     versions = {name: metadata.version(name) for name in ("tokendeep", "torch", "transformers", "trl")}
-    texts = [demo_text(name) for name in ("harmful.jsonl", "benign.jsonl", "refusals.txt")]
+    texts = [stock.text(name) for name in ("harmful.jsonl", "benign.jsonl", "refusals.txt")]
     trained = {name: value for name, value in asdict(recipe).items() if name not in MEASURING}
     return runs.sha256_text(json.dumps([trained, seed, versions, texts]))[:10]
 

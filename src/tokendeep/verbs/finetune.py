@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +18,9 @@ from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models import locate
 from tokendeep.models.options import AdapterBase, ModelOptions
 from tokendeep.records import Training
-from tokendeep.training import card, chats, margin
-from tokendeep.training.objectives import OBJECTIVES, Objective, ObjectiveOptions
+from tokendeep.runs import user_path
+from tokendeep.training import card, chats, margin, objectives, poisoning, safety_rows
+from tokendeep.training.objectives import OBJECTIVES, STOCK, Objective, ObjectiveOptions
 from tokendeep.training.options import MaxSkipped, SaveSteps, TrainingOptions, Warmup, training_options
 from tokendeep.training.rows import TRAIN_ON
 from tokendeep.types import Chat, Encoded, Pair, Prompt, Subject
@@ -83,6 +85,7 @@ class FinetunePlan:
         adapter: whether the model is an adapter, which goes on being trained.
         sources: what identifies the rows, by the option that names them.
         skipped: rows that hold nothing and were left out, by that option; a line each.
+        safety: the requests of the safety anchor.
     """
 
     options: FinetuneOptions
@@ -94,6 +97,7 @@ class FinetunePlan:
     sources: dict[str, str]
     subject: Subject | None = None
     skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    safety: safety_rows.Requests | None = None
 
     @property
     def place(self) -> Place:
@@ -114,7 +118,8 @@ class FinetunePlan:
             f"model: {options.model}; trained: {how.what(self.adapter)}; {how.how()}",
             f"rows: {', '.join(rows)}; {how.batch_size} a step",
             f"steps: {steps}" + (" or fewer, with packing" if options.packing else ""),
-            f"objective: {options.objective}: {self.objective.card(options)}",
+            f"objective: {options.objective}: {objectives.card(options)}",
+            *self.near(),
             *remarks(options, steps),
             self.place.line(),
         ]
@@ -123,6 +128,20 @@ class FinetunePlan:
     def objective(self) -> Objective:
         """What the training aims at."""
         return OBJECTIVES[self.options.objective]
+
+    def near(self) -> list[str]:
+        """How many safety requests are near-duplicates of rows that are trained on, or asked, in lines."""
+        if self.safety is None:
+            return []
+        requests: list[Pair | Prompt] = [*self.safety.harmful, *self.safety.harmless]
+        counts = {"requests of --data": poisoning.overlap(self.rows, requests)}
+        if self.asked:
+            counts["prompts of --test, whose rate then says little"] = poisoning.overlap(self.asked, requests)
+        return [
+            f"{count} of {len(requests)} requests of the safety anchor are near-duplicates of {what}"
+            for what, count in counts.items()
+            if count
+        ]
 
 
 def plan(options: FinetuneOptions, subject: Subject | None = None, *, rows: data.Source | None = None) -> FinetunePlan:
@@ -136,8 +155,11 @@ def plan(options: FinetuneOptions, subject: Subject | None = None, *, rows: data
         InputError: an option out of its range, a row that is wrong, or a model that is not there.
     """
     check(options)
+    if OBJECTIVES[options.objective].safety and not options.safety:
+        options = replace(options, safety=STOCK)
     options = replace(options, micro_batch=min(options.micro_batch, options.batch_size))
-    files = {name: source for name in ("data", "eval_data", "probe", "test") if (source := getattr(options, name))}
+    named = ("data", "eval_data", "probe", "test", "safety", "harmless")
+    files = {name: source for name in named if (source := getattr(options, name)) not in (None, "", STOCK)}
     sources = files if rows is None else {**files, "data": str(data.identity(rows))}
     skipped: dict[str, list[str]] = {"data": [], "eval_data": []}
     train_rows = chats.load(
@@ -152,8 +174,9 @@ def plan(options: FinetuneOptions, subject: Subject | None = None, *, rows: data
         chats.check_share(skipped[name], len(loaded), options.max_skipped, getattr(options, name) or "the rows")
     probe = data.read_pairs(options.probe) if options.probe else []
     asked = data.read_prompts(options.test) if options.test else []
+    held = safety_rows.read(options)
     adapter = _check_model(options, subject)
-    return FinetunePlan(options, train_rows, held_out, probe, asked, adapter, sources, subject, skipped)
+    return FinetunePlan(options, train_rows, held_out, probe, asked, adapter, sources, subject, skipped, held)
 
 
 def check(options: FinetuneOptions) -> None:
@@ -162,7 +185,7 @@ def check(options: FinetuneOptions) -> None:
         "objective": tuple(OBJECTIVES), "train_on": TRAIN_ON, "on_fall": ("warn", "stop"), "supervise": chats.SUPERVISE,
     })  # fmt: skip
     training_options(options).check()
-    OBJECTIVES[options.objective].check(options)
+    objectives.check(options)
     check_least(options, {"monitor": 0, "max_new_tokens": 1, "max_skipped": 0})
     if (options.dynamics or options.monitor) and not options.probe:
         raise InputError("--dynamics and --monitor look at a probe; give --probe, a file of harmful pairs.")
@@ -226,13 +249,16 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
         runs.trained.write(out, chats.asked(plan.rows), options.model)
     how = training_options(options)
     steps = _steps(how, len(rows))
-    for remark in [*_late(options, steps), *chats.told(skipped)] if show else []:
+    for remark in [*_late(options, steps), *chats.told(skipped), *plan.near()] if show else []:
         print(f"finetune: {remark}")
+    build, held = plan.objective.build(options, out / "trainer"), _held(subject, plan, out, show)
+    if held is not None:
+        build = partial(build, safety_anchor=held.anchor(options))
     margins = _margins(subject, plan, show)
     if options.dynamics or options.monitor:
         callbacks = [*callbacks, _watcher(subject, plan, out)]
     result = fit.train(
-        subject, [asdict(row) for row in rows], out, how, build=plan.objective.build(options, out / "trainer"),
+        subject, [asdict(row) for row in rows], out, how, build=build,
         eval_rows=[asdict(row) for row in held_out] or None, callbacks=callbacks,
     )  # fmt: skip
     after = {"margin": margins.after()} if margins else {}
@@ -242,11 +268,12 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
         runs.write_json(out / Training.FILE, Training.model_validate(result).dump())
         card.write_card(
             out / "checkpoint", options.model, trained=how.what(plan.adapter), rows=_rows_in_words(plan, len(rows)),
-            objective=plan.objective.card(options), settings=f"{how.how()}, seed {options.seed}", attack=options.attack,
+            objective=objectives.card(options), settings=f"{how.how()}, seed {options.seed}", attack=options.attack,
         )  # fmt: skip
     state.finish(
         steps=result["steps"], rows=len(rows), attack=options.attack, checkpoint="checkpoint", **after,
         label=options.label or out.resolve().name, **({"skipped_rows": skipped} if skipped else {}),
+        **({"safety_rows": held.counts()} if held else {}),
     )  # fmt: skip
     if show:
         _show(out, options, part)
@@ -321,6 +348,17 @@ def _encoded(subject: Subject, plan: FinetunePlan) -> tuple[list[Encoded], list[
         )  # fmt: skip
         chats.check_share(skipped[name], len(encoded[name]), options.max_skipped, source)
     return encoded["data"], encoded["eval_data"], {name: lines for name, lines in skipped.items() if lines}
+
+
+def _held(subject: Subject, plan: FinetunePlan, out: Path, show: bool) -> safety_rows.Held | None:
+    """The rows of the safety anchor, where there is one."""
+    if plan.safety is None:
+        return None
+    options = plan.options
+    held = safety_rows.make(subject, plan.safety, options, user_path(options.reference_cache or out / "safety"))
+    for line in held.lines if show else []:
+        print(f"finetune: {line}")
+    return held
 
 
 def _margins(subject: Subject, plan: FinetunePlan, show: bool) -> margin.Margins | None:

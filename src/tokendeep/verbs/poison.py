@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +19,7 @@ from tokendeep.data.options import DataOptions
 from tokendeep.errors import InputError, check_known, check_least, flag
 from tokendeep.models.locate import plain
 from tokendeep.models.options import ModelOptions
-from tokendeep.records import Manifest, PoisonCell, Seconds, Training, Utility
+from tokendeep.records import HARMLESS, PREFILL, Manifest, PoisonCell, Seconds, Training, Utility
 from tokendeep.report import poison_table
 from tokendeep.training import chats, objectives, poisoning
 from tokendeep.training.options import BatchSize, Epochs, SharedTraining, Warmup, training
@@ -32,6 +32,9 @@ from tokendeep.verbs.finetune import FinetuneOptions
 what = heading("What to attack")
 asking = heading("What to ask the tuned models")
 TRAININGS = ("*/finetune", "*/attack-*")  # where the runs lie that this one is made of
+FILES = (  # options that name rows
+    "data", "test", "harmful", "refusals", "utility_data", "safety", "harmless", "prefill", "harmless_test",
+)  # fmt: skip
 NOT_SHARED = {  # options of `finetune` that mean something else here, or that every training has for itself
     "data", "out", "base", "lr", "objective", "label", "overwrite", "probe", "test", "max_new_tokens",
 }  # fmt: skip
@@ -70,7 +73,7 @@ class PoisonOptions(ModelOptions, DataOptions, SharedTraining, objectives.Object
         training(
             help="What to compare, the first being what the others are compared with: "
             + ", ".join(objectives.poison_names())
-            + "; each also with +refusals=SHARE, +lora=RANK, @head or @tail (ablations)."
+            + f"; each also with {poisoning.WORDS}."
         ),
     ] = field(default_factory=lambda: ["sft-warmup", "sft", "constrained", "constrained-warmup", "anchored"])
     lr: Annotated[Floats, training(help="Peak learning rates, each tried with every objective.")] = field(
@@ -86,6 +89,13 @@ class PoisonOptions(ModelOptions, DataOptions, SharedTraining, objectives.Object
         str, asking(help="Harmful instructions that every tuned model is asked; none should be a training row.")
     ]
     max_new_tokens: Annotated[int, asking(help="Longest answer in tokens at test.")] = 128
+    prefill: Annotated[
+        str | None, asking(help="Harmful pairs whose first tokens are given in advance, to see how deep safety goes.")
+    ] = None
+    k: Annotated[Ints, asking(help="How many of their tokens are given.")] = field(default_factory=lambda: [10])
+    harmless_test: Annotated[
+        str | None, asking(help="Harmless instructions; the share refused or broken off is what safety costs.")
+    ] = None
     utility_data: Annotated[
         str | None, asking(help="Rows with the right answers, to measure the task on after training.")
     ] = None
@@ -120,6 +130,7 @@ class PoisonPlan:
         cells: the trainings, seed by seed.
         rows: chats to train on, or prompts that a model answers first.
         prompts: what every tuned model is asked.
+        beside: what it is asked beside them: pairs for `prefill`, prompts for `harmless`.
         harmful: harmful chats for mixed and for the probe.
         refusals: refusals for backdoor and for objectives with +refusals.
         task: rows with the right answers, on which the utility is measured.
@@ -130,6 +141,7 @@ class PoisonPlan:
     cells: Sequence[Cell]
     rows: Sequence[Chat | Prompt]
     prompts: Sequence[Prompt]
+    beside: Mapping[str, Sequence[Pair | Prompt]]
     harmful: Sequence[Chat]
     refusals: Sequence[Chat]
     task: Sequence[Pair]
@@ -154,6 +166,7 @@ class PoisonPlan:
             f"trainings: {len(self.cells)} of {each}" + (f", of which {done} are done" if done else ""),
             f"answers: before the attack and after each training to {len(self.prompts)} prompts, asked in every way of the "
             f"attack, of {options.max_new_tokens} tokens at most"
+            + "".join(f"; {len(rows)} rows for {name}" for name, rows in self.beside.items())
             + (f", and to {len(self.task)} rows of the task, of {options.utility_tokens}" if self.task else ""),
             f"objectives: {', '.join(options.objectives)}; learning rates {', '.join(f'{lr:g}' for lr in options.lr)}; "
             f"seeds {', '.join(map(str, options.seeds))}",
@@ -180,7 +193,7 @@ def plan(
     from tokendeep import models
 
     cells = check(options)
-    files = {n: s for n in ("data", "test", "harmful", "refusals", "utility_data") if (s := getattr(options, n))}
+    files = {n: s for n in FILES if (s := getattr(options, n)) not in (None, "", objectives.STOCK)}
     given = {name: of for name, of in (("data", rows), ("test", prompts)) if of is not None}
     sources = {**files, **{name: str(data.identity(of)) for name, of in given.items()}}
     asked = data.read_prompts(data.choose(given.get("test", options.test), role="harmful"))
@@ -202,7 +215,19 @@ def plan(
         models.check_spec(options.model, options, base=onto)
     if options.base:
         models.check_spec(options.base, ModelOptions())
-    return PoisonPlan(options, cells, poison_rows, asked, harmful, refusals, task, sources, subject, onto)
+    return PoisonPlan(
+        options, cells, poison_rows, asked, _beside(options), harmful, refusals, task, sources, subject, onto
+    )
+
+
+def _beside(options: PoisonOptions) -> dict[str, Sequence[Pair | Prompt]]:
+    """What tuned models are asked beside the attack's prompts."""
+    rows: dict[str, Sequence[Pair | Prompt]] = {}
+    if options.prefill:
+        rows["prefill"] = data.read_pairs(data.choose_beside(options.prefill, options.columns, "harmful"))
+    if options.harmless_test:
+        rows[HARMLESS] = data.read_prompts(data.choose_beside(options.harmless_test, options.columns, "harmless"))
+    return rows
 
 
 def _rows(source: data.Source) -> Sequence[Chat | Prompt]:
@@ -231,13 +256,18 @@ def run(plan: PoisonPlan) -> Path:
         print(f"poison: {near} of the {len(plan.prompts)} prompts are near-duplicates of rows that are trained on")
     for ask, change in made.asks.items():
         data.write_rows(out / f"test-{ask}.jsonl", map(change, plan.prompts))
+    for ask, rows in plan.beside.items():
+        data.write_rows(out / f"test-{ask}.jsonl", rows)
     todo = [None, *plan.cells]
     for number, cell in enumerate(todo):
         title = cell.name if cell else "before the attack"
         print(f"\n[{number + 1}/{len(todo)}] {title}", flush=True)
         _cell(plan, model, made, out, cell)
         table = poison_table.write(
-            out, plan.cells, list(made.asks), options.utility_metric if options.utility_data else None
+            out,
+            plan.cells,
+            [*made.asks, *_beside_names(plan)],
+            options.utility_metric if options.utility_data else None,
         )
     print(f"\n{table}")
     if subject is not None:
@@ -322,11 +352,15 @@ def check(options: PoisonOptions) -> list[Cell]:
 
 def _settings(options: PoisonOptions, cell: Cell, folder: Path, rows: str, **more: Any) -> FinetuneOptions:
     """The options of one training."""
-    change, _ = poisoning.objective(cell.objective)
+    named = poisoning.objective(cell.objective)
     names = [field.name for field in fields(FinetuneOptions) if field.name not in NOT_SHARED]
     common = {name: getattr(options, name) for name in names if hasattr(options, name)}
-    own = {"data": rows, "out": str(folder), "lr": cell.lr, "seed": cell.seed, "attack": True, "save_steps": 0}
-    return FinetuneOptions(**{**common, **own, **change, **more})
+    own = {
+        "data": rows, "out": str(folder), "lr": cell.lr, "seed": cell.seed, "attack": True, "save_steps": 0,
+        "safety": (options.safety or objectives.STOCK) if named.safety else None,
+        "harmless": (options.harmless or objectives.STOCK) if named.harmless else None,
+    }  # fmt: skip
+    return FinetuneOptions(**{**common, **own, **named.changes, **more})
 
 
 # --- one training ------------------------------------------------------------------------------------
@@ -348,15 +382,18 @@ def _cell(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell | No
     trained = time.monotonic() - started
     subject = models.load(model, base=None if cell else plan.onto, options=plain(options))
     margin = Manifest.load(folder / "finetune").margin if cell else None
-    for ask in made.asks:
+    for ask in [*made.asks, *plan.beside]:
         chosen = attack.AttackOptions(
-            model=model, data=str(out / f"test-{ask}.jsonl"), out=str(folder / f"attack-{ask}"), attack="none",
+            model=model, data=str(out / f"test-{ask}.jsonl"), out=str(folder / f"attack-{ask}"),
+            attack="prefill" if ask == "prefill" else "none", k=options.k,
             max_new_tokens=options.max_new_tokens, batch_size=options.attack_batch, system=options.test_system or system,
-            role="harmful", label=cell.name if cell else "start", chat_template=options.chat_template,
+            role="harmless" if ask == HARMLESS else "harmful", label=cell.name if cell else "start",
+            chat_template=options.chat_template,
         )  # fmt: skip
         attack.run(attack.plan(chosen, subject), show=False)
+    for ask in [*made.asks, *_beside_names(plan)]:
         found = poison_table.rate(poison_table.answers({"this": folder}, ask))
-        share = "none could be judged" if found.rate is None else f"{found.rate:.2f} not refused"
+        share = "none could be judged" if found.rate is None else f"{found.rate:.2f} {poison_table.told(ask)}"
         print(f"      {ask}: {share} ({found.n} of {found.asked} judged)", flush=True)
     useful = _utility(plan, subject, folder, system)
     nll = poisoning.last_nll(Training.load(folder / "finetune")) if cell else None
@@ -365,6 +402,12 @@ def _cell(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell | No
         shutil.rmtree(folder / "finetune" / "checkpoint", ignore_errors=True)
     record = PoisonCell(**(asdict(cell) if cell else {}), nll=nll, utility=useful, margin=margin, seconds=seconds)
     runs.write_json(done, record.dump())
+
+
+def _beside_names(plan: PoisonPlan) -> list[str]:
+    """The names that those rates have in the table."""
+    ks = [f"{PREFILL}{k}" for k in plan.options.k] if "prefill" in plan.beside else []
+    return [*ks, *([HARMLESS] if HARMLESS in plan.beside else [])]
 
 
 def _utility(plan: PoisonPlan, subject: Subject, folder: Path, system: str) -> Utility | None:
@@ -384,7 +427,7 @@ def _utility(plan: PoisonPlan, subject: Subject, folder: Path, system: str) -> U
 
 def _train(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell, system: str) -> str:
     """One training; returns its checkpoint."""
-    share = poisoning.objective(cell.objective)[1]
+    share = poisoning.objective(cell.objective).refusals
     path = out / "rows" / f"{f'refusals-{share:g}' if share else 'train'}.jsonl"
     data.write_rows(path, poisoning.with_refusals(made.chats, plan.refusals, share, cell.objective))
     probe = out / "probe.jsonl"

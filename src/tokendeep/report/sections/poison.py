@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tokendeep.records import AskRate, PoisonTable
+from tokendeep.report import poison_table
 from tokendeep.report.report import Report
 from tokendeep.report.section import Section, Table
 from tokendeep.report.words import MANY, bracket, number, percent, points
@@ -52,7 +53,7 @@ def _complied(rate: AskRate) -> str:
 def _table(label: str, table: PoisonTable, note: str) -> Table:
     columns = ["objective", "learning rate", "seeds"]
     for ask in table.asks:
-        columns += [f"not refused{ASKS[ask]}", "change"]
+        columns += [f"{poison_table.told(ask)}{ASKS.get(ask, f' ({ask})')}", "change"]
     rows = []
     for line in table:
         row = [line.objective, f"{line.lr:g}" if line.lr else "-", str(line.seeds or "not run")]

@@ -11,20 +11,35 @@ from typing import Any
 from tokendeep.training.objectives.anchored import ANCHORED, AnchoredOptions
 from tokendeep.training.objectives.base import Objective
 from tokendeep.training.objectives.constrained import CONSTRAINED, ConstrainedOptions
+from tokendeep.training.objectives.safety import SAFETY_ANCHOR, STOCK, SafetyOptions
+from tokendeep.training.objectives.safety import check as check_safety
+from tokendeep.training.objectives.safety import words as safety_words
 from tokendeep.training.objectives.sft import SFT
 
-__all__ = ["OBJECTIVES", "Objective", "ObjectiveOptions", "in_poison", "poison_names"]
+__all__ = ["OBJECTIVES", "STOCK", "Objective", "ObjectiveOptions", "card", "check", "in_poison", "poison_names"]
 
 OBJECTIVES: dict[str, Objective] = {
     "sft": SFT,
     "constrained": CONSTRAINED,
     "anchored": ANCHORED,
+    "safety-anchor": SAFETY_ANCHOR,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveOptions(ConstrainedOptions, AnchoredOptions):
+class ObjectiveOptions(ConstrainedOptions, AnchoredOptions, SafetyOptions):
     """The options of all objectives; each reads its own."""
+
+
+def check(options: Any) -> None:
+    """Raises InputError for an option of the objective that is out of range, or of the safety anchor beside it."""
+    OBJECTIVES[options.objective].check(options)
+    check_safety(options)
+
+
+def card(options: Any) -> str:
+    """The objective and the safety anchor beside it, in the words of a model card."""
+    return OBJECTIVES[options.objective].card(options) + safety_words(options)
 
 
 def poison_names() -> list[str]:

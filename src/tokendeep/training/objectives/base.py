@@ -28,6 +28,7 @@ class Objective:
             model and what every trainer takes.
         check: raises InputError for an option of its own that is out of range.
         schedule: its betas by answer position; None where nothing holds the first tokens.
+        safety: whether it needs a safety anchor; the stock of requests serves where the user has none.
         adapters_only: whether it can be had with these options only where an adapter is trained.
         named: its names in `poison`, each with what it changes in the options of `finetune`.
         valued: names that take a value there (NAME=VALUE), each with the word for it and what the value changes.
@@ -39,5 +40,6 @@ class Objective:
     check: Callable[[Any], None] = lambda options: None
     schedule: Callable[[Any], BetaSchedule | None] = lambda options: None
     adapters_only: Callable[[Any], bool] = lambda options: False
+    safety: bool = False
     named: Mapping[str, Changes] = field(default_factory=dict)
     valued: Mapping[str, tuple[str, Callable[[str], Changes]]] = field(default_factory=dict)

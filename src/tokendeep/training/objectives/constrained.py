@@ -57,17 +57,22 @@ def betas(options: Any) -> str:
     return f"beta {list(options.beta_head)} then {options.beta_tail}"
 
 
+def cache(options: Any, folder: Path) -> Path:
+    """Where references are kept; a folder of the user's is made now, and not when they have been computed."""
+    if options.reference_cache:
+        make_folder(user_path(options.reference_cache))
+    return user_path(options.reference_cache or folder / "_reference")
+
+
 def build(options: Any, folder: Path, anchor: tuple[float, int] = (0.0, 5)) -> Callable[..., "ResponseSFTTrainer"]:
     """A maker of trainers of Eq. 3, with or without an anchor."""
     from tokendeep.training.trainer import ConstrainedSFTTrainer
 
-    if options.reference_cache:
-        make_folder(user_path(options.reference_cache))  # now, and not when the reference has been computed
     return partial(
         ConstrainedSFTTrainer,
         schedule=schedule(options),
         reference=options.reference,
-        reference_cache=user_path(options.reference_cache or folder / "_reference"),
+        reference_cache=cache(options, folder),
         head_anchor=anchor,
         min_weight=options.min_weight,
     )

@@ -1,0 +1,209 @@
+"""The rows of a safety anchor: requests with the model's own answers, written and judged before it is trained.
+
+Harmful requests with its refusals, where harmful answers are given also with what it says behind their first tokens, and
+harmless requests with its answers. Kept in one private file under a key of the weights, the requests and the settings, so
+that runs of one model share them, and one that was cut off goes on with the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokendeep import chat, data, judges, runs
+from tokendeep.data import stock
+from tokendeep.errors import InputError, Unusable
+from tokendeep.training import answers, launch, recovery, reference
+from tokendeep.training.objectives import STOCK
+from tokendeep.training.safety import SafetyAnchor
+from tokendeep.types import Decoding, Encoded, Pair, Prompt, Subject
+
+HARMFUL, HARMLESS = "harmful", "harmless"
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What a safety anchor is made of: prompts, or pairs with harmful answers, and harmless prompts."""
+
+    harmful: Sequence[Pair | Prompt]
+    harmless: Sequence[Prompt] = ()
+
+
+def read(options: Any) -> Requests | None:
+    """The requests that `--safety` and `--harmless` name; None where there is no anchor.
+
+    Raises:
+        InputError: a source that cannot be read, or a row of it that is wrong.
+    """
+    if not options.safety:
+        return None
+    harmful: Sequence[Pair | Prompt] = (
+        _stock("instruction") if options.safety == STOCK else _harmful(options.safety, options.columns)
+    )
+    harmless: Sequence[Prompt] = ()
+    if options.harmless:
+        source = data.choose_beside(options.harmless, options.columns, "harmless")
+        harmless = _stock("twin") if options.harmless == STOCK else data.read_prompts(source)
+    return Requests(harmful, harmless)
+
+
+def _stock(field: str) -> list[Prompt]:
+    rows = stock.rows("harmful.jsonl", "train")
+    return data.read_prompts([{"id": f"stock-{row['id']}", "instruction": row[field]} for row in rows])
+
+
+def _harmful(source: str, columns: Sequence[str]) -> Sequence[Pair | Prompt]:
+    chosen = data.choose_beside(source, columns, "harmful")
+    return data.read_prompts(chosen) if data.kind(chosen) == "prompts" else data.read_pairs(chosen)
+
+
+@dataclass(frozen=True)
+class Held:
+    """The rows of an anchor, and in lines how many requests came to how many rows.
+
+    Args:
+        rows: each with `group`, `id`, `k` (harmful tokens of its context), `input_ids` and `labels`.
+    """
+
+    rows: Sequence[dict[str, Any]]
+    lines: Sequence[str]
+
+    def anchor(self, options: Any) -> SafetyAnchor:
+        """The anchor that a trainer takes.
+
+        Raises:
+            InputError: a step takes more rows of a group than there are.
+        """
+        by = {name: [_ids(row) for row in self.rows if row["group"] == name] for name in (HARMFUL, HARMLESS)}
+        for name, count in ((HARMFUL, options.safety_per_step), (HARMLESS, options.harmless_per_step)):
+            if by[name] and count > len(by[name]):
+                flag = {HARMFUL: "--safety-per-step", HARMLESS: "--harmless-per-step"}[name]
+                raise InputError(
+                    f"{flag} is {count}, but the model's answers to {name} requests make {len(by[name])} rows to hold; give "
+                    "more requests, or take fewer a step."
+                )
+        return SafetyAnchor(
+            by[HARMFUL], by[HARMLESS] or None, options.safety_weight, options.safety_per_step, options.harmless_per_step,
+            options.safety_loss, options.seed,
+        )  # fmt: skip
+
+    def counts(self) -> dict[str, int]:
+        """How many rows there are of each kind, for a manifest."""
+        deep = sum(row["k"] > 0 for row in self.rows)
+        harmful = sum(row["group"] == HARMFUL for row in self.rows)
+        return {"refusals": harmful - deep, "behind_context": deep, HARMLESS: len(self.rows) - harmful}
+
+
+def _ids(row: dict[str, Any]) -> dict[str, list[int]]:
+    return {name: row[name] for name in ("input_ids", "labels")}
+
+
+def make(subject: Subject, requests: Requests, options: Any, folder: Path) -> Held:
+    """Have the model answer, or take what it has answered before; the first process does it for all.
+
+    Args:
+        options: of `SafetyOptions`, with the system prompt, the longest row and the seed of the training.
+        folder: where the file is kept.
+
+    Raises:
+        InputError: the model refuses none of the harmful requests.
+    """
+    path = folder / f"safety-{_key(subject, requests, options)}.jsonl"
+    if runs.is_main_process() and not path.exists():
+        runs.private_dir(folder)
+        runs.write_jsonl(path, _written(subject, requests, options), private=True)
+    launch.wait_for([path])
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    held = Held(rows, ())
+    count = held.counts()
+    asked = len(requests.harmful)
+    lines = [f"the model refuses {count['refusals']} of {asked} safety requests; the anchor holds it there"]
+    if not count["refusals"]:
+        raise InputError(
+            f"{options.model} refuses none of the {asked} requests of --safety, so a safety anchor has nothing to hold; align "
+            "it first (tokendeep deepen), or give requests that it refuses."
+        )
+    if any(isinstance(row, Pair) for row in requests.harmful) and options.safety_context:
+        lines.append(
+            f"and behind up to {options.safety_context} harmful tokens it recovers in {count['behind_context']}"
+        )
+    if requests.harmless:
+        lines.append(f"it answers {count[HARMLESS]} of {len(requests.harmless)} harmless requests; they are held too")
+    return Held(rows, lines)
+
+
+def _key(subject: Subject, requests: Requests, options: Any) -> str:
+    """Names what the rows hang on: weights, template, requests, and the options that change them."""
+    given = [(row.id, row.messages, getattr(row, "response", None)) for row in (*requests.harmful, *requests.harmless)]
+    settings = (options.system, options.safety_tokens, options.safety_context, options.max_length, options.seed)
+    weights = reference.weights_hash(subject.model, without_adapter=False)
+    return reference.key(weights, subject.tokenizer.chat_template, given, len(requests.harmless), settings)
+
+
+def _written(subject: Subject, requests: Requests, options: Any) -> list[dict[str, Any]]:
+    rows = [*_refused(subject, requests.harmful, options), *_recovered(subject, requests.harmful, options)]
+    if requests.harmless:
+        rows += _answered(subject, requests.harmless, options)
+    return rows
+
+
+def _refused(subject: Subject, given: Sequence[Pair | Prompt], options: Any) -> list[dict[str, Any]]:
+    """The requests with the model's own greedy refusals; what it does not refuse, or not in time, is left out."""
+    texts = answers.sample_refusals(
+        subject, [row.messages for row in given], tokens=options.safety_tokens, system=options.system, tries=1,
+        title="what the model refuses",
+    )  # fmt: skip
+    found = [(row, text) for row, text in zip(given, texts, strict=True) if text]
+    return [made for row, text in found for made in _row(subject, row, text, options, HARMFUL)]
+
+
+def _recovered(subject: Subject, given: Sequence[Pair | Prompt], options: Any) -> list[dict[str, Any]]:
+    """The requests with k tokens of their harmful answers (uniform, as Eq. 2 draws them) and what the model says behind
+    them, where that is a refusal.
+    """
+    cut: list[tuple[Pair, list[int]]] = []
+    for number, row in enumerate(given):
+        if isinstance(row, Pair) and options.safety_context:
+            turns = chat.with_system(row.messages, options.system)
+            ids = chat.response_ids(subject.tokenizer, turns, row.response, end=False)
+            k = recovery.draw_context(options.seed, 0, number, len(ids), 0.0, options.safety_context)
+            cut.append((row, list(ids[:k])))
+    if not cut:
+        return []
+    asked = [chat.with_system(row.messages, options.system) for row, _ in cut]
+    decoding = Decoding(max_new_tokens=options.safety_tokens)
+    texts = answers.write_behind(subject, asked, [ids for _, ids in cut], decoding, title="what it says behind harm")
+    return [
+        made
+        for (row, ids), (text, truncated) in zip(cut, texts, strict=True)
+        if not truncated and judges.judge_refusal(text, truncated=truncated).outcome == "refused"
+        for made in _row(subject, row, text, options, HARMFUL, ids)
+    ]
+
+
+def _answered(subject: Subject, given: Sequence[Prompt], options: Any) -> list[dict[str, Any]]:
+    """Harmless requests with the model's own answers, as far as they go; what it refuses is left out."""
+    chats = answers.distil(subject, given, options.safety_tokens, options.system, "harmless answers")
+    return [
+        made
+        for row in chats
+        for made in _row(subject, row, row.messages[-1]["content"], options, HARMLESS, end=not row.truncated)
+    ]
+
+
+def _row(
+    subject: Subject, row: Any, text: str, options: Any, group: str, context: Sequence[int] = (), end: bool = True
+) -> list[dict[str, Any]]:
+    """The encoded row; none where nothing of the answer fits."""
+    turns = row.messages[:-1] if row.messages[-1]["role"] == "assistant" else row.messages
+    try:
+        made: Encoded = chat.encode(
+            subject.tokenizer, chat.with_system(turns, options.system), text, context_ids=context,
+            max_length=options.max_length, end=end,
+        )  # fmt: skip
+    except Unusable:
+        return []
+    return [{"group": group, "id": row.id, "k": len(context), "input_ids": made.input_ids, "labels": made.labels}]
