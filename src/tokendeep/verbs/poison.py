@@ -387,7 +387,7 @@ def _cell(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell | No
             model=model, data=str(out / f"test-{ask}.jsonl"), out=str(folder / f"attack-{ask}"),
             attack="prefill" if ask == "prefill" else "none", k=options.k,
             max_new_tokens=options.max_new_tokens, batch_size=options.attack_batch, system=options.test_system or system,
-            role="harmless" if ask == HARMLESS else "harmful", label=cell.name if cell else "start",
+            role="twins" if ask == HARMLESS else "harmful", label=cell.name if cell else "start",
             chat_template=options.chat_template,
         )  # fmt: skip
         attack.run(attack.plan(chosen, subject), show=False)
