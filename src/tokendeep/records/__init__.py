@@ -47,7 +47,8 @@ MANIFEST, PROFILE, ASR = Manifest.FILE, Profile.FILE, Rates.FILE
 TRAINING, DYNAMICS, TABLE, CELL = Training.FILE, Dynamics.FILE, PoisonTable.FILE, PoisonCell.FILE
 
 __all__ = [
-    "ASKS", "ASR", "CELL", "CURVES", "DYNAMICS", "HARMLESS", "MANIFEST", "PREFILL", "PROFILE", "SCHEMA", "TABLE", "TRAINING", "AskRate", "Bounded",
+    "ASKS", "ASR", "CELL", "CURVES", "DYNAMICS", "HARMLESS", "MANIFEST", "PREFILL", "PROFILE", "SCHEMA", "TABLE", "TRAINING",
+    "AskRate", "Bounded",
     "ByPosition", "Change", "Cost", "Depth", "Dynamics", "DynamicsMeta", "DynamicsStep", "Kl", "Known", "LogEntry", "LogOdds",
     "Manifest", "Margin", "ModelFacts", "Object", "Params", "PerPrompt", "PoisonCell", "PoisonLine", "PoisonTable", "Profile",
     "ProfileMeta", "Quantiles", "Rate", "Rates", "Record", "Recovery", "Seconds", "Settings", "Share", "Training", "Utility",
