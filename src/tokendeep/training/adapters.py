@@ -38,6 +38,22 @@ def trained_values(model: Any) -> dict[str, Tensor]:
     return {name: weights.detach().clone() for name, weights in model.named_parameters() if weights.requires_grad}
 
 
+def values_of(other: Any, model: Any) -> dict[str, Tensor]:
+    """The values that another model of the same shape has where this one is trained, by name.
+
+    Raises:
+        InputError: it is of another shape.
+    """
+    theirs, own = dict(other.named_parameters()), trained_values(model)
+    for name, values in own.items():
+        if name not in theirs or theirs[name].shape != values.shape:
+            raise InputError(
+                f"The model whose answers are held is of another shape: it has no {name} of {tuple(values.shape)}; give the "
+                "one that this model was tuned from."
+            )
+    return {name: theirs[name].detach().clone().to(values) for name, values in own.items()}
+
+
 @contextlib.contextmanager
 def exchanged(model: Any, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Within it the trained weights have these values, and afterwards their own again, bit for bit.

@@ -49,7 +49,7 @@ class SharedTraining:
     lora: Annotated[
         int, training(help="Rank of a new adapter; 0 trains all weights, or the adapter that the model is.")
     ] = 0
-    max_length: Annotated[int, training(help="Longest row in tokens; the end of a longer answer is cut off.")] = 512
+    max_length: Annotated[int, advanced(help="Longest row in tokens; the end of a longer answer is cut off.")] = 512
     train_layers: Annotated[
         int, advanced(help="Train the last so many decoder layers only (quicker on a CPU); 0 trains all.")
     ] = 0

@@ -153,8 +153,8 @@ EXTRAS: Mapping[str, Callable[[str], Mapping[str, Any]]] = {  # +NAME or +NAME=V
     "refusals": lambda value: {},
 }
 WORDS = (
-    "+refusals=SHARE, +lora=RANK, @head or @tail (ablations), +safety[=LAMBDA] (the safety anchor of --safety beside it), and "
-    "with a safety anchor +harmless, +ce, +per-step=ROWS or +context=TOKENS"
+    "+refusals=SHARE, +lora=RANK, @head, @tail, +safety[=LAMBDA], and with a safety anchor +harmless, +ce, +per-step=ROWS, "
+    "+context=TOKENS"
 )
 
 

@@ -37,6 +37,8 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         safety_anchor: the rows beside those of the task at which the model is held, and how; None is plain training.
         reference: `precomputed` or `on-the-fly`, for what needs the reference of task rows (see `ConstrainedSFTTrainer`);
             that of safety rows is always computed before step 1.
+        start: a model of the same shape that takes the place of this one before training: what it says is held. `base` is
+            that of the adapter which the model is. None is the model itself.
         reference_cache: folder of pre-computed references; `_reference` in `output_dir` by default, which is never pushed
             to a hub. Used again where all weights and rows are the same.
         others: what ResponseSFTTrainer takes.
@@ -53,6 +55,7 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         args: Any = None,
         *,
         safety_anchor: SafetyAnchor | None = None,
+        start: Any = None,
         reference: str = "precomputed",
         reference_cache: str | Path | None = None,
         peft_config: Any = None,
@@ -61,11 +64,14 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         self.reference = adapters.checked_reference(reference, model, peft_config)
         self.new_adapter = peft_config is not None
         super().__init__(model, args, peft_config=peft_config, **others)
-        self._adapter_off = self.new_adapter  # a continued adapter's reference is itself, as it was
+        self._adapter_off = self.new_adapter or start == "base"  # a continued adapter's reference is itself, as it was
         self.safety_anchor = safety_anchor if safety_anchor and safety_anchor.weight else None
         self._safety = self._safety_rows(self.safety_anchor) if self.safety_anchor else None
-        continued = self.reference == "on-the-fly" and not self.new_adapter
+        continued = self.reference == "on-the-fly" and not self._adapter_off
         self._start = adapters.trained_values(self.model) if continued else {}
+        self._other = start is not None and start != "base"
+        if self._other:
+            self._start = adapters.values_of(start, self.model)
         self._reference_lm_head = self._frozen_lm_head()
         self._cache = Path(reference_cache or Path(self.args.output_dir or ".", references.FOLDER))
         self._made_from = ""  # the weights that computed the references at hand
@@ -161,7 +167,8 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         """The key of the weights of the reference, as they are now, with all else that it depends on."""
         adapter = "" if self._adapter_off else str(getattr(self.model, "peft_config", ""))
         config = lm_head.causal_lm(self.model).config.to_json_string()
-        hashed = references.weights_hash(self.model, without_adapter=self._adapter_off)
+        with self._as_reference() if self._other else contextlib.nullcontext():
+            hashed = references.weights_hash(self.model, without_adapter=self._adapter_off)
         name = [references.key(hashed, config, adapter, self.accelerator.mixed_precision)]
         broadcast_object_list(name)  # where shards are gathered on the first process alone, only it knows
         return name[0]
@@ -250,8 +257,9 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
     def _settle_lm_head(self, recorded: list[str] | None) -> None:
         """Give the copy of the head the weights that the training begins with; one that goes on must have been given them."""
         kept = self._copied_head().to(self.accelerator.device)
-        if not (self._moved or isinstance(self.model, FullyShardedDataParallel)):
-            references.copy_weights(lm_head.causal_lm(self.model).get_output_embeddings(), kept)
+        if self._other or not (self._moved or isinstance(self.model, FullyShardedDataParallel)):
+            with self._as_reference() if self._other else contextlib.nullcontext():
+                references.copy_weights(lm_head.causal_lm(self.model).get_output_embeddings(), kept)
         for weights in kept.parameters():  # the other processes may have been made without weights
             weights.data = broadcast(weights.data)
         self._head = references.digests(kept)

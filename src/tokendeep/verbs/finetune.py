@@ -16,6 +16,7 @@ from tokendeep import data, runs
 from tokendeep.data.options import DataOptions
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models import locate
+from tokendeep.models.locate import plain
 from tokendeep.models.options import AdapterBase, ModelOptions
 from tokendeep.records import Training
 from tokendeep.runs import user_path
@@ -86,6 +87,8 @@ class FinetunePlan:
         sources: what identifies the rows, by the option that names them.
         skipped: rows that hold nothing and were left out, by that option; a line each.
         safety: the requests of the safety anchor.
+        verb: what is run, as runs are known by it.
+        start: the model whose answers the anchor holds; None is the one that is trained.
     """
 
     options: FinetuneOptions
@@ -98,11 +101,13 @@ class FinetunePlan:
     subject: Subject | None = None
     skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)
     safety: safety_rows.Requests | None = None
+    verb: str = "finetune"
+    start: str | None = None
 
     @property
     def place(self) -> Place:
         """The output folder, and what tells this run from another."""
-        return Place("finetune", self.options, self.sources)
+        return Place(self.verb, self.options, self.sources)
 
     def lines(self) -> list[str]:
         """What `run` would do, in lines."""
@@ -236,8 +241,8 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
     out = state.out
     if state.finished:
         if show:
-            print(f"finetune: {out} already holds this finished run")
-            _show(out, options, part)
+            print(f"{plan.verb}: {out} already holds this finished run")
+            _show(out, plan, part)
         return out
     kind = None if plan.adapter or options.lora else "float32"  # what is trained is kept in float32 either way
     subject = plan.subject or models.load(options.model, base=options.base, options=options, dtype=kind, trainable=True)
@@ -250,10 +255,9 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
     how = training_options(options)
     steps = _steps(how, len(rows))
     for remark in [*_late(options, steps), *chats.told(skipped), *plan.near()] if show else []:
-        print(f"finetune: {remark}")
-    build, held = plan.objective.build(options, out / "trainer"), _held(subject, plan, out, show)
-    if held is not None:
-        build = partial(build, safety_anchor=held.anchor(options))
+        print(f"{plan.verb}: {remark}")
+    anchor, counts = _held(subject, plan, out, show)
+    build = partial(plan.objective.build(options, out / "trainer"), **anchor)
     margins = _margins(subject, plan, show)
     if options.dynamics or options.monitor:
         callbacks = [*callbacks, _watcher(subject, plan, out)]
@@ -273,18 +277,18 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
     state.finish(
         steps=result["steps"], rows=len(rows), attack=options.attack, checkpoint="checkpoint", **after,
         label=options.label or out.resolve().name, **({"skipped_rows": skipped} if skipped else {}),
-        **({"safety_rows": held.counts()} if held else {}),
+        **({"safety_rows": counts} if counts else {}),
     )  # fmt: skip
     if show:
-        _show(out, options, part)
+        _show(out, plan, part)
     return out
 
 
-def _show(out: Path, options: FinetuneOptions, part: bool) -> None:
+def _show(out: Path, plan: FinetunePlan, part: bool) -> None:
     """What a finished training came to, and the way on."""
-    print(summary(Training.load(out).dump(), options))
+    print(summary(Training.load(out).dump(), plan.options, plan.verb))
     if not part:
-        trained(out, "finetune")
+        trained(out, plan.verb)
 
 
 def remarks(options: FinetuneOptions, steps: int) -> list[str]:
@@ -299,12 +303,12 @@ def _late(options: FinetuneOptions, steps: int) -> list[str]:
     return [f"--dynamics {', '.join(map(str, late))} lies after the last step, {steps}"] if late else []
 
 
-def summary(result: dict[str, Any], options: FinetuneOptions) -> str:
+def summary(result: dict[str, Any], options: FinetuneOptions, verb: str = "finetune") -> str:
     """The last figures of a training in two lines."""
     steps = [entry for entry in result["history"] if "loss" in entry]
     first, last = steps[0], steps[-1]
     lines = [
-        f"finetune ({options.objective}): {result['steps']} steps; nll of the first batch {first['nll']:.2f}, of the last "
+        f"{verb} ({options.objective}): {result['steps']} steps; nll of the first batch {first['nll']:.2f}, of the last "
         f"{last['nll']:.2f} nats a token"
     ]
     if "weight_1" in last:
@@ -350,15 +354,26 @@ def _encoded(subject: Subject, plan: FinetunePlan) -> tuple[list[Encoded], list[
     return encoded["data"], encoded["eval_data"], {name: lines for name, lines in skipped.items() if lines}
 
 
-def _held(subject: Subject, plan: FinetunePlan, out: Path, show: bool) -> safety_rows.Held | None:
-    """The rows of the safety anchor, where there is one."""
+def _held(subject: Subject, plan: FinetunePlan, out: Path, show: bool) -> tuple[dict[str, Any], dict[str, int]]:
+    """What a trainer takes of the safety anchor, where there is one, and how many rows it has."""
+    from tokendeep import models
+
     if plan.safety is None:
-        return None
+        return {}, {}
     options = plan.options
-    held = safety_rows.make(subject, plan.safety, options, user_path(options.reference_cache or out / "safety"))
+    folder = user_path(options.reference_cache or out / "safety")
+    start: Any = None
+    if plan.start is None:
+        held = safety_rows.make(subject, plan.safety, options, folder)
+    elif plan.adapter:
+        with models.reference(subject.model):
+            held, start = safety_rows.make(subject, plan.safety, options, folder), "base"
+    else:
+        other = models.load(plan.start, options=plain(options), dtype="float32")
+        held, start = safety_rows.make(other, plan.safety, options, folder), other.model
     for line in held.lines if show else []:
-        print(f"finetune: {line}")
-    return held
+        print(f"{plan.verb}: {line}")
+    return {"safety_anchor": held.anchor(options), **({} if start is None else {"start": start})}, held.counts()
 
 
 def _margins(subject: Subject, plan: FinetunePlan, show: bool) -> margin.Margins | None:

@@ -90,16 +90,16 @@ class PoisonOptions(ModelOptions, DataOptions, SharedTraining, objectives.Object
     ]
     max_new_tokens: Annotated[int, asking(help="Longest answer in tokens at test.")] = 128
     prefill: Annotated[
-        str | None, asking(help="Harmful pairs whose first tokens are given in advance, to see how deep safety goes.")
+        str | None, asking(help="Harmful pairs whose first tokens are given in advance: how deep safety goes.")
     ] = None
-    k: Annotated[Ints, asking(help="How many of their tokens are given.")] = field(default_factory=lambda: [10])
+    k: Annotated[Ints, advanced(help="How many tokens of --prefill are given.")] = field(default_factory=lambda: [10])
     harmless_test: Annotated[
-        str | None, asking(help="Harmless instructions; the share refused or broken off is what safety costs.")
+        str | None, asking(help="Harmless instructions, of which the share refused or broken off is told.")
     ] = None
     utility_data: Annotated[
         str | None, asking(help="Rows with the right answers, to measure the task on after training.")
     ] = None
-    utility_metric: Annotated[str, asking(help="How the task is scored: rouge1, gsm8k or sql.")] = "rouge1"
+    utility_metric: Annotated[str, advanced(help="How the task is scored: rouge1, gsm8k or sql.")] = "rouge1"
     out: Annotated[str, output(help="Folder for rows, one folder per training, table.json and table.md.")]
     label: Annotated[str | None, output(help="Short name of the attack in reports.")] = None
     keep: Annotated[bool, output(help="Keep the checkpoints, which are removed after the evaluation otherwise.")] = (

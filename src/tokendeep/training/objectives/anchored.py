@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tokendeep.errors import check_least
+from tokendeep.models.options import advanced
 from tokendeep.training.objectives import constrained
 from tokendeep.training.objectives.constrained import CONSTRAINED
-from tokendeep.training.options import training
 
 if TYPE_CHECKING:
     from tokendeep.training.sft import ResponseSFTTrainer
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class AnchoredOptions:
     """How strongly the first positions are held."""
 
-    anchor: Annotated[float, training(help="Weight (lambda) of the anchor, for the objective anchored.")] = 1.0
-    anchor_positions: Annotated[int, training(help="How many first answer positions the anchor holds.")] = 5
+    anchor: Annotated[float, advanced(help="Weight (lambda) of the anchor, for the objective anchored.")] = 1.0
+    anchor_positions: Annotated[int, advanced(help="How many first answer positions the anchor holds.")] = 5
 
 
 def _check(options: Any) -> None:

@@ -21,18 +21,18 @@ class SafetyOptions:
     safety: Annotated[
         str | None,
         training(
-            help="Harmful instructions of your own at which the model's refusals are held while it is trained, or stock: "
-            "those that come with tokendeep. With harmful answers (pairs), what it says behind their first tokens is held too."
+            help="Harmful instructions at which the model's refusals are held, or stock: those of tokendeep; with harmful "
+            "answers, what it says behind their first tokens is held too."
         ),
     ] = None
     harmless: Annotated[
         str | None,
-        training(help="Harmless instructions at which the model's own answers are held, or stock; needs --safety."),
+        training(help="Harmless instructions at which its answers are held, beside --safety; or stock."),
     ] = None
     safety_weight: Annotated[
-        float, training(name=("--safety-weight", "--lambda"), help="Weight (lambda) of the safety anchor.")
+        float, advanced(name=("--safety-weight", "--lambda"), help="Weight (lambda) of the safety anchor.")
     ] = 3.0
-    safety_per_step: Annotated[int, training(help="Safety rows beside the rows of every optimizer step.")] = 4
+    safety_per_step: Annotated[int, advanced(help="Safety rows beside the rows of every optimizer step.")] = 4
     harmless_per_step: Annotated[int, advanced(help="Harmless rows beside the rows of every optimizer step.")] = 4
     safety_loss: Annotated[
         Literal["kl", "ce"],
