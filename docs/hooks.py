@@ -18,7 +18,7 @@ from tokendeep.verbs import VERBS
 
 NOTEBOOK = Path(__file__).parent / "notebooks" / "first-look.ipynb"
 NAMES = {
-    "Verbs": "pairs measure attack deepen finetune poison load",
+    "Verbs": "pairs measure attack deepen finetune mend poison load",
     "Training": "ConstrainedSFTTrainer ConstrainedSFTConfig ResponseSFTTrainer BetaSchedule",
     "The objective": "constrained_nll constraint_weights response_positions",
     "Scores": "token_logps token_kl",

@@ -33,6 +33,7 @@ NEEDED = {
     "attack": ["--model", "m", "--data", "d", "--out", "o"],
     "deepen": ["--model", "m", "--data", "d", "--utility", "u", "--out", "o"],
     "finetune": ["--model", "m", "--data", "d", "--out", "o"],
+    "mend": ["--model", "m", "--data", "d", "--out", "o"],
     "poison": ["--model", "m", "--data", "d", "--test", "t", "--out", "o"],
     "gcg": ["--model", "m", "--data", "d", "--out", "o"],
     "report": ["one"],
@@ -113,6 +114,7 @@ def test_the_verbs_and_flags_of_the_contract():
         "attack": {"model", "attack", "data", "judge", "out"},
         "deepen": {"model", "data", "utility", "out"},
         "finetune": {"model", "data", "objective", "out"},
+        "mend": {"model", "aligned", "data", "safety", "out"},
         "poison": {"model", "kind", "data", "test", "objectives", "seeds", "out"},
         "gcg": {"model", "data", "target", "steps", "restarts", "out"},
         "report": {"out", "show_text"},
@@ -314,7 +316,10 @@ def test_the_recipes_are_options():
         (["mesure", "--help"], ["did you mean measure"]),
         (
             ["zzz"],
-            ["no verb 'zzz'", "the known ones are demo, pairs, measure, attack, gcg, deepen, finetune, poison, report"],
+            [
+                "no verb 'zzz'",
+                "the known ones are demo, pairs, measure, attack, gcg, deepen, finetune, mend, poison, report",
+            ],
         ),
         (["--model", "m", "measure"], ["--model stands where the verb should", "tokendeep VERB --model"]),
         (["measure", "--modle", "m"], ["measure has no option --modle", "did you mean --model"]),

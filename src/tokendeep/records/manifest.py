@@ -86,7 +86,7 @@ class Manifest(File):
     tokendeep: str | None = None
     """Version of tokendeep that started it."""
     verb: str | None = None
-    """measure, attack, gcg, deepen, finetune or poison."""
+    """measure, attack, gcg, deepen, finetune, mend or poison."""
     status: str | None = None
     """`running` (also of a run that was cut off) or `finished`."""
     config: Settings = Settings()

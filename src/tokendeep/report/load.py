@@ -34,7 +34,7 @@ LOGS = "*.eval"
 FIGURES = (records.PROFILE, records.ASR, records.TABLE, records.DYNAMICS, Training.FILE)
 ROLES = {"measure": "harmful", "attack": "harmful", "overrefusal": "twins", "unseen": "unseen"}  # by folder name
 STORY = ("base", "aligned", "deepened")  # models with these names are shown in this order, before all others
-MAKERS = ("deepen", "finetune")  # verbs that make a model from another
+MAKERS = ("deepen", "finetune", "mend")  # verbs that make a model from another
 NO_RESULTS = ("demo", "pairs")  # verbs whose folders hold other runs or rows, and nothing to report
 SKIPPED_FOLDERS = ("checkpoint", "rows", "trainer")  # parts of a run, not runs
 TOGETHER = {name for name, attack in ATTACKS.items() if attack.together}  # attacks whose rows are settings of one
@@ -280,7 +280,7 @@ def _read(folder: Path, read: Reader) -> Run:
         attack_checkpoint=_trained_on_attack(manifest),
         table=PoisonTable.load(folder) if manifest.verb == "poison" and (folder / records.TABLE).is_file() else None,
         dynamics=_load(Dynamics, folder),
-        training=_load(Training, folder) if manifest.verb == "finetune" and not running else None,
+        training=_load(Training, folder) if manifest.verb in ("finetune", "mend") and not running else None,
     )
     return replace(run, cut=unfinished_logs(folder) if has_logs and not run.has_manifest else ())
 

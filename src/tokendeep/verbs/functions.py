@@ -154,6 +154,24 @@ def finetune(model: Model, chats: Rows, *, out: str | Path | None = None, **opti
     return _tuned("finetune", model, {"data": ("data", chats)}, out, options)
 
 
+def mend(
+    model: Model, chats: Rows, *, aligned: str | None = None, out: str | Path | None = None, **options: Any
+) -> Tuned:
+    """Bring back safety that fine-tuning has undone, by holding a model to what its aligned model says.
+
+    Args:
+        model: the fine-tuned model.
+        chats: rows of the task.
+        aligned: the model before it was fine-tuned; an adapter's is its base.
+        out: folder to write; none is written without it.
+        options: those of `tokendeep mend`, for example max_steps=6.
+
+    Raises:
+        InputError: an unknown option, a row or a model that cannot be used.
+    """
+    return _tuned("mend", model, {"data": ("data", chats)}, out, {"aligned": aligned, **options})
+
+
 def poison(
     model: Model, rows: Rows, test: Rows, *, out: str | Path | None = None, **options: Any
 ) -> records.PoisonTable:

@@ -1,0 +1,81 @@
+"""VERB mend: a fine-tuned model that has lost safety -> a few more steps that hold it to its aligned model's answers.
+
+The rows of the task stand in for its utility, and a safety anchor beside them for what the aligned model refuses. It is
+`finetune` with another start: what is held is what the model said before it was fine-tuned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from tokendeep import data
+from tokendeep.errors import InputError
+from tokendeep.models import locate
+from tokendeep.records import Training
+from tokendeep.training.objectives import OBJECTIVES
+from tokendeep.training.options import Warmup
+from tokendeep.types import Subject
+from tokendeep.verbs import finetune
+from tokendeep.verbs.common import heading
+from tokendeep.verbs.finetune import FinetuneOptions, FinetunePlan
+
+what = heading("What to mend")
+SHARE = 3  # it takes one step for so many that the fine-tuning took
+
+
+@dataclass(frozen=True, kw_only=True)
+class MendOptions(FinetuneOptions):
+    """Bring back safety that fine-tuning has undone, by holding a model to what its aligned model says."""
+
+    model: Annotated[str, what(help="The fine-tuned model; an adapter goes on being trained.")]
+    aligned: Annotated[
+        str | None, what(help="The model before it was fine-tuned, whose answers are held; an adapter's is its base.")
+    ] = None
+    data: Annotated[str, what(help="Rows of the task, so that it is not unlearnt: chats or pairs.")]
+    objective: Annotated[
+        str, what(help="; ".join(f"{name}: {one.summary}" for name, one in OBJECTIVES.items()) + ".")
+    ] = "safety-anchor"
+    warmup_steps: Warmup = 0
+
+
+def plan(options: MendOptions, subject: Subject | None = None, *, rows: data.Source | None = None) -> FinetunePlan:
+    """Read and check everything; loads no weights and writes nothing. See `finetune.plan`.
+
+    Raises:
+        InputError: as `finetune.plan`; nobody knows how many steps to take; the aligned model is not there.
+    """
+    made = finetune.plan(replace(options, max_steps=options.max_steps or _steps(options)), subject, rows=rows)
+    if made.safety is None:
+        raise InputError(f"mend holds refusals, but --objective {options.objective} has none; give --safety.")
+    if made.adapter == (options.aligned is not None):
+        raise InputError(
+            f"{options.model} is an adapter, and is held to what its base says; leave --aligned out."
+            if made.adapter
+            else f"{options.model} does not say what it was before it was fine-tuned; give --aligned, that model."
+        )
+    if options.aligned:
+        from tokendeep import models
+
+        models.check_spec(options.aligned, locate.plain(options))
+    return replace(made, verb="mend", start=options.aligned or "base")
+
+
+def _steps(options: MendOptions) -> int:
+    """A third of the steps that the fine-tuning took, where its folder says how many."""
+    told = Path(options.model).parent / Training.FILE
+    if options.epochs != FinetuneOptions.epochs:
+        return 0
+    if not told.is_file():
+        raise InputError(
+            f"{told} is not there, which would say how many steps the fine-tuning took; give --max-steps, about a third of "
+            "them, or --epochs."
+        )
+    return max(1, Training.load(told).steps // SHARE)
+
+
+def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True, part: bool = False) -> Path:
+    """Mend the model; writes what `finetune` does. Returns the folder."""
+    return finetune.run(plan, callbacks=callbacks, show=show, part=part)

@@ -1,0 +1,126 @@
+"""VERB mend: it holds a tuned model to the one it was tuned from, in a third of the steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tokendeep
+from tokendeep import models
+from tokendeep.errors import InputError
+from tokendeep.training import answers
+from tokendeep.types import IGNORE
+from tokendeep.verbs import finetune, mend
+from tokendeep.verbs.finetune import FinetuneOptions
+from tokendeep.verbs.mend import MendOptions
+from tuning import REFUSAL, writer
+
+pytestmark = pytest.mark.slow  # trains in nearly every test
+
+CHATS = [{"instruction": f"Name {i} things", "response": f"There are {i} such things"} for i in range(8)]
+COMMON: dict[str, Any] = {"batch_size": 4, "micro_batch": 4, "lr": 2e-3, "precision": "float32"}
+
+
+@pytest.fixture(autouse=True)
+def refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL))
+
+
+def tuned(model: Path, out: Path, **more: Any) -> str:
+    options = FinetuneOptions(
+        model=str(model), data="rows", out=str(out), objective="sft", max_steps=12, warmup_steps=0, **{**COMMON, **more}
+    )
+    return str(finetune.run(finetune.plan(options, rows=CHATS), show=False) / "checkpoint")
+
+
+def mended(model: str, out: Path, **more: Any) -> Path:
+    return mend.run(mend.plan(MendOptions(model=model, data="rows", out=str(out), **{**COMMON, **more}), rows=CHATS))
+
+
+def divergence(aligned: Any, model: Any, out: Path) -> float:
+    """Mean D_KL(aligned || model) over the tokens of all rows that were held, by full logits."""
+    found = []
+    (file,) = (out / "safety").glob("safety-*.jsonl")
+    for row in map(json.loads, file.read_text().splitlines()):
+        places = [i - 1 for i, label in enumerate(row["labels"]) if label != IGNORE]
+        with torch.no_grad():
+            theirs, ours = (
+                m(input_ids=torch.tensor([row["input_ids"]])).logits[0, places].log_softmax(-1)
+                for m in (aligned, model)
+            )
+        found.append((theirs.exp() * (theirs - ours)).sum(-1))
+    return float(torch.cat(found).mean())
+
+
+def steps(out: Path) -> list[dict[str, Any]]:
+    return [entry for entry in json.loads((out / "training.json").read_text())["history"] if "loss" in entry]
+
+
+def test_all_weights_are_held_to_the_aligned_models_answers(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tuned(tiny_folder, tmp_path / "tuned")
+    out = mended(checkpoint, tmp_path / "out", aligned=str(tiny_folder), safety_per_step=160)
+    aligned, before, after = (
+        models.load(str(m), dtype="float32").model for m in (tiny_folder, checkpoint, out / "checkpoint")
+    )
+    first = divergence(aligned, before, out)
+    assert first > 0.05
+    assert steps(out)[0]["safety_kl"] == pytest.approx(first, rel=1e-3)  # the reference is not the model itself
+    assert len(steps(out)) == 4  # a third of 12
+    assert divergence(aligned, after, out) < first / 2
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["verb"], manifest["config"]["aligned"]) == ("mend", str(tiny_folder))
+    assert "mend (safety-anchor): 4 steps" in capsys.readouterr().out
+    assert mended(checkpoint, tmp_path / "out", aligned=str(tiny_folder), safety_per_step=160) == out
+
+
+def test_an_adapter_is_held_to_its_base(tmp_path: Path, tiny_folder: Path) -> None:
+    checkpoint = tuned(tiny_folder, tmp_path / "tuned", lora=4, lr=2e-2)
+    with pytest.raises(InputError, match="leave --aligned out"):
+        mended(checkpoint, tmp_path / "no", aligned=str(tiny_folder))
+    out = mended(checkpoint, tmp_path / "out", safety_per_step=160, safety_weight=30.0)
+    base = models.load(str(tiny_folder), dtype="float32").model
+    first = divergence(base, models.load(checkpoint, dtype="float32").model, out)
+    assert first > 0.05
+    assert steps(out)[0]["safety_kl"] == pytest.approx(first, rel=1e-3)
+    assert divergence(base, models.load(str(out / "checkpoint"), dtype="float32").model, out) < first
+
+
+def test_a_mended_run_that_was_cut_off_has_the_same_start(tmp_path: Path, tiny_folder: Path) -> None:
+    from tuning import Kill, Killed, assert_same_weights
+
+    checkpoint = tuned(tiny_folder, tmp_path / "tuned")
+    more: dict[str, Any] = {"aligned": str(tiny_folder), "save_steps": 1, **COMMON}
+    whole = mended(checkpoint, tmp_path / "whole", **more)
+    options = MendOptions(model=checkpoint, data="rows", out=str(tmp_path / "cut"), **more)
+    with pytest.raises(Killed):
+        mend.run(mend.plan(options, rows=CHATS), callbacks=[Kill()])
+    cut = mend.run(mend.plan(options, rows=CHATS))
+    left, right = (models.load(str(out / "checkpoint"), dtype="float32").model for out in (whole, cut))
+    assert_same_weights(left, right, 1e-6)
+
+
+def test_what_is_missing_is_said(tmp_path: Path, tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"training\.json is not there.*--max-steps"):
+        mended(str(tiny_folder), tmp_path / "out", aligned=str(tiny_folder))
+    with pytest.raises(InputError, match="give --aligned, that model"):
+        mended(str(tiny_folder), tmp_path / "out", max_steps=2)
+    with pytest.raises(InputError, match="--objective sft has none; give --safety"):
+        mended(str(tiny_folder), tmp_path / "out", max_steps=2, objective="sft", aligned=str(tiny_folder))
+
+
+def test_another_shape_cannot_be_held(tmp_path: Path, tiny_folder: Path, make_model: Any, tiny_tokenizer: Any) -> None:
+    make_model(hidden_size=16, num_attention_heads=2).save_pretrained(tmp_path / "small")
+    tiny_tokenizer.save_pretrained(tmp_path / "small")
+    with pytest.raises(InputError, match="is of another shape"):
+        mended(str(tiny_folder), tmp_path / "out", max_steps=2, aligned=str(tmp_path / "small"))
+
+
+def test_the_function_takes_a_model_in_memory(tmp_path: Path, tiny_folder: Path, tiny_subject: Any) -> None:
+    made = tokendeep.mend(tiny_subject, CHATS, aligned=str(tiny_folder), max_steps=2, **COMMON)
+    assert made.training.steps == 2
