@@ -38,7 +38,7 @@ FILES = {  # what each file is, for a reader of the formats page
     "manifest.json": "Every verb writes one: what was run, with which options, data, models and versions.",
     "profile.json": "`measure`: KL by answer position, refusal recovery, the depth figures, and the values of every prompt.",
     "asr.json": "`attack`: a list with a row for each attack, its parameters, judge and model.",
-    "training.json": "`deepen` and `finetune`: the log of every step.",
+    "training.json": "`deepen`, `finetune` and `mend`: the log of every step.",
     "dynamics.json": "`finetune --dynamics`: what happened per token at the recorded steps.",
     "cell.json": "`poison`: one training.",
     "table.json": "`poison`: a list with a line for each objective and learning rate, over the seeds.",

@@ -16,7 +16,7 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from tokendeep import cli, judges
-from tokendeep.training import harmful
+from tokendeep.training import answers, harmful
 
 ROOT = Path(__file__).parents[2]
 # The pages under extending/ change the sources: test_extending.py.
@@ -70,6 +70,8 @@ def workplace(tmp_path: Path, tiny_folder: Path, make_model: Callable[..., Llama
     write(tmp_path / "instructions.jsonl", triples)  # finished triples, where a page speaks of instructions alone
     plain = SimpleNamespace(judge_refusal=lambda text, truncated: judges.judge_refusal(ANSWER))
     monkeypatch.setattr(harmful, "judges", plain)  # what a tiny model writes is no compliance
+    monkeypatch.setattr(answers, "judges", plain)
+    monkeypatch.setattr(answers, "sample_refusals", lambda subject, messages, **more: [refusal for _ in messages])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -98,6 +100,8 @@ def test_the_commands_of_a_block_run(block: tuple[Path, str], workplace: Path) -
     _, text = block
     if "report out/*" in text and "measure" not in text:  # of runs that stand above it on the page
         run_line("tokendeep measure --model ORG/YOUR-CHAT-MODEL --data pairs.jsonl --out out/measure")
+    if "tokendeep mend" in text:
+        run_line("tokendeep finetune --model ORG/YOUR-CHAT-MODEL --data chats.jsonl --max-steps 3 --out out/finetune")
     for line in text.splitlines():
         if line.strip():
             run_line(line)
@@ -115,6 +119,7 @@ def test_the_pages_have_commands() -> None:
         "gcg",
         "deepen",
         "finetune",
+        "mend",
         "poison",
         "report",
         "demo",

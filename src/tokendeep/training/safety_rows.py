@@ -11,15 +11,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokendeep import chat, data, judges, runs
 from tokendeep.data import stock
 from tokendeep.errors import InputError, Unusable
-from tokendeep.training import answers, launch, recovery, reference
+from tokendeep.training import answers, recovery
 from tokendeep.training.objectives import STOCK
-from tokendeep.training.safety import SafetyAnchor
 from tokendeep.types import Decoding, Encoded, Pair, Prompt, Subject
+
+if TYPE_CHECKING:
+    from tokendeep.training.safety import SafetyAnchor
 
 HARMFUL, HARMLESS = "harmful", "harmless"
 
@@ -77,6 +79,8 @@ class Held:
         Raises:
             InputError: a step takes more rows of a group than there are.
         """
+        from tokendeep.training.safety import SafetyAnchor
+
         by = {name: [_ids(row) for row in self.rows if row["group"] == name] for name in (HARMFUL, HARMLESS)}
         for name, count in ((HARMFUL, options.safety_per_step), (HARMLESS, options.harmless_per_step)):
             if by[name] and count > len(by[name]):
@@ -111,6 +115,8 @@ def make(subject: Subject, requests: Requests, options: Any, folder: Path) -> He
     Raises:
         InputError: the model refuses none of the harmful requests.
     """
+    from tokendeep.training import launch
+
     path = folder / f"safety-{_key(subject, requests, options)}.jsonl"
     if runs.is_main_process() and not path.exists():
         runs.private_dir(folder)
@@ -130,6 +136,11 @@ def make(subject: Subject, requests: Requests, options: Any, folder: Path) -> He
         lines.append(
             f"and behind up to {options.safety_context} harmful tokens it recovers in {count['behind_context']}"
         )
+    if requests.harmless and not count[HARMLESS]:
+        raise InputError(
+            f"{options.model} answers none of the {len(requests.harmless)} requests of --harmless usably, so there is nothing of "
+            "them to hold; give others, or leave it out."
+        )
     if requests.harmless:
         lines.append(f"it answers {count[HARMLESS]} of {len(requests.harmless)} harmless requests; they are held too")
     return Held(rows, lines)
@@ -137,6 +148,8 @@ def make(subject: Subject, requests: Requests, options: Any, folder: Path) -> He
 
 def _key(subject: Subject, requests: Requests, options: Any) -> str:
     """Names what the rows hang on: weights, template, requests, and the options that change them."""
+    from tokendeep.training import reference
+
     given = [(row.id, row.messages, getattr(row, "response", None)) for row in (*requests.harmful, *requests.harmless)]
     settings = (options.system, options.safety_tokens, options.safety_context, options.max_length, options.seed)
     weights = reference.weights_hash(subject.model, without_adapter=False)

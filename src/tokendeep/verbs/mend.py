@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from tokendeep import data
 from tokendeep.errors import InputError
@@ -39,6 +39,10 @@ class MendOptions(FinetuneOptions):
         str, what(help="; ".join(f"{name}: {one.summary}" for name, one in OBJECTIVES.items()) + ".")
     ] = "safety-anchor"
     warmup_steps: Warmup = 0
+
+
+# Inherited options are written in names that are not known in this file.
+MendOptions.__init__.__annotations__ = get_type_hints(MendOptions, include_extras=True)
 
 
 def plan(options: MendOptions, subject: Subject | None = None, *, rows: data.Source | None = None) -> FinetunePlan:
