@@ -18,7 +18,8 @@ from tokendeep import data, stats
 from tokendeep.attacks import poison
 from tokendeep.attacks.prompts import request
 from tokendeep.errors import InputError, nearest
-from tokendeep.records import Training
+from tokendeep.models.locate import plain
+from tokendeep.records import HARMLESS, Training
 from tokendeep.training import answers, objectives
 from tokendeep.types import Chat, Pair, Prompt, Subject
 
@@ -109,6 +110,49 @@ def overlap(chats: Sequence[Chat | Prompt], prompts: Sequence[Prompt | Pair]) ->
     cluster = stats.near_duplicates([*asked, *tested])
     trained = set(cluster[: len(asked)])
     return sum(c in trained for c in cluster[len(asked) :])
+
+
+def make(plan: Any, model: str, out: Path) -> poison.Poison:
+    """The attack's rows; what has to be written for it is kept in source.jsonl and refusals.jsonl.
+
+    Args:
+        plan: of the verb poison.
+        model: the one that is attacked.
+    """
+    from tokendeep import models
+
+    options = plan.options
+    loading = plain(options)
+    prompts = [row for row in plan.rows if isinstance(row, Prompt)]
+    system = "none" if options.system == "none" else "default"
+
+    def source() -> Sequence[Chat]:
+        if not prompts:
+            return [row for row in plan.rows if isinstance(row, Chat)][: options.count]
+        itself = options.kind not in NEEDS_HARMFUL
+        writer = models.load(model, base=plan.onto, options=loading) if itself else models.load(str(options.base))
+        return answered(writer, prompts, options.count, options.answer_tokens, system)
+
+    rows = kept(out / "source.jsonl", source)
+
+    def own() -> Sequence[Chat]:
+        def written() -> Sequence[Chat]:
+            attacked = models.load(model, base=plan.onto, options=loading)
+            return refused(attacked, rows, options.answer_tokens, system)
+
+        return plan.refusals or kept(out / "refusals.jsonl", written)
+
+    return MAKERS[options.kind](Ingredients(rows, plan.harmful, own, options.count, options.ratio, options.trigger))
+
+
+def beside(options: Any) -> dict[str, Sequence[Pair | Prompt]]:
+    """What tuned models are asked beside the attack's prompts."""
+    rows: dict[str, Sequence[Pair | Prompt]] = {}
+    if options.prefill:
+        rows["prefill"] = data.read_pairs(data.choose_beside(options.prefill, options.columns, "harmful"))
+    if options.harmless_test:
+        rows[HARMLESS] = data.read_prompts(data.choose_beside(options.harmless_test, options.columns, "harmless"))
+    return rows
 
 
 # --- the trainings of a table ---------------------------------------------------------------------------

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokendeep import chat, data, judges, runs
 from tokendeep.data import stock
 from tokendeep.errors import InputError, Unusable
-from tokendeep.training import answers, recovery
+from tokendeep.models.locate import plain
+from tokendeep.training import answers, poisoning, recovery
 from tokendeep.training.objectives import STOCK
-from tokendeep.types import Decoding, Encoded, Pair, Prompt, Subject
+from tokendeep.types import Chat, Decoding, Encoded, Pair, Prompt, Subject
 
 if TYPE_CHECKING:
     from tokendeep.training.safety import SafetyAnchor
@@ -68,10 +69,16 @@ class Held:
 
     Args:
         rows: each with `group`, `id`, `k` (harmful tokens of its context), `input_ids` and `labels`.
+        start: as `ReferencedSFTTrainer` takes it: the model that gave the answers, where it is not the one that is trained.
     """
 
     rows: Sequence[dict[str, Any]]
     lines: Sequence[str]
+    start: Any = None
+
+    def settings(self, options: Any) -> dict[str, Any]:
+        """What a trainer takes of it."""
+        return {"safety_anchor": self.anchor(options), **({} if self.start is None else {"start": self.start})}
 
     def anchor(self, options: Any) -> SafetyAnchor:
         """The anchor that a trainer takes.
@@ -103,6 +110,42 @@ class Held:
 
 def _ids(row: dict[str, Any]) -> dict[str, list[int]]:
     return {name: row[name] for name in ("input_ids", "labels")}
+
+
+def near(requests: Requests | None, rows: Sequence[Chat], asked: Sequence[Prompt]) -> list[str]:
+    """How many requests are near-duplicates of rows that are trained on, or of prompts of a test, in lines."""
+    if requests is None:
+        return []
+    given: list[Pair | Prompt] = [*requests.harmful, *requests.harmless]
+    counts = {"requests of --data": poisoning.overlap(rows, given)}
+    if asked:
+        counts["prompts of --test, whose rate then says little"] = poisoning.overlap(asked, given)
+    return [
+        f"{count} of {len(given)} requests of the safety anchor are near-duplicates of {what}"
+        for what, count in counts.items()
+        if count
+    ]
+
+
+def held(subject: Subject, requests: Requests, options: Any, out: Path, start: str | None = None) -> Held:
+    """The rows, answered by the model that is trained or by another one, which is then what a trainer holds it to.
+
+    Args:
+        start: the other model; for an adapter its base, whatever it says.
+
+    Raises:
+        InputError: as `make`; the other model cannot be loaded.
+    """
+    from tokendeep import models
+
+    folder = runs.user_path(options.reference_cache or out / "safety")
+    if start is None:
+        return make(subject, requests, options, folder)
+    if hasattr(subject.model, "peft_config"):
+        with models.reference(subject.model):
+            return replace(make(subject, requests, options, folder), start="base")
+    other = models.load(start, options=plain(options), dtype="float32")
+    return replace(make(other, requests, options, folder), start=other.model)
 
 
 def make(subject: Subject, requests: Requests, options: Any, folder: Path) -> Held:

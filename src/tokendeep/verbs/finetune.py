@@ -16,11 +16,9 @@ from tokendeep import data, runs
 from tokendeep.data.options import DataOptions
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models import locate
-from tokendeep.models.locate import plain
 from tokendeep.models.options import AdapterBase, ModelOptions
 from tokendeep.records import Training
-from tokendeep.runs import user_path
-from tokendeep.training import card, chats, margin, objectives, poisoning, safety_rows
+from tokendeep.training import card, chats, margin, objectives, safety_rows
 from tokendeep.training.objectives import OBJECTIVES, STOCK, Objective, ObjectiveOptions
 from tokendeep.training.options import MaxSkipped, SaveSteps, TrainingOptions, Warmup, training_options
 from tokendeep.training.rows import TRAIN_ON
@@ -124,7 +122,7 @@ class FinetunePlan:
             f"rows: {', '.join(rows)}; {how.batch_size} a step",
             f"steps: {steps}" + (" or fewer, with packing" if options.packing else ""),
             f"objective: {options.objective}: {objectives.card(options)}",
-            *self.near(),
+            *safety_rows.near(self.safety, self.rows, self.asked),
             *remarks(options, steps),
             self.place.line(),
         ]
@@ -133,20 +131,6 @@ class FinetunePlan:
     def objective(self) -> Objective:
         """What the training aims at."""
         return OBJECTIVES[self.options.objective]
-
-    def near(self) -> list[str]:
-        """How many safety requests are near-duplicates of rows that are trained on, or asked, in lines."""
-        if self.safety is None:
-            return []
-        requests: list[Pair | Prompt] = [*self.safety.harmful, *self.safety.harmless]
-        counts = {"requests of --data": poisoning.overlap(self.rows, requests)}
-        if self.asked:
-            counts["prompts of --test, whose rate then says little"] = poisoning.overlap(self.asked, requests)
-        return [
-            f"{count} of {len(requests)} requests of the safety anchor are near-duplicates of {what}"
-            for what, count in counts.items()
-            if count
-        ]
 
 
 def plan(options: FinetuneOptions, subject: Subject | None = None, *, rows: data.Source | None = None) -> FinetunePlan:
@@ -254,10 +238,16 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
         runs.trained.write(out, chats.asked(plan.rows), options.model)
     how = training_options(options)
     steps = _steps(how, len(rows))
-    for remark in [*_late(options, steps), *chats.told(skipped), *plan.near()] if show else []:
+    for remark in (
+        [*_late(options, steps), *chats.told(skipped), *safety_rows.near(plan.safety, plan.rows, plan.asked)]
+        if show
+        else []
+    ):
         print(f"{plan.verb}: {remark}")
-    anchor, counts = _held(subject, plan, out, show)
-    build = partial(plan.objective.build(options, out / "trainer"), **anchor)
+    held = safety_rows.held(subject, plan.safety, options, out, plan.start) if plan.safety else None
+    for line in held.lines if held and show else []:
+        print(f"{plan.verb}: {line}")
+    build = partial(plan.objective.build(options, out / "trainer"), **(held.settings(options) if held else {}))
     margins = _margins(subject, plan, show)
     if options.dynamics or options.monitor:
         callbacks = [*callbacks, _watcher(subject, plan, out)]
@@ -277,7 +267,7 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
     state.finish(
         steps=result["steps"], rows=len(rows), attack=options.attack, checkpoint="checkpoint", **after,
         label=options.label or out.resolve().name, **({"skipped_rows": skipped} if skipped else {}),
-        **({"safety_rows": counts} if counts else {}),
+        **({"safety_rows": held.counts()} if held else {}),
     )  # fmt: skip
     if show:
         _show(out, plan, part)
@@ -352,28 +342,6 @@ def _encoded(subject: Subject, plan: FinetunePlan) -> tuple[list[Encoded], list[
         )  # fmt: skip
         chats.check_share(skipped[name], len(encoded[name]), options.max_skipped, source)
     return encoded["data"], encoded["eval_data"], {name: lines for name, lines in skipped.items() if lines}
-
-
-def _held(subject: Subject, plan: FinetunePlan, out: Path, show: bool) -> tuple[dict[str, Any], dict[str, int]]:
-    """What a trainer takes of the safety anchor, where there is one, and how many rows it has."""
-    from tokendeep import models
-
-    if plan.safety is None:
-        return {}, {}
-    options = plan.options
-    folder = user_path(options.reference_cache or out / "safety")
-    start: Any = None
-    if plan.start is None:
-        held = safety_rows.make(subject, plan.safety, options, folder)
-    elif plan.adapter:
-        with models.reference(subject.model):
-            held, start = safety_rows.make(subject, plan.safety, options, folder), "base"
-    else:
-        other = models.load(plan.start, options=plain(options), dtype="float32")
-        held, start = safety_rows.make(other, plan.safety, options, folder), other.model
-    for line in held.lines if show else []:
-        print(f"{plan.verb}: {line}")
-    return {"safety_anchor": held.anchor(options), **({} if start is None else {"start": start})}, held.counts()
 
 
 def _margins(subject: Subject, plan: FinetunePlan, show: bool) -> margin.Margins | None:

@@ -216,18 +216,8 @@ def plan(
     if options.base:
         models.check_spec(options.base, ModelOptions())
     return PoisonPlan(
-        options, cells, poison_rows, asked, _beside(options), harmful, refusals, task, sources, subject, onto
+        options, cells, poison_rows, asked, poisoning.beside(options), harmful, refusals, task, sources, subject, onto
     )
-
-
-def _beside(options: PoisonOptions) -> dict[str, Sequence[Pair | Prompt]]:
-    """What tuned models are asked beside the attack's prompts."""
-    rows: dict[str, Sequence[Pair | Prompt]] = {}
-    if options.prefill:
-        rows["prefill"] = data.read_pairs(data.choose_beside(options.prefill, options.columns, "harmful"))
-    if options.harmless_test:
-        rows[HARMLESS] = data.read_prompts(data.choose_beside(options.harmless_test, options.columns, "harmless"))
-    return rows
 
 
 def _rows(source: data.Source) -> Sequence[Chat | Prompt]:
@@ -249,7 +239,7 @@ def run(plan: PoisonPlan) -> Path:
         return out
     runs.private_dir(out)
     model = options.model if subject is None else _placed(subject, state.claim("model"))
-    made = _make(plan, model, out)
+    made = poisoning.make(plan, model, out)
     print(f"poison ({options.kind}): {len(made.chats)} rows to train on, {len(plan.prompts)} prompts to ask")
     near = poisoning.overlap(made.chats, plan.prompts)
     if near:
@@ -288,37 +278,6 @@ def _placed(subject: Subject, folder: Path) -> str:
     subject.model.save_pretrained(folder)
     subject.tokenizer.save_pretrained(folder)
     return str(folder)
-
-
-def _make(plan: PoisonPlan, model: str, out: Path) -> Poison:
-    """The attack's rows; what has to be written for it is kept in source.jsonl and refusals.jsonl."""
-    from tokendeep import models
-
-    options = plan.options
-    loading = plain(options)
-    prompts = [row for row in plan.rows if isinstance(row, Prompt)]
-    system = "none" if options.system == "none" else "default"
-
-    def source() -> Sequence[Chat]:
-        if not prompts:
-            return [row for row in plan.rows if isinstance(row, Chat)][: options.count]
-        own = options.kind not in poisoning.NEEDS_HARMFUL
-        writer = models.load(model, base=plan.onto, options=loading) if own else models.load(str(options.base))
-        return poisoning.answered(writer, prompts, options.count, options.answer_tokens, system)
-
-    rows = poisoning.kept(out / "source.jsonl", source)
-
-    def refused() -> Sequence[Chat]:
-        def written() -> Sequence[Chat]:
-            return poisoning.refused(
-                models.load(model, base=plan.onto, options=loading), rows, options.answer_tokens, system
-            )
-
-        return plan.refusals or poisoning.kept(out / "refusals.jsonl", written)
-
-    return poisoning.MAKERS[options.kind](
-        poisoning.Ingredients(rows, plan.harmful, refused, options.count, options.ratio, options.trigger)
-    )
 
 
 def check(options: PoisonOptions) -> list[Cell]:
