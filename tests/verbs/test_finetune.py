@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ def test_it_leaves_rows_checkpoint_manifest_and_card(
     assert not (out / "trainer").exists()
     assert models.load(str(out / "checkpoint")).tokenizer.chat_template
     said = capsys.readouterr().out
+    assert ("nothing beside the rows holds the model's refusals" in said) is (kind != "sft")  # sft is an attack here
     result = said[said.index(f"finetune ({kind}): 4 steps") :]
     assert f"made: {out / 'checkpoint'} (README.md in it says how to load it); the rows beside it hold texts" in result
     assert "readable by you alone\nnext: tokendeep attack --model" in result
@@ -167,6 +169,8 @@ def test_a_safety_anchor_is_written_before_training_and_kept(
     said = capsys.readouterr().out
     assert "the model refuses 6 of 6 safety requests" in said
     assert "and behind up to 5 harmful tokens it recovers in 2" in said
+    assert re.search(r"nats from what is held.*: safety rows \d.\d\d on average, at most .*; harmless rows", said)
+    assert "nothing beside the rows holds" not in said
     card = (out / "checkpoint" / "README.md").read_text()
     assert "safety anchor (KL to the model as it was, weight 3, 4 rows and 4 harmless rows a step)" in card
 

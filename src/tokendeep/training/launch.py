@@ -233,7 +233,7 @@ class ProgressBar(TrainerCallback):
         )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        self.bar.set_postfix({k: f"{v:.2f}" for k, v in (logs or {}).items() if k.startswith("nll_")})
+        self.bar.set_postfix({k: f"{v:.2f}" for k, v in (logs or {}).items() if k.startswith(("nll_", "safety_kl"))})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(1)

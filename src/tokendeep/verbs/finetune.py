@@ -27,6 +27,10 @@ from tokendeep.verbs.common import Ints, Place, advanced, heading, output, train
 
 what = heading("What to fine-tune")
 watching = heading("What to watch")
+UNHELD = (
+    "nothing beside the rows holds the model's refusals, which rows of a task can undo; --safety stock, or a file of harmful "
+    "instructions, does"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,11 +242,9 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
         runs.trained.write(out, chats.asked(plan.rows), options.model)
     how = training_options(options)
     steps = _steps(how, len(rows))
-    for remark in (
-        [*_late(options, steps), *chats.told(skipped), *safety_rows.near(plan.safety, plan.rows, plan.asked)]
-        if show
-        else []
-    ):
+    unheld = [] if plan.safety or options.attack else [UNHELD]
+    near = safety_rows.near(plan.safety, plan.rows, plan.asked)
+    for remark in [*_late(options, steps), *chats.told(skipped), *unheld, *near] if show else []:
         print(f"{plan.verb}: {remark}")
     held = safety_rows.held(subject, plan.safety, options, out, plan.start) if plan.safety else None
     for line in held.lines if held and show else []:
@@ -307,6 +309,10 @@ def summary(result: dict[str, Any], options: FinetuneOptions, verb: str = "finet
                  for s, title in spans.items() if f"weight_{s}" in last]  # fmt: skip
         lines.append("  nats gained over the reference (and the share of plain fine-tuning's gradient that is left):")
         lines.append("  " + ", ".join(gains))
+    moved = [f"{word} rows {last[f'{name}_kl']:.2f} on average, at most {last[f'{name}_kl_max']:.2f}"
+             for name, word in (("safety", "safety"), ("harmless", "harmless")) if f"{name}_kl" in last]  # fmt: skip
+    if moved:
+        lines.append(f"  nats from what is held, of the last batch: {'; '.join(moved)}")
     evaluations = [entry for entry in result["history"] if "eval_nll" in entry]
     if evaluations:
         lines.append(f"  held-out rows: nll {evaluations[-1]['eval_nll']:.2f}")
