@@ -19,7 +19,7 @@ from tokendeep.verbs import VERBS
 NOTEBOOK = Path(__file__).parent / "notebooks" / "first-look.ipynb"
 NAMES = {
     "Verbs": "pairs measure attack deepen finetune mend poison load",
-    "Training": "ConstrainedSFTTrainer ConstrainedSFTConfig ResponseSFTTrainer BetaSchedule",
+    "Training": "ConstrainedSFTTrainer ReferencedSFTTrainer SafetyAnchor ConstrainedSFTConfig ResponseSFTTrainer BetaSchedule",
     "The objective": "constrained_nll constraint_weights response_positions",
     "Scores": "token_logps token_kl",
     "Judging": "judge_refusal",

@@ -21,6 +21,8 @@ _HOME = {
     "ConstrainedSFTConfig": "training.settings",
     "ResponseSFTTrainer": "training.sft",
     "ConstrainedSFTTrainer": "training.trainer",
+    "ReferencedSFTTrainer": "training.referenced",
+    "SafetyAnchor": "training.safety",
 }
 __all__ = sorted([*_HOME, "__version__"])
 

@@ -62,6 +62,7 @@ def workplace(tmp_path: Path, tiny_folder: Path, make_model: Callable[..., Llama
     chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": ANSWER}] for text in requests]
     write(tmp_path / "chats.jsonl", [{"messages": chat} for chat in chats])
     refusal = "I'm sorry, I can't assist with this request."
+    write(tmp_path / "refusals.jsonl", [{"instruction": text, "response": refusal} for text in requests])
     triples = [{"instruction": text, "harmful": ANSWER, "refusal": refusal} for text in requests]
     write(
         tmp_path / "preferences.jsonl",
