@@ -48,8 +48,8 @@ def test_every_pass_takes_every_row_once_and_each_in_another_order() -> None:
     assert safety.draw(9, 3, 5, seed=0) != safety.draw(9, 3, 5, seed=0, tag=1)
 
 
-@pytest.mark.parametrize(("ranks", "micro"), [(1, 1), (1, 4), (2, 1), (3, 2)])
-def test_the_rows_of_a_step_are_the_same_however_it_is_cut(ranks: int, micro: int) -> None:
+@pytest.mark.parametrize(("ranks", "micro", "size"), [(1, 1, 1), (1, 4, 1), (1, 4, 8), (2, 1, 2), (3, 2, 1)])
+def test_the_rows_of_a_step_are_the_same_however_it_is_cut(ranks: int, micro: int, size: int) -> None:
     numbered = [{**row, ROW: 100 + i} for i, row in enumerate(SAFETY)]
     rows = SafetyBatches(
         {"harmful": (numbered, 4)}, 0, inner=lambda batch: {"labels": torch.tensor([[0]])}, references={}
@@ -59,7 +59,7 @@ def test_the_rows_of_a_step_are_the_same_however_it_is_cut(ranks: int, micro: in
     sizes = []
     for rank in range(ranks):
         batches: list[dict[str, Any]] = [{} for _ in range(micro)]
-        rows.attach(batches, step=7, rank=rank, ranks=ranks)
+        rows.attach(batches, step=7, rank=rank, ranks=ranks, size=size)
         sizes.append([len(batch.get(safety.SAFETY, ())) for batch in batches])
     assert len(set(map(tuple, sizes))) == 1  # each process runs the model as often
     counted = [row for row in seen if row["weight"]]

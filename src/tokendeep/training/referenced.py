@@ -106,7 +106,8 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._safety is not None and batches:
             rank = self.accelerator.process_index // self.get_tp_size()
-            self._safety.attach(batches, self.state.global_step, rank, self._ranks())
+            size = self.args.per_device_train_batch_size
+            self._safety.attach(batches, self.state.global_step, rank, self._ranks(), size)
         return batches, count
 
     def _ranks(self) -> int:

@@ -99,8 +99,10 @@ class SafetyBatches:
         """The rows of all groups."""
         return [rows for rows, _ in self.groups.values()]
 
-    def attach(self, batches: Sequence[dict[str, Any]], step: int, rank: int = 0, ranks: int = 1) -> None:
-        """Put the rows of an optimizer step beside its micro-batches, as evenly as they go.
+    def attach(
+        self, batches: Sequence[dict[str, Any]], step: int, rank: int = 0, ranks: int = 1, size: int = 8
+    ) -> None:
+        """Put the rows of an optimizer step beside its micro-batches: `size` of them beside one, or as many as must be.
 
         Their `weight` is what each token counts: 1 / the tokens of its group in the whole step. Every process gets as many
         rows; where they do not divide, some come once more with the weight 0.
@@ -108,9 +110,9 @@ class SafetyBatches:
         chosen = [row for tag in range(len(self.groups)) for row in self._of_step(step, tag)]
         missing = -len(chosen) % ranks
         own = [*chosen, *({**row, "weight": 0.0} for row in chosen[:missing])][rank::ranks]
-        for place, batch in enumerate(batches):
-            if part := own[place :: len(batches)]:
-                batch[SAFETY] = self.collator(part)
+        size = max(size, math.ceil(len(own) / len(batches)))
+        for start, batch in zip(range(0, len(own), size), batches, strict=False):
+            batch[SAFETY] = self.collator(own[start : start + size])
 
     def _of_step(self, step: int, tag: int) -> list[dict[str, Any]]:
         name, (rows, per_step) = list(self.groups.items())[tag]
