@@ -79,6 +79,16 @@ def test_all_weights_are_held_to_the_aligned_models_answers(
     assert mended(checkpoint, tmp_path / "out", aligned=str(tiny_folder), safety_per_step=160) == out
 
 
+@pytest.mark.parametrize("part", [{"train_layers": 1}, {"lora": 4}])
+def test_where_part_of_the_weights_is_trained_the_rest_is_the_aligned_models_too(
+    part: dict[str, int], tmp_path: Path, tiny_folder: Path
+) -> None:
+    checkpoint = tuned(tiny_folder, tmp_path / "tuned")
+    out = mended(checkpoint, tmp_path / "out", aligned=str(tiny_folder), safety_per_step=160, max_steps=1, **part)
+    aligned, before = (models.load(str(m), dtype="float32").model for m in (tiny_folder, checkpoint))
+    assert steps(out)[0]["safety_kl"] == pytest.approx(divergence(aligned, before, out), rel=1e-3)
+
+
 def test_an_adapter_is_held_to_its_base(tmp_path: Path, tiny_folder: Path) -> None:
     checkpoint = tuned(tiny_folder, tmp_path / "tuned", lora=4, lr=2e-2)
     with pytest.raises(InputError, match="leave --aligned out"):

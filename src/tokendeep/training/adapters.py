@@ -38,20 +38,24 @@ def trained_values(model: Any) -> dict[str, Tensor]:
     return {name: weights.detach().clone() for name, weights in model.named_parameters() if weights.requires_grad}
 
 
-def values_of(other: Any, model: Any) -> dict[str, Tensor]:
-    """The values that another model of the same shape has where this one is trained, by name.
+def unlike(other: Any, model: Any) -> list[tuple[Any, Tensor]]:
+    """The weights of a model that another one of the same shape has otherwise, each with the values it has there.
 
     Raises:
         InputError: it is of another shape.
     """
-    theirs, own = dict(other.named_parameters()), trained_values(model)
-    for name, values in own.items():
-        if name not in theirs or theirs[name].shape != values.shape:
+    theirs = dict(other.named_parameters())
+    found = []
+    for name, weights in model.named_parameters():
+        if name not in theirs or theirs[name].shape != weights.shape:
             raise InputError(
-                f"The model whose answers are held is of another shape: it has no {name} of {tuple(values.shape)}; give the "
+                f"The model whose answers are held is of another shape: it has no {name} of {tuple(weights.shape)}; give the "
                 "one that this model was tuned from."
             )
-    return {name: theirs[name].detach().clone().to(values) for name, values in own.items()}
+        values = theirs[name].detach().to(weights)
+        if not torch.equal(values, weights.detach()):
+            found.append((weights, values.clone()))
+    return found
 
 
 @contextlib.contextmanager

@@ -63,15 +63,17 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
     ) -> None:
         self.reference = adapters.checked_reference(reference, model, peft_config)
         self.new_adapter = peft_config is not None
+        self._other = start is not None and start != "base"
+        unlike = adapters.unlike(start, model) if self._other else []
         super().__init__(model, args, peft_config=peft_config, **others)
         self._adapter_off = self.new_adapter or start == "base"  # a continued adapter's reference is itself, as it was
         self.safety_anchor = safety_anchor if safety_anchor and safety_anchor.weight else None
         self._safety = self._safety_rows(self.safety_anchor) if self.safety_anchor else None
         continued = self.reference == "on-the-fly" and not self._adapter_off
         self._start = adapters.trained_values(self.model) if continued else {}
-        self._other = start is not None and start != "base"
-        if self._other:
-            self._start = adapters.values_of(start, self.model)
+        if self._other:  # an adapter may have given the weights other names
+            names = {id(weights): name for name, weights in self.model.named_parameters()}
+            self._start = {names[id(weights)]: values for weights, values in unlike}
         self._reference_lm_head = self._frozen_lm_head()
         self._cache = Path(reference_cache or Path(self.args.output_dir or ".", references.FOLDER))
         self._made_from = ""  # the weights that computed the references at hand
@@ -152,14 +154,13 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
     def _as_reference(self) -> Iterator[None]:
         """Within it the model is the reference, without gradients and dropout."""
         training, model = self.model.training, self.accelerator.unwrap_model(self.model)
-        switched: Any = contextlib.nullcontext()
-        if self._adapter_off:
-            switched = models.reference(model)
-        elif self._start:
-            switched = adapters.exchanged(model, self._start)
         self.model.eval()
         try:
-            with torch.no_grad(), switched:
+            with torch.no_grad(), contextlib.ExitStack() as switched:
+                if self._adapter_off:
+                    switched.enter_context(models.reference(model))
+                if self._start:
+                    switched.enter_context(adapters.exchanged(model, self._start))
                 yield
         finally:
             self.model.train(training)
@@ -274,9 +275,12 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         return self._reference_lm_head.get_output_embeddings()
 
     def _frozen_lm_head(self) -> Any:
-        """A copy of the language-model head where an anchor needs it: only where the head is trained itself."""
+        """A copy of the language-model head where an anchor needs it: where the head is trained, or was another before."""
         lm = lm_head.causal_lm(self.model)
         held = self.held() or (self.safety_anchor and self.safety_anchor.loss == "kl")
-        if not held or not any(p.requires_grad for p in lm.get_output_embeddings().parameters()):
+        head = list(lm.get_output_embeddings().parameters())
+        names = {id(weights): name for name, weights in self.model.named_parameters()}
+        same = not any(weights.requires_grad or names.get(id(weights)) in self._start for weights in head)
+        if not held or same:
             return None
         return lm_head.frozen_lm_head(lm)
