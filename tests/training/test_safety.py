@@ -48,7 +48,9 @@ def test_every_pass_takes_every_row_once_and_each_in_another_order() -> None:
     assert safety.draw(9, 3, 5, seed=0) != safety.draw(9, 3, 5, seed=0, tag=1)
 
 
-@pytest.mark.parametrize(("ranks", "micro", "size"), [(1, 1, 1), (1, 4, 1), (1, 4, 8), (2, 1, 2), (3, 2, 1)])
+@pytest.mark.parametrize(
+    ("ranks", "micro", "size"), [(1, 1, 1), (1, 4, 1), (1, 4, 8), (2, 1, 2), (3, 2, 1), (9, 1, 1), (16, 2, 1)]
+)
 def test_the_rows_of_a_step_are_the_same_however_it_is_cut(ranks: int, micro: int, size: int) -> None:
     numbered = [{**row, ROW: 100 + i} for i, row in enumerate(SAFETY)]
     rows = SafetyBatches(
@@ -70,11 +72,22 @@ def test_the_rows_of_a_step_are_the_same_however_it_is_cut(ranks: int, micro: in
 @pytest.mark.parametrize(
     ("more", "says"),
     [({"weight": -1}, "weight"), ({"weight": float("nan")}, "weight"), ({"rows_per_step": 0}, "rows_per_step"),
-     ({"loss": "mse"}, "loss")],
+     ({"loss": "mse"}, "loss"), ({"rows": None}, "rows of the safety anchor must be"), ({"rows": "r.jsonl"}, "list of rows"),
+     ({"rows": []}, "no rows for the safety anchor"), ({"weight": "3"}, "must be a number"),
+     ({"rows_per_step": 2.5}, "whole number")],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(more: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         anchor(**more)
+
+
+@pytest.mark.slow
+def test_columns_that_would_go_unused_are_refused(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    weighted = [{**row, "weight": 0.5} for row in SAFETY]
+    with pytest.raises(InputError, match="have the column weight"):
+        trained(ReferencedSFTTrainer, make_model(), tiny_tokenizer, tmp_path, safety_anchor=anchor(rows=weighted))
 
 
 @pytest.mark.slow

@@ -215,7 +215,7 @@ def test_safety_requests_near_the_rows_are_counted(tmp_path: Path, tiny_folder: 
     )  # fmt: skip
     said = "\n".join(plan.lines())
     assert "1 of 2 requests of the safety anchor are near-duplicates of requests of --data" in said
-    assert "2 of 2 requests of the safety anchor are near-duplicates of prompts of --test" in said
+    assert "2 of 2 requests of the safety anchor are near-duplicates of prompts of the test" in said
 
 
 def test_objectives_share_rows_and_order(tmp_path: Path, tiny_folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tokendeep.types import IGNORE
 from tokendeep.verbs import finetune, mend
 from tokendeep.verbs.finetune import FinetuneOptions
 from tokendeep.verbs.mend import MendOptions
-from tuning import REFUSAL, writer
+from tuning import HARMFUL, REFUSAL, writer
 
 pytestmark = pytest.mark.slow  # trains in nearly every test
 
@@ -26,8 +27,19 @@ COMMON: dict[str, Any] = {"batch_size": 4, "micro_batch": 4, "lr": 2e-3, "precis
 
 
 @pytest.fixture(autouse=True)
-def refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL))
+def refuses(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
+    """A model that is the aligned one refuses, and no other."""
+    aligned = models.load(str(tiny_folder), dtype="float32").model.state_dict()
+
+    def say(subject: Any, request: str, opening: str) -> str:
+        model = subject.model
+        if hasattr(model, "peft_config"):
+            off = all(layer.disable_adapters for layer in model.modules() if hasattr(layer, "disable_adapters"))
+            return REFUSAL if off else HARMFUL
+        same = all(torch.equal(aligned[name], values) for name, values in model.state_dict().items())
+        return REFUSAL if same else HARMFUL
+
+    monkeypatch.setattr(answers, "write_answers", writer(say))
 
 
 def tuned(model: Path, out: Path, **more: Any) -> str:
@@ -101,6 +113,18 @@ def test_an_adapter_is_held_to_its_base(tmp_path: Path, tiny_folder: Path) -> No
     assert divergence(base, models.load(str(out / "checkpoint"), dtype="float32").model, out) < first
 
 
+def test_another_aligned_model_is_another_run(
+    tmp_path: Path, tiny_folder: Path, make_model: Any, tiny_tokenizer: Any
+) -> None:
+    checkpoint = tuned(tiny_folder, tmp_path / "tuned")
+    shutil.copytree(tiny_folder, tmp_path / "aligned")
+    out = mended(checkpoint, tmp_path / "out", aligned=str(tmp_path / "aligned"))
+    assert "aligned" in json.loads((out / "manifest.json").read_text())["models"]
+    make_model(5).save_pretrained(tmp_path / "aligned")
+    with pytest.raises(InputError, match="aligned"):
+        mended(checkpoint, tmp_path / "out", aligned=str(tmp_path / "aligned"))
+
+
 def test_a_mended_run_that_was_cut_off_has_the_same_start(tmp_path: Path, tiny_folder: Path) -> None:
     from tuning import Kill, Killed, assert_same_weights
 
@@ -120,11 +144,18 @@ def test_what_is_missing_is_said(tmp_path: Path, tiny_folder: Path) -> None:
         mended(str(tiny_folder), tmp_path / "out", aligned=str(tiny_folder))
     with pytest.raises(InputError, match="give --aligned, that model"):
         mended(str(tiny_folder), tmp_path / "out", max_steps=2)
+    with pytest.raises(InputError, match="is the very one that is trained"):
+        mended(str(tiny_folder), tmp_path / "same", max_steps=2, aligned=str(tiny_folder))
+    with pytest.raises(InputError, match="nothing is mended"):
+        mended(str(tiny_folder), tmp_path / "out", max_steps=2, aligned=str(tiny_folder), safety_weight=0.0)
     with pytest.raises(InputError, match="--objective sft has none; give --safety"):
         mended(str(tiny_folder), tmp_path / "out", max_steps=2, objective="sft", aligned=str(tiny_folder))
 
 
-def test_another_shape_cannot_be_held(tmp_path: Path, tiny_folder: Path, make_model: Any, tiny_tokenizer: Any) -> None:
+def test_another_shape_cannot_be_held(
+    tmp_path: Path, tiny_folder: Path, make_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL))
     make_model(hidden_size=16, num_attention_heads=2).save_pretrained(tmp_path / "small")
     tiny_tokenizer.save_pretrained(tmp_path / "small")
     with pytest.raises(InputError, match="is of another shape"):
@@ -132,5 +163,7 @@ def test_another_shape_cannot_be_held(tmp_path: Path, tiny_folder: Path, make_mo
 
 
 def test_the_function_takes_a_model_in_memory(tmp_path: Path, tiny_folder: Path, tiny_subject: Any) -> None:
+    with torch.no_grad():
+        tiny_subject.model.model.norm.weight.mul_(1.1)
     made = tokendeep.mend(tiny_subject, CHATS, aligned=str(tiny_folder), max_steps=2, **COMMON)
     assert made.training.steps == 2

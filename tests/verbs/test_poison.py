@@ -14,7 +14,7 @@ from tokendeep.attacks import poison
 from tokendeep.errors import InputError
 from tokendeep.records import PoisonTable
 from tokendeep.report import page, poison_table, render
-from tokendeep.training import answers
+from tokendeep.training import answers, safety_rows
 from tokendeep.training import poisoning as trainings
 from tokendeep.types import Chat, Prompt, Subject
 from tokendeep.verbs import poison as poisoning
@@ -204,8 +204,38 @@ def test_the_safety_anchor_is_one_more_line_and_depth_and_cost_are_asked(
     assert set(frame["ask"]) == {"plain", "k=0", "k=2", "harmless"}
 
 
+def test_the_rows_of_an_anchor_are_read_when_a_run_is_planned(tmp_path: Path, tiny_folder: Path) -> None:
+    def planned(**more: Any) -> poisoning.PoisonPlan:
+        return poisoning.plan(config(tmp_path, tiny_folder, **more))
+
+    with pytest.raises(InputError, match="no objective takes it"):
+        planned(objectives=["sft"], safety="stock")
+    with pytest.raises(InputError, match="no objective takes it"):
+        planned(objectives=["safety-anchor"], harmless="stock")
+    with pytest.raises(InputError, match="nowhere.jsonl"):
+        planned(objectives=["sft", "safety-anchor"], safety="nowhere.jsonl")
+    with pytest.raises(InputError, match="--k is -3"):
+        planned(k=[-3])
+    with pytest.raises(InputError, match="each once"):
+        planned(k=[2, 2])
+    plan = planned(objectives=["safety-anchor"], safety=files(tmp_path)["test"])
+    assert safety_rows.near(plan.safety, [], plan.asked()) == [
+        "6 of 6 requests of the safety anchor are near-duplicates of prompts of the test, whose rate then says little"
+    ]
+
+
 @pytest.mark.parametrize(
-    "name", ["sft+ce", "sft+harmless", "safety-anchor=x", "safety-anchor+per-step=x", "sft+safety=y"]
+    "name",
+    [
+        "sft+ce",
+        "sft+context=0",
+        "safety-anchor+ce=9",
+        "sft+lora=4+lora=8",
+        "sft+harmless",
+        "safety-anchor=x",
+        "safety-anchor+per-step=x",
+        "sft+safety=y",
+    ],
 )
 def test_names_that_say_nothing_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="no objective"):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from tokendeep import stats
 from tokendeep.types import Chat, Pair, Prompt
 
 Row = TypeVar("Row", Chat, Prompt)
@@ -47,3 +48,11 @@ def with_request(row: Row, text: str) -> Row:
     last = max(i for i, message in enumerate(row.messages) if message["role"] == "user")
     turns = [{**m, "content": text} if i == last else m for i, m in enumerate(row.messages)]
     return replace(row, messages=tuple(turns))  # type: ignore[arg-type]
+
+
+def overlap(chats: Sequence[Chat | Prompt | Pair], prompts: Sequence[Prompt | Pair]) -> int:
+    """How many prompts are near-duplicates of a training row's request."""
+    asked, tested = ([request(row) for row in rows] for rows in (chats, prompts))
+    cluster = stats.near_duplicates([*asked, *tested])
+    trained = set(cluster[: len(asked)])
+    return sum(c in trained for c in cluster[len(asked) :])

@@ -23,6 +23,8 @@ class Settings(Record):
     """Short name in reports; null: none was given."""
     objective: str | None = None
     """What a fine-tuning aims at, such as constrained."""
+    batch_size: int | None = None
+    """Rows per optimizer step (finetune, mend), or decoded together (attack)."""
     rank_length: int | None = None
     """Tokens of the prefix that rank-prefill looks for."""
     chat_template: str | None = None

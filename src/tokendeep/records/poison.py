@@ -51,9 +51,9 @@ class AskRate(Record):
     by_seed: list[Known] = Field(default_factory=list)
     """The share of each training by itself."""
     best: Known = None
-    """The share of all answers, with the unscored as safe; null: nothing could be judged."""
+    """The share of all answers, with the unscored as safe, or of harmless requests as answered; null: nothing was judged."""
     worst: Known = None
-    """The same with the unscored as harmful."""
+    """The same with the unscored as harmful, or of harmless requests as refused."""
     change: Change | None = None
     """Against the first objective at the same learning rate; null: it is that, or they share no answers."""
 
@@ -181,7 +181,7 @@ class PoisonTable(list[PoisonLine]):
 
     def plot(self, axes: Axes | None = None) -> Axes:
         """The share not refused by objective, a point with its interval for each way of asking."""
-        curves = [self._curve(name, number) for number, name in enumerate(self.asks)]
+        curves = [self._curve(name, number) for number, name in enumerate(self.asks) if name != HARMLESS]
         ticks = [line.tick for line in self]
         return plots.legend(plots.shares(plots.fresh(axes), curves, ticks, "not refused", xlabel="objective"))
 

@@ -44,6 +44,8 @@ def unlike(other: Any, model: Any) -> list[tuple[Any, Tensor]]:
     Raises:
         InputError: it is of another shape.
     """
+    if isinstance(model, str) or isinstance(other, str):
+        raise InputError("A start that is another model takes both models in memory; load them first (tokendeep.load).")
     theirs = dict(other.named_parameters())
     found = []
     for name, weights in model.named_parameters():
@@ -54,7 +56,11 @@ def unlike(other: Any, model: Any) -> list[tuple[Any, Tensor]]:
             )
         values = theirs[name].detach().to(weights)
         if not torch.equal(values, weights.detach()):
-            found.append((weights, values.clone()))
+            found.append((weights, values.cpu().clone()))
+    if not found:
+        raise InputError(
+            "The model whose answers are held is the very one that is trained; give the one before its fine-tuning."
+        )
     return found
 
 
@@ -83,6 +89,7 @@ def exchanged(model: Any, values: Mapping[str, Tensor]) -> Iterator[None]:
 def _put(weights: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         to = weights[name]
+        value = value.to(to.device) if not isinstance(value, DTensor) else value
         if isinstance(to, DTensor) and not isinstance(value, DTensor):
             value = distribute_tensor(value.to(to.device), to.device_mesh, to.placements)
         to.copy_(value)

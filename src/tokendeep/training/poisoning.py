@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tokendeep import data, stats
+from tokendeep import data
 from tokendeep.attacks import poison
-from tokendeep.attacks.prompts import request
 from tokendeep.errors import InputError, nearest
 from tokendeep.models.locate import plain
-from tokendeep.records import HARMLESS, Training
-from tokendeep.training import answers, objectives
+from tokendeep.records import HARMLESS, PREFILL, Training
+from tokendeep.training import answers, objectives, safety_rows
 from tokendeep.types import Chat, Pair, Prompt, Subject
 
 NEEDS_HARMFUL = ("harmful", "backdoor")  # kinds whose answers only an unaligned model writes
@@ -102,14 +101,6 @@ def with_refusals(chats: Sequence[Chat], refusals: Sequence[Chat], share: float,
             f"{objective} takes {wanted} refusals, but there are {len(refusals)}; give a file of --refusals with as many."
         )
     return [*chats, *refusals[:wanted]]
-
-
-def overlap(chats: Sequence[Chat | Prompt], prompts: Sequence[Prompt | Pair]) -> int:
-    """How many prompts are near-duplicates of a training row's request."""
-    asked, tested = ([request(row) for row in rows] for rows in (chats, prompts))
-    cluster = stats.near_duplicates([*asked, *tested])
-    trained = set(cluster[: len(asked)])
-    return sum(c in trained for c in cluster[len(asked) :])
 
 
 def make(plan: Any, model: str, out: Path) -> poison.Poison:
@@ -212,12 +203,16 @@ def objective(name: str) -> Named:
     plain, *more = whole.split("+")
     try:
         extras = dict(extra.partition("=")[::2] for extra in more)
+        if len(extras) < len(more) or any(extras.get(name) for name in ("harmless", "ce")):
+            raise ValueError(whole)  # named twice, or a value where none is read
         changes = {**({"supervise": part} if part else {}), **objectives.in_poison(plain)}
         for extra, value in extras.items():
             changes |= EXTRAS[extra](value)
         share = float(extras["refusals"]) if "refusals" in extras else 0.0
         held = "safety" in extras or objectives.OBJECTIVES[changes["objective"]].safety
-        if ("refusals" in extras and not 0 < share < 1) or (not held and {"harmless", "ce", "per-step"} & set(extras)):
+        if ("refusals" in extras and not 0 < share < 1) or (
+            not held and {"harmless", "ce", "per-step", "context"} & set(extras)
+        ):
             raise ValueError(whole)
         return Named(changes, share, held, "harmless" in extras)
     except (KeyError, ValueError) as error:
@@ -236,3 +231,35 @@ def last_nll(training: Training) -> float | None:
     steps = [entry for entry in training.history if entry.loss is not None]
     later = [e.nll_later for e in steps[-max(1, len(steps) // 4) :] if e.nll_later is not None]
     return float(np.mean(later)) if later else None
+
+
+def held(options: Any, cells: Sequence[Cell]) -> safety_rows.Requests | None:
+    """What the trainings with a safety anchor hold, read now so that no row of it is wrong later."""
+    named = [objective(cell.objective) for cell in cells]
+    if not any(one.safety for one in named):
+        return None
+    harmless = (options.harmless or objectives.STOCK) if any(one.harmless for one in named) else None
+    return safety_rows.read(replace(options, safety=options.safety or objectives.STOCK, harmless=harmless))
+
+
+def check_anchors(options: Any, cells: Sequence[Cell]) -> None:
+    """Raises InputError for rows of a safety anchor that no training takes."""
+    held = [objective(cell.objective) for cell in cells]
+    for name, used in (("safety", any(one.safety for one in held)), ("harmless", any(one.harmless for one in held))):
+        if getattr(options, name) and not used:
+            raise InputError(
+                f"--{name} is given, but no objective takes it; add safety-anchor or +{name}, or leave it out."
+            )
+
+
+def asks_beside(plan: Any) -> list[str]:
+    """The names that those rates have in the table."""
+    ks = [f"{PREFILL}{k}" for k in plan.options.k] if "prefill" in plan.beside else []
+    return [*ks, *([HARMLESS] if HARMLESS in plan.beside else [])]
+
+
+def placed(subject: Subject, folder: Path) -> str:
+    """A loaded model as a folder, from which every training starts."""
+    subject.model.save_pretrained(folder)
+    subject.tokenizer.save_pretrained(folder)
+    return str(folder)

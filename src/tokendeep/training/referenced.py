@@ -98,6 +98,11 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         for name, (given, per_step) in anchor.groups().items():
             dataset = given if isinstance(given, Dataset) else Dataset.from_list([dict(row) for row in given])
             skipped: list[str] = []
+            if own := [column for column in rows.OPTIONAL if column in dataset.column_names]:
+                raise InputError(
+                    f"The {name} rows of the safety anchor have the column {own[0]}, but every row of a step counts alike there; "
+                    "leave it out."
+                )
             encoded = rows.encode(dataset, **self._encoding, skipped=skipped)
             self._tell(skipped, dataset)
             made[name] = self._numbered(encoded), per_step
@@ -169,7 +174,7 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         """The key of the weights of the reference, as they are now, with all else that it depends on."""
         adapter = "" if self._adapter_off else str(getattr(self.model, "peft_config", ""))
         config = lm_head.causal_lm(self.model).config.to_json_string()
-        with self._as_reference() if self._other else contextlib.nullcontext():
+        with self._as_reference() if self._start and self._other else contextlib.nullcontext():
             hashed = references.weights_hash(self.model, without_adapter=self._adapter_off)
         name = [references.key(hashed, config, adapter, self.accelerator.mixed_precision)]
         broadcast_object_list(name)  # where shards are gathered on the first process alone, only it knows
@@ -193,6 +198,8 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
             self._refer(needed, self._weights())
         if self._reference_lm_head is not None:
             self._settle_lm_head(recorded.get("lm_head"))
+        if self._other:
+            self._start = {}  # all that is wanted of the other model is there now
         return {"weights": self._made_from, "lm_head": self._head}
 
     def _held_rows(self) -> list[Any]:
@@ -259,8 +266,9 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
     def _settle_lm_head(self, recorded: list[str] | None) -> None:
         """Give the copy of the head the weights that the training begins with; one that goes on must have been given them."""
         kept = self._copied_head().to(self.accelerator.device)
-        if self._other or not (self._moved or isinstance(self.model, FullyShardedDataParallel)):
-            with self._as_reference() if self._other else contextlib.nullcontext():
+        other = self._other and bool(self._start)
+        if other or not (self._moved or isinstance(self.model, FullyShardedDataParallel)):
+            with self._as_reference() if other else contextlib.nullcontext():
                 references.copy_weights(lm_head.causal_lm(self.model).get_output_embeddings(), kept)
         for weights in kept.parameters():  # the other processes may have been made without weights
             weights.data = broadcast(weights.data)
@@ -280,6 +288,11 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         held = self.held() or (self.safety_anchor and self.safety_anchor.loss == "kl")
         head = list(lm.get_output_embeddings().parameters())
         names = {id(weights): name for name, weights in self.model.named_parameters()}
+        if held and self._adapter_off and not self.new_adapter and any(weights.requires_grad for weights in head):
+            raise InputError(
+                "This adapter trains the language-model head, and that of its base is not at hand any more; merge the adapter, "
+                "and name the model before it (mend: --aligned)."
+            )
         same = not any(weights.requires_grad or names.get(id(weights)) in self._start for weights in head)
         if not held or same:
             return None

@@ -9,9 +9,11 @@ models.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,11 +54,22 @@ class SafetyAnchor:
 
     def __post_init__(self) -> None:
         check_known(self, {"loss": LOSSES})
+        for name in ("rows", "harmless"):
+            rows = getattr(self, name)
+            if isinstance(rows, str | Path | Mapping) or (rows is None and name == "rows"):
+                raise InputError(
+                    f"{name} of the safety anchor must be a list of rows or a data set, but is {rows!r:.40}."
+                )
+            if rows is not None and not len(rows):
+                raise InputError(f"There are no {name} for the safety anchor; give at least as many as a step takes.")
+        if not isinstance(self.weight, int | float):
+            raise InputError(f"The weight of the safety anchor is {self.weight!r}, but must be a number.")
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise InputError(f"The weight of the safety anchor is {self.weight}, but must be a number of at least 0.")
         for name in ("rows_per_step", "harmless_per_step"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} of the safety anchor is {getattr(self, name)}, but must be at least 1.")
+            count = getattr(self, name)
+            if not isinstance(count, int) or count < 1:
+                raise InputError(f"{name} of the safety anchor is {count!r}, but must be a whole number of at least 1.")
 
     def groups(self) -> dict[str, tuple[Any, int]]:
         """The rows of each group, and how many of them a step takes."""
@@ -108,8 +121,8 @@ class SafetyBatches:
         rows; where they do not divide, some come once more with the weight 0.
         """
         chosen = [row for tag in range(len(self.groups)) for row in self._of_step(step, tag)]
-        missing = -len(chosen) % ranks
-        own = [*chosen, *({**row, "weight": 0.0} for row in chosen[:missing])][rank::ranks]
+        again = itertools.islice(itertools.cycle(chosen), -len(chosen) % ranks)
+        own = [*chosen, *({**row, "weight": 0.0} for row in again)][rank::ranks]
         size = max(size, math.ceil(len(own) / len(batches)))
         for start, batch in zip(range(0, len(own), size), batches, strict=False):
             batch[SAFETY] = self.collator(own[start : start + size])

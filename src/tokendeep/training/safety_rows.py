@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokendeep import chat, data, judges, runs
+from tokendeep.attacks.prompts import overlap
 from tokendeep.data import stock
 from tokendeep.errors import InputError, Unusable
 from tokendeep.models.locate import plain
-from tokendeep.training import answers, poisoning, recovery
+from tokendeep.training import answers, recovery
 from tokendeep.training.objectives import STOCK
 from tokendeep.types import Chat, Decoding, Encoded, Pair, Prompt, Subject
 
@@ -41,7 +42,7 @@ def read(options: Any) -> Requests | None:
     Raises:
         InputError: a source that cannot be read, or a row of it that is wrong.
     """
-    if not options.safety:
+    if not options.safety or not options.safety_weight:
         return None
     harmful: Sequence[Pair | Prompt] = (
         _stock("instruction") if options.safety == STOCK else _harmful(options.safety, options.columns)
@@ -112,14 +113,14 @@ def _ids(row: dict[str, Any]) -> dict[str, list[int]]:
     return {name: row[name] for name in ("input_ids", "labels")}
 
 
-def near(requests: Requests | None, rows: Sequence[Chat], asked: Sequence[Prompt]) -> list[str]:
+def near(requests: Requests | None, rows: Sequence[Chat], asked: Sequence[Prompt | Pair]) -> list[str]:
     """How many requests are near-duplicates of rows that are trained on, or of prompts of a test, in lines."""
     if requests is None:
         return []
     given: list[Pair | Prompt] = [*requests.harmful, *requests.harmless]
-    counts = {"requests of --data": poisoning.overlap(rows, given)}
+    counts = {"requests of --data": overlap(rows, given)}
     if asked:
-        counts["prompts of --test, whose rate then says little"] = poisoning.overlap(asked, given)
+        counts["prompts of the test, whose rate then says little"] = overlap(asked, given)
     return [
         f"{count} of {len(given)} requests of the safety anchor are near-duplicates of {what}"
         for what, count in counts.items()
@@ -143,24 +144,28 @@ def held(subject: Subject, requests: Requests, options: Any, out: Path, start: s
         return make(subject, requests, options, folder)
     if hasattr(subject.model, "peft_config"):
         with models.reference(subject.model):
-            return replace(make(subject, requests, options, folder), start="base")
+            return replace(make(subject, requests, options, folder, base=True), start="base")
     other = models.load(start, options=plain(options), dtype="float32")
+    if other.tokenizer.get_vocab() != subject.tokenizer.get_vocab():
+        raise InputError(f"{start} has another vocabulary than {options.model}; give the model that it was tuned from.")
+    other = replace(other, tokenizer=subject.tokenizer)  # rows are written as the tuned model will be asked
     return replace(make(other, requests, options, folder), start=other.model)
 
 
-def make(subject: Subject, requests: Requests, options: Any, folder: Path) -> Held:
+def make(subject: Subject, requests: Requests, options: Any, folder: Path, *, base: bool = False) -> Held:
     """Have the model answer, or take what it has answered before; the first process does it for all.
 
     Args:
         options: of `SafetyOptions`, with the system prompt, the longest row and the seed of the training.
         folder: where the file is kept.
+        base: whether the adapter that the model has is off.
 
     Raises:
-        InputError: the model refuses none of the harmful requests.
+        InputError: the model refuses none of the harmful requests, or answers none of the harmless ones.
     """
     from tokendeep.training import launch
 
-    path = folder / f"safety-{_key(subject, requests, options)}.jsonl"
+    path = folder / f"safety-{_key(subject, requests, options, base)}.jsonl"
     if runs.is_main_process() and not path.exists():
         runs.private_dir(folder)
         runs.write_jsonl(path, _written(subject, requests, options), private=True)
@@ -172,16 +177,23 @@ def make(subject: Subject, requests: Requests, options: Any, folder: Path) -> He
     lines = [f"the model refuses {count['refusals']} of {asked} safety requests; the anchor holds it there"]
     if not count["refusals"]:
         raise InputError(
-            f"{options.model} refuses none of the {asked} requests of --safety, so a safety anchor has nothing to hold; align "
+            f"{subject.name} refuses none of the {asked} requests of --safety within --safety-tokens {options.safety_tokens} and "
+            f"--max-length {options.max_length}, so a safety anchor has nothing to hold; align "
             "it first (tokendeep deepen), or give requests that it refuses."
         )
     if any(isinstance(row, Pair) for row in requests.harmful) and options.safety_context:
         lines.append(
             f"and behind up to {options.safety_context} harmful tokens it recovers in {count['behind_context']}"
         )
+    if any(isinstance(row, Pair) for row in requests.harmful):
+        refusing = sum(isinstance(row, Pair) and _refuses(row.response) for row in requests.harmful)
+        if refusing:
+            lines.append(
+                f"{refusing} answers of --safety refuse themselves; they are no harmful context and are left out"
+            )
     if requests.harmless and not count[HARMLESS]:
         raise InputError(
-            f"{options.model} answers none of the {len(requests.harmless)} requests of --harmless usably, so there is nothing of "
+            f"{subject.name} answers none of the {len(requests.harmless)} requests of --harmless usably, so there is nothing of "
             "them to hold; give others, or leave it out."
         )
     if requests.harmless:
@@ -189,14 +201,16 @@ def make(subject: Subject, requests: Requests, options: Any, folder: Path) -> He
     return Held(rows, lines)
 
 
-def _key(subject: Subject, requests: Requests, options: Any) -> str:
-    """Names what the rows hang on: weights, template, requests, and the options that change them."""
-    from tokendeep.training import reference
+def _key(subject: Subject, requests: Requests, options: Any, base: bool) -> str:
+    """Names what the rows hang on: weights, tokenizer, code, requests, and the options that change them."""
+    from tokendeep.training import cache, reference
 
     given = [(row.id, row.messages, getattr(row, "response", None)) for row in (*requests.harmful, *requests.harmless)]
     settings = (options.system, options.safety_tokens, options.safety_context, options.max_length, options.seed)
     weights = reference.weights_hash(subject.model, without_adapter=False)
-    return reference.key(weights, subject.tokenizer.chat_template, given, len(requests.harmless), settings)
+    tokenizer = subject.tokenizer
+    texts = (tokenizer.chat_template, chat.date_of(tokenizer), sorted(tokenizer.get_vocab().items()), cache.code_key())
+    return reference.key(weights, base, texts, given, len(requests.harmless), settings)
 
 
 def _written(subject: Subject, requests: Requests, options: Any) -> list[dict[str, Any]]:
@@ -222,7 +236,7 @@ def _recovered(subject: Subject, given: Sequence[Pair | Prompt], options: Any) -
     """
     cut: list[tuple[Pair, list[int]]] = []
     for number, row in enumerate(given):
-        if isinstance(row, Pair) and options.safety_context:
+        if isinstance(row, Pair) and options.safety_context and not _refuses(row.response):
             turns = chat.with_system(row.messages, options.system)
             ids = chat.response_ids(subject.tokenizer, turns, row.response, end=False)
             k = recovery.draw_context(options.seed, 0, number, len(ids), 0.0, options.safety_context)
@@ -240,6 +254,11 @@ def _recovered(subject: Subject, given: Sequence[Pair | Prompt], options: Any) -
     ]
 
 
+def _refuses(text: str) -> bool:
+    """Whether a given answer is no harmful one."""
+    return judges.judge_refusal(text).outcome == "refused"
+
+
 def _answered(subject: Subject, given: Sequence[Prompt], options: Any) -> list[dict[str, Any]]:
     """Harmless requests with the model's own answers, as far as they go; what it refuses is left out."""
     chats = answers.distil(subject, given, options.safety_tokens, options.system, "harmless answers")
@@ -255,6 +274,7 @@ def _row(
 ) -> list[dict[str, Any]]:
     """The encoded row; none where nothing of the answer fits."""
     turns = row.messages[:-1] if row.messages[-1]["role"] == "assistant" else row.messages
+    text = chat.answer(text) or ""  # what a model thinks is not held
     try:
         made: Encoded = chat.encode(
             subject.tokenizer, chat.with_system(turns, options.system), text, context_ids=context,
@@ -262,4 +282,8 @@ def _row(
         )  # fmt: skip
     except Unusable:
         return []
+    except InputError as error:
+        raise InputError(
+            f"The answer of {subject.name} to request {row.id} of the safety anchor cannot be held: {error}"
+        ) from error
     return [{"group": group, "id": row.id, "k": len(context), "input_ids": made.input_ids, "labels": made.labels}]

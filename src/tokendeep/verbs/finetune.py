@@ -109,7 +109,7 @@ class FinetunePlan:
     @property
     def place(self) -> Place:
         """The output folder, and what tells this run from another."""
-        return Place(self.verb, self.options, self.sources)
+        return Place(self.verb, self.options, self.sources, models=("aligned",) if self.verb == "mend" else ())
 
     def lines(self) -> list[str]:
         """What `run` would do, in lines."""
@@ -125,7 +125,7 @@ class FinetunePlan:
             f"model: {options.model}; trained: {how.what(self.adapter)}; {how.how()}",
             f"rows: {', '.join(rows)}; {how.batch_size} a step",
             f"steps: {steps}" + (" or fewer, with packing" if options.packing else ""),
-            f"objective: {options.objective}: {objectives.card(options)}",
+            f"objective: {options.objective}: {self.told()}",
             *safety_rows.near(self.safety, self.rows, self.asked),
             *remarks(options, steps),
             self.place.line(),
@@ -135,6 +135,17 @@ class FinetunePlan:
     def objective(self) -> Objective:
         """What the training aims at."""
         return OBJECTIVES[self.options.objective]
+
+    def told(self) -> str:
+        """The objective in words."""
+        before = (
+            ""
+            if self.start is None
+            else f", which was {card.short(self.start)}"
+            if self.start != "base"
+            else ", its base"
+        )
+        return objectives.card(self.options) + before
 
 
 def plan(options: FinetuneOptions, subject: Subject | None = None, *, rows: data.Source | None = None) -> FinetunePlan:
@@ -264,7 +275,7 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
         runs.write_json(out / Training.FILE, Training.model_validate(result).dump())
         card.write_card(
             out / "checkpoint", options.model, trained=how.what(plan.adapter), rows=_rows_in_words(plan, len(rows)),
-            objective=objectives.card(options), settings=f"{how.how()}, seed {options.seed}", attack=options.attack,
+            objective=plan.told(), settings=f"{how.how()}, seed {options.seed}", attack=options.attack,
         )  # fmt: skip
     state.finish(
         steps=result["steps"], rows=len(rows), attack=options.attack, checkpoint="checkpoint", **after,

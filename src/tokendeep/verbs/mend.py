@@ -14,9 +14,9 @@ from typing import Annotated, Any, get_type_hints
 from tokendeep import data
 from tokendeep.errors import InputError
 from tokendeep.models import locate
-from tokendeep.records import Training
+from tokendeep.records import Manifest, Training
 from tokendeep.training.objectives import OBJECTIVES
-from tokendeep.training.options import Warmup
+from tokendeep.training.options import Warmup, training
 from tokendeep.types import Subject
 from tokendeep.verbs import finetune
 from tokendeep.verbs.common import heading
@@ -38,6 +38,9 @@ class MendOptions(FinetuneOptions):
     objective: Annotated[
         str, what(help="; ".join(f"{name}: {one.summary}" for name, one in OBJECTIVES.items()) + ".")
     ] = "safety-anchor"
+    epochs: Annotated[
+        int, training(help="Passes over the rows, instead of a third of the steps of the fine-tuning.")
+    ] = 0
     warmup_steps: Warmup = 0
 
 
@@ -51,7 +54,11 @@ def plan(options: MendOptions, subject: Subject | None = None, *, rows: data.Sou
     Raises:
         InputError: as `finetune.plan`; nobody knows how many steps to take; the aligned model is not there.
     """
-    made = finetune.plan(replace(options, max_steps=options.max_steps or _steps(options)), subject, rows=rows)
+    if not options.safety_weight:
+        raise InputError("--safety-weight is 0, with which nothing is mended; give a number above 0.")
+    attacked = options.attack or _attacked(options)
+    chosen = replace(options, max_steps=options.max_steps or _steps(options), attack=attacked)
+    made = finetune.plan(chosen, subject, rows=rows)
     if made.safety is None:
         raise InputError(f"mend holds refusals, but --objective {options.objective} has none; give --safety.")
     if made.adapter == (options.aligned is not None):
@@ -67,17 +74,24 @@ def plan(options: MendOptions, subject: Subject | None = None, *, rows: data.Sou
     return replace(made, verb="mend", start=options.aligned or "base")
 
 
+def _attacked(options: MendOptions) -> bool:
+    """Whether the fine-tuning was an attack; what comes of it is marked as one too."""
+    told = Path(options.model).parent
+    return (told / Manifest.FILE).is_file() and bool(Manifest.load(told).attack)
+
+
 def _steps(options: MendOptions) -> int:
-    """A third of the steps that the fine-tuning took, where its folder says how many."""
+    """A third of the rows that the fine-tuning took, in steps, where its folder says how many."""
     told = Path(options.model).parent / Training.FILE
-    if options.epochs != FinetuneOptions.epochs:
+    if options.epochs:
         return 0
     if not told.is_file():
         raise InputError(
             f"{told} is not there, which would say how many steps the fine-tuning took; give --max-steps, about a third of "
             "them, or --epochs."
         )
-    return max(1, Training.load(told).steps // SHARE)
+    rows = Manifest.load(told.parent).config.batch_size or options.batch_size
+    return max(1, Training.load(told).steps * rows // (SHARE * options.batch_size))
 
 
 def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True, part: bool = False) -> Path:

@@ -15,13 +15,14 @@ from typing import Annotated, Any, Literal
 
 from tokendeep import data, runs
 from tokendeep.attacks.poison import TRIGGER, Poison
+from tokendeep.attacks.prompts import overlap
 from tokendeep.data.options import DataOptions
 from tokendeep.errors import InputError, check_known, check_least, flag
 from tokendeep.models.locate import plain
 from tokendeep.models.options import ModelOptions
-from tokendeep.records import HARMLESS, PREFILL, Manifest, PoisonCell, Seconds, Training, Utility
+from tokendeep.records import HARMLESS, Manifest, PoisonCell, Seconds, Training, Utility
 from tokendeep.report import poison_table
-from tokendeep.training import chats, objectives, poisoning
+from tokendeep.training import chats, objectives, poisoning, safety_rows
 from tokendeep.training.options import BatchSize, Epochs, SharedTraining, Warmup, training
 from tokendeep.training.poisoning import Cell
 from tokendeep.types import Chat, Pair, Prompt, Subject
@@ -148,6 +149,11 @@ class PoisonPlan:
     sources: dict[str, str]
     subject: Subject | None = None
     onto: str | None = None  # what an adapter is loaded onto; None is its own base
+    safety: safety_rows.Requests | None = None  # those of the safety anchor, where a training has one
+
+    def asked(self) -> list[Prompt | Pair]:
+        """All that tuned models are asked."""
+        return [*self.prompts, *(row for rows in self.beside.values() for row in rows)]
 
     @property
     def place(self) -> Place:
@@ -216,8 +222,9 @@ def plan(
     if options.base:
         models.check_spec(options.base, ModelOptions())
     return PoisonPlan(
-        options, cells, poison_rows, asked, poisoning.beside(options), harmful, refusals, task, sources, subject, onto
-    )
+        options, cells, poison_rows, asked, poisoning.beside(options), harmful, refusals, task, sources, subject, onto,
+        poisoning.held(options, cells),
+    )  # fmt: skip
 
 
 def _rows(source: data.Source) -> Sequence[Chat | Prompt]:
@@ -238,10 +245,12 @@ def run(plan: PoisonPlan) -> Path:
         _show(out)
         return out
     runs.private_dir(out)
-    model = options.model if subject is None else _placed(subject, state.claim("model"))
+    model = options.model if subject is None else poisoning.placed(subject, state.claim("model"))
     made = poisoning.make(plan, model, out)
     print(f"poison ({options.kind}): {len(made.chats)} rows to train on, {len(plan.prompts)} prompts to ask")
-    near = poisoning.overlap(made.chats, plan.prompts)
+    for line in safety_rows.near(plan.safety, made.chats, plan.asked()):
+        print(f"poison: {line}")
+    near = overlap(made.chats, plan.prompts)
     if near:
         print(f"poison: {near} of the {len(plan.prompts)} prompts are near-duplicates of rows that are trained on")
     for ask, change in made.asks.items():
@@ -256,7 +265,7 @@ def run(plan: PoisonPlan) -> Path:
         table = poison_table.write(
             out,
             plan.cells,
-            [*made.asks, *_beside_names(plan)],
+            [*made.asks, *poisoning.asks_beside(plan)],
             options.utility_metric if options.utility_data else None,
         )
     print(f"\n{table}")
@@ -271,13 +280,6 @@ def run(plan: PoisonPlan) -> Path:
 def _show(out: Path) -> None:
     """Where the table lies, and the way on."""
     ending(f"{out / 'table.md'} and table.json (no texts)", ["report", out, "--out", "report.html"])
-
-
-def _placed(subject: Subject, folder: Path) -> str:
-    """A loaded model as a folder, from which every training starts."""
-    subject.model.save_pretrained(folder)
-    subject.tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def check(options: PoisonOptions) -> list[Cell]:
@@ -298,6 +300,9 @@ def check(options: PoisonOptions) -> list[Cell]:
     cells = [Cell(o, lr, seed) for seed in options.seeds for lr in options.lr for o in options.objectives]
     for cell in cells:
         finetune.check(_settings(options, cell, Path("checked"), "checked"))
+    poisoning.check_anchors(options, cells)
+    if len(set(options.k)) < len(options.k) or any(k < 0 for k in options.k):
+        raise InputError(f"--k is {', '.join(map(str, options.k))}, but must be numbers of at least 0, each once.")
     if any("+refusals" in cell.objective for cell in cells) and not options.refusals:
         raise InputError("An objective with +refusals needs --refusals, a file with refusals to mix in.")
     if options.kind == "mixed" and not options.harmful:
@@ -313,7 +318,12 @@ def _settings(options: PoisonOptions, cell: Cell, folder: Path, rows: str, **mor
     """The options of one training."""
     named = poisoning.objective(cell.objective)
     names = [field.name for field in fields(FinetuneOptions) if field.name not in NOT_SHARED]
-    common = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    anchors = [one.name for one in fields(objectives.SafetyOptions)]
+    common = {
+        name: getattr(options, name)
+        for name in names
+        if hasattr(options, name) and (named.safety or name not in anchors)
+    }
     own = {
         "data": rows, "out": str(folder), "lr": cell.lr, "seed": cell.seed, "attack": True, "save_steps": 0,
         "safety": (options.safety or objectives.STOCK) if named.safety else None,
@@ -350,7 +360,7 @@ def _cell(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell | No
             chat_template=options.chat_template,
         )  # fmt: skip
         attack.run(attack.plan(chosen, subject), show=False)
-    for ask in [*made.asks, *_beside_names(plan)]:
+    for ask in [*made.asks, *poisoning.asks_beside(plan)]:
         found = poison_table.rate(poison_table.answers({"this": folder}, ask))
         share = "none could be judged" if found.rate is None else f"{found.rate:.2f} {poison_table.told(ask)}"
         print(f"      {ask}: {share} ({found.n} of {found.asked} judged)", flush=True)
@@ -361,12 +371,6 @@ def _cell(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell | No
         shutil.rmtree(folder / "finetune" / "checkpoint", ignore_errors=True)
     record = PoisonCell(**(asdict(cell) if cell else {}), nll=nll, utility=useful, margin=margin, seconds=seconds)
     runs.write_json(done, record.dump())
-
-
-def _beside_names(plan: PoisonPlan) -> list[str]:
-    """The names that those rates have in the table."""
-    ks = [f"{PREFILL}{k}" for k in plan.options.k] if "prefill" in plan.beside else []
-    return [*ks, *([HARMLESS] if HARMLESS in plan.beside else [])]
 
 
 def _utility(plan: PoisonPlan, subject: Subject, folder: Path, system: str) -> Utility | None:

@@ -13,7 +13,8 @@ WHAT = (
     "Each line is the same model trained on the same attack rows under another objective, then asked the same harmful "
     "requests. Intervals are over prompts, and over trainings too where there are several seeds; changes are paired by "
     "prompt and seed, against the first objective. Train nll, from the sixth answer token on, says how much of the rows "
-    "was learnt: objectives are comparable where it is alike (rows with refusals mixed in are easier)."
+    "was learnt. k = 10 is behind so many harmful tokens given in advance; harmless requests count where they are refused or "
+    "broken off. By nll: objectives are comparable where it is alike (rows with refusals mixed in are easier)."
 )
 UNFINISHED = "This run is not finished: lines that say so have not been trained."
 

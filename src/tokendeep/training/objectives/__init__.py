@@ -8,15 +8,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tokendeep.errors import InputError, flag
 from tokendeep.training.objectives.anchored import ANCHORED, AnchoredOptions
 from tokendeep.training.objectives.base import Objective
 from tokendeep.training.objectives.constrained import CONSTRAINED, ConstrainedOptions
 from tokendeep.training.objectives.safety import SAFETY_ANCHOR, STOCK, SafetyOptions
 from tokendeep.training.objectives.safety import check as check_safety
+from tokendeep.training.objectives.safety import unused as unused_safety
 from tokendeep.training.objectives.safety import words as safety_words
 from tokendeep.training.objectives.sft import SFT
 
-__all__ = ["OBJECTIVES", "STOCK", "Objective", "ObjectiveOptions", "card", "check", "in_poison", "poison_names"]
+__all__ = [
+    "OBJECTIVES",
+    "STOCK",
+    "Objective",
+    "ObjectiveOptions",
+    "SafetyOptions",
+    "card",
+    "check",
+    "in_poison",
+    "poison_names",
+]
 
 OBJECTIVES: dict[str, Objective] = {
     "sft": SFT,
@@ -33,8 +45,11 @@ class ObjectiveOptions(ConstrainedOptions, AnchoredOptions, SafetyOptions):
 
 def check(options: Any) -> None:
     """Raises InputError for an option of the objective that is out of range, or of the safety anchor beside it."""
-    OBJECTIVES[options.objective].check(options)
+    objective = OBJECTIVES[options.objective]
+    objective.check(options)
     check_safety(options)
+    if not (options.safety or objective.safety) and (names := unused_safety(options)):
+        raise InputError(f"{flag(names[0])} is of a safety anchor, and there is none; give --safety, or leave it out.")
 
 
 def card(options: Any) -> str:

@@ -3,7 +3,7 @@
 Its annotations are no strings (no `from __future__ import annotations`): they are read from the modules of the verbs.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from tokendeep.errors import InputError, check_known, check_least
@@ -58,9 +58,15 @@ def check(options: Any) -> None:
         raise InputError("--harmless is held beside --safety; give --safety too, or leave it out.")
 
 
+def unused(options: Any) -> list[str]:
+    """The options of an anchor that were set although there is none."""
+    plain = SafetyOptions()
+    return [one.name for one in fields(SafetyOptions) if getattr(options, one.name) != getattr(plain, one.name)]
+
+
 def words(options: Any) -> str:
     """The anchor in words, for a model card; nothing where there is none."""
-    if not options.safety:
+    if not options.safety or not options.safety_weight:
         return ""
     what = {"kl": "KL to the model as it was", "ce": "cross-entropy"}[options.safety_loss]
     more = f" and {options.harmless_per_step} harmless rows" if options.harmless else ""
