@@ -203,7 +203,8 @@ def plan(
     given = {name: of for name, of in (("data", rows), ("test", prompts)) if of is not None}
     sources = {**files, **{name: str(data.identity(of)) for name, of in given.items()}}
     asked = data.read_prompts(data.choose(given.get("test", options.test), role="harmful"))
-    poison_rows = _rows(data.choose(given.get("data", options.data), options.columns))
+    source = data.choose(given.get("data", options.data), options.columns)
+    poison_rows = data.read_prompts(source) if data.kind(source) == "prompts" else chats.load(source)
     if isinstance(poison_rows[0], Prompt) and options.kind in poisoning.NEEDS_HARMFUL and not options.base:
         raise InputError(
             f"{options.data} holds instructions without answers; give --base, an unaligned model that answers them, or "
@@ -225,10 +226,6 @@ def plan(
         options, cells, poison_rows, asked, poisoning.beside(options), harmful, refusals, task, sources, subject, onto,
         poisoning.held(options, cells),
     )  # fmt: skip
-
-
-def _rows(source: data.Source) -> Sequence[Chat | Prompt]:
-    return data.read_prompts(source) if data.kind(source) == "prompts" else chats.load(source)
 
 
 def run(plan: PoisonPlan) -> Path:
