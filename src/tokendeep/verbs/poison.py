@@ -222,10 +222,8 @@ def plan(
         models.check_spec(options.model, options, base=onto)
     if options.base:
         models.check_spec(options.base, ModelOptions())
-    return PoisonPlan(
-        options, cells, poison_rows, asked, poisoning.beside(options), harmful, refusals, task, sources, subject, onto,
-        poisoning.held(options, cells),
-    )  # fmt: skip
+    beside, held = poisoning.beside(options), poisoning.held(options, cells)
+    return PoisonPlan(options, cells, poison_rows, asked, beside, harmful, refusals, task, sources, subject, onto, held)
 
 
 def run(plan: PoisonPlan) -> Path:
