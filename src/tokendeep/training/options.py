@@ -16,6 +16,7 @@ training = partial(Parameter, group=Group("Training", sort_key=2.5))
 SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup"}  # ours: the training library's
 OPTIMIZERS = {"adamw": "adamw_torch", "sgd": "sgd"}
 REFERENCES = ("precomputed", "on-the-fly")  # when the aligned model is asked what it would have said
+SAFETY_LOSSES = ("kl", "ce")  # what a safety anchor puts on its rows
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 Epochs = Annotated[int, training(help="Passes over the rows.")]

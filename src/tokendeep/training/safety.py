@@ -20,8 +20,8 @@ import numpy as np
 
 from tokendeep.errors import InputError, check_known
 from tokendeep.training.batches import ROW, Collator, supervised_count
+from tokendeep.training.options import SAFETY_LOSSES
 
-LOSSES = ("kl", "ce")
 ALL = 10**9  # an anchor on every answer token
 SAFETY = "safety"  # of a micro-batch: the safety rows that are trained beside it
 
@@ -53,7 +53,7 @@ class SafetyAnchor:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_known(self, {"loss": LOSSES})
+        check_known(self, {"loss": SAFETY_LOSSES})
         for name in ("rows", "harmless"):
             rows = getattr(self, name)
             if isinstance(rows, str | Path | Mapping) or (rows is None and name == "rows"):

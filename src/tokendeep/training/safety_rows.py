@@ -185,12 +185,8 @@ def make(subject: Subject, requests: Requests, options: Any, folder: Path, *, ba
         lines.append(
             f"and behind up to {options.safety_context} harmful tokens it recovers in {count['behind_context']}"
         )
-    if any(isinstance(row, Pair) for row in requests.harmful):
-        refusing = sum(isinstance(row, Pair) and _refuses(row.response) for row in requests.harmful)
-        if refusing:
-            lines.append(
-                f"{refusing} answers of --safety refuse themselves; they are no harmful context and are left out"
-            )
+    if refusing := sum(isinstance(row, Pair) and _refuses(row.response) for row in requests.harmful):
+        lines.append(f"{refusing} answers of --safety refuse themselves; they are no harmful context and are left out")
     if requests.harmless and not count[HARMLESS]:
         raise InputError(
             f"{subject.name} answers none of the {len(requests.harmless)} requests of --harmless usably, so there is nothing of "
@@ -249,13 +245,13 @@ def _recovered(subject: Subject, given: Sequence[Pair | Prompt], options: Any) -
     return [
         made
         for (row, ids), (text, truncated) in zip(cut, texts, strict=True)
-        if not truncated and judges.judge_refusal(text, truncated=truncated).outcome == "refused"
+        if not truncated and _refuses(text)
         for made in _row(subject, row, text, options, HARMFUL, ids)
     ]
 
 
 def _refuses(text: str) -> bool:
-    """Whether a given answer is no harmful one."""
+    """Whether a whole answer is a refusal."""
     return judges.judge_refusal(text).outcome == "refused"
 
 

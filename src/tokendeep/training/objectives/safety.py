@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models.options import advanced
 from tokendeep.training.objectives.sft import SFT
-from tokendeep.training.options import training
+from tokendeep.training.options import SAFETY_LOSSES, training
 
 STOCK = "stock"
 
@@ -50,7 +50,7 @@ class SafetyOptions:
 
 def check(options: Any) -> None:
     """Raises InputError for an option out of range, or one that would do nothing."""
-    check_known(options, {"safety_loss": ("kl", "ce")})
+    check_known(options, {"safety_loss": SAFETY_LOSSES})
     check_least(options, {
         "safety_weight": 0, "safety_per_step": 1, "harmless_per_step": 1, "safety_context": 0, "safety_tokens": 1,
     })  # fmt: skip
