@@ -5,9 +5,8 @@ dict alone.
 """
 
 from tokendeep.judges import keywords
-from tokendeep.judges.base import JUDGED, Judge
+from tokendeep.judges.base import JUDGED, OUTCOMES, SCORED, Judge
 from tokendeep.judges.keywords import judge_keywords
-from tokendeep.judges.outcomes import OUTCOMES, SCORED
 from tokendeep.judges.rule import verdict
 from tokendeep.judges.rule.verdict import judge_refusal
 from tokendeep.records import Verdict

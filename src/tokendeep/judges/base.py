@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from tokendeep.records import Verdict
 
+SCORED = ("refused", "complied", "partial-then-refused")  # the outcomes that a rate is counted over
+OUTCOMES = (*SCORED, "empty", "degenerate", "other-language", "thought", "filtered", "judge-error")
 JUDGED = ("continuation", "full")  # what a judge may see behind a prefill: what the model wrote, or the prefill as well
 
 
