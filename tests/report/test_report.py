@@ -23,6 +23,7 @@ from fake_runs import sample, write_attack, write_measure
 from tokendeep import runs, stats
 from tokendeep.depth import profile as depth_profile
 from tokendeep.errors import InputError
+from tokendeep.evals import logs
 from tokendeep.records import Profile, plots
 from tokendeep.report import depth, figures, load, page, paired, render, transcripts, words
 from tokendeep.report.page import Page
@@ -525,7 +526,7 @@ def test_what_holds_no_run_is_passed_over_with_one_line(tmp_path: Path, caplog: 
 def test_an_unfinished_log_without_a_manifest_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_attack(tmp_path / "a", "m", sweep("m", {0: ["refused", "judge-error"]}))
     (folder / "manifest.json").unlink()
-    monkeypatch.setattr(load, "unfinished_logs", lambda folder: ["x.eval"])
+    monkeypatch.setattr(logs, "unfinished", lambda folder: ["x.eval"])
     built = page.build([tmp_path])
     assert table(built, "runs", "Runs")[0][6] == "UNFINISHED"
     assert f"did not come to their end: 1 in {folder}; only the answers they hold are counted." in said(built, "runs")

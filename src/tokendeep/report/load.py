@@ -15,12 +15,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from tokendeep import records
 from tokendeep.attacks import ATTACKS
 from tokendeep.depth.profile import with_excess
 from tokendeep.errors import InputError
+from tokendeep.evals import rates as counted
 from tokendeep.records import Cost, Dynamics, Manifest, PoisonTable, Profile, Rate, Rates, Settings, Training
 from tokendeep.report import names
 from tokendeep.runs import identity
@@ -198,16 +200,15 @@ def foreign(dirs: Sequence[str | Path]) -> list[Path]:
 
 def read_logs(folder: Path) -> list[Sample]:
     """The judged samples of a folder, none where all logs are other people's."""
+    samples: list[Sample] = _logs().read_samples(folder) if _logs().has_logs(folder) else []
+    return samples
+
+
+def _logs() -> ModuleType:
+    """The reader of logs: Inspect is loaded only where there are any."""
     from tokendeep.evals import logs
 
-    return logs.read_samples(folder) if logs.has_logs(folder) else []
-
-
-def unfinished_logs(folder: Path) -> list[str]:
-    """The logs of a folder that did not come to their end."""
-    from tokendeep.evals import logs
-
-    return logs.unfinished(folder)
+    return logs
 
 
 # --- finding and reading ------------------------------------------------------------------------
@@ -241,17 +242,11 @@ def _verb(folder: Path) -> str | None:
 def _is_run(folder: Path) -> bool:
     """Whether there is a result of ours; other programs have a manifest.json too, which names no verb."""
     results = any((folder / name).is_file() for name in (records.PROFILE, records.ASR, records.DYNAMICS))
-    return results or _verb(folder) is not None or (_has_logs(folder) and _has_our_logs(folder))
+    return results or _verb(folder) is not None or (_has_logs(folder) and _logs().has_logs(folder))
 
 
 def _has_logs(folder: Path) -> bool:
     return next(folder.glob(LOGS), None) is not None
-
-
-def _has_our_logs(folder: Path) -> bool:
-    from tokendeep.evals import logs
-
-    return logs.has_logs(folder)
 
 
 F = TypeVar("F", Manifest, Profile, Dynamics, Training)
@@ -282,7 +277,7 @@ def _read(folder: Path, read: Reader) -> Run:
         dynamics=_load(Dynamics, folder),
         training=_load(Training, folder) if manifest.verb in ("finetune", "mend") and not running else None,
     )
-    return replace(run, cut=unfinished_logs(folder) if has_logs and not run.has_manifest else ())
+    return replace(run, cut=_logs().unfinished(folder) if has_logs and not run.has_manifest else ())
 
 
 def _check_results(folder: Path, manifest: Manifest) -> None:
@@ -310,12 +305,7 @@ def _rates(folder: Path, samples: Sequence[Sample] | None) -> Rates | None:
         if not rates:
             raise InputError(f"{folder / records.ASR} holds no rate; run the attack again with the same --out.")
         return rates
-    if not samples:
-        return None
-    from tokendeep.evals import logs
-    from tokendeep.evals import rates as counted
-
-    return counted.asr(samples, logs.read_skipped(folder))
+    return counted.asr(samples, _logs().read_skipped(folder)) if samples else None
 
 
 def _trained_on_attack(manifest: Manifest) -> bool:
