@@ -123,6 +123,17 @@ def memory_full(error: BaseException) -> bool:
     )
 
 
+@contextlib.contextmanager
+def enough_memory(sentence: str) -> Iterator[None]:
+    """Turn a full memory inside the block into an InputError of this sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not memory_full(error):
+            raise
+        raise InputError(sentence) from error
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error, and those that it arose from."""
     while error is not None:

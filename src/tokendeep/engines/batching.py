@@ -22,7 +22,7 @@ from tokendeep.engines.base import Request
 from tokendeep.engines.rows import Row, timed
 from tokendeep.engines.sampling import pick
 from tokendeep.engines.slots import Slots
-from tokendeep.errors import InputError, memory_full
+from tokendeep.errors import InputError, enough_memory
 from tokendeep.models import context_length
 from tokendeep.types import Subject
 
@@ -109,19 +109,13 @@ class Batcher:
     @torch.no_grad()
     def step(self) -> None:
         """Admit waiting rows into free slots and decode one token of every row; or run one plain batch."""
-        try:
+        way = "lower --batch-size" if self.batch_size > 1 else "give shorter prompts or ask for shorter answers"
+        with enough_memory(f"The memory of the device does not hold {self.batch_size} row(s) decoded together: {way}."):
             self._admit()
             if any(self.active):
                 self._decode()
             elif self.plain:
                 self._run_plain()
-        except RuntimeError as error:
-            if not memory_full(error):
-                raise
-            way = "lower --batch-size" if self.batch_size > 1 else "give shorter prompts or ask for shorter answers"
-            raise InputError(
-                f"The memory of the device does not hold {self.batch_size} row(s) decoded together: {way}."
-            ) from error
 
     def _admit(self) -> None:
         free = [slot for slot, row in enumerate(self.active) if row is None]

@@ -99,12 +99,26 @@ def _float32_bytes(path: Path) -> int:
 
 
 def _unpack(source: Path, folder: Path, size: int, name: str, digest: str | None = None) -> None:
-    """Convert a GGUF of which `size` bytes come into `folder`; a known `digest` must be the file's."""
+    """Convert a GGUF of which `size` bytes come into `folder`, unless another process did so meanwhile.
+
+    A known `digest` must be the file's.
+    """
+    from filelock import FileLock
+
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder.parent).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        _convert_once(source, folder, size, name, digest)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            if converted(folder):
+                return
+            for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a killed run: the lock, a file, is ours
+                if leftover.is_dir():
+                    remove(leftover)
+            with whole(folder) as part:
+                log.warning("%s is unpacked into %s (once, half a minute or more, %.1f GB)", name, folder, size / 1e9)
+                part.mkdir(mode=0o700)
+                _convert(source, part, digest)
     except OSError as error:
         raise InputError(
             f"{name} cannot be unpacked into {folder.parent} ({error.strerror or error}): "
@@ -129,22 +143,6 @@ def converted(folder: Path) -> bool:
         return all((folder / name).stat().st_size == size for name, size in note["files"].items())
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _convert_once(source: Path, folder: Path, size: int, name: str, digest: str | None) -> None:
-    """Convert `source` into `folder` unless another process did so meanwhile."""
-    from filelock import FileLock
-
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        if converted(folder):
-            return
-        for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a killed run: the lock, a file, is ours
-            if leftover.is_dir():
-                remove(leftover)
-        with whole(folder) as part:
-            log.warning("%s is unpacked into %s (once, half a minute or more, %.1f GB)", name, folder, size / 1e9)
-            part.mkdir(mode=0o700)
-            _convert(source, part, digest)
 
 
 def _convert(source: Path, folder: Path, known: str | None) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
 from tokendeep.compute import lm_head
-from tokendeep.errors import InputError, flag, memory_full
+from tokendeep.errors import InputError, enough_memory, flag
 from tokendeep.training.options import SharedTraining
 from tokendeep.types import Subject
 
@@ -157,22 +157,13 @@ def check_gpus(subject: Subject) -> None:
     )
 
 
-@contextlib.contextmanager
-def memory(micro_batch: int) -> Iterator[None]:
+def memory(micro_batch: int) -> contextlib.AbstractContextManager[None]:
     """Say what to do where the memory is too small."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not memory_full(error):
-            raise
-        way = (
-            f"lower --micro-batch (now {micro_batch}) and run it again"
-            if micro_batch > 1
-            else "lower --max-length, or train an adapter with --lora"
-        )
-        raise InputError(
-            f"The memory of the device does not hold the training of a micro-batch of {micro_batch} row(s): {way}."
-        ) from error
+    way = f"lower --micro-batch (now {micro_batch}) and run it again"
+    way = way if micro_batch > 1 else "lower --max-length, or train an adapter with --lora"
+    return enough_memory(
+        f"The memory of the device does not hold the training of a micro-batch of {micro_batch} row(s): {way}."
+    )
 
 
 def lora_config(rank: int) -> Any:

@@ -20,7 +20,7 @@ from tokendeep.attacks.gcg.candidates import Candidates, Swap, swapped
 from tokendeep.attacks.gcg.losses import Batch, Losses
 from tokendeep.attacks.gcg.settings import Settings, State
 from tokendeep.compute import lm_head, trees
-from tokendeep.errors import InputError, check_budget, memory_full
+from tokendeep.errors import InputError, check_budget, enough_memory
 from tokendeep.models import context_length
 from tokendeep.types import Subject
 
@@ -95,15 +95,11 @@ class Search:
             InputError: no candidate survives retokenisation, values that are not finite, or a device whose memory holds
                 not even one row.
         """
-        try:
+        with enough_memory(
+            "The memory of the device does not hold the gradient of one request: shorten requests or targets, or load "
+            "the model in half precision."
+        ):
             return self._step(state)
-        except RuntimeError as error:
-            if not memory_full(error):
-                raise
-            raise InputError(
-                "The memory of the device does not hold the gradient of one request: shorten requests or targets, or load "
-                "the model in half precision."
-            ) from error
 
     def _step(self, state: State) -> State:
         active = self.behaviours[: state.active]
