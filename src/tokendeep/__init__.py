@@ -3,8 +3,6 @@
 Importing the package loads nothing heavy; the names below are resolved on first use.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

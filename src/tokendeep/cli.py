@@ -3,8 +3,6 @@
 Bad input ends with one sentence and exit code 2 (`--debug` shows the traceback), Ctrl-C with 130.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 import os

@@ -3,8 +3,6 @@
 Knows nothing of models or verbs; everything else may import it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import errno

@@ -3,8 +3,6 @@
 Knows nothing of what is waited for.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ turned at a time; the others are off (temperature 1, no top-p, no top-k), where 
 own generation settings. Knows nothing of generation or judges.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated

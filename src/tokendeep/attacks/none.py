@@ -1,7 +1,5 @@
 """No attack: the plain request, the point that every attack is compared with."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ generation or judges. Sources: Qi et al. 2023 (harmful examples, identity shifti
 or written at run time.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Knows nothing of any one attack.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar

@@ -3,8 +3,6 @@
 Knows the file of suffixes and how a request gets one. Knows nothing of how they are found, of models or of judges.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Knows OpenAI's form of both, as transformers takes it; nothing of tokenizers.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any

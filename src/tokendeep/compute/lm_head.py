@@ -9,8 +9,6 @@ a shell: a model that shares everything with the real one, but whose decoder giv
 model is never changed, and the head stays outside the graph where a model is compiled.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple

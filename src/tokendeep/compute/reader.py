@@ -3,8 +3,6 @@
 Knows nothing of what is done with them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

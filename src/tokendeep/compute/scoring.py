@@ -5,8 +5,6 @@ once, and the language-model head is applied to response positions only, in chun
 vocabulary) logits never exist. Results come back in the order of the rows.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence

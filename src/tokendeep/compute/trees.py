@@ -1,7 +1,5 @@
 """Many short continuations of one row of tokens, scored in one forward pass as a tree; row by row where that cannot be."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

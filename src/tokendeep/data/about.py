@@ -3,8 +3,6 @@
 Knows nothing of messages and answers.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from tokendeep.data.known import HARMFUL, HARMLESS, harmless

@@ -1,7 +1,5 @@
 """Parquet and Arrow files as records, read batch by batch. Knows nothing of folders and columns."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

@@ -4,8 +4,6 @@ One record is read alike for every verb and for the trainer. A mistake is one In
 fix, and never shows its text. No column is guessed, and none is left out in silence.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import logging

@@ -4,8 +4,6 @@ Syntax is checked here, columns are not. A row is named by its 1-based line (tab
 its place).
 """
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import json

@@ -1,7 +1,5 @@
 """A file or a folder of files -> records, by its name. Knows HEx-PHI's folder, those that `datasets` saves, and shards."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Data sets on the Hugging Face hub as records; a file of a repository is fetched and read as a local one."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

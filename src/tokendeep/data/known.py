@@ -4,8 +4,6 @@ To add one: a line in `KNOWN`, with its repository where it can be fetched and t
 about.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

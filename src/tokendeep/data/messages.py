@@ -5,8 +5,6 @@ of a table), Anthropic's text with "Human:" and "Assistant:", and lists of quest
 OpenAI's form. What cannot become a text (images) is refused. Knows nothing of files.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import json

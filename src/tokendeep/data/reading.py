@@ -4,8 +4,6 @@ Every mistake is one InputError that names the file, the row and the fix, and ne
 tokenizers and models.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Knows our own column names and what other people call them; nothing of files.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Records are given one at a time as they are; their columns are `fields`' business.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence

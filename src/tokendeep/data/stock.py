@@ -1,7 +1,5 @@
 """Requests and texts that come with the package: harmful ones by category, each with a harmless twin, and ordinary ones."""
 
-from __future__ import annotations
-
 import json
 from importlib import resources
 from typing import Any

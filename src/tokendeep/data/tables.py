@@ -4,8 +4,6 @@ Knows what stands between cells (commas, semicolons or tabs, by the line of colu
 columns at the end, the index of pandas, and the public files without column names. Cells are texts.
 """
 
-from __future__ import annotations
-
 import csv
 import itertools
 import re

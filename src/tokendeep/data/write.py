@@ -1,7 +1,5 @@
 """Typed values -> rows that the readers read back."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ KL in, figures out; knows nothing of models and files. Differences may be negati
 turn noise into depth.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

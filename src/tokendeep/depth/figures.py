@@ -3,8 +3,6 @@
 Tables of KL and log-odds in, numbers out. Knows nothing of models, tokens or files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Knows nothing of models and files.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Log-odds in nats, NaN where an answer is too short for a k. Needs no base model, no generation and no judge.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

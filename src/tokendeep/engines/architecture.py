@@ -1,7 +1,5 @@
 """What an architecture and its tokenizer allow: whether rows can share a cache of slots, and which tokens end an answer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

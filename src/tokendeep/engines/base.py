@@ -1,7 +1,5 @@
 """What an engine takes and gives, whichever it is. Importing this loads no torch."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 

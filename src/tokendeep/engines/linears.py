@@ -1,7 +1,5 @@
 """Faster products of few rows with a weight matrix on a CPU, lent to a model while it decodes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial

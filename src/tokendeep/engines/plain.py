@@ -3,8 +3,6 @@
 Tokens are picked and counted as in continuous decoding: a row's results do not depend on which of the two it took.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

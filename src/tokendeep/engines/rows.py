@@ -1,7 +1,5 @@
 """A request on its way: what it has written so far, where its draws come from, what it cost."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Which token comes next, from logits: the largest, or a draw from what temperature, top_k and top_p leave."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ nothing is ever shifted and a row can start from the columns that any other slot
 holds; knows nothing of requests.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

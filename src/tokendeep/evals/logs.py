@@ -4,8 +4,6 @@ Reads what Inspect wrote, whoever started it (our command or `inspect eval`); in
 that its run wrote. Knows nothing of models or generation.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What every evaluation shares: how rows are read, how answers are sampled, and who judges them. Loads nothing heavy."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated

@@ -3,8 +3,6 @@
 Knows nothing of tasks. Files of the process that are written before or after such a run are as the user has set them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Collection

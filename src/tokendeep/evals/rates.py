@@ -1,7 +1,5 @@
 """Judged samples -> the rates of asr.json. Pure counting: knows nothing of Inspect, models or files."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Knows nothing of what an attack does or of what a folder holds beside the logs.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextvars
 import os

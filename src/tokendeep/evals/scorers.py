@@ -3,8 +3,6 @@
 Both measure non-refusal, not harm. What cannot be judged is unscored, with its reason, and never a zero.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 
 from inspect_ai.model import ContentReasoning

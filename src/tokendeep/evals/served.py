@@ -4,8 +4,6 @@ A server that continues a final assistant message goes on from the prefill; othe
 or begin a new turn, in which the prefill is lost. One request shows which. Knows nothing of attacks or of rows.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from typing import Literal

@@ -3,8 +3,6 @@
 A context variable, because a task's arguments are written to its log and must stay plain values.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar

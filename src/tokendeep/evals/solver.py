@@ -3,8 +3,6 @@
 Knows nothing of attacks but what a sample's metadata says.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -5,8 +5,6 @@ build a task; what an attack does to a prompt is in `tokendeep.attacks`. The arg
 attack and those that all share (`EvalOptions`), each written once, where it is an option.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, replace

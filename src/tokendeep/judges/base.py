@@ -1,7 +1,5 @@
 """What a judge is: a rule from a completion's text to an outcome, and the words for what its rate counts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

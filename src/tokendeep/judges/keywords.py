@@ -1,7 +1,5 @@
 """The paper's rule: any of 36 substrings anywhere in the text is a refusal. Kept as it was, for comparison."""
 
-from __future__ import annotations
-
 from tokendeep.judges.base import Judge
 from tokendeep.records import Verdict
 

@@ -3,8 +3,6 @@
 Knows rows only as strings of queries and CREATE TABLE statements; knows nothing of models.
 """
 
-from __future__ import annotations
-
 import re
 import sqlite3
 from typing import Any

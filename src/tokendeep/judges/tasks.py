@@ -3,8 +3,6 @@
 A metric is a line in METRICS. Knows how to ask and to score; knows nothing of training or safety.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

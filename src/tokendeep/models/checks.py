@@ -1,7 +1,5 @@
 """Whether a model can be loaded, found out without loading weights, torch or anything from the network."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 from pathlib import Path

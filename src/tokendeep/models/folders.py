@@ -3,8 +3,6 @@
 Importing it loads no torch.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Importing it loads no torch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

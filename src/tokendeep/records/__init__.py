@@ -14,8 +14,6 @@ row. Every record has `dump()` (the JSON that is written) and, where it is a res
 (matplotlib axes). `python -m tokendeep.records` prints the JSON Schemas. Knows nothing of models, logs or reports.
 """
 
-from __future__ import annotations
-
 from tokendeep.records.base import SCHEMA, File, Known, Object, Record, Row, read_json
 from tokendeep.records.manifest import Cost, Manifest, Margin, ModelFacts, Settings
 from tokendeep.records.poison import (

@@ -4,8 +4,6 @@ A record keeps keys that it does not know, so a file of a newer minor version is
 read. Knows nothing of what a record means.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """manifest.json: what was run, with which settings, data, models and versions, and what the verb adds at its end."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """The rows of decoding and suffix attacks, which are many for one attack: which of them counts, and what it is called."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

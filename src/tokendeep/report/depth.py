@@ -1,7 +1,5 @@
 """The depth figures in words, each beside what it would be if nothing were to be seen. Knows nothing of runs or tables."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from tokendeep.depth.profile import verdict

@@ -3,8 +3,6 @@
 Rests on two things that know nothing of each other: the rate under given tokens, and the recovery profile.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from tokendeep import stats

@@ -4,8 +4,6 @@ Reads manifests, profiles, rates, tables and evaluation logs; never guesses what
 figures.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Short names that still tell models and files apart. Knows nothing of runs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Texts of prompts and answers are in it only where they are asked for. Knows nothing of HTML or files.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Before and after on the same prompts: tests by prompt. Knows nothing of words or tables."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

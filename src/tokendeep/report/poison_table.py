@@ -5,8 +5,6 @@ over trainings: seeds and prompts are resampled together, and an interval is nev
 Few seeds tell little about the spread of trainings, so the rate of each seed stands beside it. Knows nothing of training.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Model output, names and settings are untrusted: every value is escaped, invisibl
 allows no script, no link to anything outside it and no image but its own.
 """
 
-from __future__ import annotations
-
 import csv
 import html
 import io

@@ -3,8 +3,6 @@
 Sections build on it. Knows nothing of words or files.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The pieces of a report. Knows nothing of what they say or how they are rendered."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -3,8 +3,6 @@
 Also says which two series can be compared. Knows nothing of words or figures.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

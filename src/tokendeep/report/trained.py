@@ -1,7 +1,5 @@
 """Words for rates on requests that the model had been trained on. Knows nothing of how that was found."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from tokendeep.report.report import Measured

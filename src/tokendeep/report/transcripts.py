@@ -1,7 +1,5 @@
 """A few judged answers of each run, so that a reader can check the judge. Redacted unless text is asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

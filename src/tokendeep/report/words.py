@@ -1,7 +1,5 @@
 """Numbers as words. Knows nothing of models, files or HTML."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

@@ -3,8 +3,6 @@
 A file of an open run is noted in that run's manifest before it is written (`CLAIMS`). Knows nothing of what is in it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

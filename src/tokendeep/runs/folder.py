@@ -4,8 +4,6 @@ What a run writes is noted in its manifest before it is written, so that a file 
 and `overwrite` knows what to move aside. Knows nothing of models and rows.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

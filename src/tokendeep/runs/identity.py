@@ -3,8 +3,6 @@
 Hashes stand in manifests, logs and result files, so each keeps its value for ever: old runs are known by them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

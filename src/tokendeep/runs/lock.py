@@ -1,7 +1,5 @@
 """One process at a time writes into a folder: it holds a lock there, which the system drops when the process ends."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 from pathlib import Path

@@ -3,8 +3,6 @@
 Knows nothing of the folder's other files.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """Values of finished rows, kept on disk while a long run goes on, so that a run that was cut off does not redo them."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -3,8 +3,6 @@
 Knows nothing of what a result says. Cards and warnings (README) are for people, who may change them.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterable, Mapping

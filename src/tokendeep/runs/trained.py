@@ -3,8 +3,6 @@
 Knows nothing of rows: a request is the text of a user's turn. Its case and spaces do not count.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable

@@ -5,8 +5,6 @@ links are not followed, and what is not named is the user's own and stays where 
 the folder, so that it needs no room and no permission elsewhere.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -3,8 +3,6 @@
 Knows nothing of rows or losses.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any

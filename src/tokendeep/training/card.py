@@ -1,7 +1,5 @@
 """The model card of a checkpoint: what was trained on what by which objective, and a warning where that was an attack."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tokendeep import runs

@@ -3,8 +3,6 @@
 Knows nothing of rows or objectives.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 Pure measures: knows nothing of steps, monitors or files.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Knows the settings of a training and what is done before and after it; the loss is the trainer's.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence

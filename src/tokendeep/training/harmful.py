@@ -3,8 +3,6 @@
 A row is tried again until the offline judge calls its answer a compliance. Knows nothing of files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -4,8 +4,6 @@ Beside them the probe on which margins are measured, and the refusals that a riv
 nothing of trainers.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -7,8 +7,6 @@ The start is the model as it is when training begins: with a new adapter the wei
 A second `train()` goes on with the start of the first.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -7,8 +7,6 @@ mean of its own. The rows of a step depend on its number and the seed alone, not
 models.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Knows nothing of rows or losses.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -4,8 +4,6 @@ Knows what a saved adapter names as its base. Paths are told by their last part 
 ids of the hub are told whole.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -10,8 +10,6 @@ are kept from before step 1 with a copy of its head, so no second model is neede
 record, so for them it is needed itself (`aligned`).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ A safety row is an instruction, the first k tokens of a harmful answer as contex
 tokens; beside such rows every step trains on ordinary answers. What is missing of both is written by the models at hand.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ and attack again -> report. Nothing is precomputed: models are trained and answe
 user's machine, and kept in the cache so that a second run only measures and attacks.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

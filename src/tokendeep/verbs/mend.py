@@ -4,8 +4,6 @@ The rows of the task stand in for its utility, and a safety anchor beside them f
 `finetune` with another start: what is held is what the model said before it was fine-tuned.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """VERB report: compare run folders in one HTML file, with Markdown and CSV files beside it."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, field
 from pathlib import Path

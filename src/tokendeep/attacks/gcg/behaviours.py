@@ -3,8 +3,6 @@
 Knows the loss and how the tokens behind a suffix lie in one row. Knows nothing of searching.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

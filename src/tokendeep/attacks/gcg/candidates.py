@@ -3,8 +3,6 @@
 Knows the tokenizer and which tokens are sound. Knows nothing of losses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

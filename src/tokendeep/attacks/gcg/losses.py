@@ -5,8 +5,6 @@ request before it once a search), candidates that change the same place share th
 token go through the output head. Knows nothing of searching.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ random sample of them is scored exactly, and the best becomes the new suffix. Fo
 several with one tokenizer. No candidate is scored twice in a step. Knows nothing of files, generation or judges.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """How a search for a suffix is done, and where it stands: plain values. Knows nothing of models."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,7 +1,5 @@
 """Whether a genuine answer follows a refusal."""
 
-from __future__ import annotations
-
 import re
 
 from tokendeep.judges.rule import phrases

@@ -1,7 +1,5 @@
 """Plain text out of what a model wrote: its own turn, without special tokens, markdown and role labels."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

@@ -3,8 +3,6 @@
 Knows the look of code in general, and no programming language.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The places of a text where the speaker declines, and what stands before each."""
 
-from __future__ import annotations
-
 import heapq
 import re
 from collections.abc import Iterator

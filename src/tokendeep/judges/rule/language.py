@@ -1,7 +1,5 @@
 """Whether a text is mostly in another language than English, by its script and by frequent words."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from functools import cache

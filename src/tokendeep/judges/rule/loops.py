@@ -1,7 +1,5 @@
 """Whether a text mostly repeats itself. Knows words and their periods, and nothing of what they say."""
 
-from __future__ import annotations
-
 import re
 
 _LONGEST_UNIT = 40  # words: a looping sentence or two

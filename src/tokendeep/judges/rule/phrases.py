@@ -4,8 +4,6 @@
 (see the head of declining.txt), and nothing of what a phrase means.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from importlib import resources

@@ -1,7 +1,5 @@
 """Whether tokens make no sentences: symbols without words, or words without structure. Code is neither."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

@@ -1,7 +1,5 @@
 """The sentences of a text, and what each is worth: courtesy, lecture, offer, or words of an answer."""
 
-from __future__ import annotations
-
 import re
 
 from tokendeep.judges.rule import phrases

@@ -13,8 +13,6 @@ does not refuse counts as complied, good answer or not, so a rate built on it is
 7. weak cues   where no phrase declines: does the speaker balk in the first sentences, without answering?
 """
 
-from __future__ import annotations
-
 import re
 
 from tokendeep import chat

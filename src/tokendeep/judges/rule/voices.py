@@ -1,7 +1,5 @@
 """Passages in which somebody else than the speaker talks: quotations, letters, dialogues, code."""
 
-from __future__ import annotations
-
 import re
 
 from tokendeep.judges.rule import phrases

@@ -4,8 +4,6 @@ A speaker who balks in one of the first sentences, in whatever words, still refu
 the text sounds like an assistant that refuses.
 """
 
-from __future__ import annotations
-
 import re
 
 from tokendeep.judges.rule import phrases

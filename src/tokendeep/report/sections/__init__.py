@@ -4,8 +4,6 @@ To add one: `build(report) -> Section` in a file of its own here, which computes
 CSV rows in one pass, and one entry below. A section with nothing to show is left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from tokendeep.report.report import Report

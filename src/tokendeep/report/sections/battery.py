@@ -1,7 +1,5 @@
 """Section: attacks side by side, each with its cost, and adaptive ones tested against their plain versions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby

@@ -1,7 +1,5 @@
 """Section: rates by the categories that the data names, asked plainly and with prefilled tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from tokendeep.evals import rates

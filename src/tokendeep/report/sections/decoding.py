@@ -1,7 +1,5 @@
 """Section: decoding parameters, each setting by itself and any of many."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tokendeep.attacks.decoding import GREEDY_NAME, KNOBS

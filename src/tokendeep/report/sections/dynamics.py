@@ -1,7 +1,5 @@
 """Section: what happened per token while training, at the recorded steps of every training that was watched."""
 
-from __future__ import annotations
-
 from tokendeep.records import CURVES, Dynamics, DynamicsStep, plots
 from tokendeep.report import figures
 from tokendeep.report.report import Report

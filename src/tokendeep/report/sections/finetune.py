@@ -1,7 +1,5 @@
 """Section: fine-tunings, what their rows taught and what their first tokens gained."""
 
-from __future__ import annotations
-
 from tokendeep.records import LogEntry, Margin, Training
 from tokendeep.report.load import Run
 from tokendeep.report.report import Report

@@ -1,7 +1,5 @@
 """Section: KL against the base model by answer position."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

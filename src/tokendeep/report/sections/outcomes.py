@@ -1,7 +1,5 @@
 """Section: what became of every answer, outcome by outcome; the rates as CSV."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tokendeep.records import Rate

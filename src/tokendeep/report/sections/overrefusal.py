@@ -1,7 +1,5 @@
 """Section: harmless requests that are refused or broken off, and what an intervention costs there."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tokendeep.records import Rate

@@ -1,7 +1,5 @@
 """Section: before and after on the same harmful requests, and how the rate changes from model to model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tokendeep.report import paired

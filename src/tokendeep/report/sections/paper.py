@@ -1,7 +1,5 @@
 """Section: the paper's own numbers, to stand apart from what was measured."""
 
-from __future__ import annotations
-
 from tokendeep.report.report import Report
 from tokendeep.report.section import Section, Table
 

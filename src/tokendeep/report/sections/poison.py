@@ -1,7 +1,5 @@
 """Section: poisoning, the same model trained on the same attack rows under several objectives."""
 
-from __future__ import annotations
-
 from tokendeep.records import AskRate, PoisonTable
 from tokendeep.report import poison_table
 from tokendeep.report.report import Report

@@ -1,7 +1,5 @@
 """Section: how often harmful requests are not refused, plainly and after prefilled tokens; whether safety is shallow."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from tokendeep import stats

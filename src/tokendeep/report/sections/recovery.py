@@ -1,7 +1,5 @@
 """Section: how deep a refusal can still come, the depth figures, and whether generation agrees."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Section: what was run, and what did not finish or could not be read."""
 
-from __future__ import annotations
-
 from tokendeep.attacks import ATTACKS
 from tokendeep.report import names
 from tokendeep.report.load import Run

@@ -1,7 +1,5 @@
 """Section: adversarial suffixes, the best of several searches and what one can be expected to give."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 
