@@ -364,6 +364,7 @@ def test_mistakes_on_the_command_line(words, parts, capsys):
         (b"debug: true", ["s.yaml", "measure has no option debug"]),
         (b"k: five", ["s.yaml", "k is 'five'", "[0, 5, 10]"]),
         (b"label: 5", ["s.yaml", "label is '5'", "in quotes"]),
+        (b'label: "\\ud800"', ["s.yaml: label", "write it in UTF-8"]),
         (b"limit: x", ["s.yaml", "limit is 'x'", "a whole number"]),
         (b"overwrite: 1", ["s.yaml", "overwrite is '1'", "true or false"]),
         (b"dtype: int3", ["s.yaml", "dtype is 'int3'", "one of auto, float32"]),

@@ -22,7 +22,7 @@ from tokendeep import __version__, runs
 from tokendeep.errors import InputError, did_you_mean, explain, nearest
 from tokendeep.models.options import number, whole_number
 from tokendeep.verbs import VERBS
-from tokendeep.verbs.common import advanced, meaning, output, typed, yaml_settings
+from tokendeep.verbs.common import advanced, check_text, meaning, output, typed, yaml_settings
 
 HELP = ("-h", "--help")
 NUMBERS: dict[Any, Callable[[str], object]] = {int: whole_number, float: number}
@@ -118,8 +118,7 @@ def parse(words: Sequence[str]) -> tuple[Callable[..., object], BoundArguments]:
         InputError: an unknown verb or option, a wrong value, an unreadable YAML file, a required option left out.
     """
     for word in words:
-        if re.search("[\ud800-\udfff]", word):
-            raise InputError(f"The command line holds bytes that are not UTF-8, in {word[:60]!r}; write it in UTF-8.")
+        check_text(word, "The command line")
     words = words[:1] if words and words[0] in HELP else words
     verb = _verb(words)
     app = build(*([verb] if verb else VERBS if "--install-completion" in words else []))

@@ -144,12 +144,22 @@ def typed(value: object, hint: Any, name: str) -> object:
 
     try:
         checked = TypeAdapter(hint).validate_python(_listed(value) if get_origin(hint) is list else value, strict=True)
-        for one in checked if isinstance(checked, list) else [checked]:
+        each = checked if isinstance(checked, list) else [checked]
+        for one in each:
             if isinstance(one, int | float):
                 check_range(one)
-        return checked
     except (ValidationError, ValueError, RecursionError):
         raise InputError(f"{name} is {str(value)[:40]!r}, but must be {meaning(hint)}.") from None
+    for one in each:
+        if isinstance(one, str):
+            check_text(one, name)
+    return checked
+
+
+def check_text(text: str, name: str) -> None:
+    """Refuse a text that cannot be printed or written: with bytes that are not UTF-8, or half of a character."""
+    if re.search("[\ud800-\udfff]", text):
+        raise InputError(f"{name} holds what is not UTF-8, in {text[:60]!r}; write it in UTF-8.")
 
 
 def _listed(value: object) -> object:
