@@ -361,6 +361,7 @@ def test_mistakes_on_the_command_line(words, parts, capsys):
     [
         (b"modle: m", ["s.yaml", "measure has no option modle", "did you mean model"]),
         (b"openings-token: 3", ["s.yaml", "did you mean opening_tokens"]),
+        (b"zzzzzzzzz: 3", ["s.yaml", "the known ones are", " more."]),
         (b"debug: true", ["s.yaml", "measure has no option debug"]),
         (b"k: five", ["s.yaml", "k is 'five'", "[0, 5, 10]"]),
         (b"label: 5", ["s.yaml", "label is '5'", "in quotes"]),

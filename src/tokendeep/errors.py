@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+MANY = 25  # known words that a sentence lists
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_PLACE = {
@@ -67,9 +68,14 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: the nearest known one, else all of them."""
-    near = nearest(word, known)
-    return f"did you mean {near}" if near else f"the known ones are {', '.join(known)}"
+    """The end of a sentence about an unknown word: the nearest known one, else all of them, or the first of very many."""
+    words = list(known)
+    near, more = nearest(word, words), len(words) - MANY
+    if near:
+        return f"did you mean {near}"
+    return (
+        f"the known ones are {', '.join(words[:MANY] if more > 0 else words)}{f' and {more} more' if more > 0 else ''}"
+    )
 
 
 # --- what a machine runs out of ------------------------------------------------------------------

@@ -646,6 +646,17 @@ def test_settings_of_trl_that_rows_hang_on(tmp_path: Path, make_model: Callable[
     assert args.assistant_only_loss  # of the caller
 
 
+def test_a_tokenizer_that_names_no_end_and_no_padding_is_refused(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    tiny_tokenizer.eos_token = tiny_tokenizer.pad_token = None  # its tokenizer_config.json is gone
+    with pytest.raises(InputError, match=r"neither a pad_token nor an eos_token.*tokenizer_config\.json"):
+        ResponseSFTTrainer(
+            make_model(), settings(tmp_path), train_dataset=Dataset.from_list(token_rows()),
+            processing_class=tiny_tokenizer,
+        )  # fmt: skip
+
+
 def test_a_stream_is_checked_row_by_row(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
     naked = {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}
     stream = Dataset.from_list([*token_rows(1200), naked]).to_iterable_dataset()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +169,53 @@ def test_the_function_takes_a_model_in_memory(tmp_path: Path, tiny_folder: Path,
         tiny_subject.model.model.norm.weight.mul_(1.1)
     made = tokendeep.mend(tiny_subject, CHATS, aligned=str(tiny_folder), max_steps=2, **COMMON)
     assert made.training.steps == 2
+
+
+def test_an_adapter_that_went_on_from_one_is_held_to_that_one(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tuned(tiny_folder, tmp_path / "first", lora=4, lr=2e-2, seed=1)
+    second = tuned(Path(first), tmp_path / "second", lr=2e-2)
+    aligned = models.load(first, dtype="float32").model
+    values = {name: weights.clone() for name, weights in aligned.named_parameters() if "lora" in name}
+
+    def say(subject: Any, request: str, opening: str) -> str:
+        own = dict(subject.model.named_parameters())
+        return REFUSAL if all(torch.equal(own[name].cpu(), value) for name, value in values.items()) else HARMFUL
+
+    monkeypatch.setattr(answers, "write_answers", writer(say))
+    with pytest.raises(InputError, match="was one already before it was fine-tuned; give it as --aligned .*first"):
+        mended(second, tmp_path / "no", safety_per_step=160)
+    out = mended(second, tmp_path / "out", safety_per_step=160, safety_weight=30.0, aligned=first)
+    before = divergence(aligned, models.load(second, dtype="float32").model, out)
+    assert before > 0.05
+    assert steps(out)[0]["safety_kl"] == pytest.approx(before, rel=1e-3)
+    assert divergence(aligned, models.load(str(out / "checkpoint"), dtype="float32").model, out) < before
+
+
+def test_the_aligned_model_is_let_go_of_while_it_mends(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import TrainerCallback
+
+    found: list[weakref.ref[Any]] = []
+    load = models.load
+
+    def kept(spec: str, **options: Any) -> Any:
+        subject = load(spec, **options)
+        if spec == str(tiny_folder):
+            found.append(weakref.ref(subject.model))
+        return subject
+
+    class Look(TrainerCallback):
+        def on_step_end(self, *given: Any, **more: Any) -> None:
+            gc.collect()
+            assert found
+            assert all(one() is None for one in found)
+
+    checkpoint = tuned(tiny_folder, tmp_path / "tuned")
+    monkeypatch.setattr(models, "load", kept)
+    options = MendOptions(
+        model=checkpoint, data="rows", out=str(tmp_path / "out"), aligned=str(tiny_folder), max_steps=2, **COMMON
+    )
+    mend.run(mend.plan(options, rows=CHATS), callbacks=[Look()])

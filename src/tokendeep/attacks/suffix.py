@@ -14,7 +14,7 @@ from tokendeep import runs
 from tokendeep.attacks.base import Attack, Params, Prepared, Rows, Victim, option
 from tokendeep.attacks.prompts import attacked, request, with_request
 from tokendeep.errors import InputError
-from tokendeep.runs.files import user_path
+from tokendeep.runs.files import user_file
 from tokendeep.types import Prompt
 
 NAME = "suffix"
@@ -48,7 +48,7 @@ class Suffix:
 
 def path_of(source: str | Path) -> Path:
     """The file of suffixes, which may be named by its folder."""
-    path = user_path(source)
+    path = user_file(source)
     return path / FILE if path.is_dir() else path
 
 

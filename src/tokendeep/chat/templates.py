@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokendeep import runs
@@ -102,8 +101,9 @@ def read_template(name_or_file: str) -> str:
 
     if name_or_file in template_names():
         return (_shipped() / f"{name_or_file}.jinja").read_text(encoding="utf-8")
+    file = runs.user_file(name_or_file)
     try:
-        text = Path(name_or_file).read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
         jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
     except FileNotFoundError:
         known = ", ".join(template_names())

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from tokendeep.data.row import Origin, Row, type_name
 from tokendeep.errors import InputError, nearest
+from tokendeep.runs.files import user_file
 
 MAX_ROW = 1_000_000  # bytes; a longer row is a broken file (or a book), and would only fail later in a tokenizer
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
@@ -36,10 +37,9 @@ def origin_of(path: Path) -> Origin:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """A file's bytes, unpacked. Raises InputError: no such file, or one that may not be read."""
+    """A file's bytes, unpacked. Raises InputError: no such file, or one that cannot be read, also not twice."""
+    path = user_file(path)
     try:
-        if path.is_fifo():  # it is read more than once, and would wait for a writer for ever
-            raise InputError(f"{path} is a pipe, which can be read only once; write the rows into a file.")
         file = path.open("rb")
     except FileNotFoundError:
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -48,8 +48,6 @@ def open_file(path: Path) -> BinaryIO:
         raise InputError(f"There is no file {path}; {advice}.") from None
     except PermissionError:
         raise InputError(f"{path} may not be read by this user; change its permissions or give another file.") from None
-    except InputError:
-        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read ({reason}); give another file.") from error

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokendeep import chat
+from tokendeep import chat, runs
 from tokendeep.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def load_openings(path: str | None, shipped: str = "openings.txt") -> list[str]:
         text = resources.files("tokendeep").joinpath(f"assets/{shipped}").read_text(encoding="utf-8")
     else:
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = runs.user_file(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The openings file {path} cannot be read ({error}); give a UTF-8 text file.") from error
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]

@@ -16,7 +16,7 @@ from tokendeep.errors import InputError, memory_full, nearest
 from tokendeep.models import packaged
 from tokendeep.models.folders import check_adapter_weights, has_tokenizer, read_json, weight_files
 from tokendeep.models.options import ModelOptions
-from tokendeep.runs.files import user_path
+from tokendeep.runs.files import user_file, user_path
 from tokendeep.runs.identity import weights_name
 
 TIMEOUT = 10  # seconds that the hub has for its first answer
@@ -63,7 +63,7 @@ def local_path(spec: str) -> Path | None:
     """The path of a local model, or None where `spec` is a hub id."""
     if not spec:
         raise InputError("No model is given: name a hub id, a folder, a GGUF file or smollm2.")
-    path = user_path(spec)
+    path = user_file(spec)
     if os.path.exists(path):
         return path
     if "/" not in spec and (near := nearest(spec.lower(), [packaged.SMOLLM2])):

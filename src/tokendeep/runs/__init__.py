@@ -1,7 +1,16 @@
 """Folders that hold a run: opening, going on, finishing, every file written and every hash."""
 
 from tokendeep.runs import trained
-from tokendeep.runs.files import is_main_process, private_dir, user_path, whole, write_json, write_jsonl, write_text
+from tokendeep.runs.files import (
+    is_main_process,
+    private_dir,
+    user_file,
+    user_path,
+    whole,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from tokendeep.runs.folder import Run, look, open_run, set_aside
 from tokendeep.runs.identity import (
     fingerprint,

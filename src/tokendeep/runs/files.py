@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,23 @@ def _claim(path: Path) -> None:
 
 def user_path(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # unlike Path.expanduser it leaves an unknown user's ~name alone
+
+
+def user_file(path: str | Path) -> Path:
+    """The place of a file or folder that a user names to be read; what else is there it leaves to the reader to say.
+
+    Raises:
+        InputError: it is a pipe, which can be read only once, or a device, which may have no end.
+    """
+    path = user_path(path)
+    try:
+        kind = path.stat().st_mode
+    except (OSError, ValueError):
+        return path
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        what = "a pipe, which can be read only once" if stat.S_ISFIFO(kind) else "a device, which may have no end"
+        raise InputError(f"{path} is {what}; give a file.")
+    return path
 
 
 def is_main_process() -> bool:

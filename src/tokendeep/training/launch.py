@@ -158,7 +158,7 @@ def check_gpus(subject: Subject) -> None:
 def memory(micro_batch: int) -> contextlib.AbstractContextManager[None]:
     """Say what to do where the memory is too small."""
     way = f"lower --micro-batch (now {micro_batch}) and run it again"
-    way = way if micro_batch > 1 else "lower --max-length, or train an adapter with --lora"
+    way = way if micro_batch > 1 else "lower --max-length (or --safety-tokens), or train an adapter with --lora"
     return enough_memory(
         f"The memory of the device does not hold the training of a micro-batch of {micro_batch} row(s): {way}."
     )

@@ -132,7 +132,7 @@ def held(subject: Subject, requests: Requests, options: Any, out: Path, start: s
     """The rows, answered by the model that is trained or by another one, which is then what a trainer holds it to.
 
     Args:
-        start: the other model; for an adapter its base, whatever it says.
+        start: the other model; `base` is that of the adapter which the model is.
 
     Raises:
         InputError: as `make`; the other model cannot be loaded.
@@ -142,14 +142,14 @@ def held(subject: Subject, requests: Requests, options: Any, out: Path, start: s
     folder = runs.user_path(options.reference_cache or out / "safety")
     if start is None:
         return make(subject, requests, options, folder)
-    if hasattr(subject.model, "peft_config"):
+    if start == "base":
         with models.reference(subject.model):
             return replace(make(subject, requests, options, folder, base=True), start="base")
     other = models.load(start, options=plain(options), dtype="float32")
     if other.tokenizer.get_vocab() != subject.tokenizer.get_vocab():
         raise InputError(f"{start} has another vocabulary than {options.model}; give the model that it was tuned from.")
     other = replace(other, tokenizer=subject.tokenizer)  # rows are written as the tuned model will be asked
-    return replace(make(other, requests, options, folder), start=other.model)
+    return replace(make(other, requests, options, folder), start=other.model.cpu())
 
 
 def make(subject: Subject, requests: Requests, options: Any, folder: Path, *, base: bool = False) -> Held:

@@ -74,7 +74,8 @@ def dress(tokenizer: Any, args: Any) -> None:
     """Give a tokenizer the EOS and the chat template that the settings name, before rows are encoded with it.
 
     Raises:
-        InputError: an EOS it does not know; a template of another model, which may bring tokens of its own.
+        InputError: an EOS it does not know; no token to pad with; a template of another model, which may bring tokens of
+            its own.
     """
     if args.eos_token:
         if args.eos_token not in tokenizer.get_vocab():
@@ -82,6 +83,11 @@ def dress(tokenizer: Any, args: Any) -> None:
                 f"eos_token is {args.eos_token!r}, which the tokenizer does not know; give one of its tokens."
             )
         tokenizer.eos_token = args.eos_token
+    if not any((args.pad_token, tokenizer.pad_token, tokenizer.eos_token)):
+        raise InputError(
+            "The tokenizer names neither a pad_token nor an eos_token, one of which batches are padded with; put the model's "
+            "tokenizer_config.json beside its tokenizer.json."
+        )
     if path := args.chat_template_path:
         if not Path(path).is_file():
             raise InputError(

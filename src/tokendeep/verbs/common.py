@@ -186,8 +186,9 @@ def yaml_settings(path: str) -> dict[object, object]:
     """The mapping of options that a YAML file holds. Raises InputError: no such file, or no mapping in it."""
     import yaml
 
+    file = runs.user_file(path)
     try:
-        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_loader())
+        settings = yaml.load(file.read_text(encoding="utf-8"), Loader=_loader())
     except FileNotFoundError:
         raise InputError(f"There is no file {path}; check what --config names.") from None
     except OSError as error:

@@ -6,9 +6,8 @@ Plain, constrained (Eq. 3) and anchored training differ in the objective alone: 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -260,7 +259,9 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
     held = safety_rows.held(subject, plan.safety, options, out, plan.start) if plan.safety else None
     for line in held.lines if held and show else []:
         print(f"{plan.verb}: {line}")
-    build = partial(plan.objective.build(options, out / "trainer"), **(held.settings(options) if held else {}))
+    build = plan.objective.build(options, out / "trainer")
+    if held:
+        build, held = _once(build, held.settings(options)), replace(held, start=None)
     margins = _margins(subject, plan, show)
     if options.dynamics or options.monitor:
         callbacks = [*callbacks, _watcher(subject, plan, out)]
@@ -285,6 +286,17 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
     if show:
         _show(out, plan, part)
     return out
+
+
+def _once(build: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
+    """Build a trainer with these settings, which are let go of then: a model among them is not kept beside it."""
+
+    def built(*given: Any, **more: Any) -> Any:
+        taken = dict(settings)
+        settings.clear()
+        return build(*given, **more, **taken)
+
+    return built
 
 
 def _show(out: Path, plan: FinetunePlan, part: bool) -> None:

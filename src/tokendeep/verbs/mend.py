@@ -30,7 +30,8 @@ class MendOptions(FinetuneOptions):
 
     model: Annotated[str, what(help="The fine-tuned model; an adapter goes on being trained.")]
     aligned: Annotated[
-        str | None, what(help="The model before it was fine-tuned, whose answers are held; an adapter's is its base.")
+        str | None,
+        what(help="The model before it was fine-tuned, whose answers are held; a new adapter's is its base."),
     ] = None
     data: Annotated[str, what(help="Rows of the task, so that it is not unlearnt: chats or pairs.")]
     objective: Annotated[
@@ -59,17 +60,35 @@ def plan(options: MendOptions, subject: Subject | None = None, *, rows: data.Sou
     made = finetune.plan(chosen, subject, rows=rows)
     if made.safety is None:
         raise InputError(f"mend holds refusals, but --objective {options.objective} has none; give --safety.")
-    if made.adapter == (options.aligned is not None):
-        raise InputError(
-            f"{options.model} is an adapter, and is held to what its base says; leave --aligned out."
-            if made.adapter
-            else f"{options.model} does not say what it was before it was fine-tuned; give --aligned, that model."
-        )
+    _check_aligned(options, made.adapter)
     if options.aligned:
         from tokendeep import models
 
         models.check_spec(options.aligned, locate.plain(options))
     return replace(made, verb="mend", start=options.aligned or "base")
+
+
+def _check_aligned(options: MendOptions, adapter: bool) -> None:
+    """Raise InputError where `aligned` is missing, or is not what the model was before it was fine-tuned."""
+    if not adapter:
+        if not options.aligned:
+            raise InputError(
+                f"{options.model} does not say what it was before it was fine-tuned; give --aligned, that model."
+            )
+    elif options.aligned and not locate.is_adapter(options.aligned):
+        raise InputError(f"{options.model} is an adapter, and is held to what its base says; leave --aligned out.")
+    elif not options.aligned and (before := _adapter_before(options)):
+        raise InputError(
+            f"{options.model} is an adapter that was one already before it was fine-tuned; give it as --aligned (its folder "
+            f"says {before})."
+        )
+
+
+def _adapter_before(options: MendOptions) -> str | None:
+    """The adapter that the fine-tuning went on from, where its folder says so."""
+    told = Path(options.model).parent
+    before = Manifest.load(told).config.model if (told / Manifest.FILE).is_file() else None
+    return before if before and locate.is_adapter(before) else None
 
 
 def _attacked(options: MendOptions) -> bool:

@@ -66,5 +66,7 @@ def _cells(rate: AskRate | None) -> list[str]:
         return ["-", "-"]
     moved = rate.change
     change = f"{points(moved.mean)} [{points(moved.low)}, {points(moved.high)}]" if moved else "-"
+    if not rate.asked:
+        return ["no answer that long", "-"]
     judged = f"{rate.n}" if rate.n == rate.asked else f"{rate.n} judged of {rate.asked}"
     return [f"{percent(rate.rate)} {bracket(rate.low, rate.high)} of {judged}", change]
