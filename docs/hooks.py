@@ -41,6 +41,7 @@ FILES = {  # what each file is, for a reader of the formats page
     "training.json": "`deepen`, `finetune` and `mend`: the log of every step.",
     "dynamics.json": "`finetune --dynamics`: what happened per token at the recorded steps.",
     "cell.json": "`poison`: one training.",
+    "calibration.json": "`calibrate`: how far a judge agrees with people on labelled answers; it holds no text.",
     "table.json": "`poison`: a list with a line for each objective and learning rate, over the seeds.",
     "verdict": "What a judge of ours leaves with each answer in an Inspect log (`score.metadata`).",
 }

@@ -1,13 +1,14 @@
 """What lies on disk, typed and versioned, with one loader each: `Profile.load(path)`, `Rate.load_all(path)`, ...
 
-    MANIFEST   manifest.json   Manifest        what was run
-    PROFILE    profile.json    Profile         how deep
-    ASR        asr.json        Rates of Rate   how often not refused
-    TRAINING   training.json   Training        the log of a training
-    DYNAMICS   dynamics.json   Dynamics        what happened per token
-    CELL       cell.json       PoisonCell      one training of it
-    TABLE      table.json      PoisonTable     a fine-tuning attack
-    in *.eval                  Verdict         on one answer
+    MANIFEST    manifest.json     Manifest        what was run
+    PROFILE     profile.json      Profile         how deep
+    ASR         asr.json          Rates of Rate   how often not refused
+    TRAINING    training.json     Training        the log of a training
+    DYNAMICS    dynamics.json     Dynamics        what happened per token
+    CELL        cell.json         PoisonCell      one training of it
+    TABLE       table.json        PoisonTable     a fine-tuning attack
+    CALIBRATION calibration.json  Calibration     how far a judge agrees with people
+    in *.eval                     Verdict         on one answer
 
 A path is a file or the folder that holds it. Older files are read; a damaged one is an InputError that names file and
 row. Every record has `dump()` (the JSON that is written) and, where it is a result, `to_frame()` (pandas) and `plot()`
@@ -15,6 +16,7 @@ row. Every record has `dump()` (the JSON that is written) and, where it is a res
 """
 
 from tokendeep.records.base import SCHEMA, File, Known, Object, Record, Row, read_json
+from tokendeep.records.calibration import Agreement, Calibration, Estimate
 from tokendeep.records.manifest import Cost, Manifest, Margin, ModelFacts, Settings
 from tokendeep.records.poison import (
     ASKS,
@@ -42,21 +44,21 @@ from tokendeep.records.training import (
 )
 
 MANIFEST, PROFILE, ASR = Manifest.FILE, Profile.FILE, Rates.FILE
+CALIBRATION = Calibration.FILE
 TRAINING, DYNAMICS, TABLE, CELL = Training.FILE, Dynamics.FILE, PoisonTable.FILE, PoisonCell.FILE
 
 __all__ = [
-    "ASKS", "ASR", "CELL", "CURVES", "DYNAMICS", "HARMLESS", "MANIFEST", "PREFILL", "PROFILE", "SCHEMA", "TABLE", "TRAINING",
-    "AskRate", "Bounded",
-    "ByPosition", "Change", "Cost", "Depth", "Dynamics", "DynamicsMeta", "DynamicsStep", "Kl", "Known", "LogEntry", "LogOdds",
-    "Manifest", "Margin", "ModelFacts", "Object", "Params", "PerPrompt", "PoisonCell", "PoisonLine", "PoisonTable", "Profile",
-    "ProfileMeta", "Quantiles", "Rate", "Rates", "Record", "Recovery", "Seconds", "Settings", "Share", "Training", "Utility",
-    "Verdict", "read_json", "schemas",
+    "ASKS", "ASR", "CALIBRATION", "CELL", "CURVES", "DYNAMICS", "HARMLESS", "MANIFEST", "PREFILL", "PROFILE", "SCHEMA", "TABLE",
+    "TRAINING", "Agreement", "AskRate", "Bounded", "ByPosition", "Calibration", "Change", "Cost", "Depth", "Dynamics",
+    "DynamicsMeta", "DynamicsStep", "Estimate", "Kl", "Known", "LogEntry", "LogOdds", "Manifest", "Margin", "ModelFacts",
+    "Object", "Params", "PerPrompt", "PoisonCell", "PoisonLine", "PoisonTable", "Profile", "ProfileMeta", "Quantiles", "Rate",
+    "Rates", "Record", "Recovery", "Seconds", "Settings", "Share", "Training", "Utility", "Verdict", "read_json", "schemas",
 ]  # fmt: skip
 
 
 def schemas() -> dict[str, Object]:
     """File -> its JSON Schema; the verdict's stands under its own name."""
-    files: tuple[type[File], ...] = (Manifest, Profile, Training, Dynamics, PoisonCell)
+    files: tuple[type[File], ...] = (Manifest, Profile, Training, Dynamics, PoisonCell, Calibration)
     rows: dict[str, type[Row]] = {ASR: Rate, TABLE: PoisonLine}
     return {
         **{kind.FILE: kind.model_json_schema() for kind in files},
