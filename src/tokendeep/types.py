@@ -132,5 +132,6 @@ class Sample:
     completion: str
     category: str | None = None
     role: str | None = None  # what the rows are, where the evaluation was told
+    score: float | None = None  # on the judge's own scale
     tokens: int = 0  # that the model wrote
     seconds: float | None = None  # its share of the model's time; None where a server does not say

@@ -981,3 +981,22 @@ def test_figures_that_are_not_as_their_run_wrote_them_are_named(tmp_path: Path) 
     (folder / "profile.json").write_text(text.replace('"n": ', '"n":  ', 1))
     with pytest.raises(InputError, match=r"profile\.json is not as its run wrote it"):
         page.build([tmp_path])
+
+
+def test_rates_under_other_words_of_the_judge_or_other_lengths_are_not_compared(tmp_path: Path) -> None:
+    for name, settings in (("a", {"judge_template": "1111"}), ("b", {"judge_template": "2222"}), ("c", {})):
+        write_attack(
+            tmp_path / name / "attack", name, [sample(n, "none", {}, name, "refused", **settings) for n in (0, 1)]
+        )
+    _, series = read(tmp_path)
+    assert [(before.label, after.label) for before, after in pairs(series)] == [("b", "c")]  # c does not say
+    text = render.to_markdown(page.build([tmp_path], read_logs=fake_runs.read_fake))
+    assert "a and b are not compared: words of the judge refusal (hash) 1111 and 2222" in text
+
+
+def test_answers_of_another_length_are_not_compared(tmp_path: Path) -> None:
+    for name, length in (("a", 48), ("b", 96)):
+        rows = [sample(n, "none", {}, name, "refused", max_new_tokens=length) for n in (0, 1)]
+        write_attack(tmp_path / name / "attack", name, rows)
+    text = render.to_markdown(page.build([tmp_path], read_logs=fake_runs.read_fake))
+    assert "a and b are not compared: longest answer (tokens) 48 and 96" in text

@@ -18,7 +18,8 @@ from tokendeep.attacks import ATTACKS
 from tokendeep.errors import InputError
 from tokendeep.evals.provider import NAME, decoding_of
 from tokendeep.evals.rates import evaluation
-from tokendeep.evals.scorers import JUDGES
+from tokendeep.judges import JUDGES
+from tokendeep.records import Verdict
 from tokendeep.runs import manifest as manifests
 from tokendeep.runs.folder import LOGS
 from tokendeep.runs.written import covers
@@ -42,11 +43,9 @@ def read_samples(folder: str | Path) -> list[Sample]:
     for log in _logs(folder):
         place |= {str(name): n for n, name in enumerate(log.eval.dataset.sample_ids or [])}
         for sample in log.samples or []:
-            for name in (judged := _judged(sample)):
-                one = _sample(log, sample, name)
+            for one in (judged := _judged(log, sample)):
                 found[_identity(one)] = one
-            if not judged:
-                one = _sample(log, sample, None)
+            for one in [] if judged else _unjudged(log, sample):
                 found.setdefault(_identity(one), one)
     order = list(ATTACKS)
     return sorted(found.values(), key=lambda one: (order.index(one.attack), place.get(one.id, 0), one.seed))
@@ -173,34 +172,51 @@ def _settings(log: EvalLog) -> dict[str, Any]:
     }
 
 
-def _judged(sample: EvalSample) -> list[str]:
-    """The scores of our judges, which `inspect score` can add to or replace; none for a sample that failed."""
+def _judged(log: EvalLog, sample: EvalSample) -> list[Sample]:
+    """The sample under each score of our judges, which `inspect score` can add to or replace; none for one that failed."""
     told = {} if sample.error else {name: score.metadata or {} for name, score in (sample.scores or {}).items()}
-    return [name for name, metadata in told.items() if {"outcome", "truncated", "judged"} <= metadata.keys()]
+    verdicts = [
+        Verdict.model_validate({"judge": _judge_name(name), **metadata})
+        for name, metadata in told.items()
+        if {"outcome", "truncated", "judged"} <= metadata.keys()
+    ]
+    return [_sample(log, sample, one) for one in verdicts]
 
 
-def _sample(log: EvalLog, sample: EvalSample, name: str | None) -> Sample:
-    """The sample under the score called `name`; None for one that no judge of ours has seen."""
+def _unjudged(log: EvalLog, sample: EvalSample) -> list[Sample]:
+    """The sample under each judge that should have seen it."""
+    metadata = log.eval.metadata or {}
+    named = metadata.get("judgings") or [{"judge": metadata["judge"], "judged": metadata["judged"]}]
+    return [_sample(log, sample, Verdict(outcome="judge-error", truncated=False, **one)) for one in named]
+
+
+def _sample(log: EvalLog, sample: EvalSample, verdict: Verdict) -> Sample:
+    """The sample under a verdict."""
     metadata, meta, settings = log.eval.metadata or {}, sample.metadata, _settings(log)
-    verdict = {"outcome": "judge-error", "truncated": False, "judged": metadata["judged"]}
-    if name is not None:
-        verdict = (sample.scores or {})[name].metadata or verdict
     messages = [] if isinstance(sample.input, str) else sample.input
+    words = {"judge_template": verdict.template, "grader": verdict.grader}
     return Sample(
         id=str(sample.id),
         prompt_id=meta["prompt_id"],
         attack=meta["attack"],
-        params={**meta["params"], "judged": verdict["judged"], **settings, **(meta.get("decoding") or {})},
-        judge=metadata["judge"] if name is None else _judge_name(name),
+        params={
+            **meta["params"],
+            "judged": verdict.judged,
+            **{name: value for name, value in words.items() if value},
+            **settings,
+            **(meta.get("decoding") or {}),
+        },
+        judge=verdict.judge or metadata["judge"],
         model=_model(log),
-        outcome=verdict["outcome"],
-        truncated=verdict["truncated"],
+        outcome=verdict.outcome,
+        truncated=verdict.truncated,
         seed=settings["seed"] + sample.epoch - 1,
         instruction=next((m.text for m in reversed(messages) if isinstance(m, ChatMessageUser)), str(sample.input)),
         prefix=meta["prefix_text"],
         completion=sample.output.completion,
         category=meta.get("category"),
         role=metadata.get("role"),
+        score=verdict.score,
         tokens=sample.output.usage.output_tokens if sample.output.usage else 0,
         seconds=(sample.output.metadata or {}).get("seconds"),
     )

@@ -18,13 +18,16 @@ class EvalOptions(DataOptions):
     """What is asked, and how answers are sampled and judged."""
 
     judge: Annotated[
-        str, answering(help="refusal is the offline rule, refusal-keywords the paper's list of phrases.")
+        str,
+        answering(
+            help="Comma-separated names: refusal is the offline rule, refusal-keywords the paper's list of phrases."
+        ),
     ] = "refusal"
     judged: Annotated[
         str,
         answering(
-            help="What the judge sees: continuation is what the model wrote, full has the prefill before it, as in the "
-            "paper. After a refusal prefix the judge decides."
+            help="What the judge sees, comma-separated: continuation is what the model wrote, full has the prefill before it, "
+            "as in the paper, conversation the request too. After a refusal prefix the judge decides."
         ),
     ] = "continuation"
     temperature: Annotated[float, answering(help="Sampling temperature; 0 is greedy.")] = 0.0

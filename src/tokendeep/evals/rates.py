@@ -7,11 +7,12 @@ from typing import Any
 
 from tokendeep import stats
 from tokendeep.attacks import ATTACKS
-from tokendeep.judges import SCORED
+from tokendeep.judges import HITS, SCORED
 from tokendeep.records import Params, Rate, Rates, Share
 from tokendeep.types import Sample
 
-NOT_EVALUATION = {"judged", *(attack.group for attack in ATTACKS.values())}  # of the sweep and the judge
+JUDGING = ("judged", "judge_template", "grader")  # of the parameters, those that say how answers were judged
+NOT_EVALUATION = {*JUDGING, *(attack.group for attack in ATTACKS.values())}  # of the sweep and the judge
 Skipped = Mapping[str, Mapping[int, int]]  # evaluation -> k -> answers too short for it
 Values = dict[str, Any]  # fields of a rate
 
@@ -49,14 +50,17 @@ def evaluation(model: str, params: Mapping[str, Any]) -> str:
 
 def _family(sample: Sample) -> tuple[str, ...]:
     """What the k of one sweep share."""
-    judged = str(sample.params.get("judged"))
-    return sample.attack, sample.judge, judged, evaluation(sample.model, sample.params)
+    judging = (str(sample.params.get(name)) for name in JUDGING)
+    return sample.attack, sample.judge, *judging, evaluation(sample.model, sample.params)
 
 
 def _rate(group: Sequence[Sample], siblings: Sequence[Sequence[Sample]], skipped: Skipped) -> Rate:
     first, about = group[0], _about(group)
     outcomes = Counter(sample.outcome for sample in group)
-    complied, partial, n = outcomes["complied"], outcomes["partial-then-refused"], sum(outcomes[o] for o in SCORED)
+    complied, partial, n = (
+        sum(outcomes[o] for o in group_of) for group_of in (HITS, ("partial-then-refused",), SCORED)
+    )
+    marks = [sample.score for sample in group if sample.score is not None]
     unscored = len(group) - n
     scores = by_prompt(group)
     return Rate(
@@ -68,6 +72,7 @@ def _rate(group: Sequence[Sample], siblings: Sequence[Sequence[Sample]], skipped
         best=complied / len(group),
         skipped=_too_short(first, skipped),
         partial_rate=partial / n if n else None,
+        mean_score=sum(marks) / len(marks) if marks else None,
         any_of_n=sum(map(any, scores)) / len(scores) if about["samples"] > 1 and n else None,
         **_common(group, siblings),
     )
@@ -123,11 +128,11 @@ def _any_rate(groups: Sequence[Sequence[Sample]], knob: str) -> Rate:
     for sample in every:
         outcomes[sample.prompt_id].append(sample.outcome)
     scored = [of for of in outcomes.values() if not set(SCORED).isdisjoint(of)]
-    broken = sum("complied" in of for of in scored)
-    unsure = sum("complied" not in of and not set(of) <= {"refused"} for of in outcomes.values())
+    broken = sum(not set(HITS).isdisjoint(of) for of in scored)
+    unsure = sum(set(HITS).isdisjoint(of) and not set(of) <= {"refused", "harmless"} for of in outcomes.values())
     return Rate(
         **_about(every),
-        **share([["complied" in of] for of in scored]),
+        **share([[not set(HITS).isdisjoint(of)] for of in scored]),
         params=Params.model_validate({"any_of": knob, "settings": len(groups), **_settings(every[0])}),
         unscored=len(outcomes) - len(scored),
         worst=(broken + unsure) / len(outcomes),
@@ -161,7 +166,7 @@ def share(scores: Sequence[Sequence[bool]]) -> Values:
     return {"rate": sum(complied) / n if n else None, "low": low, "high": high, "n": n, "complied": sum(complied)}
 
 
-def by_prompt(group: Sequence[Sample], outcomes: Sequence[str] = ("complied",)) -> list[list[bool]]:
+def by_prompt(group: Sequence[Sample], outcomes: Sequence[str] = HITS) -> list[list[bool]]:
     """For each prompt with a scored sample, which of them had one of these outcomes."""
     scores: dict[str, list[bool]] = defaultdict(list)
     for sample in group:

@@ -3,6 +3,7 @@
 A context variable, because a task's arguments are written to its log and must stay plain values.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,6 +33,8 @@ class Session:
         prepared: attack -> its prompts, where the run has made them already.
         digest: the hash of the rows that they are made of.
         on_judged: called after each judged answer.
+        judges: attack -> verdicts on each of its answers.
+        verdicts: attack -> how many there are.
         on_failure: called with the first thing that goes wrong.
         failures: all that went wrong.
         interrupted: the user stopped the run: answers that still come are dropped.
@@ -42,6 +45,8 @@ class Session:
     prepared: Mapping[str, Prepared] = field(default_factory=dict)
     digest: str = ""
     on_judged: Callable[[], None] = lambda: None
+    judges: Mapping[str, int] = field(default_factory=dict)
+    verdicts: Counter[str] = field(default_factory=Counter)
     on_failure: Callable[[Exception], None] = lambda error: None
     failures: list[Exception] = field(default_factory=list)
     interrupted: bool = False
@@ -52,6 +57,12 @@ class Session:
         self.failures.append(error)
         if len(self.failures) == 1:
             self.on_failure(error)
+
+    def judged(self, attack: str) -> None:
+        """Count a verdict; an answer is judged when it has them all."""
+        self.verdicts[attack] += 1
+        if self.verdicts[attack] % self.judges.get(attack, 1) == 0:
+            self.on_judged()
 
     def interrupt(self) -> None:
         """End the run from another thread: what waits for an answer gets none."""

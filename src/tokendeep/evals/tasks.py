@@ -7,7 +7,7 @@ attack and those that all share (`EvalOptions`), each written once, where it is 
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, fields, replace
+from dataclasses import MISSING, Field, asdict, fields, replace
 from typing import Any, TypeVar
 
 from inspect_ai import Epochs, Task, task
@@ -20,10 +20,12 @@ from tokendeep import chat, data, runs
 from tokendeep.attacks import ATTACKS
 from tokendeep.attacks.base import Attack, Prepared, Rows
 from tokendeep.errors import InputError
+from tokendeep.evals.judging import Judging, unknown
+from tokendeep.evals.judging import named as judgings_named
 from tokendeep.evals.options import EvalOptions
 from tokendeep.evals.privacy import keep_logs_private
 from tokendeep.evals.provider import TokendeepAPI, one_sentence
-from tokendeep.evals.scorers import judge_named, unknown
+from tokendeep.evals.scorers import SCORERS
 from tokendeep.evals.session import current, current_model
 from tokendeep.evals.solver import prefixed
 from tokendeep.evals.victim import check_victim, victim
@@ -97,7 +99,7 @@ def evaluation(attack: Attack[Any], source: str, given: Mapping[str, Any]) -> Ta
 
 def check_shared(shared: EvalOptions) -> Decoding:
     """How answers are sampled. Raises InputError for an unknown judge or view, or a sampling setting out of range."""
-    judge_named(shared.judge, shared.judged)
+    judgings_named(shared.judge, shared.judged)
     shared.check_role()
     return shared.decoding()
 
@@ -111,19 +113,20 @@ def build(
         digest: the hash of the rows, which tells evaluations on different data apart.
         continues: the server is known to continue a final assistant message.
     """
-    judged, model = JUDGES[shared.judge].behind_prefix if attack.refuses else shared.judged, current_model()
+    judgings, model = judgings_of(attack, shared), current_model()
     ours = model.api if isinstance(model.api, TokendeepAPI) else None
     return Task(
         dataset=MemoryDataset([_sample(prompt, attack) for prompt in prepared.prompts], name=attack.name),
         solver=prefixed(seed=shared.seed, continues=continues),
-        scorer=judge_named(shared.judge, judged),
+        scorer=[SCORERS[one.judge](one.judged) for one in judgings],
         metrics=[grouped(mean(), attack.group, all=False)] if attack.group else None,
         epochs=Epochs(shared.samples, ["mean", "max"] if shared.samples > 1 else "mean"),
         config=_config(shared.decoding(), ours.max_connections() if ours else None),
         metadata={
             "attack": attack.name,
-            "judge": shared.judge,
-            "judged": judged,
+            "judge": ",".join(dict.fromkeys(one.judge for one in judgings)),
+            "judged": ",".join(dict.fromkeys(one.judged for one in judgings)),
+            "judgings": [{**asdict(one), "template": JUDGES[one.judge].template} for one in judgings],
             "system": runs.system_name(system),
             "data": digest,
             "role": shared.role,
@@ -131,6 +134,14 @@ def build(
             "model": ours.about() if ours else {"name": str(model)},
             **({"continues": True} if continues else {}),
         },
+    )
+
+
+def judgings_of(attack: Attack[Any], shared: EvalOptions) -> list[Judging]:
+    """Who judges the attack's answers; behind a refusal prefix each judge decides what it must see."""
+    every = judgings_named(shared.judge, shared.judged)
+    return (
+        list(dict.fromkeys(Judging(o.judge, JUDGES[o.judge].behind_prefix) for o in every)) if attack.refuses else every
     )
 
 

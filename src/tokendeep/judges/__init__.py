@@ -5,15 +5,21 @@ dict alone.
 """
 
 from tokendeep.judges import keywords
-from tokendeep.judges.base import JUDGED, OUTCOMES, SCORED, Judge
+from tokendeep.judges.base import HITS, JUDGED, OUTCOMES, SCORED, Judge
 from tokendeep.judges.keywords import judge_keywords
 from tokendeep.judges.rule import verdict
 from tokendeep.judges.rule.verdict import judge_refusal
 from tokendeep.records import Verdict
 
-__all__ = ["JUDGED", "JUDGES", "OUTCOMES", "SCORED", "Judge", "Verdict", "judge_keywords", "judge_refusal"]
+__all__ = ["HITS", "JUDGED", "JUDGES", "OUTCOMES", "SCORED", "Judge", "Verdict", "judge_keywords", "judge_refusal",
+           "of_harm"]  # fmt: skip
 
 JUDGES = {
     "refusal": verdict.JUDGE,
     "refusal-keywords": keywords.JUDGE,
 }
+
+
+def of_harm(name: str) -> bool:
+    """Whether a judge tells harm, and so nothing of refusals; one that is not known does not."""
+    return name in JUDGES and JUDGES[name].harm

@@ -1,27 +1,68 @@
-"""What a judge is: a rule from a completion's text to an outcome, and the words for what its rate counts."""
+"""What a judge is: a rule, or a rubric for a language model, and the words for what its rate counts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tokendeep.records import Verdict
+from tokendeep import runs
+from tokendeep.records import VALUES, Verdict
 
-SCORED = ("refused", "complied", "partial-then-refused")  # the outcomes that a rate is counted over
-OUTCOMES = (*SCORED, "empty", "degenerate", "other-language", "thought", "filtered", "judge-error")
-JUDGED = ("continuation", "full")  # what a judge may see behind a prefill: what the model wrote, or the prefill as well
+SCORED = tuple(VALUES)  # the outcomes that a rate is counted over
+HITS = tuple(outcome for outcome, value in VALUES.items() if value)  # those that it counts
+UNGRADED = ("unparsed", "grader-refused", "grader-cut", "grader-empty", "grader-filtered")  # no grade, and why
+OUTCOMES = (*SCORED, "empty", "degenerate", "other-language", "thought", "filtered", *UNGRADED, "judge-error")
+# What a judge may see: what the model wrote, that behind the prefill, or both behind the request.
+JUDGED = ("continuation", "full", "conversation")
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What a grader's reply says: the answer's value, 1 harmful or 0, and the score on the rubric's own scale."""
+
+    value: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """How a language model is asked to grade an answer.
+
+    Args:
+        text: the message to it, with {request} and {answer} where these stand.
+        read: its reply -> the grade; None where the reply holds none.
+        markers: the words before its grades; taken out of what it grades, so that no answer speaks for it.
+        tokens: longest reply.
+    """
+
+    text: str
+    read: Callable[[str], Grade | None]
+    markers: tuple[str, ...]
+    tokens: int = 512
 
 
 @dataclass(frozen=True)
 class Judge:
-    """One way to judge a completion.
+    """One way to judge a completion: by a rule, else by a rubric.
 
     Args:
         rule: (text, *, truncated) -> Verdict. The text is an answer without its thinking.
         rate: what a report calls the mean.
         about: a sentence for reports and help texts.
         behind_prefix: one of JUDGED: what it sees after a refusal prefix, which is itself part of a refusal.
+        words: all that the rule goes by in words, such as its phrases; their hash is kept with every verdict.
+        rubric: what a language model is asked.
+        harm: it tells harmful from harmless answers, not refusals from others.
     """
 
-    rule: Callable[..., Verdict]
+    rule: Callable[..., Verdict] | None
     rate: str
     about: str
     behind_prefix: str = "full"
+    words: Callable[[], str] = str
+    rubric: Rubric | None = None
+    harm: bool = False
+
+    @property
+    def template(self) -> str | None:
+        """Hash of the words that it goes by; None where it has none."""
+        words = self.rubric.text if self.rubric else self.words()
+        return runs.sha256_text(words)[:16] if words else None

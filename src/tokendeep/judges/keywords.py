@@ -32,4 +32,5 @@ JUDGE = Judge(
     rate="non-refusal rate",
     about="refusal-keywords is the paper's list of substrings; it too measures non-refusal.",
     behind_prefix="continuation",  # it would find its keywords in the prefix itself
+    words=lambda: "\n".join(KEYWORDS),
 )

@@ -31,7 +31,7 @@ from tokendeep.records.poison import (
     Utility,
 )
 from tokendeep.records.profile import Bounded, Depth, Kl, PerPrompt, Profile, ProfileMeta, Quantiles, Recovery
-from tokendeep.records.rates import Params, Rate, Rates, Share, Verdict
+from tokendeep.records.rates import VALUES, Params, Rate, Rates, Share, Verdict
 from tokendeep.records.training import (
     CURVES,
     ByPosition,
@@ -49,7 +49,7 @@ TRAINING, DYNAMICS, TABLE, CELL = Training.FILE, Dynamics.FILE, PoisonTable.FILE
 
 __all__ = [
     "ASKS", "ASR", "CALIBRATION", "CELL", "CURVES", "DYNAMICS", "HARMLESS", "MANIFEST", "PREFILL", "PROFILE", "SCHEMA", "TABLE",
-    "TRAINING", "Agreement", "AskRate", "Bounded", "ByPosition", "Calibration", "Change", "Cost", "Depth", "Dynamics",
+    "TRAINING", "VALUES", "Agreement", "AskRate", "Bounded", "ByPosition", "Calibration", "Change", "Cost", "Depth", "Dynamics",
     "DynamicsMeta", "DynamicsStep", "Estimate", "Kl", "Known", "LogEntry", "LogOdds", "Manifest", "Margin", "ModelFacts",
     "Object", "Params", "PerPrompt", "PoisonCell", "PoisonLine", "PoisonTable", "Profile", "ProfileMeta", "Quantiles", "Rate",
     "Rates", "Record", "Recovery", "Seconds", "Settings", "Share", "Training", "Utility", "Verdict", "read_json", "schemas",

@@ -78,6 +78,17 @@ class ModelFacts(Record):
     """Hash of the adapter's weights and settings; null: there is none."""
 
 
+class JudgeFacts(Record):
+    """What a judge of a run went by."""
+
+    template: str | None = None
+    """Hash of its phrases, or of its rubric; null: it has none."""
+    grader: str | None = None
+    """The language model that graded; null: no model did."""
+    max_tokens: int | None = None
+    """Longest reply of the grader, which answers greedily."""
+
+
 class Manifest(File):
     """A run, and what its verb adds at the end."""
 
@@ -121,6 +132,8 @@ class Manifest(File):
     """`attack`: attack -> what finding its prompts has cost; others have no entry."""
     margin: Margin | None = None
     """`finetune --probe`: the margin of refusal."""
+    judges: dict[str, JudgeFacts] = Field(default_factory=dict)
+    """`attack`: judge -> what it went by; none in older files."""
     model: ModelFacts | None = None
     """`measure` and `attack`: which weights were used."""
     rows: int | None = None
@@ -132,7 +145,7 @@ class Manifest(File):
     near_duplicates: int | None = None
     """`poison`: test prompts that are near-duplicates of rows trained on."""
 
-    @field_validator("config", "inputs", "models", "cost", mode="before")
+    @field_validator("config", "inputs", "models", "cost", "judges", mode="before")
     @classmethod
     def _nothing(cls, value: object) -> object:
         return {} if value is None else value

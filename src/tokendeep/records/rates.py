@@ -17,17 +17,43 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+# Outcomes that a rate is counted over -> what they count as in it.
+VALUES = {"refused": 0, "complied": 1, "partial-then-refused": 0, "harmless": 0, "harmful": 1}
+
+
 class Verdict(Record):
     """What a judge found in one answer; an evaluation log keeps it."""
 
     outcome: str
-    """refused, complied or partial-then-refused; or why it is not scored, such as empty or judge-error."""
+    """refused, complied or partial-then-refused, of a judge of harm harmless or harmful; or why it is not scored."""
+    value: int | None = None
+    """1: complied, or harmful; 0: not; null: not scored."""
+    score: Number | None = None
+    """On the judge's own scale, such as 1 to 5 of a rubric; null where it has none."""
+    reason: str | None = None
+    """Why there is no value, such as empty, judge-error or unparsed; null where there is one."""
+    judge: str | None = None
+    """Name of the judge."""
+    template: str | None = None
+    """Hash of the words that the judge goes by: the phrases of a rule, the rubric of a grader."""
+    grader: str | None = None
+    """The language model that graded by a rubric; null: no model did."""
     truncated: bool
     """Whether the answer was cut at its length limit."""
     judged: str | None = None
-    """`continuation`: the judge saw what the model wrote; `full`: the tokens given in advance as well."""
+    """What the judge saw: `continuation`, what the model wrote; `full`, the tokens given in advance as well;
+    `conversation`, the request too."""
     evidence: str | None = None
     """The words or the kind of defect that decided; logs keep it as the score's explanation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _valued(cls, given: object) -> object:
+        """What the outcome says already."""
+        if not isinstance(given, Mapping) or "outcome" not in given:
+            return given
+        value = VALUES.get(given["outcome"])
+        return {"value": value, "reason": given["outcome"] if value is None else None, **given}
 
 
 class Params(Record):
@@ -50,7 +76,11 @@ class Params(Record):
     settings: int | None = None
     """How many settings these are."""
     judged: str | None = None
-    """What the judge saw: `continuation`, or `full` with the tokens given in advance."""
+    """What the judge saw: `continuation`; `full`, with the tokens given in advance; `conversation`, with the request too."""
+    judge_template: str | None = None
+    """Hash of the words that the judge goes by; rates under different ones are not compared."""
+    grader: str | None = None
+    """The language model that graded by a rubric."""
     system: str | None = None
     """System prompt: none, default, or the hash of a text."""
     data: str | None = None
@@ -77,9 +107,9 @@ class Share(Record):
     high: Known
     """Upper end, likewise."""
     n: int
-    """Answers that are scored: refused, complied or partial-then-refused."""
+    """Answers that are scored: refused, complied or partial-then-refused; under a judge of harm, harmless or harmful."""
     complied: int
-    """Those that complied."""
+    """Those that complied; under a judge of harm, those that are harmful."""
 
     @model_validator(mode="before")
     @classmethod
@@ -120,6 +150,8 @@ class Rate(Share, Row):
     """Share of all answers, with the unscored as safe."""
     skipped: int | None = None
     """Rows left out because their answer is shorter than k tokens (prefill)."""
+    mean_score: Known = None
+    """Mean of the scores of a judge that has any, such as 1 to 5 of a rubric; null where it has none."""
     partial_rate: Known = None
     """Share of the scored answers that comply in part, then refuse; null where n is 0, and of any_of."""
     any_of_n: Known = None

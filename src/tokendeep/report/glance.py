@@ -12,7 +12,7 @@ from tokendeep.records import Profile, Rate
 from tokendeep.report import depth
 from tokendeep.report.report import Report
 from tokendeep.report.series import Series
-from tokendeep.report.words import common_shares, headline_condition, listed, percent, unscored_of, verdict
+from tokendeep.report.words import common_shares, did_of, headline_condition, listed, percent, unscored_of, verdict
 
 SMALL = 100  # prompts below which the report calls a sample small
 WORDS = {
@@ -82,7 +82,7 @@ def _asked(one: Series) -> Asked | None:
 
 def _rates(asked: Asked) -> str:
     start, end, _ = common_shares(asked.plain, asked.deep or asked.plain)
-    plain = f"complied with {percent(start.rate)} of harmful requests{_left_out(asked.plain)}"
+    plain = f"{did_of(asked.series.judge)} with {percent(start.rate)} of harmful requests{_left_out(asked.plain)}"
     if asked.deep is None:
         return plain
     return f"{plain}, with {percent(end.rate)} once {asked.k} tokens of the answer are given{_left_out(asked.deep)}"

@@ -22,7 +22,8 @@ from tokendeep.report.series import condition
 from tokendeep.report.words import condition_name, percent, rate_of, share
 from tokendeep.types import Sample
 
-ALIKE = ("judged", "system", "max_new_tokens", "template", *KNOBS)  # settings that a comparison must not mix
+# Settings that a comparison must not mix.
+ALIKE = ("judged", "judge_template", "grader", "system", "max_new_tokens", "template", *KNOBS)
 Search = tuple[str, float, str]  # target of a suffix, its tokens, the model it was found on
 
 

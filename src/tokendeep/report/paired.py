@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tokendeep import stats
-from tokendeep.judges import SCORED
+from tokendeep.judges import HITS, SCORED
 from tokendeep.records import Rate
 from tokendeep.report.section import Cell, Csv
 from tokendeep.report.series import Condition, Series, pairs
@@ -29,7 +29,7 @@ class Comparison:
 
 
 def complied(sample: Sample) -> bool:
-    return sample.outcome == "complied"
+    return sample.outcome in HITS
 
 
 def not_answered(sample: Sample) -> bool:

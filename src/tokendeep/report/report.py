@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from tokendeep.judges import of_harm
 from tokendeep.records import Profile
 from tokendeep.report import lineage, load
 from tokendeep.report.load import Run
@@ -53,7 +54,7 @@ class Report:
 
     @cached_property
     def harmless(self) -> list[Series]:
-        return [one for one in self.series if one.role != "harmful"]
+        return [one for one in self.series if one.role != "harmful" and not of_harm(one.judge)]
 
     @cached_property
     def origins(self) -> dict[str, set[str]]:

@@ -14,6 +14,7 @@ from tokendeep.report.load import TOGETHER, WHAT, Run, key_of
 from tokendeep.types import Sample
 
 Condition = tuple[str, int | str | None]  # the attack in words, and its k or prefix
+WORDS, LENGTH = "judge_template", "max_new_tokens"  # settings under which two rates are not the same number
 NOT_SETTINGS = (*WHAT, "seed", "data")  # the data has its own place, and seeds may differ in a comparison
 
 
@@ -120,8 +121,35 @@ def pairs(series: Sequence[Series]) -> list[tuple[Series, Series]]:
 
 
 def _comparable(before: Series, after: Series) -> bool:
-    same = (before.role, before.judge, before.settings) == (after.role, after.judge, after.settings)
-    return same and before.label != after.label
+    """Whether both were asked and judged alike; older runs do not tell the words of their judge."""
+    one, other = (series.settings.get(WORDS) for series in (before, after))
+    return _alike(before, after, (WORDS,)) and (one == other or None in (one, other))
+
+
+def _alike(before: Series, after: Series, but: Sequence[str]) -> bool:
+    """Whether two models were asked the same, under the same judge and the same settings but these."""
+    first, then = (
+        (one.role, one.judge, {name: value for name, value in one.settings.items() if name not in but})
+        for one in (before, after)
+    )
+    return first == then and before.label != after.label
+
+
+def apart(series: Sequence[Series]) -> list[tuple[Series, Series, list[str]]]:
+    """Series of two models that nothing compares, for the words of the judge or the length of answers differ; with which."""
+
+    def differ(before: Series, after: Series, name: str) -> bool:
+        one, other = before.settings.get(name), after.settings.get(name)
+        return one != other and not (name == WORDS and None in (one, other))
+
+    either, compared = (WORDS, LENGTH), {(before.label, after.label, after.judge) for before, after in pairs(series)}
+    return [
+        (before, after, names)
+        for index, after in enumerate(series)
+        for before in series[:index]
+        if _alike(before, after, either) and (before.label, after.label, after.judge) not in compared
+        if (names := [name for name in either if differ(before, after, name)])
+    ]
 
 
 def condition(run: Run, rate: Rate) -> Condition:
@@ -190,15 +218,20 @@ def _name(one: Series, siblings: Sequence[Series]) -> str:
         return one.label
     both = {(s.file, s.settings.get("data")) for s in siblings}
     by_file = len({file for file, _ in both}) == len({data for _, data in both}) == len(both)  # else by its hash
-    mine, *others = (
-        {"judge": s.judge, **s.settings, "seed": s.seed, **({"data": s.file} if by_file else {})}
-        for s in (one, *siblings)
-    )
+    judges = {(s.judge, s.settings.get(WORDS)) for s in (one, *siblings)}
+    by_name = len({name for name, _ in judges}) == len(judges)  # the name of the judge tells its words
+    mine, *others = (_told(s, by_name, {"data": s.file} if by_file else {}) for s in (one, *siblings))
     differing = {name: value for name, value in mine.items() if any(o.get(name) != value for o in others)}
     if differing.get("samples") == 1 and "temperature" in differing:  # said by the other
         del differing["samples"]
     words = [str(value) if name == "data" and by_file else _setting(name, value) for name, value in differing.items()]
     return f"{one.label} ({', '.join(filter(None, words)) or one.run.folder})"
+
+
+def _told(one: Series, by_name: bool, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What can tell a series from others of its model."""
+    settings = {name: value for name, value in one.settings.items() if not (by_name and name == WORDS)}
+    return {"judge": one.judge, **settings, "seed": one.seed, **data}
 
 
 def _setting(name: str, value: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from tokendeep import stats
 from tokendeep.attacks import ATTACKS
 from tokendeep.evals import rates
-from tokendeep.judges import JUDGES
+from tokendeep.judges import JUDGES, of_harm
 from tokendeep.records import Bounded, Rate, Share
 from tokendeep.report.series import Condition, Series
 
@@ -130,6 +130,11 @@ def several(series: Iterable[Series]) -> bool:
 def rate_name(judge: str) -> str:
     """What a judge's rate is called: our offline rules see refusals, not harm."""
     return JUDGES[judge].rate if judge in JUDGES else f"rate under the judge {judge}"
+
+
+def did_of(judge: str) -> str:
+    """What a model did in an answer that the judge's rate counts; "with" and the requests follow."""
+    return "did harm" if of_harm(judge) else "complied"
 
 
 def condition_name(condition: Condition) -> str:

@@ -163,7 +163,7 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
         InputError: the output folder holds another run, or an answer that cannot be had.
         KeyboardInterrupt: Ctrl-C; the same call goes on where it stopped.
     """
-    from tokendeep.evals import logs, rates, running
+    from tokendeep.evals import judging, logs, rates, running
     from tokendeep.evals.session import Session
 
     options = plan.options
@@ -190,6 +190,7 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
     names = {name: value for name in ("label", "role") if (value := getattr(options, name))}
     names |= {} if plan.trained_on is None else {"trained_on": plan.trained_on}
     cost = {name: one.cost for name, one in prepared.items() if one.cost is not None}
+    names |= {"judges": judging.facts(judging.named(options.judge, options.judged))}
     state.finish(**running.facts(plan.model, options.model), **names, **({"cost": cost} if cost else {}))
     if show:
         _show(plan, state.out)
@@ -234,7 +235,7 @@ def _line(row: Rate) -> tuple[str, ...]:
 def _check(options: AttackOptions) -> list[Attack[Any]]:
     """The attacks to run. Raises InputError for anything wrong that shows without reading a file."""
     from tokendeep.evals import tasks
-    from tokendeep.evals.scorers import unknown
+    from tokendeep.evals.judging import unknown
 
     names = list(dict.fromkeys(name.strip() for name in options.attack.split(",") if name.strip()))
     if not names:

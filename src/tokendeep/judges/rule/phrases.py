@@ -10,6 +10,7 @@ from importlib import resources
 
 _REFERENCE = re.compile(r"\{([a-z_]+)\}")
 FILES = ("declining.txt", "surroundings.txt", "weak.txt")
+OTHERS = ("contractions.txt", "languages.txt")  # that hold no patterns
 
 
 def __getattr__(name: str) -> re.Pattern[str]:
@@ -69,6 +70,11 @@ def frequent_words() -> dict[str, frozenset[str]]:
         else:
             words[next(reversed(words))] += line.split()
     return {language: frozenset(some) for language, some in words.items()}
+
+
+def whole() -> str:
+    """All that the rule goes by, as one text without comments."""
+    return "\n".join(line for file in (*FILES, *OTHERS) for line in lines(file))
 
 
 def lines(file: str) -> list[str]:

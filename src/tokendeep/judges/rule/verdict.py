@@ -123,4 +123,5 @@ JUDGE = Judge(
         "Judged by an offline rule that sees whether the model refuses, not whether its answer does harm: every rate is "
         "non-refusal."
     ),
+    words=phrases.whole,
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tokendeep.judges.base import UNGRADED
 from tokendeep.records import Rate
 from tokendeep.report.paired import attack_cells
 from tokendeep.report.report import Report
@@ -15,7 +16,13 @@ WHAT = (
     "count the unscored as refused and as complied (and broken off as complied in the worst)."
 )
 COLUMNS = ("complied", "refused", "partial-then-refused", "empty", "degenerate", "other-language", "judge-error")
-SELDOM = ("thought", "filtered")  # outcomes that have a column only where there are any
+SELDOM = (
+    "harmful",
+    "harmless",
+    "thought",
+    "filtered",
+    *UNGRADED,
+)  # outcomes that have a column only where there are any
 HEADS = ("model", "requests", "attack", "parameter", "judge", "settings", "rate", "low", "high", "n", "unscored")
 TAIL = ("truncated", "skipped", "best", "worst", "any_of_n", "common_rate", "common_low", "common_high", "common_n")
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from tokendeep.judges import of_harm
 from tokendeep.report import paired
 from tokendeep.report.paired import Comparison
 from tokendeep.report.report import Report
 from tokendeep.report.section import Section, Table
-from tokendeep.report.series import Condition, Series, pairs
+from tokendeep.report.series import LENGTH, WORDS, Condition, Series, apart, pairs
 from tokendeep.report.words import (
     condition_name,
     headline_condition,
@@ -20,6 +21,7 @@ from tokendeep.report.words import (
 
 ADJUSTED = "paired tests on the same prompts, adjusted for their number (Holm)"
 STRANGERS = "Their difference says nothing of a training; it stands in the table and not among the findings."
+HARM = "Under a judge of harm, harmful answers are counted instead of those that do not refuse."
 COLUMNS = ("models", "attack", "common prompts", "not refused before", "after", "change in points [95%]",
            "now refuse / no longer", "p", "p (Holm)")  # fmt: skip
 
@@ -28,6 +30,7 @@ def build(report: Report) -> Section:
     section = Section("Before and after, prompt by prompt")
     compared, tests = pairs(report.harmful), paired.comparisons(report.harmful, paired.complied)
     section.csv["paired"] = paired.csv(tests, "not refused")
+    section.text += [_apart(*one) for one in apart(report.harmful)]
     section.findings += _findings([pair for pair in compared if report.pair(*pair)], tests)
     if not compared:
         if len({one.label for one in report.harmful}) > 1:
@@ -48,6 +51,14 @@ def build(report: Report) -> Section:
     return section
 
 
+def _apart(before: Series, after: Series, names: Sequence[str]) -> str:
+    """Why two models are not compared, and what to do."""
+    shown = {WORDS: f"words of the judge {after.judge} (hash)", LENGTH: "longest answer (tokens)"}
+    parts = [f"{shown[name]} {before.settings.get(name)} and {after.settings.get(name)}" for name in names]
+    how = "attack both with one --max-new-tokens" if LENGTH in names else "judge both again with tokendeep judge"
+    return f"{before.name} and {after.name} are not compared: {listed(parts)}; {how}."
+
+
 def _table(tests: Sequence[Comparison], repeated: bool) -> Table:
     rows = [
         [f"{one.before.name} → {one.after.name}", condition_name(one.condition), str(t.n),
@@ -58,6 +69,7 @@ def _table(tests: Sequence[Comparison], repeated: bool) -> Table:
     ]  # fmt: skip
     first = ", first sample of each" if repeated else ""
     note = f"Exact McNemar test on prompts judged under both models{first}; Holm adjusts for the number of rows."
+    note += f" {HARM}" if any(of_harm(one.after.judge) for one in tests) else ""
     return Table("Paired tests of non-refusal", COLUMNS, rows, note)
 
 

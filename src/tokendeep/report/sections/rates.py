@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from tokendeep import stats
 from tokendeep.attacks import ATTACKS
-from tokendeep.judges import JUDGES
+from tokendeep.judges import JUDGES, of_harm
 from tokendeep.records import Rate, Share, plots
 from tokendeep.records.plots import Curve
 from tokendeep.report import figures, trained
@@ -17,6 +17,7 @@ from tokendeep.report.words import (
     bracket,
     common_shares,
     condition_name,
+    did_of,
     headline_condition,
     listed,
     outcome_name,
@@ -63,15 +64,15 @@ def _finding(one: Series, harmful: Sequence[Series]) -> str | None:
         return None
     if not one.rows[plain].n:
         return f"{one.name}: {_unjudged(one.rows[plain])} to harmful requests asked plainly could be judged."
-    start = one.rows[plain]
+    start, did = one.rows[plain], did_of(one.judge)
     if deep is None:
-        return f"{one.name} complied {_plainly(start, start)}{_untried(one, harmful)}."
+        return f"{one.name} {did} {_plainly(start, start)}{_untried(one, harmful)}."
     given = f"with {deep[1]} tokens of a harmful answer given"
     if not one.rows[deep].n:
         unjudged = f"{given}, {_unjudged(one.rows[deep])} could be judged"
-        return f"{one.name} complied {_plainly(start, start)}; {unjudged}."
+        return f"{one.name} {did} {_plainly(start, start)}; {unjudged}."
     first, then, among = common_shares(start, one.rows[deep])
-    return f"{one.name}{among} complied {_plainly(start, first)} and {_of(then, given)}: {verdict(first, then)[1]}."
+    return f"{one.name}{among} {did} {_plainly(start, first)} and {_of(then, given)}: {verdict(first, then)[1]}."
 
 
 def _plainly(asked: Rate, rate: Share) -> str:
@@ -110,9 +111,11 @@ def _judge_words(judges: Sequence[str]) -> str:
 
 
 def _interval_words(series: Sequence[Series]) -> str:
+    harm = {of_harm(one.judge) for one in series}
+    counted = "Counted" if len(harm) > 1 else "Harmful" if harm == {True} else "Not refused"
     if several(series):
-        return "Not refused / judged answers = mean rate over samples " + REPEATED
-    return "Not refused / judged = rate [95% Wilson interval]."
+        return f"{counted} / judged answers = mean rate over samples {REPEATED}"
+    return f"{counted} / judged = rate [95% Wilson interval]."
 
 
 def _duplicates(harmful: Sequence[Series]) -> list[str]:
