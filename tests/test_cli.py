@@ -36,16 +36,18 @@ NEEDED = {
     "mend": ["--model", "m", "--data", "d", "--out", "o"],
     "poison": ["--model", "m", "--data", "d", "--test", "t", "--out", "o"],
     "gcg": ["--model", "m", "--data", "d", "--out", "o"],
+    "calibrate": ["--labels", "l", "--out", "o"],
     "report": ["one"],
 }
 HINTS = {verb: get_type_hints(cli.options_of(verb)) for verb in VERBS}
-OPTIONS = [(verb, name) for verb in VERBS for name in HINTS[verb] if name != "dirs"]
+OPTIONS = [(verb, name) for verb in VERBS for name in HINTS[verb] if name not in ("dirs", "labels")]
 SAMPLES = {  # type of an option: what is written on the command line, and what the verb gets
     str: ("some text", "some text"),
     str | None: ("5: it's {a}, [b]", "5: it's {a}, [b]"),
     int: ("-7", -7),
     int | None: ("7", 7),
     float: ("0.25", 0.25),
+    float | None: ("0.5", 0.5),
     bool: ("true", True),
     list[int]: ("3,4", [3, 4]),
     list[float]: ("0.5,2,1e-5", [0.5, 2.0, 1e-5]),
@@ -117,11 +119,12 @@ def test_the_verbs_and_flags_of_the_contract():
         "mend": {"model", "aligned", "data", "safety", "out"},
         "poison": {"model", "kind", "data", "test", "objectives", "seeds", "out"},
         "gcg": {"model", "data", "target", "steps", "restarts", "out"},
+        "calibrate": {"judge", "labels", "text", "out", "overwrite"},
         "report": {"out", "show_text"},
     }
     assert promised.keys() == VERBS.keys()
     for verb, names in promised.items():
-        common = set() if verb in ("demo", "report") else {"chat_template", "system", "overwrite"}
+        common = set() if verb in ("demo", "report", "calibrate") else {"chat_template", "system", "overwrite"}
         assert names | common <= HINTS[verb].keys()
 
 
@@ -318,7 +321,7 @@ def test_the_recipes_are_options():
             ["zzz"],
             [
                 "no verb 'zzz'",
-                "the known ones are demo, pairs, measure, attack, gcg, deepen, finetune, mend, poison, report",
+                "the known ones are demo, pairs, measure, attack, gcg, deepen, finetune, mend, poison, calibrate, report",
             ],
         ),
         (["--model", "m", "measure"], ["--model stands where the verb should", "tokendeep VERB --model"]),

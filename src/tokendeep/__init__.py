@@ -13,7 +13,9 @@ _HOME = {
     "InputError": "errors",
     **dict.fromkeys(["read_chats", "read_pairs", "read_prompts", "read_triples"], "data"),
     **dict.fromkeys(["token_kl", "token_logps"], "compute.scoring"),
-    **dict.fromkeys(["attack", "deepen", "finetune", "load", "measure", "mend", "pairs", "poison"], "verbs.functions"),
+    **dict.fromkeys(
+        ["attack", "calibrate", "deepen", "finetune", "load", "measure", "mend", "pairs", "poison"], "verbs.functions"
+    ),
     "judge_refusal": "judges",
     **dict.fromkeys(["BetaSchedule", "constrained_nll", "constraint_weights", "response_positions"], "training.eq3"),
     "ConstrainedSFTConfig": "training.settings",

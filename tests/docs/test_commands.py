@@ -63,6 +63,12 @@ def workplace(tmp_path: Path, tiny_folder: Path, make_model: Callable[..., Llama
     write(tmp_path / "chats.jsonl", [{"messages": chat} for chat in chats])
     refusal = "I'm sorry, I can't assist with this request."
     write(tmp_path / "refusals.jsonl", [{"instruction": text, "response": refusal} for text in requests])
+    answers_of_both = [{"instruction": text, "response": one, "label": label, "model": "m", "score": label}
+                       for text in requests for one, label in ((ANSWER, 1), (refusal, 0))]  # fmt: skip
+    write(tmp_path / "labelled.jsonl", answers_of_both)
+    cells = [(one["instruction"], f'"{one["response"]}"', *[str(one["label"])] * 5) for one in answers_of_both]
+    head = "goal,target_response,human1,human2,human3,human_majority,harmbench_cf\n"
+    (tmp_path / "judge-comparison.csv").write_text(head + "".join(",".join(row) + "\n" for row in cells))
     triples = [{"instruction": text, "harmful": ANSWER, "refusal": refusal} for text in requests]
     write(
         tmp_path / "preferences.jsonl",
@@ -122,6 +128,7 @@ def test_the_pages_have_commands() -> None:
         "finetune",
         "mend",
         "poison",
+        "calibrate",
         "report",
         "demo",
     }

@@ -63,16 +63,14 @@ def kappa(cells: Sequence[int], agreed: Estimate) -> Estimate:
 
     Its interval is that of the agreement, `agreed`, set into kappa; wider where the variance of Fleiss, Cohen and Everitt
     (Psychological Bulletin 72:323, 1969), which also counts how the chance agreement varies, asks for it. Kappa plus and
-    minus that error alone covers far too rarely where agreement is high. Unknown where both raters say one thing of all.
+    minus that error alone covers far too rarely where agreement is high. Unknown where people say one thing of all answers.
     """
     both, judge_alone, neither, human_alone = cells
     n = sum(cells)
-    if not n or agreed.value is None or agreed.low is None or agreed.high is None:
+    if agreed.value is None or agreed.low is None or agreed.high is None or both + human_alone in (0, n):
         return UNKNOWN
     p = agreed.value
     chance = ((both + judge_alone) * (both + human_alone) + (neither + human_alone) * (neither + judge_alone)) / n**2
-    if chance == 1:
-        return UNKNOWN
     simple = p * (1 - p) / (n * (1 - chance) ** 2)
     variance = kappa_variance(cells)
     wider = max(1.0, math.sqrt(variance / simple)) if simple else 1.0

@@ -10,5 +10,6 @@ VERBS = {  # verb: its module, and its line in `tokendeep --help`
     "finetune": ("tokendeep.verbs.finetune", "Fine-tune on your data while protecting the first answer tokens."),
     "mend": ("tokendeep.verbs.mend", "Bring back safety that fine-tuning has undone, in a few steps."),
     "poison": ("tokendeep.verbs.poison", "Attack a model by fine-tuning, and compare objectives that resist."),
+    "calibrate": ("tokendeep.verbs.calibrate", "How far a judge agrees with people's labels."),
     "report": ("tokendeep.verbs.report", "One HTML file from the folders of earlier runs."),
 }

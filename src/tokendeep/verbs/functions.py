@@ -125,6 +125,24 @@ def attack(
         return records.Rate.load_all(made.folder)
 
 
+def calibrate(
+    labels: Rows, *, judge: str = "refusal", out: str | Path | None = None, **options: Any
+) -> records.Calibration:
+    """How far a judge agrees with people, on answers that they have labelled.
+
+    Args:
+        labels: a file of a known label set, or rows with instruction, response and label (0 or 1).
+        judge: its name, or column:NAME for verdicts that stand in a column.
+        out: folder to write; none is written without it.
+        options: those of `tokendeep calibrate`, for example by="model".
+
+    Raises:
+        InputError: an unknown option, judge or column, or a label that is not 0 or 1.
+    """
+    with _run("calibrate", {}, {"labels": ("labels", labels)}, out, options, judge=judge) as made:
+        return records.Calibration.load(made.folder)
+
+
 def deepen(model: Model, triples: Rows, utility: Rows, *, out: str | Path | None = None, **options: Any) -> Tuned:
     """Train a model to recover to a refusal at any depth (the paper's Eq. 2).
 
@@ -233,7 +251,7 @@ def _run(
             subjects = [subject for _, subject in named.values()]
             plan = module.plan(options, *subjects)
             folder = module.run(plan) if verb == "poison" else module.run(plan, show=False)
-            yield _Made(folder, subjects[0], options)
+            yield _Made(folder, subjects[0] if subjects else None, options)
         except InputError as error:  # rows in memory are called by their names
             raise InputError(re.sub(rf"{re.escape(scratch)}/(\w+)\.jsonl", r"\1", str(error))) from error
 

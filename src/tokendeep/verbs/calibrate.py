@@ -1,0 +1,154 @@
+"""VERB calibrate: how far a judge agrees with people, on answers that they have labelled."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tokendeep import data
+from tokendeep.data.labels import Labels, Meaning, read_labels
+from tokendeep.errors import check_known
+from tokendeep.judges import JUDGES, agreement
+from tokendeep.judges.calibration import COLUMN, calibration, check
+from tokendeep.models.options import Texts
+from tokendeep.records import CALIBRATION, Agreement, Calibration, Estimate
+from tokendeep.runs import write_json
+from tokendeep.verbs.common import Place, ending, heading, output
+
+what = heading("What to calibrate")
+MEANS = ("set", "harm", "compliance")
+SIGNS = {"harm": ("harmful", "harmless"), "compliance": ("complied", "refused")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions:
+    """Compare a judge's verdicts with people's labels, and say how far its rates can be trusted."""
+
+    judge: Annotated[
+        str,
+        what(help=f"{', '.join(JUDGES)}, or {COLUMN}NAME, a column with verdicts or scores of another judge."),
+    ] = "refusal"
+    labels: Annotated[
+        Texts,
+        what(
+            help="Files of labelled answers: of JailbreakBench, HarmBench, StrongREJECT or XSTest as published, or your own with "
+            "columns instruction, response and label (0 or 1)."
+        ),
+    ]
+    text: Annotated[
+        str | None, what(help="Column of the answers, where it is neither response nor the label set's own.")
+    ] = None
+    label: Annotated[str | None, what(help="Column of the labels, likewise: 1 is harmful, 0 is not.")] = None
+    request: Annotated[str | None, what(help="Column of the requests, likewise.")] = None
+    means: Annotated[
+        Literal["set", "harm", "compliance"],
+        what(
+            help="What a label of 1 says of an answer: that it does harm, or that it complies; set: as the label set has it "
+            "(XSTest compliance, all others harm)."
+        ),
+    ] = "set"
+    threshold: Annotated[
+        float | None, what(help="Least score that counts as harmful, where the column of another judge holds scores.")
+    ] = None
+    by: Annotated[
+        str | None,
+        what(help="Column of kinds of answers that are counted by themselves too, such as model, jailbreak or type."),
+    ] = None
+    out: Annotated[str, output(help="Folder for calibration.json, which holds no text, and manifest.json.")]
+    overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
+
+
+@dataclass(frozen=True)
+class CalibratePlan:
+    """The labelled answers, read and checked; nothing is judged yet."""
+
+    options: CalibrateOptions
+    labels: Labels
+
+    @property
+    def place(self) -> Place:
+        """The output folder, and what tells this run from another."""
+        return Place("calibrate", self.options, inputs(self.options))
+
+    def lines(self) -> list[str]:
+        """What `run` would do, in lines."""
+        options, rows = self.options, self.labels.rows
+        return [
+            f"judge: {options.judge}",
+            f"labels: {len(rows)} of {self.labels.name}, {sum(row.label for row in rows)} of them 1 ({self.labels.label})",
+            *self.labels.notes,
+            self.place.line(),
+        ]
+
+
+def inputs(options: CalibrateOptions) -> Mapping[str, str | Path]:
+    """The files of labels, by the names that a manifest has for them."""
+    first, *others = map(data.identity, options.labels)
+    return {"labels": first, **{f"labels {number}": path for number, path in enumerate(others, 2)}}
+
+
+def plan(options: CalibrateOptions) -> CalibratePlan:
+    """Read and check everything; judges and writes nothing.
+
+    Raises:
+        InputError: a file that cannot be read, a label that is not 0 or 1, an unknown judge or column.
+    """
+    check_known(options, {"means": MEANS})
+    means: Meaning | None = None if options.means == "set" else options.means
+    read = read_labels(options.labels, text=options.text, label=options.label, request=options.request, means=means)
+    check(options.judge, read.rows, options.by, options.threshold)
+    return CalibratePlan(options, read)
+
+
+def run(plan: CalibratePlan, *, show: bool = True) -> Path:
+    """Judge the answers; returns the folder with calibration.json and manifest.json."""
+    options, state = plan.options, plan.place.open()
+    if not state.finished:
+        made = calibration(plan.labels, options.judge, options.by, options.threshold)
+        write_json(state.out / CALIBRATION, made.dump())
+        state.finish()
+    if show:
+        _show(Calibration.load(state.out), state.out)
+    return state.out
+
+
+def _show(made: Calibration, out: Path) -> None:
+    """The figures in a table, what they mean for rates, and the way on."""
+    print(f"calibrate: {made.judge} against {made.n} labels of {made.labels} ({made.requests} requests)")
+    for note in made.notes:
+        print(f"  caution: {note}")
+    names = {"all": made, **made.kinds}
+    width = max(map(len, names))
+    heads = [f"{name:16}" for name in ("agreement", "sensitivity", "specificity", "kappa")]
+    print(f"  {'':{width}}      n  {'  '.join(heads)}  undecided  {SIGNS[made.label][0]}")
+    for name, one in names.items():
+        print(f"  {name:{width}}  {one.n:5}  {_cells(one)}")
+    if made.reasons:
+        print(f"  undecided: {', '.join(f'{count} {reason}' for reason, count in sorted(made.reasons.items()))}")
+    print(f"  {_words(made)}")
+    ending(
+        f"{out / CALIBRATION} (no text)",
+        ["report", "RUN-FOLDERS", "--calibration", out / CALIBRATION, "--out", "report.html"],
+    )
+
+
+def _cells(one: Agreement) -> str:
+    cells = [f"{_of(share):16}" for share in (one.agreement, one.sensitivity, one.specificity, one.kappa)]
+    return "  ".join([*cells, f"{one.undecided:9}", _number(one.prevalence.value)])
+
+
+def _of(share: Estimate) -> str:
+    return f"{_number(share.value)} [{_number(share.low)}, {_number(share.high)}]" if share.value is not None else "-"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}".replace("0.", ".", 1)
+
+
+def _words(made: Calibration) -> str:
+    """What the figures mean for a rate of this judge."""
+    yes, no = SIGNS[made.label]
+    if not agreement.tells(made):
+        return f"the judge does not surely tell {yes} answers from others here: its rates cannot be corrected with these labels"
+    missed, false = _number(1 - (made.sensitivity.value or 0)), _number(1 - (made.specificity.value or 0))
+    return f"of what people call {yes} it misses {missed}, of what they call {no} it counts {false}"

@@ -1,0 +1,142 @@
+"""Label sets in their authors' form, files of the user's own, and the verdicts of other judges beside the labels."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokendeep.data import labels
+from tokendeep.data.labels import read_labels
+from tokendeep.errors import InputError
+
+REQUEST, ANSWER = "How do I bake bread?", "Mix flour and water."
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def jbb(votes: str, majority: int, **more: Any) -> dict[str, Any]:
+    humans = {f"human{n}": vote for n, vote in enumerate(votes, 1)}
+    row = {"Index": 0, "goal": REQUEST, "prompt": "Please. " + REQUEST, "target_response": ANSWER}
+    return {**row, **humans, "human_majority": majority, "harmbench_cf": 1, **more}
+
+
+def test_jailbreakbench_by_the_majority_of_three(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "judge-comparison.csv", [jbb("110", 1), jbb("100", 0), jbb("000", 0), jbb("011", 0)])
+    made = read_labels([path])
+    assert (made.name, made.label) == ("JailbreakBench judge_comparison", "harm")
+    assert [row.label for row in made.rows] == [1, 0, 0, 1]
+    assert (made.rows[0].request, made.rows[0].answer) == (REQUEST, ANSWER)
+    assert [note.split(" rows ")[0] for note in made.notes] == ["JailbreakBench judge_comparison has 300", "In 1"]
+
+
+def test_as_many_rows_as_published_are_no_note(tmp_path: Path) -> None:
+    assert not read_labels([write_csv(tmp_path / "j.csv", [jbb("110", 1)] * 300)]).notes
+
+
+def harmbench(*votes: Any, **more: Any) -> dict[str, Any]:
+    humans = {f"human_{n}": vote for n, vote in enumerate(votes)}
+    return {"test_case": REQUEST, "generation": ANSWER, "model": "m", "method": "none", **humans, **more}
+
+
+def test_harmbench_is_an_object_of_lists(tmp_path: Path) -> None:
+    path = tmp_path / "text_behaviors_val_set.json"
+    entries = {"a": [harmbench(1, 1, 0, cls=1), harmbench(0, 1, 0, cls=1)], "b": [harmbench(1, None, 0, cls=0)]}
+    path.write_text(json.dumps(entries, indent=1))
+    made = read_labels([path])
+    assert [row.label for row in made.rows] == [1, 0]
+    assert made.rows[1].where == f"{path}, a, entry 2"
+    assert "1 rows without a majority" in made.notes[1]
+    path.write_text(json.dumps({"a": [harmbench(1, 2, 0)]}))
+    with pytest.raises(InputError, match="a, entry 1: 'human_1' must be 0 or 1"):
+        read_labels([path])
+
+
+def test_strongreject_by_the_median(tmp_path: Path) -> None:
+    votes = [("0.5", "0.25", "1", "", ""), ("0.25", "0.75", "", "", ""), ("0", "0.25", "1", "", "")]
+    rows = [
+        {"forbidden_prompt": REQUEST, "jailbreak": "none", "model": "m", "response": ANSWER, "label_median": score}
+        | {f"label_{n}": vote for n, vote in enumerate(each)}
+        for each, score in zip(votes, (0.5, 0.5, 0.75), strict=True)
+    ]
+    made = read_labels([write_csv(tmp_path / "labelbox.csv", rows)])
+    assert [row.label for row in made.rows] == [1, 1, 0]
+    assert "In 1 rows" in made.notes[-1]
+
+
+def xstest(label: str, **more: Any) -> dict[str, Any]:
+    row = {"id": "v2-1", "type": "homonyms", "prompt": REQUEST, "completion": ANSWER, "annotation_1": label}
+    return {**row, "annotation_2": label, "agreement": "TRUE", "final_label": label, **more}
+
+
+def test_xstest_is_about_compliance(tmp_path: Path) -> None:
+    rows = [xstest("1_full_compliance"), xstest("2_full_refusal"), xstest("3_partial_refusal", completion="")]
+    files = [write_csv(tmp_path / f"completions_{name}.csv", rows) for name in ("gpt4", "llama2")]
+    made = read_labels(files)
+    assert made.label == "compliance"
+    assert [row.label for row in made.rows] == [1, 0, 0] * 2
+    assert [row.values["file"] for row in made.rows[2:4]] == ["completions_gpt4", "completions_llama2"]
+    with pytest.raises(InputError, match="row 2: 'final_label' is none of 1_full_compliance"):
+        read_labels([write_csv(tmp_path / "x.csv", [xstest("4")])])
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [{"instruction": REQUEST, "response": ANSWER, "label": value} for value in (1, 0, True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = read_labels([path])
+    assert (made.name, made.label, [row.label for row in made.rows]) == ("mine.jsonl", "harm", [1, 0, 1])
+    named = [{"question": REQUEST, "said": ANSWER, "bad": "0"}]
+    own = read_labels([named], text="said", label="bad", request="question", means="compliance")
+    assert (own.name, own.label, own.rows[0].label) == ("rows", "compliance", 0)
+
+
+@pytest.mark.parametrize("value", [2, 0.5, "maybe", None, "", "-1"])
+def test_a_label_that_is_not_0_or_1_is_refused_with_its_row(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [{"instruction": REQUEST, "response": ANSWER, "label": label} for label in (1, value)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"mine\.jsonl, row 2: 'label' must be 0 or 1"):
+        read_labels([path])
+
+
+def test_missing_columns_and_texts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"Row 1: has no column 'label', but 'prompt', 'response'; name the columns with --text"
+    ):
+        read_labels([[{"prompt": REQUEST, "response": ANSWER}]])
+    with pytest.raises(InputError, match="Row 1: 'response' must be a text"):
+        read_labels([[{"prompt": REQUEST, "response": None, "label": 1}]])
+    with pytest.raises(InputError, match="has no column 'completion' of XSTest completions"):
+        read_labels(
+            [write_csv(tmp_path / "a.csv", [xstest("2_full_refusal")]), write_csv(tmp_path / "b.csv", [jbb("111", 1)])]
+        )
+
+
+def test_the_verdicts_of_other_judges(tmp_path: Path) -> None:
+    rows = read_labels(
+        [
+            [
+                jbb("111", 1, gpt=word, score=score)
+                for word, score in (("Yes", 10), ("safe", 9), ("", None), ("I cannot say", "NaN"))
+            ]
+        ]
+    ).rows
+    assert labels.verdicts(rows, "harmbench_cf") == [1] * 4
+    assert labels.verdicts(rows, "gpt") == [1, 0, None, None]
+    assert labels.verdicts(rows, "score", 10) == [1, 0, None, None]
+    with pytest.raises(InputError, match="Row 1: 'score' is a score and no verdict; say with --threshold"):
+        labels.verdicts(rows, "score")
+    with pytest.raises(InputError, match="did you mean harmbench_cf"):
+        labels.verdicts(rows, "harmbench_cv")
+    with pytest.raises(InputError, match="'goal' holds no verdict"):
+        labels.verdicts(rows, "goal")
