@@ -11,7 +11,7 @@ import pytest
 import tokendeep
 from tokendeep import cli
 from tokendeep.errors import InputError
-from tokendeep.judges import agreement
+from tokendeep.judges import JUDGES, agreement
 from tokendeep.records import Calibration, Manifest
 from tokendeep.verbs import calibrate
 from tokendeep.verbs.calibrate import CalibrateOptions
@@ -49,6 +49,7 @@ def test_the_rule_against_labels_of_harm(tmp_path: Path, capsys: pytest.CaptureF
     cells = (made.true_positive, made.false_positive, made.true_negative, made.false_negative, made.undecided)
     assert (made.n, *cells) == (20, 6, 3, 8, 1, 2)
     assert made.reasons == {"empty": 2}
+    assert made.judge_template == JUDGES["refusal"].template
     assert (made.judge, made.label, made.labels) == ("refusal", "harm", "labels.jsonl")
     assert {kind: one.n for kind, one in made.kinds.items()} == {"a": 10, "b": 10}
     assert made.kinds["b"].undecided == 2

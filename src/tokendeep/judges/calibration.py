@@ -13,7 +13,7 @@ from tokendeep.data import labels
 from tokendeep.data.labels import Labelled, Labels
 from tokendeep.data.row import shown
 from tokendeep.errors import InputError, did_you_mean
-from tokendeep.judges import JUDGES, SCORED
+from tokendeep.judges import JUDGES
 from tokendeep.judges.agreement import Case, agreement
 from tokendeep.records import Calibration
 
@@ -42,6 +42,10 @@ def check(judge: str, rows: Sequence[Labelled], by: str | None = None, threshold
     elif judge not in JUDGES:
         known = f"{did_you_mean(judge, JUDGES)}; {COLUMN}NAME is a column of verdicts beside the labels"
         raise InputError(f"Unknown judge '{judge}'; {known}.")
+    elif JUDGES[judge].rule is None:
+        raise InputError(
+            f"The judge {judge} needs a language model, which calibrate does not ask; give its verdicts in a column."
+        )
     if by:
         _kinds(rows, by)
 
@@ -62,6 +66,7 @@ def calibration(labelled: Labels, judge: str, by: str | None = None, threshold: 
     return Calibration(
         **dict(agreement(cases)),
         judge=judge if threshold is None else f"{judge}>={threshold:g}",
+        judge_template=JUDGES[judge].template if judge in JUDGES else None,
         labels=labelled.name,
         label=labelled.label,
         data=runs.sha256(json.dumps([row.request, row.answer, row.label]).encode() for row in rows),
@@ -83,9 +88,12 @@ def verdicts(rows: Sequence[Labelled], judge: str, threshold: float | None = Non
 
 def _judged(text: str, judge: str) -> Said:
     """The verdict of a rule on an answer without its thinking."""
-    answer = chat.answer(text)
-    outcome = "thought" if answer is None else JUDGES[judge].rule(answer, truncated=False).outcome
-    return Said(int(outcome == "complied")) if outcome in SCORED else Said(None, outcome)
+    rule, answer = JUDGES[judge].rule, chat.answer(text)
+    assert rule is not None
+    if answer is None:
+        return Said(None, "thought")
+    verdict = rule(answer, truncated=False)
+    return Said(verdict.value, verdict.reason)
 
 
 def _kinds(rows: Sequence[Labelled], by: str) -> list[str]:
