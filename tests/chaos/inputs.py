@@ -30,12 +30,14 @@ class Case:
 
 
 Maker = Callable[[World, random.Random, Path], Case]
-TAKEN = ("measure", "attack", "deepen", "finetune", "poison", "gcg")
+TAKEN = ("measure", "attack", "deepen", "finetune", "mend", "poison", "gcg", "pairs")
 SMALL = {  # so that what is no mistake ends soon
     "measure": ["--k", "0,2", "--positions", "6", "--bootstrap", "100"],
     "attack": ["--k", "0,2", "--max-new-tokens", "3"],
     "deepen": ["--max-steps", "1", "--safety-rows", "2", "--utility-rows", "2", "--micro-batch", "4"],
     "finetune": ["--max-steps", "1", "--batch-size", "2", "--micro-batch", "2"],
+    "mend": ["--max-steps", "1", "--batch-size", "2", "--micro-batch", "2"],
+    "pairs": ["--answer-tokens", "3"],
     "poison": ["--max-steps", "1", "--count", "2", "--batch-size", "2", "--micro-batch", "2", "--max-new-tokens", "3",
                "--objectives", "sft"],
     "gcg": ["--limit", "1", "--steps", "1", "--width", "4", "--top", "4", "--suffix-tokens", "2", "--target-tokens", "2"],
@@ -62,10 +64,11 @@ def cases(world: World, seed: int, count: int, work: Path) -> Iterator[Case]:
 
 def line(world: World, verb: str, folder: Path, **changes: str) -> list[str]:
     """A command line that is right, but for the changes."""
-    rows = {"deepen": "triples", "finetune": "chats"}.get(verb, "pairs")
+    rows = {"deepen": "triples", "finetune": "chats", "mend": "chats", "pairs": "prompts"}.get(verb, "pairs")
     given = {"model": world.path("model"), "data": world.path(f"{rows}.jsonl"), "out": str(folder / "out")}
     given |= {"utility": world.path("chats.jsonl")} if verb == "deepen" else {}
     given |= {"test": world.path("prompts.jsonl")} if verb == "poison" else {}
+    given |= {"aligned": world.path("base")} if verb == "mend" else {}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in {**given, **changes}.items()]
     named = {f"--{name.replace('_', '-')}" for name in changes}
     small = SMALL[verb]
@@ -110,11 +113,12 @@ def yaml(world: World, draw: random.Random, folder: Path) -> Case:
 def rows(world: World, draw: random.Random, folder: Path) -> Case:
     """A file of rows."""
     verb = draw.choice(TAKEN)
-    name = draw.choice({"deepen": ["data", "utility"], "finetune": ["data", "eval_data", "probe"],
+    name = draw.choice({"deepen": ["data", "utility"], "finetune": ["data", "eval_data", "probe", "safety", "harmless"],
                         "poison": ["data", "test"], "measure": ["data", "benign", "openings"],
                         "attack": ["data", "suffixes"]}.get(verb, ["data"]))  # fmt: skip
     source = {"utility": "chats", "eval_data": "chats", "test": "prompts"}.get(name, "pairs")
-    source = {"deepen data": "triples", "finetune data": "chats"}.get(f"{verb} {name}", source)
+    own = {"deepen data": "triples", "finetune data": "chats", "mend data": "chats", "pairs data": "prompts"}
+    source = own.get(f"{verb} {name}", source)
     path = broken.rows(draw, Path(world.path(f"{source}.jsonl")), folder)
     more = {"attack": "suffix"} if name == "suffixes" else {}
     return Case(f"rows {verb} {name}", line(world, verb, folder, **{name: str(path)}, **more))

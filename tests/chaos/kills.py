@@ -13,7 +13,7 @@ from typing import Any
 
 from compare import differences, picture
 from processes import Done, Running, command, start
-from world import Job, World, jobs
+from world import REFUSAL, Job, World, jobs
 
 MOST = 4  # kills of one run, at most
 
@@ -45,7 +45,7 @@ def begin(job: Job, out: Path, log: Path, **limits: int) -> Running:
     """Start a job whose result is to be in `out`."""
     if job.tells:
         return start(_tell(job, out), log, {"TOKENDEEP_CACHE": f"{out}-cache"}, **limits)
-    return start(command(job.at(out)), log, **limits)
+    return start(_refusing(command(job.at(out))) if job.refuses else command(job.at(out)), log, **limits)
 
 
 def uninterrupted(world: World, work: Path) -> Whole:
@@ -110,6 +110,18 @@ def _wrong(kept: Kept, out: Path) -> list[str]:
     return [f"differs in {', '.join(names)}"] if names else []
 
 
+def _refusing(work: Callable[[], int]) -> Callable[[], int]:
+    """The work, in which a model refuses whatever it is asked."""
+
+    def refusing() -> int:
+        from tokendeep.training import answers
+
+        answers.sample_refusals = lambda subject, turns, *rest, **more: [REFUSAL] * len(turns)
+        return work()
+
+    return refusing
+
+
 def _tell(job: Job, out: Path) -> Callable[[], int]:
     """The demo, cut down to a few rows and steps of a tiny model whose refusals are given."""
 
@@ -123,8 +135,7 @@ def _tell(job: Job, out: Path) -> Callable[[], int]:
             align=demo.Phase(steps=2, safety=2, utility=2, alpha=0.2),
             deepen=demo.Phase(steps=2, safety=2, utility=2, alpha=0.5),
         )  # fmt: skip
-        demo.answers.sample_refusals = lambda subject, turns, *rest, **more: ["I cannot help."] * len(turns)
         demo.plan.__defaults__ = (tiny,)
         return cli.main(["demo", f"--out={out}"])
 
-    return work
+    return _refusing(work)

@@ -37,11 +37,13 @@ class Job:
     Args:
         words: with OUT for the place of the result; of the demo, which is told by its function, the model alone.
         tells: the demo.
+        refuses: whether the model is taken to refuse what it is asked, which tiny weights do not.
     """
 
     name: str
     words: Sequence[str]
     tells: bool = False
+    refuses: bool = False
 
     def at(self, out: Path) -> list[str]:
         return [word.replace("OUT", str(out)) for word in self.words]
@@ -120,6 +122,16 @@ def jobs(world: World, made: Path) -> list[Job]:
         Job(
             "finetune-lora",
             ["finetune", *model, "--data", chats, "--objective", "anchored", "--lora", "4", *tuned, *out],
+        ),
+        Job(
+            "finetune-safety",
+            ["finetune", *model, "--data", chats, "--safety", pairs[1], "--safety-per-step", "2", *tuned, *out],
+            refuses=True,
+        ),
+        Job(
+            "mend",
+            ["mend", *base, "--aligned", model[1], "--data", chats, "--safety", "stock", *tuned, *out],
+            refuses=True,
         ),
         Job(
             "poison",
