@@ -55,6 +55,7 @@ def workplace(tmp_path: Path, tiny_folder: Path, make_model: Callable[..., Llama
         tiny_tokenizer.save_pretrained(tmp_path / "ORG" / name)
     requests = [f"How do I bake bread number {n}?" for n in range(4)]
     write(tmp_path / "pairs.jsonl", [{"instruction": text, "response": ANSWER} for text in requests])
+    write(tmp_path / "harmless-pairs.jsonl", [{"instruction": text, "response": ANSWER} for text in requests])
     write(tmp_path / "ordinary.jsonl", [{"instruction": text, "response": ANSWER} for text in requests])
     write(tmp_path / "prompts.jsonl", [{"instruction": text} for text in requests])
     write(tmp_path / "harmless.jsonl", [{"instruction": text} for text in requests])

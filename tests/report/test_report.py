@@ -288,6 +288,23 @@ def test_over_refusal_is_tested_by_prompt_and_its_price_is_in_the_headline(tmp_p
     )
 
 
+def test_over_refusal_at_depth_is_drawn_beside_recovery_of_the_same_model(tmp_path: Path) -> None:
+    for model, broken in (("aligned", 1), ("deepened", 3)):
+        twins = {0: ["refused"] + ["complied"] * 7, 5: ["partial-then-refused"] * broken + ["complied"] * (8 - broken)}
+        write_attack(tmp_path / model / "twins", model, sweep(model, twins, kind="twin"), role="twins")
+        harmful = {0: ["refused"] * 8, 5: ["refused"] * broken + ["complied"] * (8 - broken)}
+        write_attack(tmp_path / model / "attack", model, sweep(model, harmful))
+    built = page.build([tmp_path])
+    (image,) = section(built, "overrefusal").figures
+    for part in ("aligned, harmless 13% at k = 0, 13% at k = 5", "deepened, harmless 13% at k = 0, 38% at k = 5",
+                  "aligned, harmful 100% at k = 0, 13% at k = 5", "deepened, harmful 100% at k = 0, 38% at k = 5"):  # fmt: skip
+        assert part in image.alt
+    assert (
+        "Behind 5 tokens of harmless answers deepened refuses or breaks off 3 of 8 (38%; 3 of them midway); with none given "
+        "1 of 8 (13%; 0 of them midway)."
+    ) in section(built, "overrefusal").findings
+
+
 @pytest.mark.parametrize("logs", [True, False])
 def test_several_answers_to_a_prompt_that_agree_count_as_one_everywhere(tmp_path: Path, logs: bool) -> None:
     few = sweep("m", {0: ["refused"] * 4, 5: ["complied"] * 4})

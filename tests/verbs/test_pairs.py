@@ -156,7 +156,7 @@ def test_no_pair_at_all_is_told_with_the_way_out(
     [
         ({"answer_tokens": 0}, "--answer-tokens is 0"),
         ({"tries": 0}, "--tries is 0"),
-        ({"base": "smollm2", "openings": "o.txt"}, "--openings are for the model itself"),
+        ({"base": "smollm2", "openings": "o.txt"}, "--openings are for harmful answers of the model itself"),
         ({"openings": "nowhere.txt"}, "nowhere.txt cannot be read"),
         ({"base": "/nowhere/base"}, "no model at /nowhere/base"),
     ],
@@ -172,5 +172,25 @@ def test_bad_settings_are_told_before_anything_is_written(
 def test_the_plan_says_who_writes(tmp_path: Path, source: str, tiny_folder: Path, capsys: Any) -> None:
     words = ["pairs", "--model", str(tiny_folder), "--data", source, "--out", str(tmp_path / "out"), "--dry-run"]
     assert cli.main(words) == 0
-    assert f"written by: {tiny_folder} itself, behind 16 openings" in capsys.readouterr().out
+    assert f"written by: {tiny_folder} itself behind 16 openings" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_harmless_requests_are_answered_in_the_models_own_words(
+    tmp_path: Path, source: str, tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    asked = written_by(monkeypatch, lambda subject, request, opening: REFUSAL if request == REQUESTS[0] else ANSWER)
+    out = run(tmp_path / "out", source, tiny_subject, harmless=True, tries=2)
+    assert [openings for *_, openings in asked] == [[""] * 6, [""]]
+    first = rows_of(out)[0]
+    assert (first["id"], first["response"], "opening" in first["meta"]) == ("r1", ANSWER, False)
+    said = capsys.readouterr().out
+    assert "5 of 6 instructions have a harmless answer, written by tiny itself\n" in said
+    assert "caution" not in said
+    assert "--role twins" in said
+    assert "tokendeep measure" not in said
+    with pytest.raises(InputError, match="--openings are for harmful answers"):
+        run(tmp_path / "no", source, tiny_subject, harmless=True, openings="o.txt")
+    written_by(monkeypatch, lambda subject, request, opening: REFUSAL)
+    with pytest.raises(InputError, match="give other requests, or more --tries"):
+        run(tmp_path / "none", source, tiny_subject, harmless=True)

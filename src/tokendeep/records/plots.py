@@ -18,6 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#5
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 BY_K = "k: harmful answer tokens already given (not to scale)"
+GIVEN = "k: tokens of the answer already given (not to scale)"
 Missing = float | None
 
 

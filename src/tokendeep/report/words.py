@@ -73,13 +73,19 @@ def share(count: int, n: int) -> str:
 
 def share_of(one: Series, condition: Condition, *outcomes: str) -> str:
     """How many of the judged answers had one of these outcomes, as in `share`; samples of one prompt are alike."""
+    count, n, low, high = counted(one, condition, *outcomes)
+    return f"{count}/{n} = {percent(count / n)} {bracket(low, high)}" if n else share(count, n)
+
+
+def counted(one: Series, condition: Condition, *outcomes: str) -> tuple[int, int, float, float]:
+    """How many of the judged answers had one of these outcomes, of how many, and the interval of that share."""
     rate = one.rows[condition]
     count, n, prompts = sum(map(rate.count, outcomes)), rate.n, rate.requests
     if not rate.several or not n:
-        return share(count, n)
+        return count, n, *stats.wilson(count, n)
     answers = rates.share(rates.by_prompt((one.samples or {}).get(condition, ()), outcomes))
     low, high = (answers["low"], answers["high"]) if answers["n"] else stats.wilson(round(count * prompts / n), prompts)
-    return f"{count}/{n} = {percent(count / n)} {bracket(low, high)}"
+    return count, n, low, high
 
 
 def rate_of(rate: Share | None) -> str:

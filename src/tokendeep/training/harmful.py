@@ -1,4 +1,4 @@
-"""Harmful answers to instructions: written by an unaligned model, or by the model itself behind openings.
+"""Answers to instructions, harmful ones too: written by an unaligned model, or by the model itself behind openings.
 
 A row is tried again until the offline judge calls its answer a compliance. Knows nothing of files.
 """
@@ -40,12 +40,14 @@ class Writing:
         tokens: longest answer behind its opening.
         openings: how answers begin, row after row the next one, and another at each attempt; none: as the model likes.
         tries: attempts at each row; after the first, and after all openings, they are sampled (T 0.9, top-p 0.6).
+        kind: what they are called while they are written.
     """
 
     tokens: int
     openings: Sequence[str] = ()
     tries: int = 1
     seed: int = 0
+    kind: str = "harmful"
 
     def opening(self, row: int, attempt: int) -> str:
         """How the answer to a row begins at an attempt; which opening comes first is drawn by the seed."""
@@ -98,7 +100,7 @@ def _attempt(
 
     answers.write_answers(
         subject, list(asked.values()), how.decoding(attempt), openings if how.openings else "",
-        title=f"harmful answers, try {attempt + 1}" if attempt else "harmful answers",
+        title=f"{how.kind} answers, try {attempt + 1}" if attempt else f"{how.kind} answers",
         on_done=done,
     )  # fmt: skip
     return made

@@ -1,7 +1,8 @@
-"""VERB pairs: harmful pairs from instructions alone, for `measure` and for prefilling.
+"""VERB pairs: pairs from instructions alone, for `measure` and for prefilling.
 
-The answers are made at run time: by an unaligned model, or by the model itself behind varied openings. What the offline
-judge calls a compliance is kept, in files that their owner alone can read.
+Harmful answers are made at run time: by an unaligned model, or by the model itself behind varied openings. Harmless
+requests the model answers in its own words. What the offline judge calls a compliance is kept, in files that their owner
+alone can read.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ class PairsOptions(ModelOptions, DataOptions):
         str | None,
         what(help="Unaligned model that answers in place of the model, in its own words; better where you have it."),
     ] = None
+    harmless: Annotated[
+        bool,
+        what(
+            help="The requests are ordinary ones, which the model answers in its own words: for over-refusal at depth."
+        ),
+    ] = False
     limit: Annotated[int | None, what(help="Use only the first so many instructions.")] = None
     out: Annotated[str, output(help="Folder for pairs.jsonl, which you alone can read, and manifest.json.")]
     overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
@@ -82,16 +89,15 @@ class PairsPlan:
     def how(self) -> harmful.Writing:
         """How answers are written."""
         options = self.options
-        return harmful.Writing(options.answer_tokens, self.openings, options.tries, options.seed)
+        return harmful.Writing(options.answer_tokens, self.openings, options.tries, options.seed, _kind(options))
 
     def lines(self) -> list[str]:
         """What `run` would do, in lines."""
         options = self.options
-        openings = f"{options.model} itself, behind {len(self.openings)} openings"
         return [
             f"model: {options.model}",
-            f"written by: {options.base or openings}",
-            f"rows: {len(self.prompts)} instructions of {options.data}",
+            f"written by: {_by(options, len(self.openings))}",
+            f"rows: {len(self.prompts)} {_kind(options)} instructions of {options.data}",
             f"answers: of {options.answer_tokens} tokens at most, {options.tries} tries each at most",
             self.place.line(),
         ]
@@ -104,10 +110,14 @@ def plan(options: PairsOptions, subject: Subject | None = None, base: Subject | 
         InputError: an option out of its range, a row that cannot be used, or a model that is not there.
     """
     check_least(options, {"answer_tokens": 1, "tries": 1, "seed": 0})
-    prompts = data.read_prompts(data.choose(options.data, options.columns, "harmful"), limit=options.limit)
-    if options.base and options.openings:
-        raise InputError("--openings are for the model itself; leave them out where --base writes in its own words.")
-    openings = [] if options.base else load_openings(options.openings, "affirmative.txt")
+    prompts = data.read_prompts(data.choose(options.data, options.columns, _kind(options)), limit=options.limit)
+    plain = options.base or options.harmless
+    if plain and options.openings:
+        who = "--base" if options.base else "the model (--harmless)"
+        raise InputError(
+            f"--openings are for harmful answers of the model itself; leave them out where {who} writes as it likes."
+        )
+    openings = [] if plain else load_openings(options.openings, "affirmative.txt")
     if options.base and not base:
         models.check_spec(options.base, harmful.loading(options), needs_template=False)
     elif not subject and not options.base:
@@ -139,9 +149,10 @@ def run(plan: PairsPlan, *, show: bool = True) -> Path:
     pairs = [pair(prompt, written[i]) for i, prompt in enumerate(plan.prompts) if written[i].complied]
     about = _summary(subject, plan, pairs, written)
     if not pairs:
+        way = "--base, an unaligned model that answers them, other --openings, or more --tries"
         raise InputError(
-            f"No pair could be made: of {len(plan.prompts)} instructions {_outcomes(about)}; give --base, an unaligned model "
-            "that answers them, other --openings, or more --tries, with --overwrite."
+            f"No pair could be made: of {len(plan.prompts)} instructions {_outcomes(about)}; give "
+            f"{'other requests, or more --tries' if options.harmless else way}, with --overwrite."
         )
     data.write_rows(state.out / FILE, pairs)
     parts.remove(state)
@@ -190,10 +201,19 @@ def _outcomes(about: Mapping[str, Any]) -> str:
     return ", ".join(f"{count} {outcome}" for outcome, count in sorted(about["left_out"].items())) or "none"
 
 
+def _kind(options: PairsOptions) -> data.Role:
+    return "harmless" if options.harmless else "harmful"
+
+
+def _by(options: PairsOptions, openings: int) -> str:
+    """Who writes."""
+    return options.base or f"{options.model} itself{f' behind {openings} openings' if openings else ''}"
+
+
 def _show(about: Mapping[str, Any], options: PairsOptions) -> None:
     """The numbers in words, the caution, and the way on; no text of prompts or answers."""
-    by = options.base or f"{options.model} itself behind {about['openings']} openings"
-    print(f"pairs: {about['pairs']} of {about['asked']} instructions have a harmful answer, written by {by}")
+    kind, by = _kind(options), _by(options, about["openings"])
+    print(f"pairs: {about['pairs']} of {about['asked']} instructions have a {kind} answer, written by {by}")
     print(
         f"  left out: {_outcomes(about)}; {about['truncated']} answers were cut off at {options.answer_tokens} tokens"
     )
@@ -206,8 +226,13 @@ def _show(about: Mapping[str, Any], options: PairsOptions) -> None:
     else:
         print(f"  {alike}")
     file = Path(options.out) / FILE
-    ending(
-        f"{file} (harmful answers, readable by you alone)",
-        ["measure", "--model", options.model, "--data", file, "--out", beside(options.out, "measure")],
-        ["attack", "--model", options.model, "--data", file, "--out", beside(options.out, "attack")],
-    )
+    rest = ["--model", options.model, "--data", file]
+    measure = ["measure", *rest, "--out", beside(options.out, "measure")]
+    attack = [
+        "attack",
+        *rest,
+        *(["--role", "twins"] if options.harmless else []),
+        "--out",
+        beside(options.out, "attack"),
+    ]
+    ending(f"{file} ({kind} answers, readable by you alone)", *([] if options.harmless else [measure]), attack)

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 
-from tokendeep.records import Rate
-from tokendeep.report import paired, trained
+from tokendeep.records import Rate, plots
+from tokendeep.records.plots import Curve
+from tokendeep.report import figures, paired, trained
 from tokendeep.report.paired import Comparison
 from tokendeep.report.report import Report
-from tokendeep.report.section import Section, Table
+from tokendeep.report.section import Figure, Section, Table
 from tokendeep.report.series import Series, pairs
 from tokendeep.report.words import (
     REPEATED,
     ROLE_NAMES,
     condition_name,
+    counted,
     p_value,
     p_within,
     percent,
@@ -29,6 +31,10 @@ WHAT = (
 COLUMNS = ("model", "refused at once", "broken off", "either", "unscored")
 TESTS = ("requests", "models", "common prompts", "refused or broken off", "change in points [95%]",
          "now answered / no longer", "p", "p (Holm)")  # fmt: skip
+DEPTH = (
+    "Refused or broken off behind k tokens of an answer, with 95% intervals. A good defence tells the two apart: behind "
+    "harmful tokens it still refuses (dotted, high), behind harmless ones it goes on (solid, low)."
+)
 NOTE = "Exact McNemar test by prompt; Holm adjusts for the number of rows."
 
 
@@ -49,9 +55,42 @@ def build(report: Report) -> Section:
             section.tables.append(_table(series, ROLE_NAMES[role]))
         else:
             section.text.append(f"No run on {ROLE_NAMES[role]}.")
+    if swept := [one for one in report.harmless if len(one.ks()) > 1]:
+        section.figures.append(_figure(swept, report))
+        section.findings += [_deep(one) for one in swept]
     if tests:
         section.tables.append(Table("Paired tests of over-refusal", TESTS, [_test_row(one) for one in tests], NOTE))
     return section
+
+
+def _figure(harmless: Sequence[Series], report: Report) -> Figure:
+    """Over-refusal by k, beside what the same models do behind harmful tokens."""
+    labels = {one.label for one in harmless}
+    harmful = [
+        s for s in report.harmful if s.label in labels and len(s.ks()) > 1 and s.settings.get("judged") != "full"
+    ]
+    ks = sorted({k for one in (*harmless, *harmful) for k in one.ks()})
+    curves = [_curve(one, "harmless", report.styles) for one in harmless]
+    curves += [_curve(one, "harmful", report.styles) for one in harmful]
+    ends = [f"{curve.name} {', '.join(f'{percent(y)} at k = {k}' for k, y in zip(curve.x, curve.y, strict=True))}"
+            for curve in curves]  # fmt: skip
+    drawn = figures.svg(plots.shares, curves, ks, "refused or broken off", xlabel=plots.GIVEN)
+    return Figure(drawn, f"Refused or broken off by k: {'; '.join(ends)}.", DEPTH)
+
+
+def _curve(one: Series, what: str, styles: dict[str, int]) -> Curve:
+    found = [counted(one, ("prefill", k), "refused", "partial-then-refused") for k in one.ks()]
+    share, low, high = zip(*((c / n, low, high) if n else (None,) * 3 for c, n, low, high in found), strict=True)
+    return Curve(f"{one.name}, {what}", one.ks(), share, low, high, styles.get(one.name, 0), faint=what == "harmful")
+
+
+def _deep(one: Series) -> str:
+    """What became of harmless requests whose answer had begun."""
+    first, last = one.sweep()[0], one.sweep()[-1]
+    return (
+        f"Behind {last.params.k} tokens of harmless answers {one.name} refuses or breaks off {_not_answered(last)}; with "
+        f"{first.params.k or 'none'} given {_not_answered(first)}."
+    )
 
 
 def _table(harmless: Sequence[Series], what: str) -> Table:
@@ -86,6 +125,11 @@ def _finding(before: Series, after: Series, tests: Sequence[Comparison]) -> str 
 
 
 def _not_answered(rate: Rate) -> str:
-    broken = rate.count("partial-then-refused")
-    either = rate.count("refused") + broken
+    if not rate.n:
+        return "none that could be judged"
+    either, broken = _either(rate), rate.count("partial-then-refused")
     return f"{either} of {rate.n} ({percent(either / rate.n)}; {broken} of them midway)"
+
+
+def _either(rate: Rate) -> int:
+    return rate.count("refused") + rate.count("partial-then-refused")
