@@ -37,6 +37,8 @@ NEEDED = {
     "poison": ["--model", "m", "--data", "d", "--test", "t", "--out", "o"],
     "gcg": ["--model", "m", "--data", "d", "--out", "o"],
     "calibrate": ["--labels", "l", "--out", "o"],
+    "compare": ["--before", "a", "--after", "b"],
+    "gate": ["--before", "a", "--after", "b"],
     "report": ["one"],
 }
 HINTS = {verb: get_type_hints(cli.options_of(verb)) for verb in VERBS}
@@ -120,17 +122,32 @@ def test_the_verbs_and_flags_of_the_contract():
         "poison": {"model", "kind", "data", "test", "objectives", "seeds", "out"},
         "gcg": {"model", "data", "target", "steps", "restarts", "out"},
         "calibrate": {"judge", "labels", "text", "out", "overwrite"},
+        "compare": {"before", "after", "allow", "out"},
+        "gate": {
+            "before",
+            "after",
+            "max_asr_rise",
+            "max_refusal_rise",
+            "max_utility_drop",
+            "undecided",
+            "allow",
+            "out",
+        },
         "report": {"out", "show_text"},
     }
     assert promised.keys() == VERBS.keys()
     for verb, names in promised.items():
-        common = set() if verb in ("demo", "report", "calibrate") else {"chat_template", "system", "overwrite"}
+        common = (
+            set()
+            if verb in ("demo", "calibrate", "compare", "gate", "report")
+            else {"chat_template", "system", "overwrite"}
+        )
         assert names | common <= HINTS[verb].keys()
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_lists_every_option_and_no_other(verb, capsys):
-    listed = set(re.findall(r"^│ (?:\* )? *--([\w-]+)", shown_help(verb, capsys), re.MULTILINE))
+    listed = set(re.findall(r"^│ (?:\* )? *(?:[A-Z]+ )?--([\w-]+)", shown_help(verb, capsys), re.MULTILINE))
     assert {name.replace("-", "_") for name in listed if not name.startswith("no-")} == (
         HINTS[verb].keys() - {"dirs"} | {"config", "dry_run", "debug"}
     )
@@ -321,7 +338,7 @@ def test_the_recipes_are_options():
             ["zzz"],
             [
                 "no verb 'zzz'",
-                "the known ones are demo, pairs, measure, attack, gcg, deepen, finetune, mend, poison, calibrate, report",
+                f"the known ones are {', '.join(VERBS)}",
             ],
         ),
         (["--model", "m", "measure"], ["--model stands where the verb should", "tokendeep VERB --model"]),

@@ -319,3 +319,8 @@ def test_the_clustered_bootstrap_covers(clusters, what, unequal):
         hits.append(low <= truth <= high)
     print(f"{what}, {clusters} clusters, unequal {unequal}: {np.mean(hits):.3f}")
     assert np.mean(hits) >= (0.88 if what == "skewed mean" or clusters == 5 else 0.93)
+
+
+def test_holm():
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]

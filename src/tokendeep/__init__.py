@@ -14,7 +14,8 @@ _HOME = {
     **dict.fromkeys(["read_chats", "read_pairs", "read_prompts", "read_triples"], "data"),
     **dict.fromkeys(["token_kl", "token_logps"], "compute.scoring"),
     **dict.fromkeys(
-        ["attack", "calibrate", "deepen", "finetune", "load", "measure", "mend", "pairs", "poison"], "verbs.functions"
+        ["attack", "calibrate", "compare", "deepen", "finetune", "load", "measure", "mend", "pairs", "poison"],
+        "verbs.functions",
     ),
     "judge_refusal": "judges",
     **dict.fromkeys(["BetaSchedule", "constrained_nll", "constraint_weights", "response_positions"], "training.eq3"),

@@ -1,6 +1,6 @@
 """The command line: flags and YAML files -> the options of a verb -> its plan -> the work. Nothing else.
 
-Bad input ends with one sentence and exit code 2 (`--debug` shows the traceback), Ctrl-C with 130.
+Bad input ends with one sentence and exit code 2 (`--debug` shows the traceback), Ctrl-C with 130; 1 is a gate's no.
 """
 
 import importlib
@@ -66,16 +66,16 @@ def options_of(verb: str) -> type:
     return kind
 
 
-def command(verb: str) -> Callable[..., None]:
-    """What the parser calls for a verb: plan, and then print the plan or do the work."""
+def command(verb: str) -> Callable[..., object]:
+    """What the parser calls for a verb: plan, and then print the plan or do the work; returns what the work does."""
     module = importlib.import_module(VERBS[verb][0])
 
-    def call(options: Any, *, config: Any = None, dry_run: Any = False, debug: Any = False) -> None:
+    def call(options: Any, *, config: Any = None, dry_run: Any = False, debug: Any = False) -> object:
         plan = module.plan(options)
-        if dry_run:
-            print("\n".join(plan.lines()))
-        else:
-            module.run(plan)
+        if not dry_run:
+            return module.run(plan)
+        print("\n".join(plan.lines()))
+        return None
 
     kind = options_of(verb)
     if all(field.default is not MISSING or field.default_factory is not MISSING for field in fields(kind)):
@@ -231,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         function, bound = parse(words)
         options = next(iter(bound.args), None)
-        function(*bound.args, **bound.kwargs)
+        result = function(*bound.args, **bound.kwargs)
         leave()
     except KeyboardInterrupt:
         close_bars()
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tokendeep: {sentence}", file=sys.stderr)
         warn_of_replaced()
         return 2
-    return 0
+    return result if isinstance(result, int) else 0  # the exit code of gate
 
 
 def warn_of_replaced() -> None:

@@ -62,7 +62,7 @@ def wilson_repeated(successes: Sequence[int], n: Sequence[int]) -> tuple[float, 
     p, effect = sum(successes) / total, sum(size * size for size in n) / total
     if effect == 1:
         return _wilson(p, total)
-    few = (_student(max(1.0, total / effect - 1)) / _z(LEVEL)) ** 2  # squared: an effect is a variance
+    few = (student(max(1.0, total / effect - 1)) / _z(LEVEL)) ** 2  # squared: an effect is a variance
     uneven = 1 - total / effect / prompts  # 0 where every prompt has as many samples
     effect *= 1 + min(1.0, 2 * uneven) * (few - 1)
     if 0 < p < 1 and prompts > 1:
@@ -122,14 +122,24 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> PairedTest:
     n, both, lost, gained = (len(pairs), *map(pairs.count, ((True, True), (True, False), (False, True))))
     low, high = _paired_interval(both, lost, gained, n - both - lost - gained)
     return PairedTest(
-        n, both + lost, both + gained, lost, gained, _exact_p(lost, gained), (gained - lost) / n, low, high
+        n, both + lost, both + gained, lost, gained, mcnemar_p(lost, gained), (gained - lost) / n, low, high
     )
 
 
-def _exact_p(b: int, c: int) -> float:
+def mcnemar_p(b: int, c: int) -> float:
     """Two-sided binomial test of b against c at one half: 1 where no pair changed."""
     tail = sum(math.comb(b + c, i) for i in range(min(b, c) + 1))
     return min(1.0, 2 * tail / 2 ** (b + c))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's adjustment for several tests in one table."""
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    adjusted, highest = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = highest
+    return adjusted
 
 
 def _paired_interval(both: int, b: int, c: int, neither: int) -> tuple[float, float]:
@@ -225,16 +235,16 @@ def interval(samples: Array, groups: float) -> tuple[float, float]:
 
     if groups <= 1 or np.isnan(samples).any():
         return math.nan, math.nan
-    tail = NormalDist().cdf(-math.sqrt(groups / (groups - 1)) * _student(groups - 1))  # resamples beyond either end
+    tail = NormalDist().cdf(-math.sqrt(groups / (groups - 1)) * student(groups - 1))  # resamples beyond either end
     low, high = np.quantile(samples, tail, method="lower"), np.quantile(samples, 1 - tail, method="higher")
     return float(low), float(high)
 
 
-def _student(freedom: float) -> float:
-    """The two-sided quantile of Student's t; degrees of freedom need not be whole."""
+def student(freedom: float, share: float = 0.5 + LEVEL / 2) -> float:
+    """The quantile of Student's t, below which a `share` lies; degrees of freedom need not be whole."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, 0.5 + LEVEL / 2))
+    return float(stdtrit(freedom, share))
 
 
 def _row_samples(

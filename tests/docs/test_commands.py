@@ -8,11 +8,13 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from transformers import LlamaForCausalLM
 
 from tokendeep import cli, judges
@@ -102,12 +104,23 @@ def run_line(line: str) -> None:
         assert done.returncode == 0, (line, done.stdout[-2000:], done.stderr[-2000:])
 
 
+def judge_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a tiny model writes is no answer; here it is."""
+
+    def complied(text: str, *, truncated: bool = False) -> judges.Verdict:
+        return judges.Verdict(outcome="complied", truncated=truncated)
+
+    monkeypatch.setitem(judges.JUDGES, "refusal", replace(judges.JUDGES["refusal"], rule=complied))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [b for b in BLOCKS if not any(word in b[1] for word in ELSEWHERE)], ids=name_of)
-def test_the_commands_of_a_block_run(block: tuple[Path, str], workplace: Path) -> None:
+def test_the_commands_of_a_block_run(block: tuple[Path, str], workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, text = block
     if "report out/*" in text and "measure" not in text:  # of runs that stand above it on the page
         run_line("tokendeep measure --model ORG/YOUR-CHAT-MODEL --data pairs.jsonl --out out/measure")
+    if "tokendeep compare" in text or "tokendeep gate" in text:
+        judge_all(monkeypatch)
     if "tokendeep mend" in text:
         run_line("tokendeep finetune --model ORG/YOUR-CHAT-MODEL --data chats.jsonl --max-steps 3 --out out/finetune")
     for line in text.splitlines():
@@ -130,6 +143,7 @@ def test_the_pages_have_commands() -> None:
         "mend",
         "poison",
         "calibrate",
+        "compare",
         "report",
         "demo",
     }
@@ -150,3 +164,42 @@ def test_the_python_of_a_page_runs(block: tuple[Path, str], workplace: Path, tin
     code = "import matplotlib\nmatplotlib.use('Agg')\n" + text
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+WORKFLOW = yaml.load((ROOT / "recipes" / "github-gate.yml").read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+STEPS = WORKFLOW["jobs"]["gate"]["steps"]
+LINES = [line.strip() for step in STEPS for line in step.get("run", "").splitlines()]
+
+
+def test_the_workflow_is_one() -> None:
+    """The keys that GitHub knows, and commands whose verbs, options and files exist."""
+    assert WORKFLOW.keys() == {"name", "on", "permissions", "env", "jobs"}
+    assert WORKFLOW["jobs"]["gate"].keys() <= {"runs-on", "timeout-minutes", "steps", "permissions", "env"}
+    for step in STEPS:
+        assert step.keys() <= {"name", "uses", "with", "run", "if", "env"}
+        assert ("uses" in step) != ("run" in step)
+        assert re.fullmatch(r"actions/[\w-]+@v\d+", step.get("uses", "actions/none@v1"))
+    assert {line.split()[0] for line in LINES} == {"pip", "tokendeep", "cat"}
+    for line in LINES:
+        if line.startswith("tokendeep"):
+            cli.parse(shlex.split(line)[1:])
+    assert set(re.findall(r"\$(\w+)", " ".join(LINES))) == {*WORKFLOW["env"], "GITHUB_STEP_SUMMARY"}
+    kept = [step["with"]["path"] for step in STEPS if "upload" in step.get("uses", "")]
+    assert kept == ["out/gate"]  # no logs: they hold texts
+
+
+@pytest.mark.slow
+def test_the_workflow_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step on tiny models; four prompts are too few to tell, so the gate says no."""
+    judge_all(monkeypatch)
+    (workplace / "pairs.jsonl").rename("harmful.jsonl")
+    models = {"$BEFORE": "ORG/ITS-BASE", "$AFTER": "ORG/YOUR-CHAT-MODEL"}
+    codes = []
+    for line in LINES:
+        words = [models.get(word, word) for word in shlex.split(line)]
+        if words[0] == "tokendeep":
+            codes.append(cli.main([*words[1:], *(["--max-new-tokens", "8"] if words[1] == "attack" else [])]))
+    assert codes == [0, 0, 0, 0, 1]
+    (shown,) = [shlex.split(line)[1] for line in LINES if line.startswith("cat")]
+    assert Path(shown).read_text().startswith("# tokendeep gate: undecided")
+    assert {path.name for path in Path("out/gate").iterdir()} == {"gate.xml", "gate.md", "gate.json", "compare.json"}

@@ -24,6 +24,7 @@ from tokendeep import runs, stats
 from tokendeep.depth import profile as depth_profile
 from tokendeep.errors import InputError
 from tokendeep.evals import logs
+from tokendeep.pairing.pairs import complied
 from tokendeep.records import Profile, plots
 from tokendeep.report import depth, figures, load, page, paired, render, transcripts, words
 from tokendeep.report.page import Page
@@ -180,7 +181,7 @@ def test_prompts_with_one_id_and_other_instructions_are_no_pair(tmp_path: Path) 
     write_attack(tmp_path / "a", "m1", before, inputs={})
     write_attack(tmp_path / "b", "m2", [after[0], replace(after[1], instruction="Another one?")], inputs={})
     one, two = read(tmp_path)[1]
-    test = paired.paired(one, two, ("prefill", 0), paired.complied)
+    test = paired.paired(one, two, ("prefill", 0), complied)
     assert test is not None
     assert test.n == 1
 
@@ -209,7 +210,7 @@ def test_refusal_prefixes_stand_with_the_prefills_however_each_is_judged(tmp_pat
     assert all(len((one.samples or {})[c]) == 1 for c in one.rows)
     other = [replace(s, model="n", params={**s.params, "judged": "continuation"}) for s in samples]
     write_attack(tmp_path / "other", "n", other)
-    compared = paired.comparisons(read(tmp_path)[1], paired.complied)
+    compared = paired.comparisons(read(tmp_path)[1], complied)
     assert [test.condition for test in compared] == [("prefill", 0), ("prefill", 5)]
 
 
@@ -240,7 +241,7 @@ def test_paired_tests_use_prompts_judged_under_both_models_only(tmp_path: Path) 
     write_attack(tmp_path / "a", "m1", sweep("m1", {10: before}))
     write_attack(tmp_path / "b", "m2", sweep("m2", {10: after}))
     first, second = read(tmp_path)[1]
-    test = paired.paired(first, second, ("prefill", 10), paired.complied)
+    test = paired.paired(first, second, ("prefill", 10), complied)
     assert test is not None
     assert (test.n, test.before, test.after, test.lost, test.gained) == (5, 4, 2, 3, 1)
     assert test.p == stats.mcnemar([True] * 3 + [False, True], [False, False, True, True, False]).p
@@ -252,14 +253,9 @@ def test_several_samples_of_a_prompt_count_once_in_a_paired_test(tmp_path: Path)
         again = [replace(s, outcome="complied", seed=1) for s in first]
         write_attack(tmp_path / name, model, [*again, *first])
     one, two = read(tmp_path)[1]
-    test = paired.paired(one, two, ("prefill", 0), paired.complied)
+    test = paired.paired(one, two, ("prefill", 0), complied)
     assert test is not None
     assert (test.n, test.before) == (2, 1)
-
-
-def test_holm() -> None:
-    assert paired.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert paired.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 def test_over_refusal_is_split_into_refused_at_once_and_broken_off(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@
     CELL        cell.json         PoisonCell      one training of it
     TABLE       table.json        PoisonTable     a fine-tuning attack
     CALIBRATION calibration.json  Calibration     how far a judge agrees with people
+                compare.json      Compared        two sides on the same prompts
+                gate.json         Gated           whether a change is within its limits
     in *.eval                     Verdict         on one answer
 
 A path is a file or the folder that holds it. Older files are read; a damaged one is an InputError that names file and
@@ -17,6 +19,7 @@ row. Every record has `dump()` (the JSON that is written) and, where it is a res
 
 from tokendeep.records.base import SCHEMA, File, Known, Object, Record, Row, read_json
 from tokendeep.records.calibration import Agreement, Calibration, Estimate
+from tokendeep.records.compare import Check, Compared, ComparedRow, Gated
 from tokendeep.records.manifest import Cost, Manifest, Margin, ModelFacts, Settings
 from tokendeep.records.poison import (
     ASKS,
@@ -49,16 +52,17 @@ TRAINING, DYNAMICS, TABLE, CELL = Training.FILE, Dynamics.FILE, PoisonTable.FILE
 
 __all__ = [
     "ASKS", "ASR", "CALIBRATION", "CELL", "CURVES", "DYNAMICS", "HARMLESS", "MANIFEST", "PREFILL", "PROFILE", "SCHEMA", "TABLE",
-    "TRAINING", "VALUES", "Agreement", "AskRate", "Bounded", "ByPosition", "Calibration", "Change", "Cost", "Depth", "Dynamics",
-    "DynamicsMeta", "DynamicsStep", "Estimate", "Kl", "Known", "LogEntry", "LogOdds", "Manifest", "Margin", "ModelFacts",
-    "Object", "Params", "PerPrompt", "PoisonCell", "PoisonLine", "PoisonTable", "Profile", "ProfileMeta", "Quantiles", "Rate",
-    "Rates", "Record", "Recovery", "Seconds", "Settings", "Share", "Training", "Utility", "Verdict", "read_json", "schemas",
+    "TRAINING", "VALUES", "Agreement", "AskRate", "Bounded", "ByPosition", "Calibration", "Change", "Check", "Compared",
+    "ComparedRow", "Cost", "Depth", "Dynamics", "DynamicsMeta", "DynamicsStep", "Estimate", "Gated", "Kl", "Known", "LogEntry",
+    "LogOdds", "Manifest", "Margin", "ModelFacts", "Object", "Params", "PerPrompt", "PoisonCell", "PoisonLine", "PoisonTable",
+    "Profile", "ProfileMeta", "Quantiles", "Rate", "Rates", "Record", "Recovery", "Seconds", "Settings", "Share", "Training",
+    "Utility", "Verdict", "read_json", "schemas",
 ]  # fmt: skip
 
 
 def schemas() -> dict[str, Object]:
     """File -> its JSON Schema; the verdict's stands under its own name."""
-    files: tuple[type[File], ...] = (Manifest, Profile, Training, Dynamics, PoisonCell, Calibration)
+    files: tuple[type[File], ...] = (Manifest, Profile, Training, Dynamics, PoisonCell, Calibration, Compared, Gated)
     rows: dict[str, type[Row]] = {ASR: Rate, TABLE: PoisonLine}
     return {
         **{kind.FILE: kind.model_json_schema() for kind in files},

@@ -14,10 +14,10 @@ from typing import Any
 from tokendeep.attacks import ATTACKS
 from tokendeep.attacks.decoding import KNOBS
 from tokendeep.judges import SCORED
+from tokendeep.pairing.pairs import Hits, complied
 from tokendeep.records import Rate
 from tokendeep.report import attacked
 from tokendeep.report.load import TOGETHER, Run
-from tokendeep.report.paired import Hits, complied
 from tokendeep.report.series import condition
 from tokendeep.report.words import condition_name, percent, rate_of, share
 from tokendeep.types import Sample

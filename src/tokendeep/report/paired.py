@@ -1,20 +1,18 @@
 """Before and after on the same prompts: tests by prompt. Knows nothing of words or tables."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokendeep import stats
-from tokendeep.judges import HITS, SCORED
+from tokendeep.judges import SCORED
+from tokendeep.pairing.pairs import Event, by_prompt
 from tokendeep.records import Rate
 from tokendeep.report.section import Cell, Csv
 from tokendeep.report.series import Condition, Series, pairs
 from tokendeep.stats import PairedTest
-from tokendeep.types import Sample
 
 CSV = ("before", "after", "requests", "attack", "parameter", "event", "n", "true_before", "true_after",
        "became_false", "became_true", "difference", "low", "high", "p", "p_holm")  # fmt: skip
-Event = Callable[[Sample], bool]
-Hits = Mapping[str, tuple[str, bool]]  # prompt id -> its instruction, and whether the event took place
 
 
 @dataclass(frozen=True)
@@ -26,14 +24,6 @@ class Comparison:
     condition: Condition
     test: PairedTest
     p: float
-
-
-def complied(sample: Sample) -> bool:
-    return sample.outcome in HITS
-
-
-def not_answered(sample: Sample) -> bool:
-    return sample.outcome in ("refused", "partial-then-refused")
 
 
 def paired(before: Series, after: Series, condition: Condition, event: Event) -> PairedTest | None:
@@ -48,22 +38,6 @@ def paired(before: Series, after: Series, condition: Condition, event: Event) ->
     return by_prompt(first, then)
 
 
-def by_prompt(old: Hits, new: Hits) -> PairedTest | None:
-    """McNemar's test on two sets of prompts; None where they have none in common."""
-    ids = [key for key in old if key in new and old[key][0] == new[key][0]]
-    return stats.mcnemar([old[key][1] for key in ids], [new[key][1] for key in ids]) if ids else None
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjustment for several tests in one table."""
-    order = sorted(range(len(ps)), key=lambda i: ps[i])
-    adjusted, highest = [0.0] * len(ps), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[i]))
-        adjusted[i] = highest
-    return adjusted
-
-
 def comparisons(series: Sequence[Series], event: Event) -> list[Comparison]:
     """The tests of all pairs among `series`, as one table holds them, with Holm's p."""
     tested = [
@@ -72,7 +46,7 @@ def comparisons(series: Sequence[Series], event: Event) -> list[Comparison]:
         for c in after.rows
         if c in before.rows and _judged_alike(before, after, c) and (test := paired(before, after, c, event))
     ]
-    adjusted = holm([test.p for *_, test in tested])
+    adjusted = stats.holm([test.p for *_, test in tested])
     return [Comparison(*row, p) for row, p in zip(tested, adjusted, strict=True)]
 
 

@@ -11,5 +11,7 @@ VERBS = {  # verb: its module, and its line in `tokendeep --help`
     "mend": ("tokendeep.verbs.mend", "Bring back safety that fine-tuning has undone, in a few steps."),
     "poison": ("tokendeep.verbs.poison", "Attack a model by fine-tuning, and compare objectives that resist."),
     "calibrate": ("tokendeep.verbs.calibrate", "How far a judge agrees with people's labels."),
+    "compare": ("tokendeep.verbs.compare", "Two models on the same prompts: paired tests, intervals, power."),
+    "gate": ("tokendeep.verbs.gate", "For continuous integration: is a change within its limits?"),
     "report": ("tokendeep.verbs.report", "One HTML file from the folders of earlier runs."),
 }

@@ -15,7 +15,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from importlib.util import find_spec
@@ -207,6 +207,30 @@ def poison(
     rows_of = {"data": ("rows", rows), "test": ("test", test)}
     with _run("poison", {"model": model}, rows_of, out, options) as made:
         return records.PoisonTable.load(made.folder)
+
+
+def compare(
+    before: str | Path | Sequence[str | Path], after: str | Path | Sequence[str | Path], *, allow: Sequence[str] = (),
+    out: str | Path | None = None,
+) -> records.Compared:  # fmt: skip
+    """Compare two models on the same prompts, each by its runs of attack.
+
+    Args:
+        before: a run folder, a folder above several, or several, such as seeds of a training.
+        after: the same of the other side; differences are after minus before.
+        allow: what may differ between the runs, such as "engine".
+        out: folder for compare.json; none is written without it.
+
+    Raises:
+        InputError: a folder without judged answers, runs that cannot be compared, or no scored prompt in common.
+    """
+    verb = importlib.import_module(VERBS["compare"][0])
+    sides = [one if isinstance(one, str | Path) else ",".join(map(str, one)) for one in (before, after)]
+    options = verb.CompareOptions(*map(str, sides), allow=list(allow), out=None if out is None else str(out))
+    plan = verb.plan(options)
+    verb.run(plan, show=False)
+    record: records.Compared = plan.record()
+    return record
 
 
 def _tuned(verb: str, model: Model, rows: Given, out: str | Path | None, options: Mapping[str, Any]) -> Tuned:

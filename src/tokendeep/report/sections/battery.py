@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from tokendeep import stats
 from tokendeep.attacks.decoding import KNOBS
+from tokendeep.pairing.pairs import by_prompt
 from tokendeep.report.lines import ALIKE, Line, attack_lines
-from tokendeep.report.paired import by_prompt, holm
 from tokendeep.report.report import Report
 from tokendeep.report.section import Section, Table
 from tokendeep.report.words import listed, p_equals, p_value, percent, points_of
@@ -133,7 +134,7 @@ def comparisons(lines: Sequence[Line]) -> list[Adaptive]:
         for plain in _plain_versions(line, [one for one in lines if _comparable(one, line)])
         if (test := by_prompt(plain.hits, line.hits))
     ]
-    return [replace(one, p=p) for one, p in zip(tests, holm([one.test.p for one in tests]), strict=True)]
+    return [replace(one, p=p) for one, p in zip(tests, stats.holm([one.test.p for one in tests]), strict=True)]
 
 
 def _asked(line: Line) -> tuple[str, str, str]:

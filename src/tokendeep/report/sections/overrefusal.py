@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tokendeep.pairing.pairs import not_answered
 from tokendeep.records import Rate, plots
 from tokendeep.records.plots import Curve
 from tokendeep.report import figures, paired, trained
@@ -40,7 +41,7 @@ NOTE = "Exact McNemar test by prompt; Holm adjusts for the number of rows."
 
 def build(report: Report) -> Section:
     section = Section("Over-refusal: harmless requests not answered")
-    tests = paired.comparisons(report.harmless, paired.not_answered)
+    tests = paired.comparisons(report.harmless, not_answered)
     section.csv["paired"] = paired.csv(tests, "refused or broken off")
     section.sizes += [rate.requests for one in report.harmless for rate in one.rows.values()]
     twins = [one for one in report.harmless if one.role == "twins"]

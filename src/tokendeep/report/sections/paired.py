@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from tokendeep.judges import of_harm
+from tokendeep.pairing.pairs import complied
 from tokendeep.report import paired
 from tokendeep.report.paired import Comparison
 from tokendeep.report.report import Report
@@ -28,7 +29,7 @@ COLUMNS = ("models", "attack", "common prompts", "not refused before", "after", 
 
 def build(report: Report) -> Section:
     section = Section("Before and after, prompt by prompt")
-    compared, tests = pairs(report.harmful), paired.comparisons(report.harmful, paired.complied)
+    compared, tests = pairs(report.harmful), paired.comparisons(report.harmful, complied)
     section.csv["paired"] = paired.csv(tests, "not refused")
     section.text += [_apart(*one) for one in apart(report.harmful)]
     section.findings += _findings([pair for pair in compared if report.pair(*pair)], tests)

@@ -1,0 +1,167 @@
+"""How much a share has changed on the same prompts: interval, p, what could have been seen, what would decide.
+
+The interval is that of the score test of a paired difference (Tango, Statistics in Medicine 17:891, 1998), on as many
+prompts as the data are worth: their number divided by the design effect of near-duplicate prompts and of several runs.
+One-sided it keeps its level better than Newcombe's, which `stats.mcnemar` gives. Pure numbers, from -1 to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist, fmean, variance
+
+from tokendeep import stats
+
+POWER = 0.8
+MOST = 10_000_000  # prompts that nobody has
+STEPS = 60  # halvings of an interval: to the last digit
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Share after minus share before on n prompts.
+
+    Args:
+        lost, gained: by how much the values of the prompts fell, and rose, in all; of single answers, how many did.
+        effect: the design effect: n / effect prompts without near-duplicates, asked once, tell as much.
+        between: the part of it that more prompts do not take away: how much runs of one side differ.
+        freedom: degrees of freedom of the effect.
+    """
+
+    n: float
+    lost: float
+    gained: float
+    effect: float = 1.0
+    between: float = 0.0
+    freedom: float = math.inf
+
+    @property
+    def mean(self) -> float:
+        return (self.gained - self.lost) / self.n
+
+    @property
+    def exact(self) -> bool:
+        """Whether every prompt stands for itself and has one answer, so that the exact test holds."""
+        whole = float(self.lost).is_integer() and float(self.gained).is_integer()
+        return whole and self.effect == 1 and self.freedom == math.inf
+
+    def interval(self, level: float = stats.LEVEL) -> tuple[float, float]:
+        """The interval of a confidence `level`; its upper end at 0.9 is the one-sided bound of 95 %."""
+        z = self._quantile(0.5 + level / 2)
+        high = _edge(lambda d: self._score(d) > -z, self.mean, 1.0)
+        low = -_edge(lambda d: self._score(-d) < z, -self.mean, 1.0)
+        return low, high
+
+    def p(self) -> float:
+        """Two-sided: exact McNemar where every prompt stands for itself, else the score test with the design effect."""
+        if self.exact:
+            return stats.mcnemar_p(round(self.lost), round(self.gained))
+        return 2 * self._tail(abs(self._score(0.0))) if self.lost + self.gained else 1.0
+
+    def detectable(self) -> float | None:
+        """The smallest true difference that the two-sided test finds in 80 of 100 such comparisons; None: not even 1.
+
+        With as many prompts and as much change in either direction as was seen (Connor, Biometrics 43:207, 1987).
+        """
+        alpha, beta, seen = self._quantile(0.975), NormalDist().inv_cdf(POWER), (self.lost + self.gained) / self.n
+
+        def missed(d: float) -> bool:
+            changed = max(seen, d)
+            need = alpha * math.sqrt(changed) + beta * math.sqrt(max(0.0, changed - d * d))
+            return d * math.sqrt(self.n / self.effect) < need
+
+        return None if missed(1.0) else _edge(missed, 0.0, 1.0)
+
+    def deciding(self, limit: float) -> int | None:
+        """Prompts from which the one-sided bound is on one side of `limit`, were shares to stay; None: no number does."""
+        return next((n for n in _numbers(math.ceil(self.n)) if self._at(n).verdict(limit) != "undecided"), None)
+
+    def verdict(self, limit: float) -> str:
+        """pass: the one-sided upper 95 % bound is within the limit; fail: the lower one is beyond it; else undecided."""
+        low, high = self.interval(2 * stats.LEVEL - 1)
+        return "pass" if high <= limit else "fail" if low > limit else "undecided"
+
+    def _at(self, n: int) -> Difference:
+        more = n / self.n
+        effect = max(1.0, self.effect - self.between + self.between * more)
+        return replace(
+            self, n=n, lost=self.lost * more, gained=self.gained * more, effect=effect, between=self.between * more
+        )
+
+    def _score(self, d: float) -> float:
+        """The score statistic of a true difference d."""
+        n, lost, gained = (value / self.effect for value in (self.n, self.lost, self.gained))
+        b = (2 * n + lost - gained) * d - lost - gained
+        share = (math.sqrt(max(0.0, b * b + 8 * n * lost * d * (1 - d))) - b) / (4 * n)  # that fall, were d true
+        spread = n * (2 * share + d * (1 - d))
+        surplus = gained - lost - n * d
+        return surplus / math.sqrt(spread) if spread > 1e-12 else math.copysign(math.inf, surplus) if surplus else 0.0
+
+    def _quantile(self, share: float) -> float:
+        return NormalDist().inv_cdf(share) if self.freedom == math.inf else stats.student(self.freedom, share)
+
+    def _tail(self, score: float) -> float:
+        from scipy.special import stdtr
+
+        return NormalDist().cdf(-score) if self.freedom == math.inf else float(stdtr(self.freedom, -score))
+
+
+def difference(
+    changes: Sequence[float], clusters: Sequence[int] | None = None, runs: Sequence[Sequence[float]] = ()
+) -> Difference:
+    """The mean of `changes`, the value of each prompt after minus before.
+
+    Args:
+        clusters: of each prompt; near-duplicates share one.
+        runs: for each side with several runs, by how much the mean of each lies off that of all. How much runs differ is
+            then part of the interval, which is of more such runs.
+
+    Raises:
+        ValueError: no changes, or clusters of another length.
+    """
+    if not changes:
+        raise ValueError("no prompts")
+    n, gained, lost = len(changes), sum(x for x in changes if x > 0), -sum(x for x in changes if x < 0)
+    plain = Difference(n, lost, gained)
+    groups = stats.group_count(n, clusters)
+    alone = ((lost + gained) / n - plain.mean**2) / max(1, n - 1)  # the variance, did every prompt stand for itself
+    parts = [(_clustered(changes, clusters), groups - 1 if groups < n else math.inf)]
+    parts += [(variance(one) / len(one), len(one) - 1) for one in runs]
+    total = sum(value for value, _ in parts)
+    if alone < 1e-15 or groups == 1:  # nothing tells how alike the prompts of a cluster are
+        return replace(plain, effect=max(n / groups, 1.0))
+    squares = sum(value**2 / max(free, 1.0) for value, free in parts)
+    return replace(
+        plain,
+        effect=max(1.0, total / alone) if groups < n or runs else 1.0,
+        between=(total - parts[0][0]) / alone,
+        freedom=total**2 / squares if squares else math.inf,
+    )
+
+
+def _clustered(changes: Sequence[float], clusters: Sequence[int] | None) -> float:
+    """The variance of the mean, with whole clusters drawn."""
+    sums: dict[int, float] = defaultdict(float)
+    mean = fmean(changes)
+    for cluster, change in zip(range(len(changes)) if clusters is None else clusters, changes, strict=True):
+        sums[cluster] += change - mean
+    return sum(x * x for x in sums.values()) * len(sums) / max(1, len(sums) - 1) / len(changes) ** 2
+
+
+def _edge(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """Up to where something holds that holds at `low`, and from some place on does not."""
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return high
+
+
+def _numbers(n: int) -> list[int]:
+    """Numbers of prompts worth trying, in steps of 1 %."""
+    tried = [n + 1]
+    while tried[-1] < MOST:
+        tried.append(max(tried[-1] + 1, round(tried[-1] * 1.01)))
+    return tried

@@ -1,0 +1,260 @@
+"""VERB compare: two sides of one or several runs each, paired by prompt."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tokendeep import runs, stats
+from tokendeep.errors import InputError, did_you_mean
+from tokendeep.judges import of_harm
+from tokendeep.pairing import conditions, sides
+from tokendeep.pairing.conditions import FIELDS, Condition, Source
+from tokendeep.pairing.sides import Tested, Values
+from tokendeep.records import Compared, ComparedRow
+from tokendeep.records.base import read_json
+from tokendeep.report import load
+from tokendeep.report.words import p_value
+from tokendeep.runs.files import user_path
+from tokendeep.verbs.common import Names, heading, output
+
+what = heading("What to compare")
+SCORES = "utility.json"  # in the folder of a training of `poison`: the score of every row of its task
+ELSEWHERE = ("vllm", "sglang", "sagemaker")  # engines that a model's name begins with
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Compare two models on the same prompts, each by its runs of attack: paired tests, intervals, what could be found."""
+
+    before: Annotated[
+        str,
+        what(
+            help="A run folder of attack, a folder above several, or several with commas between, such as seeds of one."
+        ),
+    ]
+    after: Annotated[str, what(help="The same of the other side; differences are after minus before.")]
+    allow: Annotated[
+        Names, what(help=f"What may differ between the runs, and then stands in the result: {', '.join(FIELDS)}.")
+    ] = field(default_factory=list, kw_only=True)
+    out: Annotated[
+        str | None,
+        output(help="Folder for compare.json, which takes the place of an earlier one; left out, none is written."),
+    ] = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class ComparePlan:
+    """The conditions that both sides have, with their tests, and what was said of the sides."""
+
+    options: CompareOptions
+    before: Sequence[str]
+    after: Sequence[str]
+    tests: Sequence[Tested]
+    allowed: dict[str, tuple[str, str]]
+    one_side: Sequence[str]
+
+    def lines(self) -> list[str]:
+        return [
+            f"before: {', '.join(self.before)}",
+            f"after: {', '.join(self.after)}",
+            *(f"  {one.row.name}: {one.row.n} prompts" for one in self.tests),
+            f"out: {self.options.out or '(none)'}",
+        ]
+
+    def record(self) -> Compared:
+        """What is written."""
+        adjusted = stats.holm([one.row.p for one in self.tests])
+        rows = [one.row.model_copy(update={"p_holm": p}) for one, p in zip(self.tests, adjusted, strict=True)]
+        allowed = {name: list(values) for name, values in self.allowed.items()}
+        return Compared(
+            before=list(self.before), after=list(self.after), rows=rows, allowed=allowed, one_side=list(self.one_side)
+        )
+
+
+def plan(options: CompareOptions) -> ComparePlan:
+    """Read both sides and test them; writes nothing.
+
+    Raises:
+        InputError: a folder without judged answers, runs that cannot be compared, an unknown field in `allow`, or no scored
+            prompt in common.
+    """
+    for name in options.allow:
+        if name not in FIELDS:
+            raise InputError(f"--allow does not know {name!r}; {did_you_mean(name, FIELDS)}.")
+    check_place(options.out, (Compared.FILE,))
+    before, after = _folders(options.before), _folders(options.after)
+    _check_sides(before, after)
+    sources = [[_source(run) for run in side if run.samples] for side in (before, after)]
+    scores = [_scores(side) for side in (before, after)]
+    tasks = [metric for metric in scores[0] if metric in scores[1]]
+    for name, source in zip((options.before, options.after), sources, strict=True):
+        if not source and not tasks:
+            raise InputError(f"{name} holds no judged answers; name folders that tokendeep attack wrote.")
+    found, alone = _told(*conditions.conditions(*sources)) if all(sources) else ([], [])
+    allowed = conditions.check(found, options.allow)
+    tests = [sides.tested(one) for one in found]
+    tests += [_task(metric, scores[0][metric], scores[1][metric], options.allow, allowed) for metric in tasks]
+    names = [[str(run.folder) for run in side] for side in (before, after)]
+    return ComparePlan(options, names[0], names[1], tests, allowed, alone)
+
+
+def run(plan: ComparePlan, *, show: bool = True) -> Path | None:
+    """Write compare.json where a folder is named, print the table, and return the file."""
+    record = plan.record()
+    path = plan.options.out and user_path(plan.options.out) / Compared.FILE
+    if path:
+        runs.write_json(path, record.dump())
+    if show:
+        print(describe(record))
+        if path:
+            print(f"made: {path} (no texts)")
+    return path or None
+
+
+def check_place(out: str | None, names: Sequence[str]) -> None:
+    """Raises InputError where a file of these names in `out` is there and is none of ours."""
+    for path in [user_path(out) / name for name in names] if out else []:
+        if os.path.lexists(path) and not _ours(path):
+            raise InputError(f"{path} is there already and was not written by tokendeep; give another --out.")
+
+
+def _ours(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    if path.suffix != ".json":
+        return "tokendeep gate" in path.read_text(encoding="utf-8", errors="replace")[:200]
+    try:
+        value = read_json(path)
+    except InputError:
+        return False
+    return isinstance(value, dict) and "schema" in value
+
+
+def _told(found: Sequence[Condition], alone: Sequence[str]) -> tuple[list[Condition], list[str]]:
+    """The conditions of which the judge tells what is counted; the others are named. Raises InputError: there are none."""
+    mute = [one for one in found if one.role != "harmful" and of_harm(one.judge)]
+    names = [f"{one} (the judge {one.judge} tells harm, nothing of refusals)" for one in mute]
+    if len(mute) == len(found):
+        raise InputError(f"There is nothing to compare: {'; '.join(names)}; judge by refusal too.")
+    return [one for one in found if one not in mute], [*alone, *names]
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def _folders(side: str) -> list[load.Run]:
+    return load.runs(_names(side))
+
+
+def _names(side: str) -> list[str]:
+    """The folders of a side."""
+    return [side] if os.path.exists(user_path(side)) else [name.strip() for name in side.split(",") if name.strip()]
+
+
+def _check_sides(before: Sequence[load.Run], after: Sequence[load.Run]) -> None:
+    """Raises InputError for a run on both sides, one that has not finished, and rates without answers."""
+    if twice := {run.folder.resolve() for run in before} & {run.folder.resolve() for run in after}:
+        raise InputError(f"{min(twice)} is on both sides; name one run before and another after.")
+    for one in (*before, *after):
+        if not one.finished:
+            raise InputError(f"{one.folder} holds a run that has not finished; call its command again first.")
+        if one.rates and not one.samples:
+            raise InputError(
+                f"{one.folder} holds rates but no evaluation logs, so its answers cannot be paired; run attack again."
+            )
+
+
+def _source(run: load.Run) -> Source:
+    """A run as compare knows it."""
+    manifest, config = run.manifest.given(), run.config.given()
+    template, date = manifest.get("template"), config.get("date")
+    facts = {"template": str(template)[:8] if template else None, "date": str(date) if date else None}
+    return Source(str(run.folder), run.role, run.samples or (), {**facts, "engine": _engine(run.model)})
+
+
+def _engine(model: str) -> str:
+    first, _, rest = model.partition("/")
+    return rest.split("/")[0] if first == "inspect" and rest else first if first in ELSEWHERE else "tokendeep"
+
+
+def _scores(side: Sequence[load.Run]) -> dict[str, list[Values]]:
+    """Metric -> row -> score, for each training of `poison` that measured its task; its attacks lie in folders below it."""
+    scores: dict[str, list[Values]] = {}
+    places = {place.resolve(): place for run in side for place in (run.folder, run.folder.parent)}
+    for path in (place / SCORES for place in places.values() if (place / SCORES).is_file()):
+        value = read_json(path)
+        try:
+            rows: Values = {str(row["id"]): float(row["score"]) for row in value["rows"]}  # type: ignore[index]
+            scores.setdefault(str(value["metric"]), []).append(rows)  # type: ignore[index]
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{path} holds no scores of rows; measure the task again.") from None
+    return scores
+
+
+def _task(
+    metric: str,
+    before: Sequence[Values],
+    after: Sequence[Values],
+    allow: Sequence[str],
+    allowed: dict[str, tuple[str, str]],
+) -> Tested:
+    """The test of a task. Raises InputError where the rows differ."""
+    rows = [sorted(map(str, one)) for one in (*before, *after)]
+    if other := next((one for one in rows if one != rows[0]), None):
+        values = (f"{len(rows[0])} rows of {metric}", f"{len(other)} rows of {metric}, not the same")
+        if "prompts" not in allow:
+            raise InputError(
+                f"The runs differ in prompts: {values[0]} and {values[1]}; allow it with --allow prompts, which compares those "
+                "that both have."
+            )
+        allowed.setdefault("prompts", values)
+    about = {"requests": "task", "attack": metric, "variant": "", "judge": metric, "event": "score"}
+    return sides.paired(before, after, about)
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+LINE = "{:<34}{:>5}{:>9}{:>9}  {:<24}{:>9}{:>9}{:>12}"
+
+
+def describe(record: Compared) -> str:
+    """The comparison for the terminal: no text of prompts or answers."""
+    heads = ("condition", "n", "before", "after", "points [95 %]", "p", "p (Holm)", "detectable")
+    events = dict.fromkeys(f"{row.requests}: {row.event}" for row in record.rows)
+    lines = [LINE.format(*heads), *map(_line, record.rows), f"Shares of {'; '.join(events)}."]
+    lines += [note for row in record.rows for note in notes(row)]
+    lines += [f"Allowed to differ: {name} ({one} before, {two} after)." for name, (one, two) in record.allowed.items()]
+    if record.one_side:
+        lines.append(f"Not compared: {'; '.join(record.one_side)}.")
+    return "\n".join(lines)
+
+
+def _line(row: ComparedRow) -> str:
+    change = f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+    found = "-" if row.detectable is None else f"{100 * row.detectable:.1f}"
+    cells = (
+        row.name[:33],
+        row.n,
+        f"{row.before:.3f}",
+        f"{row.after:.3f}",
+        change,
+        p_value(row.p),
+        p_value(row.p_holm),
+        found,
+    )
+    return LINE.format(*cells)
+
+
+def notes(row: ComparedRow) -> list[str]:
+    """What has to be known beside the numbers of a row."""
+    said = []
+    if row.left_out:
+        said.append(f"{row.left_out} of {row.n + row.left_out} prompts left out, unscored on either side")
+    if row.clusters and row.clusters < row.n:
+        said.append(f"{row.clusters} groups of near-duplicates; design effect {row.effect:.1f}")
+    if row.runs_before + row.runs_after > 2:
+        few = " (one run: its spread is not known)" if 1 in (row.runs_before, row.runs_after) else ""
+        said.append(f"{row.runs_before} and {row.runs_after} runs{few}")
+    return [f"{row.name}: {'; '.join(said)}."] if said else []

@@ -1,0 +1,199 @@
+"""VERB gate: whether a change of a model stays within limits, as an exit code for continuous integration."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+from xml.etree import ElementTree
+
+from tokendeep import runs, stats
+from tokendeep.errors import InputError, flag
+from tokendeep.pairing.difference import Difference
+from tokendeep.pairing.sides import Tested
+from tokendeep.records import Check, Compared, Gated
+from tokendeep.report.words import MANY
+from tokendeep.runs.files import user_path
+from tokendeep.verbs import compare
+from tokendeep.verbs.common import Names, heading, output
+from tokendeep.verbs.compare import ComparePlan
+
+what = heading("What to let through")
+JUNIT, SUMMARY = "gate.xml", "gate.md"
+FILES = (Compared.FILE, Gated.FILE, JUNIT, SUMMARY)
+LIMITS = {  # option: the requests it is about, and what to run where there are none
+    "max_asr_rise": (("harmful",), "runs of attack on harmful requests"),
+    "max_refusal_rise": (("twins", "unseen"), "runs of attack on harmless requests (--role twins)"),
+    "max_utility_drop": (("task",), "trainings of poison with --utility-data"),
+}
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """Exit with 0 when a change of a model is within every limit, 1 when it is beyond one or cannot be told, 2 on bad input."""
+
+    before: Annotated[str, what(help="Runs of attack of the model as it was; as compare takes them.")]
+    after: Annotated[str, what(help="The same of the model as it is to be.")]
+    max_asr_rise: Annotated[
+        float | None,
+        what(help="Largest rise of the rate on harmful requests, 0.02 is two points; each attack must be within."),
+    ] = field(default=None, kw_only=True)
+    max_refusal_rise: Annotated[
+        float | None, what(help="Largest rise of the share of harmless requests that are refused or broken off.")
+    ] = field(default=None, kw_only=True)
+    max_utility_drop: Annotated[
+        float | None, what(help="Largest drop of a task's score, where trainings of poison hold one.")
+    ] = field(default=None, kw_only=True)
+    undecided: Annotated[
+        Literal["fail", "pass"],
+        what(help="What to do where the prompts are too few to tell: fail is exit code 1, pass is 0."),
+    ] = field(default="fail", kw_only=True)
+    allow: Annotated[Names, what(help="What may differ between the runs, as compare takes it.")] = field(
+        default_factory=list, kw_only=True
+    )
+    out: Annotated[
+        str | None, output(help=f"Folder for {', '.join(FILES)}, in place of earlier ones; left out, none are written.")
+    ] = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    """The comparison, and what of it is within its limit."""
+
+    options: GateOptions
+    compared: ComparePlan
+    checks: Sequence[Check]
+
+    def lines(self) -> list[str]:
+        limits = [f"{flag(name)} {limit}" for name, limit in _limits(self.options).items()]
+        return [*self.compared.lines(), f"limits: {', '.join(limits)}; undecided: {self.options.undecided}"]
+
+    def record(self) -> Gated:
+        """What is written."""
+        found = {one.verdict for one in self.checks}
+        verdict = next((one for one in ("fail", "undecided") if one in found), "pass")
+        passes = verdict == "pass" or (verdict == "undecided" and self.options.undecided == "pass")
+        return Gated(verdict=verdict, passes=passes, checks=list(self.checks))
+
+
+def plan(options: GateOptions) -> GatePlan:
+    """Read both sides and hold every condition to its limit; writes nothing.
+
+    Raises:
+        InputError: as compare's; also no limit, one that is no share, or one on what the runs do not hold.
+    """
+    limits = _limits(options)
+    if not limits:
+        raise InputError(f"gate needs a limit; give one or more of {', '.join(map(flag, LIMITS))}, such as 0.02.")
+    for name, limit in limits.items():
+        if not 0 <= limit < 1:
+            raise InputError(f"{flag(name)} is {limit}, but must be a share from 0 to below 1; 0.02 is two points.")
+    compare.check_place(options.out, FILES)
+    plan = compare.plan(compare.CompareOptions(options.before, options.after, allow=options.allow, out=options.out))
+    return GatePlan(options, plan, [one for name, limit in limits.items() for one in _checks(name, limit, plan.tests)])
+
+
+def run(plan: GatePlan, *, show: bool = True) -> int:
+    """Write the files where a folder is named, print the summary, and return the exit code."""
+    record = plan.record()
+    if plan.options.out:
+        out = user_path(plan.options.out)
+        runs.write_json(out / Compared.FILE, plan.compared.record().dump())
+        runs.write_json(out / Gated.FILE, record.dump())
+        runs.write_text(out / JUNIT, junit(record))
+        runs.write_text(out / SUMMARY, markdown(record, plan.compared.record()))
+    if show:
+        print("\n".join(f"{one.verdict}: {sentence(one)}" for one in record.checks))
+        print(f"gate: {record.verdict}" + (", which passes" if record.passes and record.verdict != "pass" else ""))
+    return 0 if record.passes else 1
+
+
+def _limits(options: GateOptions) -> dict[str, float]:
+    return {name: value for name in LIMITS if (value := getattr(options, name)) is not None}
+
+
+def _checks(name: str, limit: float, tests: Sequence[Tested]) -> Iterator[Check]:
+    """The checks of one limit. Raises InputError where no condition is about it."""
+    requests, remedy = LIMITS[name]
+    chosen = [one for one in tests if one.row.requests in requests]
+    if not chosen:
+        raise InputError(
+            f"{flag(name)} is given, but the two sides have no {remedy} in common; add them, or leave it out."
+        )
+    for one in chosen:
+        yield _check(name.removeprefix("max_").replace("_", "-"), limit, one)
+
+
+def _check(name: str, limit: float, one: Tested) -> Check:
+    change, row = one.difference, one.row
+    if name.endswith("drop"):
+        change = _mirrored(change)
+    low, high = change.interval(2 * stats.LEVEL - 1)
+    verdict = change.verdict(limit)
+    unknown = verdict == "pass" and row.left_out >= MANY * (row.n + row.left_out)
+    return Check(
+        limit=name, condition=row.name, at_most=limit, change=change.mean, low=low, high=high, n=row.n, left_out=row.left_out,
+        verdict="undecided" if unknown else verdict, needed=change.deciding(limit) if verdict == "undecided" else None,
+    )  # fmt: skip
+
+
+def _mirrored(change: Difference) -> Difference:
+    return replace(change, lost=change.gained, gained=change.lost)
+
+
+# --- words --------------------------------------------------------------------------------------
+
+
+def sentence(one: Check) -> str:
+    """A check in words: no text of prompts or answers."""
+    said = (
+        f"{one.condition}, {one.limit} {100 * one.change:+.1f} points, one-sided 95 % bounds {100 * one.low:+.1f} and "
+        f"{100 * one.high:+.1f}, at most {100 * one.at_most:g} (n = {one.n})"
+    )
+    if one.left_out:
+        said += f"; {one.left_out} prompts left out, unscored on either side"
+    if one.verdict == "undecided" and one.left_out >= MANY * (one.n + one.left_out):
+        return said + ", too many to tell"
+    if one.verdict == "undecided":
+        said += f"; about {one.needed} prompts would decide" if one.needed else "; more prompts alone would not decide"
+    return said
+
+
+def junit(record: Gated) -> str:
+    """The checks as a JUnit file; what does not let through is a failure."""
+    bad = [one for one in record.checks if not (record.passes or one.verdict == "pass")]
+    suite = ElementTree.Element(
+        "testsuite",
+        name="tokendeep gate",
+        tests=str(len(record.checks)),
+        failures=str(len(bad)),
+        errors="0",
+        skipped="0",
+    )
+    for one in record.checks:
+        case = ElementTree.SubElement(suite, "testcase", classname=f"tokendeep.gate.{one.limit}", name=one.condition)
+        if one in bad:
+            ElementTree.SubElement(case, "failure", type=one.verdict, message=sentence(one))
+        else:
+            ElementTree.SubElement(case, "system-out").text = f"{one.verdict}: {sentence(one)}"
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode") + "\n"
+
+
+def markdown(record: Gated, compared: Compared) -> str:
+    """The summary that a pull request shows."""
+    lets = "" if record.passes == (record.verdict == "pass") else " (passes)"
+    lines = [
+        f"# tokendeep gate: {record.verdict}{lets}",
+        "",
+        "| verdict | limit | condition | points | bounds | at most | n |",
+    ]
+    lines += ["|---|---|---|---|---|---|---|", *map(_row, record.checks), ""]
+    lines += [f"- {sentence(one)}" for one in record.checks if one.verdict == "undecided"]
+    lines += [f"- {note}" for row in compared.rows for note in compare.notes(row)]
+    lines += [f"- Allowed to differ: {name} ({one}; {two})." for name, (one, two) in compared.allowed.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _row(one: Check) -> str:
+    cells = [one.verdict, one.limit, one.condition, f"{100 * one.change:+.1f}", f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
+             f"{100 * one.at_most:g}", str(one.n)]  # fmt: skip
+    return f"| {' | '.join(cells)} |"

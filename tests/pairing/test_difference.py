@@ -1,0 +1,136 @@
+"""Paired differences: against hand-made numbers and published ones; the bounds by simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tokendeep import stats
+from tokendeep.pairing.difference import Difference, difference
+
+
+def changes(lost: int, gained: int, n: int) -> list[float]:
+    return [-1.0] * lost + [1.0] * gained + [0.0] * (n - lost - gained)
+
+
+def test_the_interval_is_that_of_the_score_test() -> None:
+    """At its ends the statistic is the normal quantile; 0 of 100 changed: z^2 / (n + z^2)."""
+    one = difference(changes(0, 1, 44))
+    low, high = one.interval()
+    for end, sign in ((low, 1), (high, -1)):  # where the statistic is the quantile
+        assert one._score(end) == pytest.approx(sign * 1.959964, abs=1e-4)
+    assert (low, high) == pytest.approx((-0.0600, 0.1184), abs=2e-3)
+    assert difference(changes(0, 0, 100)).interval()[1] == pytest.approx(3.8415 / 103.8415, abs=1e-4)
+
+
+def test_the_other_way_round_is_its_mirror() -> None:
+    one, other = difference(changes(3, 11, 90)), difference(changes(11, 3, 90))
+    assert one.interval() == pytest.approx([-end for end in reversed(other.interval())])
+    assert one.p() == other.p() == stats.mcnemar([True] * 3 + [False] * 87, [False] * 3 + [True] * 11 + [False] * 76).p
+
+
+def test_copies_of_a_prompt_tell_nothing_new() -> None:
+    once = difference(changes(2, 8, 40))
+    copied = difference([x for x in changes(2, 8, 40) for _ in range(5)], [i for i in range(40) for _ in range(5)])
+    assert copied.effect == pytest.approx(5, rel=0.05)
+    assert copied.mean == once.mean
+    assert copied.interval() == pytest.approx(once.interval(), abs=0.02)
+    assert copied.p() > difference([x for x in changes(2, 8, 40) for _ in range(5)]).p() * 100
+    nothing = difference([0.0] * 200, [i for i in range(40) for _ in range(5)])
+    assert nothing.interval() == pytest.approx(difference([0.0] * 40).interval())
+    assert difference(changes(2, 8, 40), [0] * 40).effect == 40  # all of one kind: as one prompt
+
+
+def test_runs_that_differ_widen_the_interval() -> None:
+    plain, wide = difference(changes(2, 8, 40)), difference(changes(2, 8, 40), runs=[[-0.1, 0.0, 0.1]])
+    assert wide.effect > 1
+    assert wide.freedom < 40
+    assert wide.interval()[0] < plain.interval()[0]
+    assert wide.interval()[1] > plain.interval()[1]
+    assert wide.deciding(0.9) is None or wide.deciding(0.9) > 40
+    assert difference(changes(2, 8, 40), runs=[[0.0, 0.0]]).interval() == pytest.approx(plain.interval(), abs=1e-6)
+
+
+def test_scores_between_0_and_1_are_taken_as_they_are() -> None:
+    small = difference([0.1, -0.1] * 20)
+    assert small.mean == pytest.approx(0)
+    assert small.interval()[1] < difference([1.0, -1.0] * 20).interval()[1]
+
+
+def test_what_could_have_been_found() -> None:
+    """Connor's formula: 10 % change, a true difference of 9 points, two-sided 5 %, power 80 % needs 94 pairs."""
+    seen = Difference(94, 5, 4.4)
+    assert seen.detectable() == pytest.approx(0.09, abs=0.003)
+    few = difference([0.0] * 20).detectable()  # nothing changed: 6 of 20 must change for the exact test
+    assert few is not None
+    assert 0.3 < few < 0.45
+    assert difference([0.0] * 3).detectable() is None
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "n", "limit", "verdict"),
+    [
+        (0, 0, 133, 0.02, "pass"),
+        (0, 0, 132, 0.02, "undecided"),
+        (0, 30, 100, 0.02, "fail"),
+        (5, 5, 100, 0.02, "undecided"),
+    ],
+)
+def test_verdicts(lost: int, gained: int, n: int, limit: float, verdict: str) -> None:
+    """Where nothing changed the upper bound is z^2 / (n + z^2) with z = 1.645: 133 prompts for 2 points."""
+    one = difference(changes(lost, gained, n))
+    assert one.verdict(limit) == verdict
+    if verdict == "undecided":
+        needed = one.deciding(limit)
+        assert needed is not None
+        assert (
+            difference(changes(round(lost * needed / n), round(gained * needed / n), needed)).verdict(limit) != verdict
+        )
+    assert difference(changes(2, 4, 100)).deciding(0.02) is None  # right at the limit: no number tells
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [0.02, 0.05])
+@pytest.mark.parametrize("n", [100, 300, 1000])
+@pytest.mark.parametrize("lost", [0.0, 0.02, 0.1])
+def test_at_the_limit_few_pass(limit: float, n: int, lost: float) -> None:
+    """A true rise of just the limit: `pass` is wrong, and comes up in about 5 of 100."""
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(n, [lost, lost + limit, 1 - 2 * lost - limit], size=20_000)
+    pairs, counts = np.unique(drawn[:, :2], axis=0, return_counts=True)
+    passed = [Difference(n, int(b), int(c)).verdict(limit) == "pass" for b, c in pairs]
+    assert np.average(passed, weights=counts) < 0.065
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("same", [0.0, 0.5, 1.0])
+def test_at_the_limit_few_pass_with_near_duplicates(same: float) -> None:
+    """60 clusters of 1 to 8 prompts; a `same` share of clusters whose prompts all do the same."""
+    rng, limit, lost, passed = np.random.default_rng(1), 0.05, 0.05, 0
+    sizes = rng.integers(1, 9, size=60)
+    clusters = [i for i, size in enumerate(sizes) for _ in range(size)]
+    trials = 3000
+    for _ in range(trials):
+        alike = rng.random(60) < same
+        values: list[float] = []
+        for size, one in zip(sizes, alike, strict=True):
+            drawn = rng.choice([-1.0, 1.0, 0.0], p=[lost, lost + limit, 1 - 2 * lost - limit], size=1 if one else size)
+            values += list(np.broadcast_to(drawn, size))
+        passed += difference(values, clusters).verdict(limit) == "pass"
+    assert passed / trials < 0.075
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_at_the_limit_few_pass_with_several_runs(seeds: int) -> None:
+    """Every run's own rate lies 4 points (sd) off; the true rise is the limit."""
+    rng, limit, prompts, passed, trials = np.random.default_rng(2), 0.05, 100, 0, 2000
+    for _ in range(trials):
+        before = rng.random(prompts) < 0.3
+        rates = 0.35 + rng.normal(0, 0.04, size=seeds)
+        after = np.array([np.where(before, 0.7 + rate - 0.35, 0.2 + rate - 0.35) for rate in rates])
+        answers = rng.random((seeds, prompts)) < after
+        moved = answers.mean(0) - before
+        off = answers.mean(1) - answers.mean()
+        passed += difference(list(moved), runs=[list(off)]).verdict(limit) == "pass"
+    assert passed / trials < 0.06
