@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tokendeep.judges import of_harm
-from tokendeep.records import Profile
+from tokendeep.records import Calibration, Profile
 from tokendeep.report import lineage, load
 from tokendeep.report.load import Run
 from tokendeep.report.series import Series, series
@@ -27,11 +27,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Report:
-    """Runs that are compared; `foreign` are folders that were passed over."""
+    """Runs that are compared; `foreign` are folders that were passed over, `calibrations` those of their judges."""
 
     runs: Sequence[Run]
     series: Sequence[Series]
     foreign: Sequence[Path] = ()
+    calibrations: Sequence[Calibration] = ()
 
     @cached_property
     def models(self) -> list[str]:
@@ -72,7 +73,9 @@ class Report:
         return styles | {s.name: styles.get(s.label, len(styles) + n) for n, s in enumerate(self.series)}
 
 
-def read(dirs: Sequence[str | Path], reader: load.Reader | None = None) -> Report:
-    """See `load.runs`."""
+def read(
+    dirs: Sequence[str | Path], reader: load.Reader | None = None, calibrations: Sequence[str | Path] = ()
+) -> Report:
+    """See `load.runs`; `calibrations` are files that `calibrate` wrote, or their folders."""
     runs = load.runs(dirs, reader)
-    return Report(runs, series(runs), load.foreign(dirs))
+    return Report(runs, series(runs), load.foreign(dirs), [Calibration.load(path) for path in calibrations])

@@ -7,14 +7,16 @@ from typing import Annotated
 
 from tokendeep import runs
 from tokendeep.errors import InputError
+from tokendeep.models.options import Texts
 from tokendeep.report.report import Report, read
+from tokendeep.report.sections import corrected
 from tokendeep.runs.files import user_path
 from tokendeep.verbs.common import heading, output
 
 what = heading("What to report")
 TITLE, HEADING = b"<title>tokendeep report: ", b"# tokendeep report\n"  # what a page, and its Markdown, begin with
 HEAD = 2000  # bytes in which that stands
-TABLES = ("categories", "depth", "kl", "paired", "rates", "recovery")  # that can stand beside a page
+TABLES = ("categories", "corrected", "depth", "kl", "paired", "rates", "recovery")  # that can stand beside a page
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,13 @@ class ReportOptions:
     dirs: Annotated[list[str], what(help="Folders that the other verbs wrote.", show_default=False)] = field(
         default_factory=list
     )
+    calibration: Annotated[
+        Texts,
+        what(
+            help="Files that calibrate wrote: rates of their judges are corrected by them, beside the raw ones.",
+            show_default=False,
+        ),
+    ] = field(default_factory=list, kw_only=True)
     out: Annotated[
         str, output(help="The HTML file; a report that is there is replaced, any other file only with --overwrite.")
     ] = field(default="report.html", kw_only=True)
@@ -56,12 +65,15 @@ def plan(options: ReportOptions) -> ReportPlan:
     """Read every run; writes nothing.
 
     Raises:
-        InputError: no folder or one without a run, a damaged file, or an --out that is no HTML file.
+        InputError: no folder or one without a run, a damaged file, an --out that is no HTML file, or a calibration of
+            another judge.
     """
     out = user_path(options.out)
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise InputError(f"--out is {options.out}, but must name an HTML file, for example report.html.")
-    return ReportPlan(options, out, read(options.dirs))
+    report = read(options.dirs, calibrations=options.calibration)
+    corrected.check(report)
+    return ReportPlan(options, out, report)
 
 
 def run(plan: ReportPlan, *, show: bool = True) -> Path:

@@ -11,6 +11,7 @@ from tokendeep.report.section import Section
 from tokendeep.report.sections import (
     battery,
     categories,
+    corrected,
     decoding,
     dynamics,
     finetune,
@@ -31,6 +32,7 @@ SECTIONS: dict[str, Callable[[Report], Section]] = {
     "kl": kl.build,
     "recovery": recovery.build,
     "rates": rates.build,
+    "corrected": corrected.build,
     "paired": paired.build,
     "overrefusal": overrefusal.build,
     "categories": categories.build,
