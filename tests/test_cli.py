@@ -39,6 +39,7 @@ NEEDED = {
     "calibrate": ["--labels", "l", "--out", "o"],
     "compare": ["--before", "a", "--after", "b"],
     "gate": ["--before", "a", "--after", "b"],
+    "overlap": ["--first", "a", "--second", "b"],
     "report": ["one"],
 }
 HINTS = {verb: get_type_hints(cli.options_of(verb)) for verb in VERBS}
@@ -133,13 +134,14 @@ def test_the_verbs_and_flags_of_the_contract():
             "allow",
             "out",
         },
+        "overlap": {"first", "second", "threshold", "out"},
         "report": {"out", "show_text"},
     }
     assert promised.keys() == VERBS.keys()
     for verb, names in promised.items():
         common = (
             set()
-            if verb in ("demo", "calibrate", "compare", "gate", "report")
+            if verb in ("demo", "calibrate", "compare", "gate", "overlap", "report")
             else {"chat_template", "system", "overwrite"}
         )
         assert names | common <= HINTS[verb].keys()

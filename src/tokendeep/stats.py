@@ -310,13 +310,31 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.5) -> list[int]:
     return [order.setdefault(int(label), len(order)) for label in labels]
 
 
+def near_pairs(first: Sequence[str], second: Sequence[str], threshold: float = 0.5) -> list[tuple[int, int, float]]:
+    """Each text of one list with its near-duplicates in another, as (i, j, similarity); see `near_duplicates`.
+
+    Raises:
+        ValueError: threshold not in (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold {threshold}")
+    if not first or not second:
+        return []
+    runs = [_shingles(text) for text in (*first, *second)]
+    pairs = [(int(i), int(j)) for i, j in zip(*_similar_pairs(runs, threshold, len(first)), strict=True)]
+    return [(i, j - len(first), len(runs[i] & runs[j]) / len(runs[i] | runs[j])) for i, j in pairs]
+
+
 def _shingles(text: str) -> set[tuple[str, ...]]:
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
     return set(pairwise(words)) or ({tuple(words)} if words else set())
 
 
-def _similar_pairs(shingles: Sequence[set[tuple[str, ...]]], threshold: float) -> Any:
-    """Indices (i, j) of pairs with Jaccard similarity >= threshold: shared runs by a sparse product, block by block."""
+def _similar_pairs(shingles: Sequence[set[tuple[str, ...]]], threshold: float, cut: int = 0) -> Any:
+    """Indices (i, j) of pairs with Jaccard similarity >= threshold: shared runs by a sparse product, block by block.
+
+    With a `cut`, i is below and j is not, so that two lists behind each other are compared; else all pairs are.
+    """
     import numpy as np
     from scipy.sparse import csr_array
 
@@ -327,11 +345,11 @@ def _similar_pairs(shingles: Sequence[set[tuple[str, ...]]], threshold: float) -
     table = csr_array(
         (np.ones(len(indices), dtype=np.int32), indices, bounds), shape=(len(shingles), max(1, len(column)))
     )
-    turned = table.T.tocsr()
+    turned, end = table[cut:].T.tocsr(), cut or len(shingles)
     first, second = [], []
-    for start in range(0, len(shingles), BLOCK):
-        shared = (table[start : start + BLOCK] @ turned).tocoo()
-        i, j = shared.row + start, shared.col
+    for start in range(0, end, BLOCK):
+        shared = (table[start : min(start + BLOCK, end)] @ turned).tocoo()
+        i, j = shared.row + start, shared.col + cut
         alike = shared.data >= threshold * (sizes[i] + sizes[j] - shared.data) - 1e-9
         first.append(i[alike])
         second.append(j[alike])

@@ -9,6 +9,7 @@
     TABLE       table.json        PoisonTable     a fine-tuning attack
     CALIBRATION calibration.json  Calibration     how far a judge agrees with people
                 compare.json      Compared        two sides on the same prompts
+                overlap.json      Overlap         requests that two data files share
                 gate.json         Gated           whether a change is within its limits
     in *.eval                     Verdict         on one answer
 
@@ -21,6 +22,7 @@ from tokendeep.records.base import SCHEMA, File, Known, Object, Record, Row, rea
 from tokendeep.records.calibration import Agreement, Calibration, Estimate
 from tokendeep.records.compare import Check, Compared, ComparedRow, Gated
 from tokendeep.records.manifest import Cost, Manifest, Margin, ModelFacts, Settings
+from tokendeep.records.overlap import Overlap, Shared, Side
 from tokendeep.records.poison import (
     ASKS,
     HARMLESS,
@@ -54,15 +56,25 @@ __all__ = [
     "ASKS", "ASR", "CALIBRATION", "CELL", "CURVES", "DYNAMICS", "HARMLESS", "MANIFEST", "PREFILL", "PROFILE", "SCHEMA", "TABLE",
     "TRAINING", "VALUES", "Agreement", "AskRate", "Bounded", "ByPosition", "Calibration", "Change", "Check", "Compared",
     "ComparedRow", "Cost", "Depth", "Dynamics", "DynamicsMeta", "DynamicsStep", "Estimate", "Gated", "Kl", "Known", "LogEntry",
-    "LogOdds", "Manifest", "Margin", "ModelFacts", "Object", "Params", "PerPrompt", "PoisonCell", "PoisonLine", "PoisonTable",
-    "Profile", "ProfileMeta", "Quantiles", "Rate", "Rates", "Record", "Recovery", "Seconds", "Settings", "Share", "Training",
-    "Utility", "Verdict", "read_json", "schemas",
+    "LogOdds", "Manifest", "Margin", "ModelFacts", "Object", "Overlap", "Params", "PerPrompt", "PoisonCell", "PoisonLine",
+    "PoisonTable", "Profile", "ProfileMeta", "Quantiles", "Rate", "Rates", "Record", "Recovery", "Seconds", "Settings", "Share",
+    "Shared", "Side", "Training", "Utility", "Verdict", "read_json", "schemas",
 ]  # fmt: skip
 
 
 def schemas() -> dict[str, Object]:
     """File -> its JSON Schema; the verdict's stands under its own name."""
-    files: tuple[type[File], ...] = (Manifest, Profile, Training, Dynamics, PoisonCell, Calibration, Compared, Gated)
+    files: tuple[type[File], ...] = (
+        Manifest,
+        Profile,
+        Training,
+        Dynamics,
+        PoisonCell,
+        Calibration,
+        Compared,
+        Overlap,
+        Gated,
+    )
     rows: dict[str, type[Row]] = {ASR: Rate, TABLE: PoisonLine}
     return {
         **{kind.FILE: kind.model_json_schema() for kind in files},

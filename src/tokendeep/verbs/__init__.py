@@ -13,5 +13,6 @@ VERBS = {  # verb: its module, and its line in `tokendeep --help`
     "calibrate": ("tokendeep.verbs.calibrate", "How far a judge agrees with people's labels."),
     "compare": ("tokendeep.verbs.compare", "Two models on the same prompts: paired tests, intervals, power."),
     "gate": ("tokendeep.verbs.gate", "For continuous integration: is a change within its limits?"),
+    "overlap": ("tokendeep.verbs.overlap", "Requests that two data files share, by ids and hashes."),
     "report": ("tokendeep.verbs.report", "One HTML file from the folders of earlier runs."),
 }

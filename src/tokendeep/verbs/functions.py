@@ -233,6 +233,21 @@ def compare(
     return record
 
 
+def overlap(first: Rows, second: Rows, *, out: str | Path | None = None, **options: Any) -> records.Overlap:
+    """Requests that two sets of rows share, such as those of a training and of a test.
+
+    Args:
+        first, second: files, or rows in memory; of answers and chats the requests count.
+        out: folder for overlap.json; none is written without it.
+        options: those of `tokendeep overlap`, for example threshold=0.8.
+
+    Raises:
+        InputError: an unknown option, or a row that cannot be used.
+    """
+    with _run("overlap", {}, {"first": ("first", first), "second": ("second", second)}, out, options) as made:
+        return records.Overlap.load(made.folder)
+
+
 def _tuned(verb: str, model: Model, rows: Given, out: str | Path | None, options: Mapping[str, Any]) -> Tuned:
     with _run(verb, {"model": model}, rows, out, options) as made:
         subject = made.subject or models.load(str(made.folder / "checkpoint"), options=made.options)
