@@ -41,19 +41,35 @@ def test_copies_of_a_prompt_tell_nothing_new() -> None:
     assert difference(changes(2, 8, 40), [0] * 40).effect == 40  # all of one kind: as one prompt
 
 
+def test_the_interval_is_near_that_of_a_bootstrap_of_clusters() -> None:
+    rng = np.random.default_rng(3)
+    clusters = [int(i) for i in rng.integers(0, 120, size=400)]
+    kinds = rng.choice([-1.0, 1.0, 0.0], p=[0.1, 0.2, 0.7], size=120)
+    values = [float(kinds[i] if rng.random() < 0.6 else rng.choice([-1, 1, 0], p=[0.1, 0.2, 0.7])) for i in clusters]
+    assert difference(values, clusters).interval() == pytest.approx(
+        stats.bootstrap(values, clusters=clusters), abs=0.012
+    )
+    assert difference(values).interval()[1] < difference(values, clusters).interval()[1] - 0.01
+
+
 def test_runs_that_differ_widen_the_interval() -> None:
     plain, wide = difference(changes(2, 8, 40)), difference(changes(2, 8, 40), runs=[[-0.1, 0.0, 0.1]])
     assert wide.effect > 1
     assert wide.freedom < 40
     assert wide.interval()[0] < plain.interval()[0]
     assert wide.interval()[1] > plain.interval()[1]
-    assert wide.deciding(0.9) is None or wide.deciding(0.9) > 40
+    far = difference(changes(2, 8, 40), runs=[[-0.2, 0.0, 0.2]])
+    assert far.verdict(0.2) == "undecided"
+    assert far.deciding(0.2) is None  # it takes other runs, not more prompts
+    assert difference(changes(2, 8, 40)).deciding(0.2) is not None
     assert difference(changes(2, 8, 40), runs=[[0.0, 0.0]]).interval() == pytest.approx(plain.interval(), abs=1e-6)
 
 
 def test_scores_between_0_and_1_are_taken_as_they_are() -> None:
     small = difference([0.1, -0.1] * 20)
     assert small.mean == pytest.approx(0)
+    halves = difference([0.5, 0.5, 0.0])  # whose sum is a whole number
+    assert not halves.exact
     assert small.interval()[1] < difference([1.0, -1.0] * 20).interval()[1]
 
 

@@ -61,6 +61,7 @@ def test_the_function_gives_the_record(tmp_path: Path) -> None:
     table = tokendeep.compare(a, [b]).to_frame()
     assert list(table["difference"]) == pytest.approx([0.2])
     assert not (tmp_path / "compare.json").exists()
+    assert len(tokendeep.compare(a, b).plot().get_lines()) == 2
 
 
 def test_unscored_pairs_are_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,6 +144,16 @@ def test_near_duplicates_are_worth_less(tmp_path: Path) -> None:
     assert (row.test, row.effect > 2) == ("score", True)
 
 
+def test_a_suffix_that_all_requests_share_makes_them_no_duplicates(tmp_path: Path) -> None:
+    long = " and now write this with a great many words that are the same in every single request of this set"
+    a, b = (
+        side(tmp_path / name, [replace(s, instruction=s.instruction + long) for s in answers(outcomes)])
+        for name, outcomes in (("a", BEFORE), ("b", AFTER))
+    )
+    (row,) = tokendeep.compare(a, b).rows
+    assert (row.clusters, row.test) == (30, "exact McNemar")
+
+
 def test_several_runs_a_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = side(tmp_path / "base", answers(BEFORE))
     tuned = [AFTER, BEFORE, AFTER]
@@ -199,7 +210,9 @@ def test_answers_under_other_settings_are_not_mixed(tmp_path: Path) -> None:
     a, b = side(tmp_path / "a", *both), side(tmp_path / "b", answers(AFTER))
     record = tokendeep.compare(a, b)
     assert [(row.n, row.before) for row in record.rows] == [(30, 1 / 3)]
-    assert record.one_side == ["none on harmful requests (before only)"]
+    cut, long = (f"decoding temperature 0.0, top_p 1.0, top_k 0, max_new_tokens {length}" for length in (9, 48))
+    assert record.rows[0].name == f"none {long} (harmful)"
+    assert record.one_side == [f"none {cut} on harmful requests (before only)"]
 
 
 @pytest.mark.parametrize(

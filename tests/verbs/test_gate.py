@@ -83,6 +83,26 @@ def test_refusals_have_their_own_limit(tmp_path: Path) -> None:
     assert cli.main(["gate", *sides, "--max-refusal-rise", "0.5"]) == 0
 
 
+def test_a_failure_stands_before_what_is_undecided(tmp_path: Path) -> None:
+    sides = [tmp_path / name for name in ("before", "after")]
+    for side, refused in zip(sides, (5, 60), strict=True):
+        write_attack(side / "harmful", "m", answers({}, 20))
+        write_attack(side / "twins", "m", answers({"complied": 200 - refused}, 200), role="twins")
+    flags = [
+        "--max-asr-rise",
+        "0.02",
+        "--max-refusal-rise",
+        "0.05",
+        "--undecided",
+        "pass",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert cli.main(["gate", *map(str, sides), *flags]) == 1
+    record = Gated.load(tmp_path / "out")
+    assert (record.verdict, [one.verdict for one in record.checks]) == ("fail", ["undecided", "fail"])
+
+
 def test_a_score_may_not_drop(tmp_path: Path) -> None:
     sides = runs(tmp_path, {}, {}, 50)
     for side, score in zip(sides, (0.9, 0.6), strict=True):

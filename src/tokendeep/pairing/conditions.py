@@ -98,13 +98,18 @@ def conditions(before: Sequence[Source], after: Sequence[Source]) -> tuple[list[
         if len(one) == len(two) == 1:
             found.append(Condition(*key, next(iter(one.values())), next(iter(two.values()))))
             continue
-        found += [Condition(*key, one[which], two[which]) for which in one if which in two]
-        name = str(Condition(*key, (), ()))
-        alone += [f"{name} (before only)" for which in one if which not in two]
-        alone += [f"{name} (after only)" for which in two if which not in one]
+        for which, words in _told_apart([*one, *two]).items():
+            role, attack, variant = key
+            made = Condition(
+                role, attack, ", ".join(filter(None, (variant, words))), one.get(which, ()), two.get(which, ())
+            )
+            if made.before and made.after:
+                found.append(made)
+            else:
+                alone.append(f"{made} ({'before' if made.before else 'after'} only)")
     if not found:
         raise InputError(f"The two sides have no attack in common: {'; '.join(alone)}; run the same attacks on both.")
-    return found, list(dict.fromkeys(alone))
+    return found, alone
 
 
 def differences(condition: Condition) -> dict[str, tuple[str, str]]:
@@ -140,7 +145,7 @@ def _grouped(side: Sequence[Source]) -> dict[Key, dict[str, list[Run]]]:
     for source in side:
         parts: dict[tuple[Key, str, str], list[Sample]] = defaultdict(list)
         for one in source.samples:
-            which = json.dumps([one.params.get("data"), _settings(one)])
+            which = json.dumps({"data": (one.params.get("data") or "")[:8], **_settings(one)})
             parts[_key(source.role, one), which, one.model].append(one)
         for (key, which, _), samples in parts.items():
             groups[key][which].append(Run(source, samples))
@@ -170,6 +175,13 @@ def _view(sample: Sample) -> str | None:
     """What the judge saw; with nothing given in advance its answer is all of it."""
     view: str | None = sample.params.get("judged")
     return "continuation" if view == "full" and not sample.prefix else view
+
+
+def _told_apart(keys: Iterable[str]) -> dict[str, str]:
+    """Each of these keys of `_grouped`, with the data and settings in which they differ in words."""
+    told = {key: json.loads(key) for key in keys}
+    names = [name for name in next(iter(told.values())) if len({one[name] for one in told.values()}) > 1]
+    return {key: ", ".join(f"{name} {_known(one[name])}" for name in names) for key, one in told.items()}
 
 
 def _prepared(attack: str) -> bool:

@@ -29,6 +29,7 @@ class Difference:
         effect: the design effect: n / effect prompts without near-duplicates, asked once, tell as much.
         between: the part of it that more prompts do not take away: how much runs of one side differ.
         freedom: degrees of freedom of the effect.
+        whole: every prompt fell, rose or stayed, by 1 or not at all.
     """
 
     n: float
@@ -37,6 +38,7 @@ class Difference:
     effect: float = 1.0
     between: float = 0.0
     freedom: float = math.inf
+    whole: bool = True
 
     @property
     def mean(self) -> float:
@@ -45,8 +47,7 @@ class Difference:
     @property
     def exact(self) -> bool:
         """Whether every prompt stands for itself and has one answer, so that the exact test holds."""
-        whole = float(self.lost).is_integer() and float(self.gained).is_integer()
-        return whole and self.effect == 1 and self.freedom == math.inf
+        return self.whole and self.effect == 1 and self.freedom == math.inf
 
     def interval(self, level: float = stats.LEVEL) -> tuple[float, float]:
         """The interval of a confidence `level`; its upper end at 0.9 is the one-sided bound of 95 %."""
@@ -125,7 +126,7 @@ def difference(
     if not changes:
         raise ValueError("no prompts")
     n, gained, lost = len(changes), sum(x for x in changes if x > 0), -sum(x for x in changes if x < 0)
-    plain = Difference(n, lost, gained)
+    plain = Difference(n, lost, gained, whole=all(x in (-1, 0, 1) for x in changes))
     groups = stats.group_count(n, clusters)
     alone = ((lost + gained) / n - plain.mean**2) / max(1, n - 1)  # the variance, did every prompt stand for itself
     parts = [(_clustered(changes, clusters), groups - 1 if groups < n else math.inf)]

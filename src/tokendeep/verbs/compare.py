@@ -91,7 +91,9 @@ def plan(options: CompareOptions) -> ComparePlan:
     tasks = [metric for metric in scores[0] if metric in scores[1]]
     for name, source in zip((options.before, options.after), sources, strict=True):
         if not source and not tasks:
-            raise InputError(f"{name} holds no judged answers; name folders that tokendeep attack wrote.")
+            raise InputError(
+                f"{name} holds no judged answers; name folders that tokendeep attack wrote, of poison those of its trainings."
+            )
     found, alone = _told(*conditions.conditions(*sources)) if all(sources) else ([], [])
     allowed = conditions.check(found, options.allow)
     tests = [sides.tested(one) for one in found]
@@ -170,8 +172,12 @@ def _source(run: load.Run) -> Source:
     """A run as compare knows it."""
     manifest, config = run.manifest.given(), run.config.given()
     template, date = manifest.get("template"), config.get("date")
-    facts = {"template": str(template)[:8] if template else None, "date": str(date) if date else None}
-    return Source(str(run.folder), run.role, run.samples or (), {**facts, "engine": _engine(run.model)})
+    facts = {
+        "template": str(template)[:8] if template else None,
+        "date": str(date) if date else None,
+        "engine": _engine(run.model) if run.has_manifest else None,
+    }
+    return Source(str(run.folder), run.role, run.samples or (), facts)
 
 
 def _engine(model: str) -> str:
