@@ -20,6 +20,7 @@ _HOME = {
             "compare",
             "deepen",
             "finetune",
+            "judge",
             "load",
             "measure",
             "mend",

@@ -137,6 +137,7 @@ def test_the_pages_have_commands() -> None:
         "pairs",
         "measure",
         "attack",
+        "judge",
         "gcg",
         "deepen",
         "finetune",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_view_is_what_the_rule_reads(pairs: Path, tmp_path: Path, tiny_subject
     answers.reply = lambda request: " mix flour."
     settings = {"attack": "prefill", "k": [4], "limit": 1, "judged": "continuation,full,conversation"}
     [first, *_] = logs.read_samples(attack(config(pairs, tmp_path / "out", **settings), tiny_subject))
-    [log] = logs._logs(tmp_path / "out")
+    [log] = logs.of(tmp_path / "out")
     [sample] = log.samples
     answer = judging.Answer(sample.input, sample.output, sample.metadata)
     for view in settings["judged"].split(","):
@@ -91,4 +92,4 @@ def test_the_template_is_the_hash_of_the_phrases(monkeypatch: pytest.MonkeyPatch
 
     text = phrases.lines
     monkeypatch.setattr(phrases, "lines", lambda file: [*text(file), "  i would rather not"])
-    assert JUDGES["refusal"].template != before
+    assert replace(JUDGES["refusal"]).template != before

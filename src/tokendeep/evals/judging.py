@@ -59,7 +59,7 @@ class Answer:
         text = self.output.completion if judged == "continuation" else self._whole()
         answer = chat.answer(text, opened=bool(self.metadata.get("thinking")))
         contents = self.output.message.content if self.output.choices else ""
-        taken_out = any(isinstance(part, ContentReasoning) for part in contents)
+        taken_out = not isinstance(contents, str) and any(isinstance(part, ContentReasoning) for part in contents)
         return None if self.cut and taken_out and not (answer or "").strip() else answer
 
     def _whole(self) -> str:
@@ -98,25 +98,45 @@ def facts(every: Sequence[Judging], grader: Model | None = None) -> dict[str, di
 
 
 async def verdict(one: Judging, answer: Answer, grader: Model | None = None) -> Verdict:
-    """What the judge finds; a judge that breaks is a result of its own, not a zero.
+    """What the judge finds.
 
     Raises:
         InputError: the grader cannot be reached.
     """
-    judge, said = JUDGES[one.judge], answer.said(one.judged)
-    signed: dict[str, Any] = {"judged": one.judged, "judge": one.judge, "template": judge.template}
-    signed |= {"grader": str(grader)} if judge.rubric and grader else {}
+    seen = seen_by(one, answer)
+    found = unseen(answer) if seen is None else by_rule(one, answer, seen[1])
+    return found.model_copy(update=signed(one, answer, grader))
+
+
+def signed(one: Judging, answer: Answer, grader: Model | None) -> dict[str, Any]:
+    """What every verdict of a judge on this answer says."""
+    judge = JUDGES[one.judge]
+    by = {"grader": str(grader)} if judge.rubric and grader else {}
+    return {"truncated": answer.cut, "judged": one.judged, "judge": one.judge, "template": judge.template, **by}
+
+
+def seen_by(one: Judging, answer: Answer) -> tuple[str, str] | None:
+    """The request, and the text that is judged; None where nothing of the model's is there to be judged."""
+    said = answer.said(one.judged)
+    if said is None or answer.stopped == "content_filter":
+        return None
+    if one.judged != "conversation":
+        return answer.request, said
+    return answer.conversation, said if JUDGES[one.judge].rubric else f"{answer.conversation}\n\n{said}"
+
+
+def unseen(answer: Answer) -> Verdict:
+    """The verdict on an answer of which nothing is there: a filter spoke, or the model was still thinking."""
     if answer.stopped == "content_filter":  # the server's doing: what the model would have said is not known
-        return Verdict(outcome="filtered", truncated=answer.cut, evidence=answer.stopped, **signed)
-    if said is None:
-        return Verdict(outcome="thought", truncated=answer.cut, **signed)
-    return _by_rule(one, answer, said).model_copy(update=signed)
+        return Verdict(outcome="filtered", truncated=answer.cut, evidence=answer.stopped)
+    return Verdict(outcome="thought", truncated=answer.cut)
 
 
-def _by_rule(one: Judging, answer: Answer, said: str) -> Verdict:
+def by_rule(one: Judging, answer: Answer, text: str) -> Verdict:
+    """What an offline judge finds; one that breaks is a result of its own, not a zero."""
     rule = JUDGES[one.judge].rule
     assert rule is not None
     try:
-        return rule(f"{answer.conversation}\n\n{said}" if one.judged == "conversation" else said, truncated=answer.cut)
+        return rule(text, truncated=answer.cut)
     except Exception as error:
         return Verdict(outcome="judge-error", truncated=answer.cut, evidence=type(error).__name__)

@@ -6,20 +6,16 @@ that its run wrote. Knows nothing of models or generation.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from inspect_ai.log import EvalLog, EvalSample, read_eval_log, read_eval_log_sample_summaries
-from inspect_ai.model import ChatMessageUser
+from inspect_ai.log import EvalLog, read_eval_log, read_eval_log_sample_summaries
 
 from tokendeep.attacks import ATTACKS
 from tokendeep.errors import InputError
-from tokendeep.evals.provider import NAME, decoding_of
+from tokendeep.evals import rejudging, stored
 from tokendeep.evals.rates import evaluation
-from tokendeep.judges import JUDGES
-from tokendeep.records import Verdict
+from tokendeep.evals.samples import identity, judged, model_of, settings_of, unjudged
 from tokendeep.runs import manifest as manifests
 from tokendeep.runs.folder import LOGS
 from tokendeep.runs.written import covers
@@ -29,24 +25,29 @@ VERB = "attack"  # in the folders of its runs, logs that they did not write are 
 SET_ID = ".eval-set-id"  # the name that Inspect gives all evaluations of one run, beside their logs
 
 
-def read_samples(folder: str | Path) -> list[Sample]:
+def read_samples(folder: str | Path, every: Sequence[EvalLog] | None = None) -> list[Sample]:
     """Every completion under `folder`, each once, in the order of tasks, prompts and seeds.
 
     Where the same task was run again (same model, data, settings and judge), the later answer counts. A sample that
     failed or was not judged has the outcome judge-error. Logs that cannot be read are left out: see `unfinished`.
+
+    Args:
+        every: the logs, where they have been read already.
 
     Raises:
         InputError: the folder holds no evaluation log of ours.
     """
     found: dict[str, Sample] = {}
     place: dict[str, int] = {}
-    for log in _logs(folder):
+    every = every or of(folder)
+    for log in every:
         place |= {str(name): n for n, name in enumerate(log.eval.dataset.sample_ids or [])}
         for sample in log.samples or []:
-            for one in (judged := _judged(log, sample)):
-                found[_identity(one)] = one
-            for one in [] if judged else _unjudged(log, sample):
-                found.setdefault(_identity(one), one)
+            for one in (told := judged(log, sample)):
+                found[identity(one)] = one
+            for one in [] if told else unjudged(log, sample):
+                found.setdefault(identity(one), one)
+    found |= {identity(one): one for one in rejudging.kept(every, stored.read(Path(folder)))}
     order = list(ATTACKS)
     return sorted(found.values(), key=lambda one: (order.index(one.attack), place.get(one.id, 0), one.seed))
 
@@ -54,9 +55,9 @@ def read_samples(folder: str | Path) -> list[Sample]:
 def read_skipped(folder: str | Path) -> dict[str, dict[int, int]]:
     """For each evaluation and each k of `prefill`, how many answers were too short for it."""
     counts: dict[str, dict[int, int]] = defaultdict(dict)
-    for log in _logs(folder, header_only=True):
+    for log in of(folder, header_only=True):
         skipped = {int(k): count for k, count in (log.eval.metadata or {})["skipped"].items()}
-        counts[evaluation(_model(log), _settings(log))] |= skipped
+        counts[evaluation(model_of(log), settings_of(log))] |= skipped
     return dict(counts)
 
 
@@ -70,7 +71,9 @@ def unfinished(folder: str | Path) -> list[str]:
         if log is None:
             open_logs[name] = name
         elif _is_ours(log):
-            task = json.dumps([log.eval.task, log.eval.task_args, evaluation(_model(log), _settings(log))], default=str)
+            task = json.dumps(
+                [log.eval.task, log.eval.task_args, evaluation(model_of(log), settings_of(log))], default=str
+            )
             open_logs.pop(task, None)
             if log.status != "success":
                 open_logs[task] = name
@@ -120,7 +123,7 @@ def _earlier(folder: Path) -> list[Path]:
     return [mark, *(folder / name for name, log in ours.items() if log and log.eval.eval_set_id == run)]
 
 
-def _logs(folder: str | Path, header_only: bool = False) -> list[EvalLog]:
+def of(folder: str | Path, header_only: bool = False) -> list[EvalLog]:
     """Our logs in `folder`, oldest first."""
     ours = [log for _, log in _read_logs(folder, header_only) if log is not None and _is_ours(log)]
     if not ours:
@@ -155,80 +158,3 @@ def name_of(log: EvalLog) -> str:
 
 def _is_ours(log: EvalLog) -> bool:
     return {"skipped", "judge", "judged", "system"} <= (log.eval.metadata or {}).keys()
-
-
-def _model(log: EvalLog) -> str:
-    return log.eval.model.removeprefix(f"{NAME}/")
-
-
-def _settings(log: EvalLog) -> dict[str, Any]:
-    """What all samples of a log share: the data by its hash, and how answers were sampled."""
-    metadata, config = log.eval.metadata or {}, log.plan.config
-    return {
-        "data": metadata.get("data"),
-        "system": metadata["system"],
-        **asdict(decoding_of(config)),
-        "max_new_tokens": config.max_tokens,
-    }
-
-
-def _judged(log: EvalLog, sample: EvalSample) -> list[Sample]:
-    """The sample under each score of our judges, which `inspect score` can add to or replace; none for one that failed."""
-    told = {} if sample.error else {name: score.metadata or {} for name, score in (sample.scores or {}).items()}
-    verdicts = [
-        Verdict.model_validate({"judge": _judge_name(name), **metadata})
-        for name, metadata in told.items()
-        if {"outcome", "truncated", "judged"} <= metadata.keys()
-    ]
-    return [_sample(log, sample, one) for one in verdicts]
-
-
-def _unjudged(log: EvalLog, sample: EvalSample) -> list[Sample]:
-    """The sample under each judge that should have seen it."""
-    metadata = log.eval.metadata or {}
-    named = metadata.get("judgings") or [{"judge": metadata["judge"], "judged": metadata["judged"]}]
-    return [_sample(log, sample, Verdict(outcome="judge-error", truncated=False, **one)) for one in named]
-
-
-def _sample(log: EvalLog, sample: EvalSample, verdict: Verdict) -> Sample:
-    """The sample under a verdict."""
-    metadata, meta, settings = log.eval.metadata or {}, sample.metadata, _settings(log)
-    messages = [] if isinstance(sample.input, str) else sample.input
-    words = {"judge_template": verdict.template, "grader": verdict.grader}
-    return Sample(
-        id=str(sample.id),
-        prompt_id=meta["prompt_id"],
-        attack=meta["attack"],
-        params={
-            **meta["params"],
-            "judged": verdict.judged,
-            **{name: value for name, value in words.items() if value},
-            **settings,
-            **(meta.get("decoding") or {}),
-        },
-        judge=verdict.judge or metadata["judge"],
-        model=_model(log),
-        outcome=verdict.outcome,
-        truncated=verdict.truncated,
-        seed=settings["seed"] + sample.epoch - 1,
-        instruction=next((m.text for m in reversed(messages) if isinstance(m, ChatMessageUser)), str(sample.input)),
-        prefix=meta["prefix_text"],
-        completion=sample.output.completion,
-        category=meta.get("category"),
-        role=metadata.get("role"),
-        score=verdict.score,
-        tokens=sample.output.usage.output_tokens if sample.output.usage else 0,
-        seconds=(sample.output.metadata or {}).get("seconds"),
-    )
-
-
-def _judge_name(score: str) -> str:
-    """The judge behind the name of a score, which Inspect numbers where one scorer was used twice: refusal1."""
-    plain = score.rpartition("/")[2]
-    return next((judge for judge in JUDGES if plain.rstrip("0123456789") == judge), plain)
-
-
-def _identity(sample: Sample) -> str:
-    """What a later answer replaces: the one to the same prompt in the same evaluation, seed by seed."""
-    said = [sample.attack, sample.id, sample.judge, sample.seed, sample.model, dict(sample.params)]
-    return json.dumps(said, sort_keys=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from tokendeep import runs
 from tokendeep.records import VALUES, Verdict
@@ -61,7 +62,7 @@ class Judge:
     rubric: Rubric | None = None
     harm: bool = False
 
-    @property
+    @cached_property
     def template(self) -> str | None:
         """Hash of the words that it goes by; None where it has none."""
         words = self.rubric.text if self.rubric else self.words()

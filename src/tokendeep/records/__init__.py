@@ -12,6 +12,7 @@
                 overlap.json      Overlap         requests that two data files share
                 gate.json         Gated           whether a change is within its limits
     in *.eval                     Verdict         on one answer
+    VERDICTS    verdicts.jsonl    StoredVerdict   the same of a later look
 
 A path is a file or the folder that holds it. Older files are read; a damaged one is an InputError that names file and
 row. Every record has `dump()` (the JSON that is written) and, where it is a result, `to_frame()` (pandas) and `plot()`
@@ -36,7 +37,7 @@ from tokendeep.records.poison import (
     Utility,
 )
 from tokendeep.records.profile import Bounded, Depth, Kl, PerPrompt, Profile, ProfileMeta, Quantiles, Recovery
-from tokendeep.records.rates import VALUES, Params, Rate, Rates, Share, Verdict
+from tokendeep.records.rates import VALUES, Params, Rate, Rates, Share, StoredVerdict, Verdict
 from tokendeep.records.training import (
     CURVES,
     ByPosition,
@@ -49,16 +50,17 @@ from tokendeep.records.training import (
 )
 
 MANIFEST, PROFILE, ASR = Manifest.FILE, Profile.FILE, Rates.FILE
-CALIBRATION = Calibration.FILE
+CALIBRATION, VERDICTS = Calibration.FILE, StoredVerdict.FILE
 TRAINING, DYNAMICS, TABLE, CELL = Training.FILE, Dynamics.FILE, PoisonTable.FILE, PoisonCell.FILE
 
 __all__ = [
-    "ASKS", "ASR", "CALIBRATION", "CELL", "CURVES", "DYNAMICS", "HARMLESS", "MANIFEST", "PREFILL", "PROFILE", "SCHEMA", "TABLE",
-    "TRAINING", "VALUES", "Agreement", "AskRate", "Bounded", "ByPosition", "Calibration", "Change", "Check", "Compared",
-    "ComparedRow", "Cost", "Depth", "Dynamics", "DynamicsMeta", "DynamicsStep", "Estimate", "Gated", "Kl", "Known", "LogEntry",
-    "LogOdds", "Manifest", "Margin", "ModelFacts", "Object", "Overlap", "Params", "PerPrompt", "PoisonCell", "PoisonLine",
-    "PoisonTable", "Profile", "ProfileMeta", "Quantiles", "Rate", "Rates", "Record", "Recovery", "Seconds", "Settings", "Share",
-    "Shared", "Side", "Training", "Utility", "Verdict", "read_json", "schemas",
+    "ASKS", "ASR", "CALIBRATION", "CELL", "CURVES", "DYNAMICS", "HARMLESS", "MANIFEST", "PREFILL", "PROFILE", "SCHEMA",
+    "TABLE", "TRAINING", "VALUES", "VERDICTS", "Agreement", "AskRate", "Bounded", "ByPosition", "Calibration", "Change",
+    "Check", "Compared", "ComparedRow", "Cost", "Depth", "Dynamics", "DynamicsMeta", "DynamicsStep", "Estimate", "Gated",
+    "Kl", "Known", "LogEntry", "LogOdds", "Manifest", "Margin", "ModelFacts", "Object", "Overlap", "Params", "PerPrompt",
+    "PoisonCell", "PoisonLine", "PoisonTable", "Profile", "ProfileMeta", "Quantiles", "Rate", "Rates", "Record", "Recovery",
+    "Seconds", "Settings", "Share", "Shared", "Side", "StoredVerdict", "Training", "Utility", "Verdict", "read_json",
+    "schemas",
 ]  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def schemas() -> dict[str, Object]:
         Overlap,
         Gated,
     )
-    rows: dict[str, type[Row]] = {ASR: Rate, TABLE: PoisonLine}
+    rows: dict[str, type[Row]] = {ASR: Rate, TABLE: PoisonLine, VERDICTS: StoredVerdict}
     return {
         **{kind.FILE: kind.model_json_schema() for kind in files},
         **{name: {"type": "array", "items": kind.model_json_schema()} for name, kind in rows.items()},

@@ -56,6 +56,17 @@ class Verdict(Record):
         return {"value": value, "reason": given["outcome"] if value is None else None, **given}
 
 
+class StoredVerdict(Row, Verdict):
+    """A line of verdicts.jsonl: what a judge has found when it looked at the answers of a finished run again."""
+
+    FILE: ClassVar[str] = "verdicts.jsonl"
+
+    prompt: str
+    """SHA-256 of the request that the judge saw."""
+    answer: str
+    """SHA-256 of the text that it judged."""
+
+
 class Params(Record):
     """What an attack did to its prompts, how answers were sampled, what the judge saw; null: nothing, or not known."""
 

@@ -11,7 +11,7 @@ from tokendeep.runs.files import (
     write_jsonl,
     write_text,
 )
-from tokendeep.runs.folder import Run, look, open_run, set_aside
+from tokendeep.runs.folder import Run, amended, look, open_run, set_aside
 from tokendeep.runs.identity import (
     fingerprint,
     hash_input,

@@ -260,6 +260,34 @@ def _relabel(run: Run, label: str | None) -> None:
 
 
 @contextlib.contextmanager
+def amended(out: Path, names: Sequence[str], **extra: Any) -> Iterator[None]:
+    """Write more files into a finished run, or replace its own, within the block; its manifest knows them at the end.
+
+    Args:
+        names: the files; those of the user's own are not written over.
+        extra: what the manifest keeps besides; a mapping is added to what is there.
+
+    Raises:
+        InputError: another process writes there, the run has not finished, or a file is not the run's.
+    """
+    with _locked(out):
+        manifest = manifests.read(out)
+        if manifest is not None and manifest["status"] != "finished":
+            raise InputError(f"The run in {out} has not finished; run its command again first.")
+        for name in names if manifest else ():
+            if manifest and os.path.lexists(out / name) and not written.covers(manifest["files"], name):
+                raise InputError(f"{out / name} was not written by this run; move it elsewhere.")
+        yield
+        if manifest is not None:
+            present = [name for name in names if (out / name).is_file()]
+            manifest["files"] = sorted({*manifest["files"], *present})
+            manifest["results"] = {**manifest.get("results", {}), **results.hashes(out, present)}
+            for name, value in extra.items():
+                manifest[name] = {**(manifest.get(name) or {}), **value} if isinstance(value, dict) else value
+            manifests.save(out, manifest)
+
+
+@contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Lock `folder` for this process, and leave it locked where the block has opened a run in it."""
     held = folder.resolve() in lock.HELD

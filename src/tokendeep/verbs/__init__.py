@@ -5,6 +5,7 @@ VERBS = {  # verb: its module, and its line in `tokendeep --help`
     "pairs": ("tokendeep.verbs.pairs", "Harmful pairs from instructions alone, for measure and attack."),
     "measure": ("tokendeep.verbs.measure", "How many tokens deep a model's safety goes."),
     "attack": ("tokendeep.verbs.attack", "Attack a model at inference time and judge its answers."),
+    "judge": ("tokendeep.verbs.judge", "Judge the answers of an attack again, by other judges; nothing is generated."),
     "gcg": ("tokendeep.verbs.gcg", "Find adversarial suffixes by gradient; attack --attack suffix tries them."),
     "deepen": ("tokendeep.verbs.deepen", "Train a model to recover to a refusal at any depth."),
     "finetune": ("tokendeep.verbs.finetune", "Fine-tune on your data while protecting the first answer tokens."),

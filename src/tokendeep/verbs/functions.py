@@ -143,6 +143,25 @@ def calibrate(
         return records.Calibration.load(made.folder)
 
 
+def judge(run: str | Path, judge: str = "refusal", *, judged: str = "continuation") -> records.Rates:
+    """Judge the answers of a finished attack again, by other judges or views; nothing is generated.
+
+    Args:
+        run: the folder of the attack; verdicts and new rates are kept there, beside what it holds.
+        judge: names of judges, comma-separated.
+        judged: what they see: continuation, full (the prefill too) or conversation (the request too), comma-separated.
+
+    Raises:
+        InputError: an unknown judge or view, or a folder without answers.
+    """
+    from tokendeep.verbs import judge as verb
+
+    given = {"run": str(run), "judge": judge, "judged": judged}
+    plan = verb.plan(verb.JudgeOptions(**_checked(verb.JudgeOptions, "judge", given)))
+    verb.run(plan, show=False)
+    return verb.rates_of(plan)
+
+
 def deepen(model: Model, triples: Rows, utility: Rows, *, out: str | Path | None = None, **options: Any) -> Tuned:
     """Train a model to recover to a refusal at any depth (the paper's Eq. 2).
 

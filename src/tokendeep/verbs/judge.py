@@ -1,0 +1,136 @@
+"""VERB judge: the answers of finished attacks under other judges, without generating anything again.
+
+What was found before stays: new rows of rates stand beside the old ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tokendeep import runs
+from tokendeep.errors import InputError
+from tokendeep.judges import JUDGED, JUDGES
+from tokendeep.records import Manifest, Rate, Rates, StoredVerdict
+from tokendeep.runs.files import user_path
+from tokendeep.verbs.common import ending, heading
+
+if TYPE_CHECKING:
+    from tokendeep.evals.judging import Judging
+    from tokendeep.evals.logs import EvalLog
+    from tokendeep.types import Sample
+
+what = heading("What to judge")
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Judge the answers of a finished attack again, by other judges or views; nothing is generated."""
+
+    run: Annotated[str, what(help="Folder that attack wrote (or inspect eval, with its logs).")]
+    judge: Annotated[str, what(help=f"Comma-separated names: {', '.join(JUDGES)}.")] = field(
+        default="refusal", kw_only=True
+    )
+    judged: Annotated[
+        str,
+        what(
+            help="What the judge sees, comma-separated: continuation is what the model wrote, full has the prefill before it, "
+            "conversation the request too. After a refusal prefix the judge decides."
+        ),
+    ] = field(default=JUDGED[0], kw_only=True)
+
+
+@dataclass(frozen=True)
+class JudgePlan:
+    """The answers of a run, read, and who is to judge them."""
+
+    options: JudgeOptions
+    folder: Path
+    every: Sequence[Judging]
+    logs: Sequence[EvalLog] = field(repr=False)
+
+    @property
+    def answers(self) -> int:
+        return sum(len(log.samples or []) for log in self.logs)
+
+    def lines(self) -> list[str]:
+        return [
+            f"run: {self.options.run}",
+            f"answers: {self.answers}",
+            *(f"judge: {one.judge} ({JUDGES[one.judge].template}) sees the {one.judged}" for one in self.every),
+            f"out: {self.folder / StoredVerdict.FILE}, and new rows in {Rates.FILE}",
+        ]
+
+
+def plan(options: JudgeOptions) -> JudgePlan:
+    """Read the answers; writes nothing.
+
+    Raises:
+        InputError: an unknown judge or view, a folder without answers, or a run that has not finished.
+    """
+    from tokendeep.evals import judging, logs
+
+    every, folder = judging.named(options.judge, options.judged), user_path(options.run)
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {options.run}; name one that tokendeep attack wrote.")
+    if (folder / Manifest.FILE).is_file() and Manifest.load(folder).status != "finished":
+        raise InputError(f"The run in {folder} has not finished; run its command again first.")
+    return JudgePlan(options, folder, every, logs.of(folder))
+
+
+def run(plan: JudgePlan, *, show: bool = True) -> Path:
+    """Judge the answers; writes verdicts.jsonl and, in the folder of a run, new rows into asr.json. Returns the folder.
+
+    Raises:
+        InputError: files of the user's own are in the way, or another process writes there.
+    """
+    from tokendeep.evals import judging, rejudging, stored
+    from tokendeep.progress import Bar
+
+    folder, names = plan.folder, [StoredVerdict.FILE, Rates.FILE]
+    with runs.amended(folder, names, judges=judging.facts(plan.every)):
+        store = stored.read(folder)
+        with stored.writing(store), Bar(plan.answers, "answers", "answer") as bar:
+            samples = rejudging.judge(plan.every, plan.logs, store, None, bar.update)
+        rows = _rates(plan, samples)
+    if show:
+        _show(plan, rows)
+    return folder
+
+
+def _rates(plan: JudgePlan, samples: Sequence[Sample]) -> Rates:
+    """The new rows, which are put beside the old ones where these lie in a file."""
+    from tokendeep.evals import logs, rates
+
+    rows = rates.asr(samples, logs.read_skipped(plan.folder))
+    if (plan.folder / Rates.FILE).is_file():
+        every = {_key(row): row for row in (*Rate.load_all(plan.folder), *rows)}
+        runs.write_json(plan.folder / Rates.FILE, Rates(every.values()).dump())
+    return rows
+
+
+def rates_of(plan: JudgePlan) -> Rates:
+    """All rates of a run; of logs that lie alone they are counted."""
+    from tokendeep.evals import logs, rates
+
+    if (plan.folder / Rates.FILE).is_file():
+        return Rate.load_all(plan.folder)
+    return rates.asr(logs.read_samples(plan.folder, plan.logs), logs.read_skipped(plan.folder))
+
+
+def _key(row: Rate) -> str:
+    """What two rows of the same number share."""
+    return json.dumps([row.attack, row.judge, row.model, row.params.given()], sort_keys=True)
+
+
+def _show(plan: JudgePlan, rows: Rates) -> None:
+    from tokendeep.verbs.attack import describe
+
+    print(describe(rows))
+    ending(
+        f"{plan.folder / StoredVerdict.FILE} (verdicts by hash, no texts); rates of all judges are in {Rates.FILE}",
+        ["report", plan.folder, "--out", "report.html"],
+    )
