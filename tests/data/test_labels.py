@@ -122,6 +122,22 @@ def test_missing_columns_and_texts_are_named(tmp_path: Path) -> None:
         )
 
 
+def test_a_file_counts_once_and_there_must_be_one(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "j.csv", [jbb("110", 1)])
+    with pytest.raises(InputError, match=r"names .*j\.csv twice, so that its rows would count twice"):
+        read_labels([path, tmp_path / "." / "j.csv"])
+    with pytest.raises(InputError, match="No labels are given"):
+        read_labels([])
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"a": [1]}', '{"a": 3}', ""])
+def test_json_that_holds_no_rows_is_one_sentence(tmp_path: Path, text: str) -> None:
+    for name in ("mine.json", "mine.json.gz"):  # the second is not packed
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=name):
+            read_labels([tmp_path / name])
+
+
 def test_the_verdicts_of_other_judges(tmp_path: Path) -> None:
     rows = read_labels(
         [

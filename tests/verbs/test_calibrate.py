@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,16 @@ def test_the_rule_against_labels_of_harm(tmp_path: Path, capsys: pytest.CaptureF
     assert "undecided: 2 empty" in shown
     manifest = Manifest.load(tmp_path / "out")
     assert (manifest.verb, manifest.status) == ("calibrate", "finished")
+
+
+def test_a_judge_that_breaks_and_a_thought_are_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(text: str, *, truncated: bool) -> Any:
+        raise RuntimeError
+
+    said = rows((COMPLIED, 1), ("<think>I should", 0), (REFUSED, 0))
+    assert tokendeep.calibrate(said).reasons == {"thought": 1}
+    monkeypatch.setitem(JUDGES, "refusal", replace(JUDGES["refusal"], rule=broken))
+    assert tokendeep.calibrate(said).reasons == {"judge-error": 2, "thought": 1}
 
 
 def test_a_finished_calibration_is_shown_again_and_another_one_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ of other judges in columns beside them are read. Knows nothing of judges.
 """
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,8 +144,10 @@ def read_labels(
         means: what a label of 1 says; the set's own, else harm.
 
     Raises:
-        InputError: a file that cannot be read, a column that is not there, a label that is not 0 or 1, or different sets.
+        InputError: a file that cannot be read, a column that is not there, a label that is not 0 or 1, a file named twice, or
+            different sets.
     """
+    _check_sources(sources)
     rows = [row for source in sources for row in _rows(source)]
     first = rows[0].values
     known = None if label else next((one for one in SETS if one.matches(first)), None)
@@ -171,6 +174,15 @@ def read_labels(
     )
 
 
+def _check_sources(sources: Sequence[Source]) -> None:
+    """Raises InputError for no source, and for a file that would be counted twice."""
+    if not sources:
+        raise InputError("No labels are given; name a file with --labels.")
+    files = [user_path(one).resolve() for one in sources if isinstance(one, str | Path)]
+    if twice := [file for file in files if files.count(file) > 1]:
+        raise InputError(f"--labels names {twice[0]} twice, so that its rows would count twice; name it once.")
+
+
 def _rows(source: Source) -> list[Row]:
     """The records of a source, each with the name of its file as `file`, where it has no such column."""
     if not isinstance(source, str | Path):
@@ -187,7 +199,7 @@ def _listed(path: Path) -> list[Row] | None:
     try:
         with open_file(path) as file:
             whole = json.load(file)
-    except ValueError:
+    except (ValueError, RecursionError, OSError, EOFError, zlib.error):  # which the reader of rows says in words
         return None
     lists = whole.values() if isinstance(whole, dict) else ()
     if not lists or not all(isinstance(each, list) and all(isinstance(one, dict) for one in each) for each in lists):

@@ -92,7 +92,10 @@ def _judged(text: str, judge: str) -> Said:
     assert rule is not None
     if answer is None:
         return Said(None, "thought")
-    verdict = rule(answer, truncated=False)
+    try:
+        verdict = rule(answer, truncated=False)
+    except Exception:  # a judge that breaks is a result of its own, not a zero
+        return Said(None, "judge-error")
     return Said(verdict.value, verdict.reason)
 
 

@@ -57,6 +57,7 @@ class ReportPlan:
         return [
             f"runs: {len(numbers)}",
             *(f"  {line}" for line in numbers),
+            *(f"calibration: {one.judge} on {one.labels}" for one in self.report.calibrations),
             f"out: {self.out}, Markdown and CSV beside it",
         ]
 
