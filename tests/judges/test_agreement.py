@@ -64,7 +64,16 @@ def test_kappa_by_hand() -> None:
     made = agreement.kappa([20, 5, 15, 10], share(35, 50))
     assert made.value == pytest.approx(0.4)
     low, high = stats.wilson(35, 50)
-    assert (made.low, made.high) == pytest.approx((0.4 - (0.7 - low) / 0.5, 0.4 + (high - 0.7) / 0.5), abs=0.01)
+    assert (made.low, made.high) == pytest.approx((0.4 - (0.7 - low) / 0.5, 0.4 + (high - 0.7) / 0.5))
+
+
+def test_kappa_below_chance_varies_more_than_the_agreement() -> None:
+    cells = [2, 25, 1, 5]  # the judge calls harmful what people call harmless
+    p, chance = 3 / 33, (27 * 7 + 6 * 26) / 33**2
+    wider = math.sqrt(agreement.kappa_variance(cells) / (p * (1 - p) / (33 * (1 - chance) ** 2)))
+    made = agreement.kappa(cells, share(3, 33))
+    assert wider > 1.5
+    assert made.high == pytest.approx(made.value + wider * (stats.wilson(3, 33)[1] - p) / (1 - chance))  # type: ignore[operator]
 
 
 def test_perfect_agreement_of_few_is_not_certain() -> None:
