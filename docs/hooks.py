@@ -22,7 +22,7 @@ NAMES = {
     "Training": "ConstrainedSFTTrainer ReferencedSFTTrainer SafetyAnchor ConstrainedSFTConfig ResponseSFTTrainer BetaSchedule",
     "The objective": "constrained_nll constraint_weights response_positions",
     "Scores": "token_logps token_kl",
-    "Judging": "judge_refusal calibrate",
+    "Judging": "judge_refusal judge calibrate",
     "Rows": "read_prompts read_pairs read_triples read_chats",
     "Values": "Message Prompt Pair Triple Chat Encoded Decoding Subject InputError",
 }
