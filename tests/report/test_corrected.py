@@ -90,10 +90,8 @@ def test_a_clipped_rate_and_one_that_does_not_fit_are_said(tmp_path: Path) -> No
             {"judge": "refusal-keywords"},
             "corrects no rate here, for these runs were judged by refusal; calibrate that judge",
         ),
-        (
-            {"judge_template": "0" * 16},
-            f"words with the hash {'0' * 16}, but .*run was judged by others .{WORDS}.; judge or",
-        ),
+        ({"judge_template": "0" * 16}, f"words with the hash {'0' * 16}, but .*run was judged by {WORDS}; judge or"),
+        ({"grader": "a/model"}, "is of the grader a/model, but .*run was judged by what is not known; judge or"),
         ({"hits": 50, "clear": 55}, "corrects nothing: sensitivity . specificity is not surely above 1"),
     ],
 )
@@ -106,7 +104,7 @@ def test_a_calibration_that_corrects_nothing_is_refused(tmp_path: Path, more: di
 
 def test_an_older_run_that_does_not_say_its_judge_s_words_is_refused(tmp_path: Path) -> None:
     folder = write_attack(tmp_path / "run", "m", [sample(1, "none", {}, "m", "complied")])
-    with pytest.raises(InputError, match=r"was judged by others \(not known\); judge or calibrate again"):
+    with pytest.raises(InputError, match=r"was judged by what is not known; judge or calibrate again"):
         made(tmp_path, folder, calibration=[calibrated(tmp_path)])
 
 

@@ -52,16 +52,24 @@ def check(report: Report) -> None:
                 f"{what} corrects no rate here, for these runs were judged by {judges}; calibrate that judge."
             )
         for series in report.harmful:
-            template = series.settings.get("judge_template")
-            if series.judge == one.judge and template != one.judge_template:
-                raise InputError(
-                    f"{what} is of words with the hash {one.judge_template}, but {series.run.folder} was judged by others "
-                    f"({template or 'not known'}); judge or calibrate again."
-                )
+            if series.judge == one.judge:
+                _check_words(one, series, what)
         if not agreement.tells(one):
             raise InputError(
                 f"{what} corrects nothing: sensitivity + specificity is not surely above 1, so that its verdicts tell nothing of "
                 f"{one.label}; label more answers, or take another judge."
+            )
+
+
+def _check_words(one: Calibration, series: Series, what: str) -> None:
+    """Raises InputError where the judge went by other words, or asked another grader."""
+    mine = {"judge_template": one.judge_template, "grader": one.grader}
+    for name, word in (("judge_template", "words with the hash"), ("grader", "the grader")):
+        theirs = series.settings.get(name)
+        if theirs != mine[name]:
+            raise InputError(
+                f"{what} is of {word} {mine[name]}, but {series.run.folder} was judged by {theirs or 'what is not known'}; "
+                "judge or calibrate again."
             )
 
 
