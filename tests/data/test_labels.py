@@ -126,6 +126,9 @@ def test_a_file_counts_once_and_there_must_be_one(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "j.csv", [jbb("110", 1)])
     with pytest.raises(InputError, match=r"names .*j\.csv twice, so that its rows would count twice"):
         read_labels([path, tmp_path / "." / "j.csv"])
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    with pytest.raises(InputError, match=r"loop\.jsonl cannot be read"):
+        read_labels([tmp_path / "loop.jsonl"])
     with pytest.raises(InputError, match="No labels are given"):
         read_labels([])
 

@@ -5,6 +5,7 @@ of other judges in columns beside them are read. Knows nothing of judges.
 """
 
 import json
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -178,7 +179,7 @@ def _check_sources(sources: Sequence[Source]) -> None:
     """Raises InputError for no source, and for a file that would be counted twice."""
     if not sources:
         raise InputError("No labels are given; name a file with --labels.")
-    files = [user_path(one).resolve() for one in sources if isinstance(one, str | Path)]
+    files = [os.path.realpath(user_path(one)) for one in sources if isinstance(one, str | Path)]
     if twice := [file for file in files if files.count(file) > 1]:
         raise InputError(f"--labels names {twice[0]} twice, so that its rows would count twice; name it once.")
 
