@@ -119,10 +119,10 @@ def test_at_the_limit_few_pass(limit: float, n: int, lost: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("same", [0.0, 0.5, 1.0])
-def test_at_the_limit_few_pass_with_near_duplicates(same: float) -> None:
+@pytest.mark.parametrize(("same", "lost"), [(0.0, 0.05), (0.5, 0.0), (0.5, 0.02), (1.0, 0.05)])
+def test_at_the_limit_few_pass_with_near_duplicates(same: float, lost: float) -> None:
     """60 clusters of 1 to 8 prompts; a `same` share of clusters whose prompts all do the same."""
-    rng, limit, lost, passed = np.random.default_rng(1), 0.05, 0.05, 0
+    rng, limit, passed = np.random.default_rng(1), 0.05, 0
     sizes = rng.integers(1, 9, size=60)
     clusters = [i for i, size in enumerate(sizes) for _ in range(size)]
     trials = 3000
@@ -133,7 +133,7 @@ def test_at_the_limit_few_pass_with_near_duplicates(same: float) -> None:
             drawn = rng.choice([-1.0, 1.0, 0.0], p=[lost, lost + limit, 1 - 2 * lost - limit], size=1 if one else size)
             values += list(np.broadcast_to(drawn, size))
         passed += difference(values, clusters).verdict(limit) == "pass"
-    assert passed / trials < 0.075
+    assert passed / trials < 0.065
 
 
 @pytest.mark.slow

@@ -17,6 +17,9 @@ from tokendeep import stats
 
 POWER = 0.8
 MOST = 10_000_000  # prompts that nobody has
+ALIKE = (
+    3  # groups of near-duplicates taken to be all alike beside those seen: by simulation few changes tell too little
+)
 STEPS = 60  # halvings of an interval: to the last digit
 
 
@@ -129,7 +132,11 @@ def difference(
     plain = Difference(n, lost, gained, whole=all(x in (-1, 0, 1) for x in changes))
     groups = stats.group_count(n, clusters)
     alone = ((lost + gained) / n - plain.mean**2) / max(1, n - 1)  # the variance, did every prompt stand for itself
-    parts = [(_clustered(changes, clusters), groups - 1 if groups < n else math.inf)]
+    clustered = _clustered(changes, clusters)
+    if clusters is not None and groups < n:
+        changed = len({cluster for cluster, change in zip(clusters, changes, strict=True) if change})
+        clustered = max(clustered, (changed * clustered + ALIKE * alone * n / groups) / (changed + ALIKE))
+    parts = [(clustered, groups - 1 if groups < n else math.inf)]
     parts += [(variance(one) / len(one), len(one) - 1) for one in runs]
     total = sum(value for value, _ in parts)
     if alone < 1e-15 or groups == 1:  # nothing tells how alike the prompts of a cluster are
@@ -138,7 +145,7 @@ def difference(
     return replace(
         plain,
         effect=max(1.0, total / alone) if groups < n or runs else 1.0,
-        between=(total - parts[0][0]) / alone,
+        between=(total - clustered) / alone,
         freedom=total**2 / squares if squares else math.inf,
     )
 
