@@ -275,6 +275,19 @@ def test_training_state_is_kept_where_no_weights_were_saved(
     assert not (out / "checkpoint" / "half.safetensors").exists()
 
 
+def test_a_process_that_does_not_see_the_output_folder_says_so(
+    tmp_path: Path, tiny_subject: Subject, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("accelerate.PartialState", lambda **given: SimpleNamespace(wait_for_everyone=lambda: None))
+    monkeypatch.setenv("RANK", "3")
+    launch.wait_for_everyone(tiny_subject, tmp_path)  # one process opens it itself
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(InputError, match=r"\(rank 3\) does not see it.*disk that all machines share"):
+        launch.wait_for_everyone(tiny_subject, tmp_path)
+    (tmp_path / "manifest.json").touch()
+    launch.wait_for_everyone(tiny_subject, tmp_path)
+
+
 def test_sharded_weights_are_gathered_for_the_checkpoint(tmp_path: Path, tiny_subject: Subject) -> None:
     said: list[str] = []
 

@@ -22,6 +22,7 @@ from transformers import Trainer, TrainerCallback
 
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError, enough_memory, flag
+from tokendeep.records import Manifest
 from tokendeep.training.options import SharedTraining
 from tokendeep.types import Subject
 
@@ -51,13 +52,22 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def wait_for_everyone(subject: Subject) -> None:
-    """Go on when every process has come here; for waits of minutes, not for work that one process does for all."""
+def wait_for_everyone(subject: Subject, out: Path) -> None:
+    """Go on when every process has come here; for waits of minutes, not for work that one process does for all.
+
+    Raises:
+        InputError: what the first process has opened is not seen by this one.
+    """
     if processes() > 1:
         from accelerate import PartialState
 
         cpu = next(subject.model.parameters()).device.type == "cpu"
         PartialState(cpu=cpu, timeout=timedelta(minutes=30)).wait_for_everyone()
+        if not (out / Manifest.FILE).exists():
+            raise InputError(
+                f"The first process has opened {out}, but this one (rank {os.environ.get('RANK', '?')}) does not see it there; "
+                "give an --out on a disk that all machines share."
+            )
 
 
 def wait_for(paths: Sequence[Path]) -> None:

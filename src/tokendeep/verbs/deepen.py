@@ -202,7 +202,7 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
     kind = None if plan.adapter or options.lora else "float32"  # what is trained is kept in float32 either way
     subject = plan.subject or models.load(options.model, base=plan.onto, options=options, dtype=kind, trainable=True)
     launch.check_gpus(subject)
-    launch.wait_for_everyone(subject)  # the first process has opened the folder
+    launch.wait_for_everyone(subject, state.out)  # the first process has opened the folder
     if not first:
         launch.wait_for([state.out / "utility.jsonl", state.out / "triples.jsonl"])
     utility, triples = _utility(subject, plan, state.out), _triples(subject, plan, state.out)

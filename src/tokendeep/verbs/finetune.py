@@ -245,7 +245,7 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
     kind = None if plan.adapter or options.lora else "float32"  # what is trained is kept in float32 either way
     subject = plan.subject or models.load(options.model, base=options.base, options=options, dtype=kind, trainable=True)
     launch.check_gpus(subject)
-    launch.wait_for_everyone(subject)
+    launch.wait_for_everyone(subject, out)
     rows, held_out, skipped = _encoded(subject, plan)
     if first:
         chats.write_rows(out / "rows", subject.tokenizer, rows)
