@@ -6,6 +6,7 @@ merges learned from `CORPUS`. Its weights are random but drawn large enough that
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -38,6 +39,15 @@ CORPUS = [
 ]
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"]
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """What a test hears of our warnings does not hang on the tests before it: Inspect lets the root logger tell errors only."""
+    levels = {logger: logger.level for logger in (logging.getLogger(), logging.getLogger("tokendeep"))}
+    yield
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

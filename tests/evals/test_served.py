@@ -204,3 +204,27 @@ def test_a_tokenizer_without_a_model_is_enough(
     assert "name its folder or hub id with tokenizer" in capsys.readouterr().err
     manifest = tmp_path / "out" / "manifest.json"
     assert not manifest.exists() or json.loads(manifest.read_text())
+
+
+def test_what_an_empty_system_message_becomes_on_a_server_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    from inspect_ai.model import ChatMessageSystem, ChatMessageUser
+
+    model, ask = get_model("mockllm/model", memoize=False), ChatMessageUser(content="A?")
+    for messages in ([ask], [ChatMessageSystem(content="Be brief."), ask]):
+        served.tell_of_system(model, messages)
+    assert not caplog.messages
+    for _ in range(2):
+        served.tell_of_system(model, [ChatMessageSystem(content=""), ask])
+    assert [("--system none" in line, "same server" in line) for line in caplog.messages] == [(True, True)]
+
+
+def test_a_provider_that_is_not_set_up_is_told_without_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokendeep.evals import running
+    from tokendeep.models.options import ModelOptions
+
+    def missing(*given: Any, **more: Any) -> Any:
+        raise RuntimeError("[bold]ERROR[/bold]: It needs more. Install with: [bold]pip install more[/bold]")
+
+    monkeypatch.setattr(running, "get_model", missing)
+    with pytest.raises(InputError, match=r"cannot be used \(It needs more\. Install with: pip install more\): check"):
+        running.open_model("inspect/mockllm/model", ModelOptions(), 1)

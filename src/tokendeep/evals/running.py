@@ -6,6 +6,7 @@ Knows nothing of what an attack does or of what a folder holds beside the logs.
 import asyncio
 import contextvars
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,7 +84,8 @@ def _served(spec: str, options: ModelOptions) -> Model:
     try:
         model = get_model(spec, memoize=False)
     except Exception as error:  # each provider has its own way to say what it misses
-        raise InputError(f"The Inspect model {spec} cannot be used ({error}): check its name and set-up.") from error
+        why = re.sub(r"\[/?[a-z]+\]", "", str(error)).removeprefix("ERROR: ").rstrip(". ")  # without marks of boldness
+        raise InputError(f"The Inspect model {spec} cannot be used ({why}): check its name and set-up.") from error
     served.tell_of_waiting(model)
     return model
 

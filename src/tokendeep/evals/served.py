@@ -6,11 +6,20 @@ or begin a new turn, in which the prefill is lost. One request shows which. Know
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import anyio
-from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, GenerateConfig, Model, ModelAPI, RetryDecision
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageUser,
+    GenerateConfig,
+    Model,
+    ModelAPI,
+    RetryDecision,
+)
 
 from tokendeep.errors import InputError
 
@@ -26,6 +35,7 @@ SILENCE = 60  # seconds between two notes that a server is waited for
 
 log = logging.getLogger(__name__)
 _habits: WeakKeyDictionary[ModelAPI, Habit] = WeakKeyDictionary()
+_told: WeakSet[ModelAPI] = WeakSet()
 _locks: WeakKeyDictionary[ModelAPI, anyio.Lock] = WeakKeyDictionary()
 
 
@@ -48,6 +58,17 @@ async def habit(model: Model, trusted: bool = False, max_retries: int | None = N
             "continue a final assistant message, or give continues=true if you know that it does."
         )
     return "continues" if known == "ignores" else known
+
+
+def tell_of_system(model: Model, messages: Sequence[ChatMessage]) -> None:
+    """Say once what an empty system message, which stands for none, becomes on a server."""
+    if messages and messages[0].role == "system" and not messages[0].text and model.api not in _told:
+        _told.add(model.api)
+        log.warning(
+            "%s is sent an empty system message (--system none): a chat template may write it down as an empty turn, which a "
+            "model that tokendeep loads itself does not get; compare such rates with those of the same server only",
+            model,
+        )
 
 
 def take_over(asked: Model, model: Model) -> None:

@@ -33,6 +33,8 @@ def prefixed(seed: int = 0, continues: bool = False) -> Solver:
         if chosen:
             drawn = seed_of(str(state.metadata["params"][ATTACKS[state.metadata["attack"]].group]), drawn)
         settings = {"seed": drawn, **chosen}
+        if not isinstance(model.api, TokendeepAPI):
+            served.tell_of_system(model, state.messages)
         try:
             echoes = await _put_prefix(state, model, continues)
             answered = await _answer(state, generate, settings, ours)
