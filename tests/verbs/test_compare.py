@@ -220,6 +220,7 @@ def test_answers_under_other_settings_are_not_mixed(tmp_path: Path) -> None:
     [
         (["a", "a"], "is on both sides"),
         (["a", "gone"], "There is no folder gone"),
+        (["a", ""], "No run folder is given"),
         (["a", "cut"], "has not finished"),
         (["a", "silent"], "holds rates but no evaluation logs"),
         (["a", "measured"], "holds no judged answers"),

@@ -152,7 +152,11 @@ def _folders(side: str) -> list[load.Run]:
 
 def _names(side: str) -> list[str]:
     """The folders of a side."""
-    return [side] if os.path.exists(user_path(side)) else [name.strip() for name in side.split(",") if name.strip()]
+    return (
+        [side]
+        if side.strip() and os.path.exists(user_path(side))
+        else [name.strip() for name in side.split(",") if name.strip()]
+    )
 
 
 def _check_sides(before: Sequence[load.Run], after: Sequence[load.Run]) -> None:

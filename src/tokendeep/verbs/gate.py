@@ -148,12 +148,15 @@ def sentence(one: Check) -> str:
         f"{one.condition}, {one.limit} {100 * one.change:+.1f} points, one-sided 95 % bounds {100 * one.low:+.1f} and "
         f"{100 * one.high:+.1f}, at most {100 * one.at_most:g} (n = {one.n})"
     )
+    total = one.n + one.left_out
     if one.left_out:
-        said += f"; {one.left_out} prompts left out, unscored on either side"
-    if one.verdict == "undecided" and one.left_out >= MANY * (one.n + one.left_out):
-        return said + ", too many to tell"
-    if one.verdict == "undecided":
-        said += f"; about {one.needed} prompts would decide" if one.needed else "; more prompts alone would not decide"
+        said += f"; {one.left_out} of {total} prompts left out, unscored on either side"
+    if one.verdict == "undecided" and one.left_out >= MANY * total:
+        said += ", too many to tell"
+    elif one.verdict == "undecided" and one.needed is None:
+        said += "; more prompts alone would not decide"
+    if one.needed:
+        said += f"; about {one.needed} scored prompts would decide"
     return said
 
 
