@@ -204,6 +204,17 @@ def test_a_judge_of_harm_tells_nothing_of_refusals(tmp_path: Path, monkeypatch: 
     assert "nothing of refusals" in record.one_side[0]
 
 
+def test_each_of_several_judges_is_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, outcomes in (("a", BEFORE), ("b", AFTER)):
+        keywords = ["complied" if name == "a" else "refused"] * 30
+        side(tmp_path / name, answers(outcomes), answers(keywords, judge="refusal-keywords", judge_template="ab"))
+    assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    rows = {row.judge: row for row in tokendeep.compare(tmp_path / "a", tmp_path / "b").rows}
+    assert rows["refusal"].difference == pytest.approx(0.2)
+    assert rows["refusal-keywords"].difference == -1
+    assert "none judge refusal-keywords, judge-template ab (harmful)" in capsys.readouterr().out
+
+
 def test_answers_under_other_settings_are_not_mixed(tmp_path: Path) -> None:
     """Two lengths in one folder: each goes with its like."""
     both = [answers(BEFORE), answers(AFTER, max_new_tokens=9)]

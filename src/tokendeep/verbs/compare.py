@@ -226,14 +226,19 @@ def _task(
 
 # --- the table ----------------------------------------------------------------------------------
 
-LINE = "{:<34}{:>5}{:>9}{:>9}  {:<24}{:>9}{:>9}{:>12}"
+LINE = "{:<{width}}{:>7}{:>9}{:>9}  {:<24}{:>9}{:>9}{:>12}"
 
 
 def describe(record: Compared) -> str:
     """The comparison for the terminal: no text of prompts or answers."""
     heads = ("condition", "n", "before", "after", "points [95 %]", "p", "p (Holm)", "detectable")
     events = dict.fromkeys(f"{row.requests}: {row.event}" for row in record.rows)
-    lines = [LINE.format(*heads), *map(_line, record.rows), f"Shares of {'; '.join(events)}."]
+    width = max(len(heads[0]), *(len(row.name) for row in record.rows))
+    lines = [
+        LINE.format(*heads, width=width),
+        *(_line(row, width) for row in record.rows),
+        f"Shares of {'; '.join(events)}.",
+    ]
     lines += [note for row in record.rows for note in notes(row)]
     lines += [f"Allowed to differ: {name} ({one} before, {two} after)." for name, (one, two) in record.allowed.items()]
     if record.one_side:
@@ -241,11 +246,11 @@ def describe(record: Compared) -> str:
     return "\n".join(lines)
 
 
-def _line(row: ComparedRow) -> str:
+def _line(row: ComparedRow, width: int) -> str:
     change = f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
     found = "-" if row.detectable is None else f"{100 * row.detectable:.1f}"
     cells = (
-        row.name[:33],
+        row.name,
         row.n,
         f"{row.before:.3f}",
         f"{row.after:.3f}",
@@ -254,7 +259,7 @@ def _line(row: ComparedRow) -> str:
         p_value(row.p_holm),
         found,
     )
-    return LINE.format(*cells)
+    return LINE.format(*cells, width=width)
 
 
 def notes(row: ComparedRow) -> list[str]:
