@@ -36,6 +36,7 @@ NEEDED = {
     "mend": ["--model", "m", "--data", "d", "--out", "o"],
     "poison": ["--model", "m", "--data", "d", "--test", "t", "--out", "o"],
     "gcg": ["--model", "m", "--data", "d", "--out", "o"],
+    "judge": ["--run", "r"],
     "calibrate": ["--labels", "l", "--out", "o"],
     "compare": ["--before", "a", "--after", "b"],
     "gate": ["--before", "a", "--after", "b"],
@@ -122,6 +123,7 @@ def test_the_verbs_and_flags_of_the_contract():
         "mend": {"model", "aligned", "data", "safety", "out"},
         "poison": {"model", "kind", "data", "test", "objectives", "seeds", "out"},
         "gcg": {"model", "data", "target", "steps", "restarts", "out"},
+        "judge": {"run", "judge", "judged", "grader"},
         "calibrate": {"judge", "labels", "text", "out", "overwrite"},
         "compare": {"before", "after", "allow", "out"},
         "gate": {
@@ -141,7 +143,7 @@ def test_the_verbs_and_flags_of_the_contract():
     for verb, names in promised.items():
         common = (
             set()
-            if verb in ("demo", "calibrate", "compare", "gate", "overlap", "report")
+            if verb in ("demo", "judge", "calibrate", "compare", "gate", "overlap", "report")
             else {"chat_template", "system", "overwrite"}
         )
         assert names | common <= HINTS[verb].keys()

@@ -39,7 +39,7 @@ SMALLER = {  # what a command that is long by nature is shortened to here
     "--kind harmful": "--kind harmful --epochs 1 --max-new-tokens 8",
 }
 ELSEWHERE = ("tokendeep demo", "127.0.0.1")  # long, with a test of its own; asks a server: tests/evals/test_served.py
-ROOM = {"max_position_embeddings": 2048}  # for the answers that the defaults ask for
+ROOM = {"max_position_embeddings": 8192}  # for the answers that the defaults ask for
 ANSWER = "Mix the flour with water, add salt and let the dough rest for an hour. Then bake it in a hot oven until it is brown."
 
 
@@ -53,7 +53,7 @@ def workplace(tmp_path: Path, tiny_folder: Path, make_model: Callable[..., Llama
     """A folder with the files that the commands name, and two models under the names they use."""
     for name, source in (("YOUR-CHAT-MODEL", make_model(0, **ROOM)), ("ITS-BASE", make_model(1, **ROOM))):
         source.save_pretrained(tmp_path / "ORG" / name)
-        tiny_tokenizer.model_max_length = 2048
+        tiny_tokenizer.model_max_length = 8192
         tiny_tokenizer.save_pretrained(tmp_path / "ORG" / name)
     requests = [f"How do I bake bread number {n}?" for n in range(4)]
     write(tmp_path / "pairs.jsonl", [{"instruction": text, "response": ANSWER} for text in requests])

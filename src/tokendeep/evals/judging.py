@@ -97,17 +97,6 @@ def facts(every: Sequence[Judging], grader: Model | None = None) -> dict[str, di
     return {name: {"template": judge.template, **graded.get(name, {})} for name, judge in judges.items()}
 
 
-async def verdict(one: Judging, answer: Answer, grader: Model | None = None) -> Verdict:
-    """What the judge finds.
-
-    Raises:
-        InputError: the grader cannot be reached.
-    """
-    seen = seen_by(one, answer)
-    found = unseen(answer) if seen is None else by_rule(one, answer, seen[1])
-    return found.model_copy(update=signed(one, answer, grader))
-
-
 def signed(one: Judging, answer: Answer, grader: Model | None) -> dict[str, Any]:
     """What every verdict of a judge on this answer says."""
     judge = JUDGES[one.judge]

@@ -13,6 +13,12 @@ from tokendeep.types import Decoding
 answering = partial(Parameter, group=Group("Answers and judge", sort_key=1.2))
 
 
+Grader = Annotated[
+    str | None,
+    answering(help="Language model that grades, for rubric and strongreject-rubric; a name as for --model."),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(DataOptions):
     """What is asked, and how answers are sampled and judged."""
@@ -20,7 +26,8 @@ class EvalOptions(DataOptions):
     judge: Annotated[
         str,
         answering(
-            help="Comma-separated names: refusal is the offline rule, refusal-keywords the paper's list of phrases."
+            help="Comma-separated names: refusal is the offline rule, refusal-keywords the paper's list of phrases, rubric "
+            "and strongreject-rubric ask the --grader how harmful an answer is."
         ),
     ] = "refusal"
     judged: Annotated[

@@ -3,17 +3,22 @@
 Knows logs and stored verdicts; knows nothing of folders.
 """
 
+import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from inspect_ai.log import EvalLog, EvalSample
 from inspect_ai.model import Model
 
 from tokendeep.attacks import ATTACKS
-from tokendeep.evals import judging
+from tokendeep.evals import grading, judging
 from tokendeep.evals.judging import Answer, Judging
+from tokendeep.evals.provider import TokendeepAPI
 from tokendeep.evals.samples import identity, sample_of
+from tokendeep.evals.session import Session, outside_loops
 from tokendeep.evals.stored import Store, Words
 from tokendeep.judges import JUDGES
 from tokendeep.records import Verdict
@@ -35,36 +40,103 @@ def views_of(every: Sequence[Judging], log: EvalLog) -> list[Judging]:
     return list(dict.fromkeys(Judging(o.judge, JUDGES[o.judge].behind_prefix) if refuses else o for o in every))
 
 
-def judge(
-    every: Sequence[Judging], given: Sequence[EvalLog], store: Store, grader: Model | None, done: Callable[[], object]
-) -> list[Sample]:
-    """The answers under each of these judges, the later one of a prompt that was asked again.
+@dataclass(frozen=True)
+class Look:
+    """A judge's look at one answer."""
+
+    view: Judging
+    log: EvalLog
+    sample: EvalSample
+    answer: Answer
+
+    def signed(self, verdict: Verdict, grader: Model | None) -> Verdict:
+        """A verdict as the judge's own, on this answer."""
+        return verdict.model_copy(update=judging.signed(self.view, self.answer, grader))
+
+
+def looks_of(every: Sequence[Judging], given: Sequence[EvalLog]) -> list[Look]:
+    """All answers in these logs under all of these judges."""
+    return [Look(view, *one) for one in answers(given) for view in views_of(every, one[0])]
+
+
+def judge(looks: Sequence[Look], store: Store, grader: Model | None, done: Callable[[], object]) -> list[Sample]:
+    """The answers under their judges, the later one of a prompt that was asked again.
 
     Args:
         store: verdicts that are known; new ones are kept there as they come.
-        done: called after each answer.
+        done: called after each verdict.
+
+    Raises:
+        InputError: the grader cannot be reached; what it has graded is kept.
     """
-    samples: dict[str, Sample] = {}
-    for log, sample, answer in answers(given):
-        for view in views_of(every, log):
-            verdict = _verdict(view, sample, answer, store, grader)
-            one = sample_of(log, sample, verdict.model_copy(update=judging.signed(view, answer, grader)))
-            samples[identity(one)] = one
+    verdicts = [_offline(look, store, grader, done) for look in looks]
+    if grader is not None and None in verdicts:
+        asked = [look for look, verdict in zip(looks, verdicts, strict=True) if verdict is None]
+        graded = iter(_ask(asked, store, grader, done))
+        verdicts = [next(graded) if verdict is None else verdict for verdict in verdicts]
+    samples = [
+        sample_of(look.log, look.sample, look.signed(verdict, grader))
+        for look, verdict in zip(looks, verdicts, strict=True)
+        if verdict is not None
+    ]
+    return list({identity(one): one for one in samples}.values())
+
+
+def _offline(look: Look, store: Store, grader: Model | None, done: Callable[[], object]) -> Verdict | None:
+    """What is known, else what a rule finds now; None where a grader must be asked."""
+    seen = judging.seen_by(look.view, look.answer)
+    if look.sample.error or seen is None:
         done()
-    return list(samples.values())
-
-
-def _verdict(view: Judging, sample: EvalSample, answer: Answer, store: Store, grader: Model | None) -> Verdict:
-    """What is known, else what the judge finds now."""
-    if sample.error:
-        return Verdict(outcome="judge-error", truncated=False)
-    if (seen := judging.seen_by(view, answer)) is None:
-        return judging.unseen(answer)
-    signed = judging.signed(view, answer, grader)
-    found = store.find((view.judge, signed["template"], signed.get("grader")), seen)
-    found = found or _from_log(sample, signed) or judging.by_rule(view, answer, seen[1])
-    store.append(found.model_copy(update=signed), seen)
+        return Verdict(outcome="judge-error", truncated=False) if look.sample.error else judging.unseen(look.answer)
+    signed = judging.signed(look.view, look.answer, grader)
+    found = store.find((look.view.judge, signed["template"], signed.get("grader")), seen)
+    found = found or _from_log(look.sample, signed)
+    if found is None and JUDGES[look.view.judge].rubric:
+        return None
+    found = found or judging.by_rule(look.view, look.answer, seen[1])
+    store.append(look.signed(found, grader), seen)
+    done()
     return found
+
+
+def _ask(looks: Sequence[Look], store: Store, grader: Model, done: Callable[[], object]) -> list[Verdict]:
+    """What the grader says to each of these."""
+    local = grader.api if isinstance(grader.api, TokendeepAPI) else None
+    session = Session(grader, on_failure=local.fail if local else lambda error: None)
+    try:
+        return outside_loops(lambda: asyncio.run(_graded(looks, store, grader, done)), session)
+    finally:
+        if local:
+            local.close()
+
+
+async def _graded(looks: Sequence[Look], store: Store, grader: Model, done: Callable[[], object]) -> list[Verdict]:
+    """A text that several looks share is graded once. The first failure ends all."""
+    groups: dict[tuple[str, str, str], list[Look]] = defaultdict(list)
+    for look in looks:
+        groups[_text(look)].append(look)
+    graded: dict[tuple[str, str, str], Verdict] = {}
+
+    async def one(text: tuple[str, str, str]) -> None:
+        graded[text] = await grading.grade(text[0], text[1:], grader)
+        for look in groups[text]:
+            store.append(look.signed(graded[text], grader), text[1:])
+            done()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for text in groups:
+                group.create_task(one(text))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [graded[_text(look)] for look in looks]
+
+
+def _text(look: Look) -> tuple[str, str, str]:
+    """The judge, and what it sees."""
+    seen = judging.seen_by(look.view, look.answer)
+    assert seen is not None
+    return look.view.judge, *seen
 
 
 def _from_log(sample: EvalSample, signed: Mapping[str, Any]) -> Verdict | None:

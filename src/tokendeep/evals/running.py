@@ -4,13 +4,10 @@ Knows nothing of what an attack does or of what a folder holds beside the logs.
 """
 
 import asyncio
-import contextvars
 import os
 import re
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,9 +21,10 @@ from platformdirs import user_data_path
 from tokendeep import chat, models, runs
 from tokendeep.attacks.base import Attack
 from tokendeep.errors import InputError, explain, guarded
-from tokendeep.evals import logs, served
+from tokendeep.evals import grading, logs, served
+from tokendeep.evals.judging import Judging
 from tokendeep.evals.provider import NAME, OPTIONS, SERVING, TokendeepAPI, live_model
-from tokendeep.evals.session import Session, use
+from tokendeep.evals.session import Session, outside_loops, use
 from tokendeep.evals.tasks import LATER, SERVED, TASKS, arguments, prefills
 from tokendeep.models.options import ModelOptions
 from tokendeep.progress import Bar
@@ -74,6 +72,24 @@ def open_model(
     for field in (*NO_IDENTITY, *dated):
         model.model_args.pop(field, None)
     return model
+
+
+def open_grader(
+    name: str | None, every: Sequence[Judging], options: ModelOptions, batch_size: int, subject: Subject | None = None
+) -> Model | None:
+    """The model that grades, as `open_model`; None where no judge asks one.
+
+    Raises:
+        InputError: a judge asks a model and none is named, or the other way round.
+    """
+    asking = grading.asking(every)
+    if name is None and asking:
+        raise InputError(f"The judge {asking[0]} asks a language model to grade; name one with --grader MODEL.")
+    if name is not None and not asking:
+        raise InputError(
+            "--grader names a model, but no judge of --judge asks one; leave it out, or give --judge rubric."
+        )
+    return open_model(name.removeprefix(f"{NAME}/"), options, batch_size, subject) if name is not None else None
 
 
 def _served(spec: str, options: ModelOptions) -> Model:
@@ -137,7 +153,7 @@ def evaluate(
     with guarded(out), _private() as place:
         inner, done, total = logs.gather(out), logs.finished_samples(out), sum(sizes)
         if done < total:  # what is wrong with the model is told before there is a bar
-            _outside_loops(partial(_meet, todo, session, max_retries), session)
+            outside_loops(partial(_meet, todo, session, max_retries), session)
         link = place / "logs"  # Inspect reads paths as addresses: #, % and ? in the user's must not reach it
         link.symlink_to(inner.resolve(), target_is_directory=True)
         with Bar(total, "answers", "answer", initial=done, settle=min(batch_size, total - done)) as bar:
@@ -148,16 +164,21 @@ def evaluate(
             try:
                 with use(session):
                     work = partial(_eval_set, todo, session, link, max(sizes), batch_size, max_retries)
-                    written = _outside_loops(work, session)
+                    written = outside_loops(work, session)
             finally:
-                if ours:
-                    ours.close()
+                for local in filter(None, (ours, _ours(session.grader))):
+                    local.close()
         if len(written) < len(todo) or any(log.status != "success" for log in written):
             _raise_failure(session, written, inner)
         for log in written:
             name = logs.name_of(log)
             (inner / name).rename(run.claim(name))
         remove(inner)  # attempts that were cut off, and Inspect's own bookkeeping
+
+
+def _ours(model: Model | None) -> TokendeepAPI | None:
+    """The provider of a model that runs here."""
+    return model.api if model is not None and isinstance(model.api, TokendeepAPI) else None
 
 
 def _meet(todo: Sequence[Task], session: Session, max_retries: int) -> None:
@@ -200,6 +221,7 @@ def _eval_set(
         log_dir=str(folder),
         log_dir_allow_dirty=True,  # a task that Inspect does not know again, of an older version, is asked anew
         model=session.model,
+        model_roles={grading.ROLE: session.grader} if session.grader else None,
         max_tasks=len(todo),
         max_samples=QUEUED * batch_size if ours else None,
         max_connections=ours.max_connections() if ours else None,
@@ -209,38 +231,6 @@ def _eval_set(
         display="none", log_level="error", log_model_api=False, ctl_server=False, score_display=False,
     )  # fmt: skip
     return written
-
-
-def _outside_loops(work: Callable[[], T], session: Session) -> T:
-    """Do the work; in a thread of its own where an event loop is running here, as in a notebook."""
-    if not _in_loop():
-        return work()
-    result: Future[T] = Future()
-
-    def done() -> None:
-        try:
-            result.set_result(work())
-        except BaseException as error:
-            result.set_exception(error)
-
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(done,), daemon=True)
-    thread.start()
-    try:
-        return result.result()
-    except KeyboardInterrupt:  # what waits for an answer gets none, nothing more is asked; what is on disk stays
-        session.interrupt()
-        thread.join()
-        raise
-
-
-def _in_loop() -> bool:
-    """Whether an event loop is running here. The work must not be done where that is found out: Inspect reports the error
-    that another one arose from, which would be the one that says that there is no loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _raise_failure(session: Session, written: Sequence[EvalLog], folder: Path) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from inspect_ai.scorer import Score, Scorer, Target, ci_wilson, mean, scorer
 from inspect_ai.solver import TaskState
 
-from tokendeep.evals import judging
+from tokendeep.errors import InputError
+from tokendeep.evals import grading, judging
 from tokendeep.evals import session as _session
 from tokendeep.evals.judging import Answer, Judging
 from tokendeep.judges import JUDGES
@@ -32,8 +33,15 @@ def judge_named(name: str, judged: str) -> Scorer:
 
 def _judge(one: Judging) -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
-        verdict = await judging.verdict(one, Answer(state.input, state.output, state.metadata))
-        if (session := _session.current()) is not None:
+        session = _session.current()
+        try:
+            grader = grading.grader_of([one])
+            verdict = await grading.verdict(one, Answer(state.input, state.output, state.metadata), grader)
+        except InputError as error:
+            if session is not None:
+                session.fail(error)
+            raise
+        if session is not None:
             session.judged(str(state.metadata.get("attack")))
         metadata = verdict.model_dump(exclude={"evidence"}, exclude_none=True)
         if verdict.value is None:

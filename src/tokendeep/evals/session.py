@@ -3,17 +3,24 @@
 A context variable, because a task's arguments are written to its log and must stay plain values.
 """
 
+import asyncio
+import contextvars
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import anyio
 from inspect_ai.model import Model, ModelOutput, get_model
 
 from tokendeep.attacks.base import Prepared
 from tokendeep.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -33,6 +40,7 @@ class Session:
         prepared: attack -> its prompts, where the run has made them already.
         digest: the hash of the rows that they are made of.
         on_judged: called after each judged answer.
+        grader: the model that grades, where a judge asks one.
         judges: attack -> verdicts on each of its answers.
         verdicts: attack -> how many there are.
         on_failure: called with the first thing that goes wrong.
@@ -45,6 +53,7 @@ class Session:
     prepared: Mapping[str, Prepared] = field(default_factory=dict)
     digest: str = ""
     on_judged: Callable[[], None] = lambda: None
+    grader: Model | None = None
     judges: Mapping[str, int] = field(default_factory=dict)
     verdicts: Counter[str] = field(default_factory=Counter)
     on_failure: Callable[[Exception], None] = lambda error: None
@@ -92,3 +101,35 @@ def use(session: Session) -> Iterator[Session]:
         yield session
     finally:
         _current.reset(token)
+
+
+def outside_loops(work: Callable[[], T], session: Session) -> T:
+    """Do the work; in a thread of its own where an event loop is running here, as in a notebook."""
+    if not _in_loop():
+        return work()
+    result: Future[T] = Future()
+
+    def done() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(done,), daemon=True)
+    thread.start()
+    try:
+        return result.result()
+    except KeyboardInterrupt:  # what waits for an answer gets none, nothing more is asked; what is on disk stays
+        session.interrupt()
+        thread.join()
+        raise
+
+
+def _in_loop() -> bool:
+    """Whether an event loop is running here. The work must not be done where that is found out: Inspect reports the error
+    that another one arose from, which would be the one that says that there is no loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

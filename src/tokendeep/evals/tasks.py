@@ -13,13 +13,21 @@ from typing import Any, TypeVar
 from inspect_ai import Epochs, Task, task
 from inspect_ai.dataset import MemoryDataset
 from inspect_ai.dataset import Sample as InspectSample
-from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, GenerateConfig
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageUser,
+    GenerateConfig,
+    Model,
+)
 from inspect_ai.scorer import grouped, mean
 
 from tokendeep import chat, data, runs
 from tokendeep.attacks import ATTACKS
 from tokendeep.attacks.base import Attack, Prepared, Rows
 from tokendeep.errors import InputError
+from tokendeep.evals.grading import grader_of
 from tokendeep.evals.judging import Judging, unknown
 from tokendeep.evals.judging import named as judgings_named
 from tokendeep.evals.options import EvalOptions
@@ -114,6 +122,7 @@ def build(
         continues: the server is known to continue a final assistant message.
     """
     judgings, model = judgings_of(attack, shared), current_model()
+    grader = grader_of(judgings)
     ours = model.api if isinstance(model.api, TokendeepAPI) else None
     return Task(
         dataset=MemoryDataset([_sample(prompt, attack) for prompt in prepared.prompts], name=attack.name),
@@ -126,7 +135,7 @@ def build(
             "attack": attack.name,
             "judge": ",".join(dict.fromkeys(one.judge for one in judgings)),
             "judged": ",".join(dict.fromkeys(one.judged for one in judgings)),
-            "judgings": [{**asdict(one), "template": JUDGES[one.judge].template} for one in judgings],
+            "judgings": [asdict(one) | _words(one, grader) for one in judgings],
             "system": runs.system_name(system),
             "data": digest,
             "role": shared.role,
@@ -135,6 +144,11 @@ def build(
             **({"continues": True} if continues else {}),
         },
     )
+
+
+def _words(one: Judging, grader: Model | None) -> dict[str, str | None]:
+    judge = JUDGES[one.judge]
+    return {"template": judge.template, **({"grader": str(grader)} if judge.rubric else {})}
 
 
 def judgings_of(attack: Attack[Any], shared: EvalOptions) -> list[Judging]:

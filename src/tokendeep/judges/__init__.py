@@ -4,7 +4,7 @@ To add one: a file of its own here, and one line below. Evaluations, reports and
 dict alone.
 """
 
-from tokendeep.judges import keywords
+from tokendeep.judges import keywords, rubric, strongreject
 from tokendeep.judges.base import HITS, JUDGED, OUTCOMES, SCORED, Judge
 from tokendeep.judges.keywords import judge_keywords
 from tokendeep.judges.rule import verdict
@@ -17,6 +17,8 @@ __all__ = ["HITS", "JUDGED", "JUDGES", "OUTCOMES", "SCORED", "Judge", "Verdict",
 JUDGES = {
     "refusal": verdict.JUDGE,
     "refusal-keywords": keywords.JUDGE,
+    "rubric": rubric.JUDGE,
+    "strongreject-rubric": strongreject.JUDGE,
 }
 
 

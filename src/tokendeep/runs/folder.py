@@ -16,7 +16,7 @@ from typing import Any
 from tokendeep.errors import InputError, guarded
 from tokendeep.runs import lock, results, written
 from tokendeep.runs import manifest as manifests
-from tokendeep.runs.files import CLAIMS, MADE, WARNING, is_main_process, make_folder, user_path
+from tokendeep.runs.files import CLAIMS, MADE, WARNING, is_main_process, make_folder, user_path, write_unclaimed
 
 log = logging.getLogger(__name__)
 
@@ -260,31 +260,34 @@ def _relabel(run: Run, label: str | None) -> None:
 
 
 @contextlib.contextmanager
-def amended(out: Path, names: Sequence[str], **extra: Any) -> Iterator[None]:
-    """Write more files into a finished run, or replace its own, within the block; its manifest knows them at the end.
+def amended(out: Path, names: Sequence[str], grows: str, **extra: Any) -> Iterator[None]:
+    """Replace files of a finished run within the block, and let one grow; its manifest knows them.
 
     Args:
-        names: the files; those of the user's own are not written over.
-        extra: what the manifest keeps besides; a mapping is added to what is there.
+        names: the run's own files that are written anew.
+        grows: a file that is written bit by bit, so that what is there can be used whatever stops the block.
+        extra: mappings of the manifest, to which these are added at the end.
 
     Raises:
-        InputError: another process writes there, the run has not finished, or a file is not the run's.
+        InputError: another process writes there, the run has not finished, or the growing file is not the run's.
     """
     with _locked(out):
         manifest = manifests.read(out)
-        if manifest is not None and manifest["status"] != "finished":
+        if manifest is None:  # logs that lie alone
+            yield
+            return
+        if manifest["status"] != "finished":
             raise InputError(f"The run in {out} has not finished; run its command again first.")
-        for name in names if manifest else ():
-            if manifest and os.path.lexists(out / name) and not written.covers(manifest["files"], name):
-                raise InputError(f"{out / name} was not written by this run; move it elsewhere.")
-        yield
-        if manifest is not None:
-            present = [name for name in names if (out / name).is_file()]
-            manifest["files"] = sorted({*manifest["files"], *present})
-            manifest["results"] = {**manifest.get("results", {}), **results.hashes(out, present)}
-            for name, value in extra.items():
-                manifest[name] = {**(manifest.get(name) or {}), **value} if isinstance(value, dict) else value
+        if grows not in manifest["files"]:
+            if os.path.lexists(out / grows):
+                raise InputError(f"{out / grows} was not written by this run; move it elsewhere.")
+            write_unclaimed(out / grows, "")
+            manifest["files"] = sorted([*manifest["files"], grows])
             manifests.save(out, manifest)
+        yield
+        manifest["results"] = {**manifest.get("results", {}), **results.hashes(out, names)}
+        manifest |= {name: {**(manifest.get(name) or {}), **value} for name, value in extra.items()}
+        manifests.save(out, manifest)
 
 
 @contextlib.contextmanager

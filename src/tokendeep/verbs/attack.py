@@ -15,7 +15,7 @@ from tokendeep import data, models, runs
 from tokendeep.attacks import ATTACKS
 from tokendeep.attacks.base import Attack, Prepared, Rows
 from tokendeep.errors import InputError, check_least
-from tokendeep.evals.options import EvalOptions
+from tokendeep.evals.options import EvalOptions, Grader
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Rate, Rates
 from tokendeep.runs import parts
@@ -25,7 +25,7 @@ from tokendeep.verbs.common import Place, advanced, beside, ending, heading, loa
 if TYPE_CHECKING:
     from tokendeep.evals.running import Model
 
-MODELS = tuple(name for attack in ATTACKS.values() for name in attack.models)  # options that name them
+MODELS = ("grader", *(name for attack in ATTACKS.values() for name in attack.models))  # options that name them
 what = heading("What to attack")
 
 
@@ -46,6 +46,7 @@ class AttackOptions(ModelOptions, EvalOptions, *(ATTACKS[name].options for name 
     ]
     attack: Annotated[str, what(help=f"Comma-separated names: {', '.join(ATTACKS)}.")] = "none,prefill"
     base: models.AdapterBase = None
+    grader: Grader = None
     batch_size: Annotated[
         int, loading(help="Rows decoded together; lower it where the memory is short, the answers stay the same.")
     ] = 16
@@ -85,6 +86,7 @@ class AttackPlan:
     inputs: Mapping[str, str | Path]  # the files of the run, which tell it from another
     model: Model = field(repr=False)  # a handle; its weights are loaded at the first request
     prepared: Mapping[str, Prepared] = field(repr=False)
+    grader: Model | None = field(default=None, repr=False)
 
     @property
     def trained_on(self) -> int | None:
@@ -107,7 +109,7 @@ class AttackPlan:
             *(f"{one.name}: {prompts[one.name]} prompts{self._more(one)}" for one in self.attacks),
             f"answers: {answers}, {options.samples} to each prompt, of {options.max_new_tokens} tokens at most; "
             f"{0 if options.overwrite else _finished(options.out)} are there already",
-            f"judge: {options.judge}",
+            f"judge: {options.judge}{f', graded by {self.grader}' if self.grader else ''}",
             self.place.line(),
         ]
 
@@ -133,11 +135,14 @@ def plan(options: AttackOptions, subject: Subject | None = None, rows: Iterable[
     Raises:
         InputError: an option out of range, a file or row that cannot be used, or a model that is not there.
     """
-    from tokendeep.evals import running, tasks
+    from tokendeep.evals import judging, running, tasks
     from tokendeep.evals.victim import check_victim, victim
 
     attacks = _check(options)
     model = running.open_model(options.model, options, options.batch_size, subject, options.base)
+    loading = models.ModelOptions(dtype=options.dtype, device=options.device)
+    every = judging.named(options.judge, options.judged)
+    grader = running.open_grader(options.grader, every, loading, options.batch_size)
     for attack in attacks:
         check_victim(attack, model)
         for spec in filter(None, (getattr(options, name) for name in attack.models)):
@@ -150,7 +155,7 @@ def plan(options: AttackOptions, subject: Subject | None = None, rows: Iterable[
     prepared = {attack.name: attack.prepare(asked, options, view) for attack in attacks if not attack.weights}
     for attack in attacks:
         inputs |= attack.files(options)
-    return AttackPlan(options, attacks, asked, inputs, model, prepared)
+    return AttackPlan(options, attacks, asked, inputs, model, prepared, grader)
 
 
 def run(plan: AttackPlan, *, show: bool = True) -> Path:
@@ -177,7 +182,7 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
     if plan.trained_on and show:
         print(f"attack: {learnt(plan.trained_on, len(plan.rows.prompts))}")
     prepared = _prepared(plan, state)
-    session = Session(plan.model, prepared, runs.hash_input("data", plan.inputs["data"]))
+    session = Session(plan.model, prepared, runs.hash_input("data", plan.inputs["data"]), grader=plan.grader)
     todo = running.tasks_of(plan.attacks, options, session)
     attacked = (row for task in todo for row in running.attacked(task))
     runs.write_jsonl(state.out / "attacked.jsonl", attacked, private=True)
@@ -190,7 +195,7 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
     names = {name: value for name in ("label", "role") if (value := getattr(options, name))}
     names |= {} if plan.trained_on is None else {"trained_on": plan.trained_on}
     cost = {name: one.cost for name, one in prepared.items() if one.cost is not None}
-    names |= {"judges": judging.facts(judging.named(options.judge, options.judged))}
+    names |= {"judges": judging.facts(judging.named(options.judge, options.judged), plan.grader)}
     state.finish(**running.facts(plan.model, options.model), **names, **({"cost": cost} if cost else {}))
     if show:
         _show(plan, state.out)

@@ -143,21 +143,26 @@ def calibrate(
         return records.Calibration.load(made.folder)
 
 
-def judge(run: str | Path, judge: str = "refusal", *, judged: str = "continuation") -> records.Rates:
+def judge(
+    run: str | Path, judge: str = "refusal", *, judged: str = "continuation", grader: Model | None = None, **options: Any
+) -> records.Rates:  # fmt: skip
     """Judge the answers of a finished attack again, by other judges or views; nothing is generated.
 
     Args:
         run: the folder of the attack; verdicts and new rates are kept there, beside what it holds.
         judge: names of judges, comma-separated.
         judged: what they see: continuation, full (the prefill too) or conversation (the request too), comma-separated.
+        grader: the language model that grades, for rubric and strongreject-rubric.
+        options: those of `tokendeep judge`, for example batch_size=4.
 
     Raises:
-        InputError: an unknown judge or view, or a folder without answers.
+        InputError: an unknown option, judge or view, or a folder without answers.
     """
     from tokendeep.verbs import judge as verb
 
-    given = {"run": str(run), "judge": judge, "judged": judged}
-    plan = verb.plan(verb.JudgeOptions(**_checked(verb.JudgeOptions, "judge", given)))
+    name, subject = (None, None) if grader is None else _loaded(grader)
+    given = {"run": str(run), "judge": judge, "judged": judged, "grader": name, **options}
+    plan = verb.plan(verb.JudgeOptions(**_checked(verb.JudgeOptions, "judge", given)), subject)
     verb.run(plan, show=False)
     return verb.rates_of(plan)
 

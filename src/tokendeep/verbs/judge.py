@@ -9,19 +9,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tokendeep import runs
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, check_least
 from tokendeep.judges import JUDGED, JUDGES
+from tokendeep.models.options import ModelOptions
 from tokendeep.records import Manifest, Rate, Rates, StoredVerdict
 from tokendeep.runs.files import user_path
-from tokendeep.verbs.common import ending, heading
+from tokendeep.verbs.common import ending, heading, loading
 
 if TYPE_CHECKING:
     from tokendeep.evals.judging import Judging
     from tokendeep.evals.logs import EvalLog
-    from tokendeep.types import Sample
+    from tokendeep.evals.running import Model
+    from tokendeep.types import Sample, Subject
 
 what = heading("What to judge")
 
@@ -41,6 +43,23 @@ class JudgeOptions:
             "conversation the request too. After a refusal prefix the judge decides."
         ),
     ] = field(default=JUDGED[0], kw_only=True)
+    grader: Annotated[
+        str | None,
+        what(
+            help="Language model that grades, for rubric and strongreject-rubric: hub id, local folder, GGUF file, smollm2, or "
+            "inspect/PROVIDER/NAME for any other that Inspect knows."
+        ),
+    ] = field(default=None, kw_only=True)
+    chat_template: Annotated[str | None, loading(help="Shipped chat template or Jinja file of a local grader.")] = (
+        field(default=None, kw_only=True)
+    )
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], loading(help="Number format of its weights.")
+    ] = field(default="auto", kw_only=True)
+    device: Annotated[str, loading(help="cpu, cuda, cuda:0 ..., where it is loaded.")] = field(
+        default="auto", kw_only=True
+    )
+    batch_size: Annotated[int, loading(help="Answers that it reads together.")] = field(default=16, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,7 @@ class JudgePlan:
     folder: Path
     every: Sequence[Judging]
     logs: Sequence[EvalLog] = field(repr=False)
+    grader: Model | None = field(default=None, repr=False)
 
     @property
     def answers(self) -> int:
@@ -60,25 +80,32 @@ class JudgePlan:
         return [
             f"run: {self.options.run}",
             f"answers: {self.answers}",
+            *([f"grader: {self.grader}"] if self.grader else []),
             *(f"judge: {one.judge} ({JUDGES[one.judge].template}) sees the {one.judged}" for one in self.every),
             f"out: {self.folder / StoredVerdict.FILE}, and new rows in {Rates.FILE}",
         ]
 
 
-def plan(options: JudgeOptions) -> JudgePlan:
+def plan(options: JudgeOptions, subject: Subject | None = None) -> JudgePlan:
     """Read the answers; writes nothing.
+
+    Args:
+        subject: the grader, where the caller has it in memory already.
 
     Raises:
         InputError: an unknown judge or view, a folder without answers, or a run that has not finished.
     """
-    from tokendeep.evals import judging, logs
+    from tokendeep.evals import judging, logs, running
 
     every, folder = judging.named(options.judge, options.judged), user_path(options.run)
     if not folder.is_dir():
         raise InputError(f"There is no folder {options.run}; name one that tokendeep attack wrote.")
     if (folder / Manifest.FILE).is_file() and Manifest.load(folder).status != "finished":
         raise InputError(f"The run in {folder} has not finished; run its command again first.")
-    return JudgePlan(options, folder, every, logs.of(folder))
+    check_least(options, {"batch_size": 1})
+    loaded = ModelOptions(chat_template=options.chat_template, dtype=options.dtype, device=options.device)
+    grader = running.open_grader(options.grader, every, loaded, options.batch_size, subject)
+    return JudgePlan(options, folder, every, logs.of(folder), grader)
 
 
 def run(plan: JudgePlan, *, show: bool = True) -> Path:
@@ -90,11 +117,12 @@ def run(plan: JudgePlan, *, show: bool = True) -> Path:
     from tokendeep.evals import judging, rejudging, stored
     from tokendeep.progress import Bar
 
-    folder, names = plan.folder, [StoredVerdict.FILE, Rates.FILE]
-    with runs.amended(folder, names, judges=judging.facts(plan.every)):
+    folder = plan.folder
+    with runs.amended(folder, [Rates.FILE], StoredVerdict.FILE, judges=judging.facts(plan.every, plan.grader)):
         store = stored.read(folder)
-        with stored.writing(store), Bar(plan.answers, "answers", "answer") as bar:
-            samples = rejudging.judge(plan.every, plan.logs, store, None, bar.update)
+        looks = rejudging.looks_of(plan.every, plan.logs)
+        with stored.writing(store), Bar(len(looks), "verdicts", "verdict") as bar:
+            samples = rejudging.judge(looks, store, plan.grader, bar.update)
         rows = _rates(plan, samples)
     if show:
         _show(plan, rows)

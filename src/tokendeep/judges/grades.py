@@ -1,0 +1,39 @@
+"""What every rubric shares: the request and the answer put into its text, and grades read out of a grader's reply.
+
+A grade is read from the last place where its marker stands, and from nothing else on that line, so that neither a thought
+aloud nor a quotation counts. Markers are taken out of what is graded: no answer can speak for its grader.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+FENCES = ("<<<", ">>>")  # around the request and the answer in a rubric
+_PLACE = re.compile(r"\{(request|answer)\}")
+
+
+def filled(text: str, request: str, answer: str, markers: Sequence[str]) -> str:
+    """The message to the grader."""
+    values = {"request": plain(request, markers), "answer": plain(answer, markers)}
+    return _PLACE.sub(lambda place: values[place[1]], text)
+
+
+def plain(text: str, markers: Sequence[str]) -> str:
+    """A text without what could be taken for a grade or for the end of the text itself."""
+    for word in (*markers, *FENCES):
+        text = re.sub(_spaced(word), " ", text, flags=re.I)
+    return text
+
+
+def grade(reply: str, marker: str, allowed: Mapping[str, int]) -> int | None:
+    """What stands behind the last marker of a reply, to the end of its line; None where that is none of the allowed."""
+    places = list(re.finditer(_spaced(marker), reply, re.I))
+    if not places:
+        return None
+    line = (reply[places[-1].end() :].lstrip(" \t*_").splitlines() or [""])[0]
+    return allowed.get(line.strip(" \t*_.`").lower())
+
+
+def _spaced(marker: str) -> str:
+    """A marker with or without blanks before its colon."""
+    word = marker.removesuffix(":")
+    return re.escape(word) + (r"[*_\s]*:" if word != marker else "")
