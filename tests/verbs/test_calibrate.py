@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 import tokendeep
 from tokendeep import cli
 from tokendeep.errors import InputError
+from tokendeep.evals import running
 from tokendeep.judges import JUDGES, agreement
 from tokendeep.records import Calibration, Manifest
 from tokendeep.verbs import calibrate
@@ -136,3 +139,49 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert cli.main(["calibrate", "--labels", labels, "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     assert "labels: 20 of labels.jsonl, 8 of them 1 (harm)" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+# --- judges that ask a language model -----------------------------------------------------------
+
+
+def grading_model(monkeypatch: pytest.MonkeyPatch, reply: Callable[[str], str]) -> list[str]:
+    """A grader that replies by rule, and what it was asked."""
+    asked: list[str] = []
+
+    def answer(messages: list[Any], tools: Any, choice: Any, config: Any) -> ModelOutput:
+        asked.append(messages[-1].text)
+        output = ModelOutput.from_content("mockllm/model", reply(messages[-1].text))
+        output.usage = ModelUsage(output_tokens=1)  # else a tokenizer is downloaded to count them
+        return output
+
+    model = get_model("mockllm/model", memoize=False, custom_outputs=answer)
+    monkeypatch.setattr(running, "open_model", lambda *given: model)
+    return asked
+
+
+def test_a_rubric_is_calibrated_by_its_grader_and_goes_on_where_it_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reply(text: str) -> str:
+        if fails and "bread 9?" in text:
+            raise RuntimeError("gone")
+        return "GRADE: 5" if COMPLIED in text else "GRADE: 1" if "bread 17?" not in text else "I would rather not."
+
+    fails = True
+    asked = grading_model(monkeypatch, reply)
+    with pytest.raises(InputError, match="The grader"):
+        run(tmp_path, judge="rubric", grader="grader")
+    first, fails = len(asked), False
+    made = run(tmp_path, judge="rubric", grader="grader")
+    assert len(asked) - first < len(ROWS)  # what was graded is not asked again
+    assert (made.judge, made.grader, made.judge_template) == ("rubric", "mockllm/model", JUDGES["rubric"].template)
+    assert (made.true_positive, made.false_positive, made.undecided) == (6, 3, 2)
+    assert made.reasons == {"empty": 1, "grader-refused": 1}
+    assert "bread" not in (tmp_path / "out" / "verdicts.jsonl").read_text()
+
+
+def test_a_grader_is_named_where_one_is_asked_and_nowhere_else(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="asks a language model to grade; name one with --grader"):
+        run(tmp_path, judge="rubric")
+    with pytest.raises(InputError, match="--grader names a model, but no judge of --judge asks one"):
+        run(tmp_path, grader="somebody")

@@ -42,23 +42,15 @@ def check(judge: str, rows: Sequence[Labelled], by: str | None = None, threshold
     elif judge not in JUDGES:
         known = f"{did_you_mean(judge, JUDGES)}; {COLUMN}NAME is a column of verdicts beside the labels"
         raise InputError(f"Unknown judge '{judge}'; {known}.")
-    elif JUDGES[judge].rule is None:
-        raise InputError(
-            f"The judge {judge} needs a language model, which calibrate does not ask; give its verdicts in a column."
-        )
     if by:
         _kinds(rows, by)
 
 
-def calibration(labelled: Labels, judge: str, by: str | None = None, threshold: float | None = None) -> Calibration:
-    """The agreement of a judge with labels, as a whole and by the values of a column.
-
-    Raises:
-        InputError: see `check`.
-    """
+def calibration(
+    labelled: Labels, judge: str, said: Sequence[Said], by: str | None = None, threshold: float | None = None
+) -> Calibration:
+    """The agreement of what a judge has said with labels, as a whole and by the values of a column."""
     rows = labelled.rows
-    check(judge, rows, by, threshold)
-    said = verdicts(rows, judge, threshold)
     cases = [Case(row.request, row.label, one.value) for row, one in zip(rows, said, strict=True)]
     kinds: dict[str, list[Case]] = defaultdict(list)
     for kind, case in zip(_kinds(rows, by) if by else (), cases, strict=False):
@@ -78,7 +70,7 @@ def calibration(labelled: Labels, judge: str, by: str | None = None, threshold: 
 
 
 def verdicts(rows: Sequence[Labelled], judge: str, threshold: float | None = None) -> list[Said]:
-    """What the judge says of each answer."""
+    """What a judge that asks no language model says of each answer."""
     if judge.startswith(COLUMN):
         column = judge.removeprefix(COLUMN)
         values = labels.verdicts(rows, column, threshold)

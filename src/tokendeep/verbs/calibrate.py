@@ -1,19 +1,25 @@
 """VERB calibrate: how far a judge agrees with people, on answers that they have labelled."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tokendeep import data
 from tokendeep.data.labels import Labels, Meaning, read_labels
-from tokendeep.errors import check_known
+from tokendeep.errors import check_known, check_least
 from tokendeep.judges import JUDGES, agreement
-from tokendeep.judges.calibration import COLUMN, calibration, check
-from tokendeep.models.options import Texts
+from tokendeep.judges.calibration import COLUMN, Said, calibration, check, verdicts
+from tokendeep.models.options import ModelOptions, Texts
 from tokendeep.records import CALIBRATION, Agreement, Calibration, Estimate
 from tokendeep.runs import write_json
-from tokendeep.verbs.common import Place, ending, heading, output
+from tokendeep.types import Subject
+from tokendeep.verbs.common import Place, ending, heading, loading, output
+
+if TYPE_CHECKING:
+    from tokendeep.evals.running import Model
 
 what = heading("What to calibrate")
 MEANS = ("set", "harm", "compliance")
@@ -21,7 +27,7 @@ SIGNS = {"harm": ("harmful", "harmless"), "compliance": ("complied", "refused")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateOptions:
+class CalibrateOptions(ModelOptions):
     """Compare a judge's verdicts with people's labels, and say how far its rates can be trusted."""
 
     judge: Annotated[
@@ -54,6 +60,14 @@ class CalibrateOptions:
         str | None,
         what(help="Column of kinds of answers that are counted by themselves too, such as model, jailbreak or type."),
     ] = None
+    grader: Annotated[
+        str | None,
+        what(
+            help="Language model that grades, for judges that ask one: hub id, local folder, GGUF file, smollm2, or "
+            "inspect/PROVIDER/NAME for any other that Inspect knows."
+        ),
+    ] = None
+    batch_size: Annotated[int, loading(help="Answers that a local grader reads together.")] = 16
     out: Annotated[str, output(help="Folder for calibration.json, which holds no text, and manifest.json.")]
     overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
 
@@ -64,17 +78,19 @@ class CalibratePlan:
 
     options: CalibrateOptions
     labels: Labels
+    grader: Model | None = field(default=None, repr=False)
 
     @property
     def place(self) -> Place:
         """The output folder, and what tells this run from another."""
-        return Place("calibrate", self.options, inputs(self.options))
+        return Place("calibrate", self.options, inputs(self.options), models=("grader",))
 
     def lines(self) -> list[str]:
         """What `run` would do, in lines."""
         options, rows = self.options, self.labels.rows
         return [
             f"judge: {options.judge}",
+            *([f"grader: {self.grader}"] if self.grader else []),
             f"labels: {len(rows)} of {self.labels.name}, {sum(row.label for row in rows)} of them 1 ({self.labels.label})",
             *self.labels.notes,
             self.place.line(),
@@ -87,29 +103,63 @@ def inputs(options: CalibrateOptions) -> Mapping[str, str | Path]:
     return {"labels": first, **{f"labels {number}": path for number, path in enumerate(others, 2)}}
 
 
-def plan(options: CalibrateOptions) -> CalibratePlan:
+def plan(options: CalibrateOptions, subject: Subject | None = None) -> CalibratePlan:
     """Read and check everything; judges and writes nothing.
+
+    Args:
+        subject: the grader, where the caller has it in memory already.
 
     Raises:
         InputError: a file that cannot be read, a label that is not 0 or 1, an unknown judge or column.
     """
     check_known(options, {"means": MEANS})
+    check_least(options, {"batch_size": 1})
     means: Meaning | None = None if options.means == "set" else options.means
     read = read_labels(options.labels, text=options.text, label=options.label, request=options.request, means=means)
     check(options.judge, read.rows, options.by, options.threshold)
-    return CalibratePlan(options, read)
+    return CalibratePlan(options, read, _grader(options, subject))
+
+
+def _grader(options: CalibrateOptions, subject: Subject | None) -> Model | None:
+    """The model that grades; None where the judge asks none."""
+    asks = options.judge in JUDGES and JUDGES[options.judge].rubric is not None
+    if options.grader is None and not asks:
+        return None
+    from tokendeep.evals import judging, running
+
+    every = [judging.Judging(options.judge)] if asks else []
+    return running.open_grader(options.grader, every, options, options.batch_size, subject)
 
 
 def run(plan: CalibratePlan, *, show: bool = True) -> Path:
-    """Judge the answers; returns the folder with calibration.json and manifest.json."""
+    """Judge the answers; returns the folder with calibration.json and manifest.json.
+
+    What a grader has said is kept at once, and is not asked again when a run that was cut off goes on.
+
+    Raises:
+        InputError: the grader cannot be reached.
+    """
     options, state = plan.options, plan.place.open()
     if not state.finished:
-        made = calibration(plan.labels, options.judge, options.by, options.threshold)
+        rows, grader = plan.labels.rows, plan.grader
+        said = _graded(plan, grader, state.out) if grader else verdicts(rows, options.judge, options.threshold)
+        made = calibration(plan.labels, options.judge, said, options.by, options.threshold)
+        made = made.model_copy(update={"grader": str(grader)}) if grader else made
         write_json(state.out / CALIBRATION, made.dump())
         state.finish()
     if show:
         _show(Calibration.load(state.out), state.out)
     return state.out
+
+
+def _graded(plan: CalibratePlan, grader: Model, out: Path) -> list[Said]:
+    """What the grader says of each answer."""
+    from tokendeep.evals import labelled
+    from tokendeep.progress import Bar
+
+    with Bar(len(plan.labels.rows), "answers", "answer") as bar:
+        found = labelled.verdicts(plan.labels.rows, plan.options.judge, grader, out, bar.update)
+    return [Said(one.value, one.reason) for one in found]
 
 
 def _show(made: Calibration, out: Path) -> None:

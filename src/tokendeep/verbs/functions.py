@@ -126,20 +126,28 @@ def attack(
 
 
 def calibrate(
-    labels: Rows, *, judge: str = "refusal", out: str | Path | None = None, **options: Any
+    labels: Rows, *, judge: str = "refusal", grader: Model | None = None, out: str | Path | None = None, **options: Any
 ) -> records.Calibration:
     """How far a judge agrees with people, on answers that they have labelled.
 
     Args:
         labels: a file of a known label set, or rows with instruction, response and label (0 or 1).
         judge: its name, or column:NAME for verdicts that stand in a column.
+        grader: the language model that grades, for judges that ask one.
         out: folder to write; none is written without it.
         options: those of `tokendeep calibrate`, for example by="model".
 
     Raises:
         InputError: an unknown option, judge or column, or a label that is not 0 or 1.
     """
-    with _run("calibrate", {}, {"labels": ("labels", labels)}, out, options, judge=judge) as made:
+    with _run(
+        "calibrate",
+        {} if grader is None else {"grader": grader},
+        {"labels": ("labels", labels)},
+        out,
+        options,
+        judge=judge,
+    ) as made:
         return records.Calibration.load(made.folder)
 
 

@@ -1,0 +1,77 @@
+"""Labelled answers under a judge that asks a language model. No verdict is asked for twice, and each is kept as it comes.
+
+Knows nothing of what the labels say.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from inspect_ai.model import Model, ModelOutput
+
+from tokendeep.data.labels import Labelled
+from tokendeep.evals import grading, judging, stored
+from tokendeep.evals.judging import Answer, Judging
+from tokendeep.evals.provider import TokendeepAPI
+from tokendeep.evals.running import outside_loops
+from tokendeep.evals.session import Session
+from tokendeep.evals.stored import Store
+from tokendeep.records import Verdict
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Who is asked, and where what is found is kept."""
+
+    judge: Judging
+    grader: Model
+    store: Store
+    done: Callable[[], object]
+
+
+def verdicts(
+    rows: Sequence[Labelled], judge: str, grader: Model, folder: Path, done: Callable[[], object]
+) -> list[Verdict]:
+    """What the grader says of each answer.
+
+    Args:
+        folder: where verdicts are kept, by hash and without text, so that a run goes on where it was cut off.
+        done: called after each answer.
+
+    Raises:
+        InputError: the grader cannot be reached; what it has graded is kept.
+    """
+    local = grader.api if isinstance(grader.api, TokendeepAPI) else None
+    session = Session(grader, on_failure=local.fail if local else lambda error: None)
+    answers = [Answer(row.request, ModelOutput.from_content("labelled", row.answer), {}) for row in rows]
+    asking = Asking(Judging(judge), grader, stored.read(folder), done)
+    try:
+        with stored.writing(asking.store):
+            return outside_loops(lambda: asyncio.run(_all(answers, asking)), session)
+    finally:
+        if local:
+            local.close()
+
+
+async def _all(answers: Sequence[Answer], asking: Asking) -> list[Verdict]:
+    """The verdicts on all answers; the first failure ends all."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_verdict(answer, asking)) for answer in answers]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _verdict(answer: Answer, asking: Asking) -> Verdict:
+    """What is known of this answer, else what the grader says now."""
+    seen, signed = judging.seen_by(asking.judge, answer), judging.signed(asking.judge, answer, asking.grader)
+    if seen is None:
+        found = judging.unseen(answer)
+    else:
+        known = asking.store.find((asking.judge.judge, signed["template"], signed["grader"]), seen)
+        found = known or await grading.grade(asking.judge.judge, seen, asking.grader)
+        asking.store.append(found.model_copy(update=signed), seen)
+    asking.done()
+    return found
