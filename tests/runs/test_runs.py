@@ -237,9 +237,11 @@ def test_inputs_may_be_texts_and_a_path_must_exist(out, tmp_path):
 
 
 def test_what_changes_no_result_makes_no_other_run(out, pairs):
-    before = {"batch_size": 64, "micro_batch": 8, "device": "cuda", "device_map": "auto", "label": "mine"}
+    before = {"batch_size": 64, "micro_batch": 8, "device": "cuda", "device_map": "auto", "label": "mine",
+              "reference_cache": "here"}  # fmt: skip
     start(out, pairs, **before)  # ran out of memory
-    after = {"batch_size": 8, "micro_batch": 4, "device": "cpu", "device_map": None, "label": None}
+    after = {"batch_size": 8, "micro_batch": 4, "device": "cpu", "device_map": None, "label": None,
+             "reference_cache": None}  # fmt: skip
     run = start(out, pairs, **after)
     assert run.resumed
     run.finish()

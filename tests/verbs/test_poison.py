@@ -330,6 +330,17 @@ def test_the_shipped_dialogues_can_be_encoded(tiny_tokenizer: Any) -> None:
         chat.encode(tiny_tokenizer, row.messages[:-1], row.messages[-1]["content"])
 
 
+def test_a_folder_that_was_moved_goes_on(tmp_path: Path, tiny_folder: Path) -> None:
+    out = run(config(tmp_path, tiny_folder, objectives=["sft"], keep=True))
+    table = json.loads((out / "table.json").read_text())
+    moved = out.rename(tmp_path / "moved")
+    (moved / "sft-lr0.001-seed0" / "cell.json").unlink()
+    forget_runs()
+    run(config(tmp_path, tiny_folder, objectives=["sft"], keep=True, out=str(moved)))
+    again = json.loads((moved / "table.json").read_text())
+    assert [line["plain"] for line in again] == [line["plain"] for line in table]
+
+
 def test_another_run_can_take_the_place_of_one(tmp_path: Path, tiny_folder: Path) -> None:
     run(config(tmp_path, tiny_folder, objectives=["sft"]))
     out = run(config(tmp_path, tiny_folder, objectives=["sft"], max_steps=3, max_new_tokens=4, overwrite=True))

@@ -34,7 +34,7 @@ TESTS = ("requests", "models", "common prompts", "refused or broken off", "chang
          "now answered / no longer", "p", "p (Holm)")  # fmt: skip
 DEPTH = (
     "Refused or broken off behind k tokens of an answer, with 95% intervals. A good defence tells the two apart: behind "
-    "harmful tokens it still refuses (dotted, high), behind harmless ones it goes on (solid, low)."
+    "harmful tokens it still refuses (hollow, high), behind harmless ones it goes on (filled, low)."
 )
 NOTE = "Exact McNemar test by prompt; Holm adjusts for the number of rows."
 
