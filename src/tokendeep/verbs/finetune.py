@@ -137,13 +137,8 @@ class FinetunePlan:
 
     def told(self) -> str:
         """The objective in words."""
-        before = (
-            ""
-            if self.start is None
-            else f", which was {card.short(self.start)}"
-            if self.start != "base"
-            else ", its base"
-        )
+        known = {None: "", "base": ", its base"}
+        before = known[self.start] if self.start in known else f", which was {card.short(str(self.start))}"
         return objectives.card(self.options) + before
 
 

@@ -357,10 +357,8 @@ def _cell(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell | No
         attack.run(attack.plan(chosen, subject), show=False)
     for ask in [*made.asks, *poisoning.asks_beside(plan)]:
         found = poison_table.rate(poison_table.answers({"this": folder}, ask))
-        if not found.asked:
-            print(f"      {ask}: no answer is that long")
-            continue
-        share = "none could be judged" if found.rate is None else f"{found.rate:.2f} {poison_table.told(ask)}"
+        none = "none could be judged" if found.asked else "no answer is that long"
+        share = none if found.rate is None else f"{found.rate:.2f} {poison_table.told(ask)}"
         print(f"      {ask}: {share} ({found.n} of {found.asked} judged)", flush=True)
     useful = _utility(plan, subject, folder, system)
     nll = poisoning.last_nll(Training.load(folder / "finetune")) if cell else None
