@@ -185,3 +185,11 @@ def test_a_grader_is_named_where_one_is_asked_and_nowhere_else(tmp_path: Path) -
         run(tmp_path, judge="rubric")
     with pytest.raises(InputError, match="--grader names a model, but no judge of --judge asks one"):
         run(tmp_path, grader="somebody")
+
+
+def test_a_grader_in_memory(make_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
+    grader = (make_model(0, max_position_embeddings=2048), tiny_tokenizer)
+    made = tokendeep.calibrate(ROWS[:2], judge="rubric", grader=grader)
+    assert made.undecided == 2  # what a tiny model writes is no grade
+    assert made.grader is not None
+    assert set(made.reasons) <= {"unparsed", "grader-cut", "grader-empty"}
