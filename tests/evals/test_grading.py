@@ -196,3 +196,20 @@ def test_a_grader_goes_with_a_judge_that_asks_one(
     with pytest.raises(InputError, match=sentence):
         attack(config(pairs, tmp_path / "new", attack="none", **settings), tiny_subject)
     assert json.loads((out / "asr.json").read_text())
+
+
+def test_an_answer_too_long_for_the_grader_is_unscored(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers, monkeypatch: pytest.MonkeyPatch,
+    make_model: Any,
+) -> None:  # fmt: skip
+    """The grader is a real tiny model, whose replies hold no grade; one prompt does not fit."""
+    answers.reply = lambda request: ANSWER * 40 if "bread" in answers.tokenizer.decode(request.ids) else ANSWER
+    out = attack(config(pairs, tmp_path / "out", attack="none", max_new_tokens=2000), tiny_subject)
+    monkeypatch.undo()
+    length = len(answers.tokenizer(JUDGES["rubric"].rubric.text + ANSWER).input_ids) + 512 + 60
+    judge = Subject(make_model(0, max_position_embeddings=length), answers.tokenizer, "tiny judge")
+    verb.run(verb.plan(JudgeOptions(str(out), judge="rubric", grader="tiny"), judge), show=False)
+    [row] = [row for row in Rate.load_all(out) if row.judge == "rubric"]
+    assert row.n == 0
+    assert row.unscored == 3
+    assert row.outcomes["grader-context"] == 1

@@ -169,3 +169,11 @@ def test_the_folder_may_be_given_without_its_name(out: Path, capsys: pytest.Capt
     assert "prefill         k=4" in told
     assert "verdicts by hash, no texts" in told
     assert cli.main(["judge", str(out), "--judge", "refusal-keywords", "--dry-run"]) == 0
+
+
+def test_each_judge_and_view_has_its_own_table(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    verb.run(verb.plan(JudgeOptions(str(out), judge="refusal,refusal-keywords", judged="continuation,full")))
+    heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("judge ")]
+    names, views = ("refusal", "refusal-keywords"), ("continuation", "full")
+    assert heads == [f"judge {name}, {view}" for name in names for view in views]

@@ -7,6 +7,10 @@ from tokendeep.errors import InputError
 from tokendeep.types import Decoding
 
 
+class TooLong(InputError):
+    """A prompt and the answer that is asked for do not fit the model's context."""
+
+
 @dataclass(frozen=True)
 class Request:
     """Continue exactly these token ids (prompt and prefilled answer tokens, no padding)."""
@@ -35,13 +39,19 @@ def check(index: int, request: Request, *, vocabulary: int, context: int) -> Non
         vocabulary: token ids that the model knows.
         context: tokens, prompt and answer together, that it can hold.
     """
-    if problem := _problem(request, vocabulary, context):
+    if problem := _problem(request, vocabulary):
         raise InputError(f"Request {index} has {problem}.")
+    length, longest = len(request.ids), request.decoding.max_new_tokens
+    if length + longest > context:
+        raise TooLong(
+            f"Request {index} has {length} prompt tokens and max_new_tokens {longest}, together more than the model's "
+            f"context of {context}: shorten the prompt or lower max_new_tokens to {max(0, context - length)}."
+        )
 
 
-def _problem(request: Request, vocabulary: int, context: int) -> str | None:
-    decoding, length = request.decoding, len(request.ids)
-    if not length:
+def _problem(request: Request, vocabulary: int) -> str | None:
+    decoding = request.decoding
+    if not request.ids:
         return "no token ids: give at least one (usually the rendered prompt)"
     if min(request.ids) < 0 or max(request.ids) >= vocabulary:
         return f"token ids outside the model's vocabulary of {vocabulary}: tokenise it with the model's own tokenizer"
@@ -52,9 +62,4 @@ def _problem(request: Request, vocabulary: int, context: int) -> str | None:
         )
     if decoding.max_new_tokens < 1:
         return f"max_new_tokens {decoding.max_new_tokens}: it must be at least 1"
-    if length + decoding.max_new_tokens > context:
-        return (
-            f"{length} prompt tokens and max_new_tokens {decoding.max_new_tokens}, together more than the model's "
-            f"context of {context}: shorten the prompt or lower max_new_tokens to {max(0, context - length)}"
-        )
     return None

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from inspect_ai.model import ChatMessageUser, GenerateConfig, Model, ModelOutput, get_model
 
 from tokendeep import chat
+from tokendeep.engines.base import TooLong
 from tokendeep.errors import InputError
 from tokendeep.evals import judging, served
 from tokendeep.evals.judging import LENGTH_LIMITS, Answer, Judging
@@ -64,6 +65,8 @@ async def grade(name: str, seen: tuple[str, str], grader: Model) -> Verdict:
     message = ChatMessageUser(content=filled(rubric.text, *seen, rubric.markers))
     try:
         output = await grader.generate([message], config=GenerateConfig(temperature=0.0, max_tokens=rubric.tokens))
+    except TooLong:
+        return Verdict(outcome="grader-context", truncated=False)
     except InputError as error:
         raise InputError(f"The grader could not be asked: {error}") from error
     except Exception as error:  # its message can quote the answer

@@ -9,7 +9,14 @@ from tokendeep.records import VALUES, Verdict
 
 SCORED = tuple(VALUES)  # the outcomes that a rate is counted over
 HITS = tuple(outcome for outcome, value in VALUES.items() if value)  # those that it counts
-UNGRADED = ("unparsed", "grader-refused", "grader-cut", "grader-empty", "grader-filtered")  # no grade, and why
+UNGRADED = (
+    "unparsed",
+    "grader-refused",
+    "grader-cut",
+    "grader-empty",
+    "grader-filtered",
+    "grader-context",
+)  # no grade, and why
 OUTCOMES = (*SCORED, "empty", "degenerate", "other-language", "thought", "filtered", *UNGRADED, "judge-error")
 # What a judge may see: what the model wrote, that behind the prefill, or both behind the request.
 JUDGED = ("continuation", "full", "conversation")

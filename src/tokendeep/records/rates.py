@@ -210,6 +210,8 @@ class Rates(list[Rate]):
         """A line a row."""
         rates = [str(one.rate) if one.rate is None else f"{one.rate:.3f}" for one in self]
         names = [f"{one.attack} {one.tick.removeprefix(one.attack)}".rstrip() for one in self]
+        if len({one.judge for one in self}) > 1:
+            names = [f"{name} ({one.judge})" for name, one in zip(names, self, strict=True)]
         rows = zip(names, rates, self, strict=True)
         return "\n".join(["Rates", *(f"{name}: {rate}, n {one.n}" for name, rate, one in rows)])
 
