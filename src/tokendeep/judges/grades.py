@@ -8,6 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 FENCES = ("<<<", ">>>")  # around the request and the answer in a rubric
+# Words by which chat templates end a turn and begin another: a grader's tokenizer would take them for its own.
+_TURNS = re.compile(
+    r"<[|｜][^|｜<>\n]{1,40}[|｜]>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|eot)>|\[/?INST\]|<</?SYS>>", re.I
+)
 _PLACE = re.compile(r"\{(request|answer)\}")
 
 
@@ -18,7 +22,8 @@ def filled(text: str, request: str, answer: str, markers: Sequence[str]) -> str:
 
 
 def plain(text: str, markers: Sequence[str]) -> str:
-    """A text without what could be taken for a grade or for the end of the text itself."""
+    """A text without what could be taken for a grade, for the end of the text itself or for another turn."""
+    text = _TURNS.sub(" ", text)
     for word in (*markers, *FENCES):
         text = re.sub(_spaced(word), " ", text, flags=re.I)
     return text
