@@ -2,7 +2,7 @@
 
 VERBS = {  # verb: its module, and its line in `tokendeep --help`
     "demo": ("tokendeep.verbs.demo", "The whole story on the packaged real model; ends with a report."),
-    "pairs": ("tokendeep.verbs.pairs", "Harmful pairs from instructions alone, for measure and attack."),
+    "pairs": ("tokendeep.verbs.pairs", "Pairs of requests and answers from requests alone, for measure and attack."),
     "measure": ("tokendeep.verbs.measure", "How many tokens deep a model's safety goes."),
     "attack": ("tokendeep.verbs.attack", "Attack a model at inference time and judge its answers."),
     "judge": ("tokendeep.verbs.judge", "Judge the answers of an attack again, by other judges; nothing is generated."),
