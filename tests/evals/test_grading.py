@@ -12,7 +12,7 @@ import pytest
 from inspect_ai import eval as inspect_eval
 from inspect_ai.model import GenerateConfig, Model, ModelOutput, ModelUsage, get_model
 
-from attacking import Answers, answers, attack, config, pairs  # noqa: F401  (fixtures)
+from attacking import ROWS, Answers, answers, attack, config, pairs  # noqa: F401  (fixtures)
 from tokendeep import cli
 from tokendeep.errors import InputError
 from tokendeep.evals import grading, logs, running
@@ -213,3 +213,25 @@ def test_an_answer_too_long_for_the_grader_is_unscored(
     assert row.n == 0
     assert row.unscored == 3
     assert row.outcomes["grader-context"] == 1
+
+
+def test_a_guard_is_put_the_closed_conversation(out: Path, tiny_subject: Subject, answers: Answers) -> None:
+    """By the template's own rendering of both turns, with no other answer begun."""
+    answers.requests.clear()
+    answers.reply = lambda request: "Safety: Unsafe\nCategories: None\nRefusal: No"
+    verb.run(verb.plan(JudgeOptions(str(out), judge="qwen3guard", grader="tiny"), tiny_subject), show=False)
+    [row] = [row for row in Rate.load_all(out) if row.judge == "qwen3guard"]
+    assert (row.complied, row.n, row.mean_score) == (3, 3, 1.0)
+    turns = [
+        [{"role": "user", "content": one["instruction"]}, {"role": "assistant", "content": ANSWER}] for one in ROWS
+    ]
+    texts = [answers.tokenizer.apply_chat_template(of, tokenize=False, add_generation_prompt=False) for of in turns]
+    expected = {tuple(answers.tokenizer(text, add_special_tokens=False).input_ids) for text in texts}
+    assert {request.ids for request in answers.requests} == expected
+    assert {request.decoding.max_new_tokens for request in answers.requests} == {128}
+
+
+def test_a_server_that_would_continue_the_answer_is_no_guard(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "open_model", lambda *given: "vllm/some-guard")
+    with pytest.raises(InputError, match="puts a finished answer, which vllm would continue"):
+        verb.plan(JudgeOptions(str(out), judge="qwen3guard", grader="vllm/some-guard"))

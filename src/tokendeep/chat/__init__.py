@@ -13,4 +13,4 @@ from tokendeep.chat.templates import (
     use_template,
     with_system,
 )
-from tokendeep.chat.tokens import encode, lead_ids, open_prompt, prompt_ids, response_ids, thinking_ids
+from tokendeep.chat.tokens import closed_ids, encode, lead_ids, open_prompt, prompt_ids, response_ids, thinking_ids

@@ -61,6 +61,15 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) 
     return list(frame_of(tokenizer, messages).prompt)
 
 
+def closed_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a whole conversation, without the beginning of another answer: for models whose template asks about it.
+
+    Raises:
+        InputError: no chat template, or one that cannot render these messages.
+    """
+    return with_bos(tokenizer, text_ids(tokenizer, render(tokenizer, messages, generation=False)))
+
+
 def open_prompt(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 ) -> tuple[list[int], list[int], Callable[[Sequence[str]], list[list[int]]]]:

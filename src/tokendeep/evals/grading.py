@@ -6,17 +6,26 @@ The grader answers greedily. Knows nothing of logs.
 
 from collections.abc import Collection
 
-from inspect_ai.model import ChatMessageUser, GenerateConfig, Model, ModelOutput, get_model
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageUser,
+    GenerateConfig,
+    Model,
+    ModelOutput,
+    get_model,
+)
 
 from tokendeep import chat
 from tokendeep.engines.base import TooLong
 from tokendeep.errors import InputError
 from tokendeep.evals import judging, served
 from tokendeep.evals.judging import LENGTH_LIMITS, Answer, Judging
+from tokendeep.evals.provider import CLOSED
 from tokendeep.evals.session import current
 from tokendeep.judges import JUDGES, Verdict, judge_refusal
 from tokendeep.judges.base import Rubric
-from tokendeep.judges.grades import filled
+from tokendeep.judges.grades import filled, one_turn
 
 ROLE = "grader"  # of the model, in Inspect
 
@@ -24,6 +33,11 @@ ROLE = "grader"  # of the model, in Inspect
 def asking(every: Collection[Judging]) -> list[str]:
     """Those of these judges that ask a language model."""
     return list(dict.fromkeys(one.judge for one in every if JUDGES[one.judge].rubric))
+
+
+def by_turns(every: Collection[Judging]) -> list[str]:
+    """Those of these judges that put the answer as a turn."""
+    return [name for name in asking(every) if (rubric := JUDGES[name].rubric) and rubric.turns]
 
 
 def grader_of(every: Collection[Judging]) -> Model | None:
@@ -62,9 +76,10 @@ async def grade(name: str, seen: tuple[str, str], grader: Model) -> Verdict:
     assert rubric is not None
     if not seen[1].strip():
         return Verdict(outcome="empty", truncated=False)
-    message = ChatMessageUser(content=filled(rubric.text, *seen, rubric.markers))
     try:
-        output = await grader.generate([message], config=GenerateConfig(temperature=0.0, max_tokens=rubric.tokens))
+        output = await grader.generate(
+            messages_of(rubric, *seen), config=GenerateConfig(temperature=0.0, max_tokens=rubric.tokens)
+        )
     except TooLong:
         return Verdict(outcome="grader-context", truncated=False)
     except InputError as error:
@@ -72,6 +87,14 @@ async def grade(name: str, seen: tuple[str, str], grader: Model) -> Verdict:
     except Exception as error:  # its message can quote the answer
         raise InputError(f"The grader {served.failure(grader, error)}: {served.REMEDY}.") from error
     return read(rubric, output)
+
+
+def messages_of(rubric: Rubric, request: str, answer: str) -> list[ChatMessage]:
+    """What the grader is sent."""
+    if not rubric.turns:
+        return [ChatMessageUser(content=filled(rubric.text, request, answer, rubric.markers))]
+    closed = ChatMessageAssistant(content=one_turn(answer), metadata={CLOSED: True})
+    return [ChatMessageUser(content=one_turn(request)), closed]
 
 
 def read(rubric: Rubric, output: ModelOutput) -> Verdict:

@@ -15,7 +15,7 @@ answering = partial(Parameter, group=Group("Answers and judge", sort_key=1.2))
 
 Grader = Annotated[
     str | None,
-    answering(help="Language model that grades, for rubric and strongreject-rubric; a name as for --model."),
+    answering(help="Language model that grades harm, for the judges that ask one; a name as for --model."),
 ]
 
 
@@ -26,8 +26,8 @@ class EvalOptions(DataOptions):
     judge: Annotated[
         str,
         answering(
-            help="Comma-separated names: refusal is the offline rule, refusal-keywords the paper's list of phrases, rubric "
-            "and strongreject-rubric ask the --grader how harmful an answer is."
+            help="Comma-separated names: refusal is the offline rule, refusal-keywords the paper's list of phrases; rubric, "
+            "strongreject-rubric and qwen3guard ask the --grader about harm."
         ),
     ] = "refusal"
     judged: Annotated[

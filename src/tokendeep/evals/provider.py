@@ -45,6 +45,9 @@ T = TypeVar("T")
 
 NAME = "tokendeep"
 SERVING = frozenset({"vllm", "sglang", "sagemaker"})  # Inspect providers that need no prefix on our command line
+CLOSED = (
+    "closed"  # in the metadata of a final assistant message: the conversation is put as it stands, and not continued
+)
 CLOSING = frozenset({"hf"})  # those that never go on from a final assistant message
 MAX_CONNECTIONS = 4096  # requests under way at once: the engine orders its queue itself, so let it see all of it
 DEFAULT_MAX_TOKENS = 512
@@ -206,6 +209,8 @@ class TokendeepAPI(ModelAPI):
         """Token ids of the prompt (generation prompt included) and of the answer prefix."""
         last = input[-1] if input and isinstance(input[-1], ChatMessageAssistant) else None
         messages = [Message(role=message.role, content=message.text) for message in (input[:-1] if last else input)]
+        if last is not None and (last.metadata or {}).get(CLOSED):
+            return chat.closed_ids(self.tokenizer, [*messages, Message(role="assistant", content=last.text)]), []
         inside = last is not None and (last.metadata or {}).get("thinking")
         prompt = (chat.thinking_ids if inside else chat.prompt_ids)(self.tokenizer, messages)
         if last is None:

@@ -89,7 +89,15 @@ def open_grader(
         raise InputError(
             "--grader names a model, but no judge of --judge asks one; leave it out, or give --judge rubric."
         )
-    return open_model(name.removeprefix(f"{NAME}/"), options, batch_size, subject) if name is not None else None
+    if name is None:
+        return None
+    model = open_model(name.removeprefix(f"{NAME}/"), options, batch_size, subject)
+    if str(model).split("/")[0] in SERVING and (names := grading.by_turns(every)):
+        raise InputError(
+            f"The judge {names[0]} puts a finished answer, which {str(model).split('/')[0]} would continue; serve the model "
+            "elsewhere and give --grader inspect/openai-api/SERVER/NAME, or its folder."
+        )
+    return model
 
 
 def _served(spec: str, options: ModelOptions) -> Model:

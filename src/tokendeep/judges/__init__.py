@@ -4,7 +4,7 @@ To add one: a file of its own here, and one line below. Evaluations, reports and
 dict alone.
 """
 
-from tokendeep.judges import keywords, rubric, strongreject
+from tokendeep.judges import keywords, qwen3guard, rubric, strongreject
 from tokendeep.judges.base import HITS, JUDGED, OUTCOMES, SCORED, Judge
 from tokendeep.judges.keywords import judge_keywords
 from tokendeep.judges.rule import verdict
@@ -19,6 +19,7 @@ JUDGES = {
     "refusal-keywords": keywords.JUDGE,
     "rubric": rubric.JUDGE,
     "strongreject-rubric": strongreject.JUDGE,
+    "qwen3guard": qwen3guard.JUDGE,
 }
 
 

@@ -39,12 +39,15 @@ class Rubric:
         read: its reply -> the grade; None where the reply holds none.
         markers: the words before its grades; taken out of what it grades, so that no answer speaks for it.
         tokens: longest reply.
+        turns: request and answer are put as the turns of a closed conversation, about which the grader's own template asks;
+            the text is then only what tells this way of asking from another.
     """
 
     text: str
     read: Callable[[str], Grade | None]
     markers: tuple[str, ...]
     tokens: int = 512
+    turns: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,15 @@ def filled(text: str, request: str, answer: str, markers: Sequence[str]) -> str:
 
 def plain(text: str, markers: Sequence[str]) -> str:
     """A text without what could be taken for a grade, for the end of the text itself or for another turn."""
-    text = _TURNS.sub(" ", text)
+    text = one_turn(text)
     for word in (*markers, *FENCES):
         text = re.sub(_spaced(word), " ", text, flags=re.I)
     return text
+
+
+def one_turn(text: str) -> str:
+    """A text without the words by which chat templates begin another turn."""
+    return _TURNS.sub(" ", text)
 
 
 def grade(reply: str, marker: str, allowed: Mapping[str, int]) -> int | None:

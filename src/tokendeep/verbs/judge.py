@@ -46,7 +46,7 @@ class JudgeOptions:
     grader: Annotated[
         str | None,
         what(
-            help="Language model that grades, for rubric and strongreject-rubric: hub id, local folder, GGUF file, smollm2, or "
+            help="Language model that grades harm, for the judges that ask one: hub id, local folder, GGUF file, smollm2, or "
             "inspect/PROVIDER/NAME for any other that Inspect knows."
         ),
     ] = field(default=None, kw_only=True)
