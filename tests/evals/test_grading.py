@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,20 @@ def test_an_answer_too_long_for_the_grader_is_unscored(
     assert row.n == 0
     assert row.unscored == 3
     assert row.outcomes["grader-context"] == 1
+
+
+def test_another_model_at_the_same_place_is_another_grader(
+    out: Path, tmp_path: Path, answers: Answers, tiny_folder: Path, make_model: Any
+) -> None:
+    answers.reply = lambda request: "GRADE: 5"
+    grader = shutil.copytree(tiny_folder, tmp_path / "grader")
+    for seed in (None, 7):
+        if seed:
+            make_model(seed).save_pretrained(grader)
+        verb.run(verb.plan(JudgeOptions(str(out), judge="rubric", grader=str(grader))), show=False)
+    graders = [row.params.grader for row in Rate.load_all(out) if row.judge == "rubric"]
+    assert len(set(graders)) == 2
+    assert all(name and name.startswith(f"tokendeep/{grader} (") for name in graders)
 
 
 def test_a_guard_is_put_the_closed_conversation(out: Path, tiny_subject: Subject, answers: Answers) -> None:

@@ -11,6 +11,7 @@ from inspect_ai.model import ChatMessage, ContentReasoning, Model, ModelOutput
 
 from tokendeep import chat
 from tokendeep.errors import InputError, did_you_mean
+from tokendeep.evals.provider import TokendeepAPI
 from tokendeep.judges import JUDGED, JUDGES, Verdict
 
 LENGTH_LIMITS = ("max_tokens", "model_length")
@@ -90,17 +91,25 @@ def _listed(names: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(str(name).strip() for name in given if str(name).strip()))
 
 
+def name_of(grader: Model | None) -> str | None:
+    """What verdicts call a grader; one that runs here is told from others by its weights and template too."""
+    ours = grader.api if grader and isinstance(grader.api, TokendeepAPI) else None
+    return ours.known if ours else str(grader) if grader else None
+
+
 def facts(every: Sequence[Judging], grader: Model | None = None) -> dict[str, dict[str, Any]]:
     """What each judge goes by, for the manifest."""
     judges = {one.judge: JUDGES[one.judge] for one in every}
-    graded = {name: {"grader": str(grader), "max_tokens": j.rubric.tokens} for name, j in judges.items() if j.rubric}
+    graded = {
+        name: {"grader": name_of(grader), "max_tokens": j.rubric.tokens} for name, j in judges.items() if j.rubric
+    }
     return {name: {"template": judge.template, **graded.get(name, {})} for name, judge in judges.items()}
 
 
 def signed(one: Judging, answer: Answer, grader: Model | None) -> dict[str, Any]:
     """What every verdict of a judge on this answer says."""
     judge = JUDGES[one.judge]
-    by = {"grader": str(grader)} if judge.rubric and grader else {}
+    by = {"grader": name_of(grader)} if judge.rubric else {}
     return {"truncated": answer.cut, "judged": one.judged, "judge": one.judge, "template": judge.template, **by}
 
 

@@ -29,7 +29,7 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 from rich.markup import escape
 
-from tokendeep import chat, models
+from tokendeep import chat, models, runs
 from tokendeep.engines.base import Completion, Request
 from tokendeep.errors import InputError, did_you_mean
 from tokendeep.models.options import ModelOptions
@@ -189,6 +189,13 @@ class TokendeepAPI(ModelAPI):
             dtype = str(loaded.model.dtype).removeprefix("torch.")
             known = {"revision": loaded.revision, "adapter": loaded.adapter, "dtype": dtype}
         return {**known, "template": chat.template_hash(self.tokenizer), "date": str(chat.date_of(self.tokenizer))}
+
+    @functools.cached_property
+    def known(self) -> str:
+        """Its name with a hash of weights and template, which tell verdicts of one grader from those of another."""
+        about = self.about()
+        facts = [str(about.get(name)) for name in ("revision", "adapter", "template")]
+        return f"{NAME}/{self.model_name} ({runs.sha256_text(' '.join(facts))[:8]})"
 
     def start(self) -> None:
         """Start the engine once for all tasks; a failure is kept, and every waiting request gets it."""

@@ -28,7 +28,7 @@ from tokendeep.attacks import ATTACKS
 from tokendeep.attacks.base import Attack, Prepared, Rows
 from tokendeep.errors import InputError
 from tokendeep.evals.grading import grader_of
-from tokendeep.evals.judging import Judging, unknown
+from tokendeep.evals.judging import Judging, name_of, unknown
 from tokendeep.evals.judging import named as judgings_named
 from tokendeep.evals.options import EvalOptions
 from tokendeep.evals.privacy import keep_logs_private
@@ -148,7 +148,7 @@ def build(
 
 def _words(one: Judging, grader: Model | None) -> dict[str, str | None]:
     judge = JUDGES[one.judge]
-    return {"template": judge.template, **({"grader": str(grader)} if judge.rubric else {})}
+    return {"template": judge.template, **({"grader": name_of(grader)} if judge.rubric else {})}
 
 
 def judgings_of(attack: Attack[Any], shared: EvalOptions) -> list[Judging]:

@@ -139,12 +139,14 @@ def run(plan: CalibratePlan, *, show: bool = True) -> Path:
     Raises:
         InputError: the grader cannot be reached.
     """
+    from tokendeep.evals import judging
+
     options, state = plan.options, plan.place.open()
     if not state.finished:
         rows, grader = plan.labels.rows, plan.grader
         said = _graded(plan, grader, state.out) if grader else verdicts(rows, options.judge, options.threshold)
         made = calibration(plan.labels, options.judge, said, options.by, options.threshold)
-        made = made.model_copy(update={"grader": str(grader)}) if grader else made
+        made = made.model_copy(update={"grader": judging.name_of(grader)}) if grader else made
         write_json(state.out / CALIBRATION, made.dump())
         state.finish()
     if show:
