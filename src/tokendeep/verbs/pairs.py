@@ -32,7 +32,7 @@ what = heading("What to answer")
 @dataclass(frozen=True, kw_only=True)
 class PairsOptions(ModelOptions, DataOptions):
     """Make harmful pairs from instructions alone, for measure and attack. Answers behind one opening share their first
-    tokens: up to there, figures are of the opening. Answers of an unaligned --base have none."""
+    tokens: up to there, figures are of the opening. Answers of an unaligned --base have no opening."""
 
     model: Annotated[
         str, what(help="The model that the pairs are for; it answers behind openings where there is no base.")
