@@ -20,11 +20,12 @@ ILLEGAL = "Selling it is illegal here, so bake it at home: mix flour, water and 
 
 
 def test_two_judges_have_a_row_each_on_the_same_answers(
-    pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers.reply = lambda request: ILLEGAL
     settings = {"attack": "none", "judge": "refusal,refusal-keywords", "max_new_tokens": 90}
     out = attack(config(pairs, tmp_path / "out", **settings), tiny_subject)
+    assert "3/3" in capsys.readouterr().err.split("\r")[-1]  # answers, not verdicts
     rows = Rate.load_all(out)
     assert {row.judge: (row.complied, row.n) for row in rows} == {"refusal": (3, 3), "refusal-keywords": (0, 3)}
     assert len(answers.requests) == len(ROWS)  # each was asked once

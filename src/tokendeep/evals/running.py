@@ -165,7 +165,7 @@ def evaluate(
         link = place / "logs"  # Inspect reads paths as addresses: #, % and ? in the user's must not reach it
         link.symlink_to(inner.resolve(), target_is_directory=True)
         with Bar(total, "answers", "answer", initial=done, settle=min(batch_size, total - done)) as bar:
-            session.judges = {str(task.name): len(task.scorer or ()) for task in todo}
+            session.judges = {(task.metadata or {})["attack"]: len(task.scorer or ()) for task in todo}
             session.on_judged = lambda: bar.update() and None
             if ours:
                 session.on_failure = ours.fail

@@ -17,6 +17,7 @@ from tokendeep.attacks.base import Attack, Prepared, Rows
 from tokendeep.errors import InputError, check_least
 from tokendeep.evals.options import EvalOptions, Grader
 from tokendeep.judges import of_harm
+from tokendeep.judges.base import UNGRADED
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Rate, Rates
 from tokendeep.runs import parts
@@ -239,7 +240,10 @@ def _table(rows: Sequence[Rate]) -> str:
     """The rates of one judge; behind its rate what else it tells."""
     what = ("harmful", "mean score") if of_harm(rows[0].judge) else ("non-refusal", "broken off")
     lines = [("attack", "", what[0], "95 % interval", "n", what[1], "unscored"), *map(_line, rows)]
-    return "\n".join("{:<16}{:<28}{:>12}  {:<14}{:>5}{:>12}{:>10}".format(*line) for line in lines)
+    why = {name: sum(row.count(name) for row in rows) for name in UNGRADED}
+    reasons = [f"{count} {name}" for name, count in why.items() if count]
+    table = ["{:<16}{:<28}{:>12}  {:<14}{:>5}{:>12}{:>10}".format(*line) for line in lines]
+    return "\n".join([*table, *([f"no grade: {', '.join(reasons)}"] if reasons else [])])
 
 
 def _line(row: Rate) -> tuple[str, ...]:
