@@ -1,6 +1,7 @@
 """Whether a text mostly repeats itself. Knows words and their periods, and nothing of what they say."""
 
 import re
+from operator import eq
 
 _LONGEST_UNIT = 40  # words: a looping sentence or two
 _MONOTONOUS = 15  # words: so many with three different ones say nothing
@@ -41,6 +42,8 @@ def _longest_period(keys: list[str]) -> tuple[int, int, int]:
     """(start, unit length, words beyond the first unit) of the run that repeats the most words."""
     best = (0, 1, 0)
     for unit in range(1, min(_LONGEST_UNIT, len(keys) // 2) + 1):
+        if sum(map(eq, keys[unit:], keys)) < max(unit, best[2] + 1):  # no run of them can be long enough
+            continue
         run = 0
         for i in range(unit, len(keys)):
             run = run + 1 if keys[i] == keys[i - unit] else 0
