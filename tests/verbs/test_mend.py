@@ -142,12 +142,16 @@ def test_a_mended_run_that_was_cut_off_has_the_same_start(tmp_path: Path, tiny_f
 
 
 def test_what_is_missing_is_said(tmp_path: Path, tiny_folder: Path) -> None:
-    with pytest.raises(InputError, match=r"training\.json is not there.*--max-steps"):
+    with pytest.raises(InputError, match=r"whose training\.json would say.*--max-steps"):
         mended(str(tiny_folder), tmp_path / "out", aligned=str(tiny_folder))
     with pytest.raises(InputError, match="give --aligned, that model"):
         mended(str(tiny_folder), tmp_path / "out", max_steps=2)
     with pytest.raises(InputError, match="is the very one that is trained"):
         mended(str(tiny_folder), tmp_path / "same", max_steps=2, aligned=str(tiny_folder))
+    none = str(tmp_path / "none")
+    for missing in ({"model": none}, {"model": str(tiny_folder), "aligned": none}):
+        with pytest.raises(InputError, match="There is no model at .*none"):
+            mended(out=tmp_path / "out", max_steps=2, **missing)
     with pytest.raises(InputError, match="nothing is mended"):
         mended(str(tiny_folder), tmp_path / "out", max_steps=2, aligned=str(tiny_folder), safety_weight=0.0)
     with pytest.raises(InputError, match="--objective sft has none; give --safety"):

@@ -43,8 +43,9 @@ def open_file(path: Path) -> BinaryIO:
         file = path.open("rb")
     except FileNotFoundError:
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = nearest(path.name, names)
-        advice = f"did you mean {path.parent / near}" if near else "check the path"
+        stems = {Path(name).stem: name for name in names}  # a common ending is no likeness
+        near = nearest(path.stem, stems)
+        advice = f"did you mean {path.parent / stems[near]}" if near else "check the path"
         raise InputError(f"There is no file {path}; {advice}.") from None
     except PermissionError:
         raise InputError(f"{path} may not be read by this user; change its permissions or give another file.") from None

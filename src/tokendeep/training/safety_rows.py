@@ -35,6 +35,11 @@ class Requests:
     harmful: Sequence[Pair | Prompt]
     harmless: Sequence[Prompt] = ()
 
+    def lines(self, options: Any) -> list[str]:
+        """How many there are, and where they come from."""
+        sources = {options.safety: self.harmful, f"{options.harmless} (harmless)": self.harmless}
+        return [f"held: {', '.join(f'{len(rows)} requests of {name}' for name, rows in sources.items() if rows)}"]
+
 
 def read(options: Any) -> Requests | None:
     """The requests that `--safety` and `--harmless` name; None where there is no anchor.

@@ -125,6 +125,7 @@ class FinetunePlan:
             f"rows: {', '.join(rows)}; {how.batch_size} a step",
             f"steps: {steps}" + (" or fewer, with packing" if options.packing else ""),
             f"objective: {options.objective}: {self.told()}",
+            *(self.safety.lines(options) if self.safety else ()),
             *safety_rows.near(self.safety, self.rows, self.asked),
             *remarks(options, steps),
             self.place.line(),
@@ -152,9 +153,9 @@ def plan(options: FinetuneOptions, subject: Subject | None = None, *, rows: data
     Raises:
         InputError: an option out of its range, a row that is wrong, or a model that is not there.
     """
-    check(options)
-    if OBJECTIVES[options.objective].safety and not options.safety:
+    if not options.safety and (one := OBJECTIVES.get(options.objective)) and one.safety:
         options = replace(options, safety=STOCK)
+    check(options)
     options = replace(options, micro_batch=min(options.micro_batch, options.batch_size))
     named = ("data", "eval_data", "probe", "test", "safety", "harmless")
     files = {name: source for name in named if (source := getattr(options, name)) not in (None, "", STOCK)}

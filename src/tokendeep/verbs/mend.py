@@ -13,6 +13,7 @@ from tokendeep import data
 from tokendeep.errors import InputError
 from tokendeep.models import locate
 from tokendeep.records import Manifest, Training
+from tokendeep.runs.files import user_path
 from tokendeep.training.objectives import OBJECTIVES
 from tokendeep.training.options import Warmup, training
 from tokendeep.types import Subject
@@ -40,6 +41,7 @@ class MendOptions(FinetuneOptions):
     epochs: Annotated[
         int, training(help="Passes over the rows, instead of a third of the steps of the fine-tuning.")
     ] = 0
+    max_steps: Annotated[int, training(help="Steps to train; 0 means a third of those of the fine-tuning.")] = 0
     warmup_steps: Warmup = 0
 
 
@@ -55,16 +57,15 @@ def plan(options: MendOptions, subject: Subject | None = None, *, rows: data.Sou
     """
     if not options.safety_weight:
         raise InputError("--safety-weight is 0, with which nothing is mended; give a number above 0.")
+    for spec in (options.aligned, None if subject else options.model):
+        if spec:
+            locate.locate(spec, locate.plain(options) if spec == options.aligned else options)
     attacked = options.attack or _attacked(options)
     chosen = replace(options, max_steps=options.max_steps or _steps(options), attack=attacked)
     made = finetune.plan(chosen, subject, rows=rows)
     if made.safety is None:
         raise InputError(f"mend holds refusals, but --objective {options.objective} has none; give --safety.")
     _check_aligned(options, made.adapter)
-    if options.aligned:
-        from tokendeep import models
-
-        models.check_spec(options.aligned, locate.plain(options))
     return replace(made, verb="mend", start=options.aligned or "base")
 
 
@@ -86,29 +87,35 @@ def _check_aligned(options: MendOptions, adapter: bool) -> None:
 
 def _adapter_before(options: MendOptions) -> str | None:
     """The adapter that the fine-tuning went on from, where its folder says so."""
-    told = Path(options.model).parent
-    before = Manifest.load(told).config.model if (told / Manifest.FILE).is_file() else None
+    told = _told(options)
+    before = Manifest.load(told).config.model if told else None
     return before if before and locate.is_adapter(before) else None
 
 
 def _attacked(options: MendOptions) -> bool:
     """Whether the fine-tuning was an attack; what comes of it is marked as one too."""
-    told = Path(options.model).parent
-    return (told / Manifest.FILE).is_file() and bool(Manifest.load(told).attack)
+    told = _told(options)
+    return told is not None and bool(Manifest.load(told).attack)
+
+
+def _told(options: MendOptions) -> Path | None:
+    """The folder of the fine-tuning whose checkpoint the model is; None where it is none."""
+    folder = user_path(options.model)
+    return folder.parent if folder.is_dir() and (folder.parent / Manifest.FILE).is_file() else None
 
 
 def _steps(options: MendOptions) -> int:
     """A third of the rows that the fine-tuning took, in steps, where its folder says how many."""
-    told = Path(options.model).parent / Training.FILE
     if options.epochs:
         return 0
-    if not told.is_file():
+    told = _told(options)
+    if told is None or not (told / Training.FILE).is_file():
         raise InputError(
-            f"{told} is not there, which would say how many steps the fine-tuning took; give --max-steps, about a third of "
-            "them, or --epochs."
+            f"{options.model} does not lie in the folder of a fine-tuning, whose {Training.FILE} would say how many steps it "
+            "took; give --max-steps, about a third of them, or --epochs."
         )
-    rows = Manifest.load(told.parent).config.batch_size or options.batch_size
-    return max(1, Training.load(told).steps * rows // (SHARE * options.batch_size))
+    rows = Manifest.load(told).config.batch_size or options.batch_size
+    return max(1, Training.load(told / Training.FILE).steps * rows // (SHARE * options.batch_size))
 
 
 def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True, part: bool = False) -> Path:

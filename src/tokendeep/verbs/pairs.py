@@ -45,7 +45,7 @@ class PairsOptions(ModelOptions, DataOptions):
     harmless: Annotated[
         bool,
         what(
-            help="The requests are ordinary ones, which the model answers in its own words: for over-refusal at depth."
+            help="The requests are ordinary ones, answered by the model (or --base) in its own words: for over-refusal at depth."
         ),
     ] = False
     limit: Annotated[int | None, what(help="Use only the first so many instructions.")] = None
