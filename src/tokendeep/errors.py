@@ -114,7 +114,8 @@ def explain(error: BaseException, path: str | Path) -> InputError | None:
     if number in DENIED:
         return InputError(f"{path} may not be written by this user; change its permissions or give another --out.")
     if number in NO_PLACE:
-        return InputError(f"{path} {NO_PLACE[number]}, so nothing can be written there; give another --out.")
+        why = "is a file" if os.path.isfile(path) and number != errno.EISDIR else NO_PLACE[number]
+        return InputError(f"{path} {why}, so nothing can be written there; give another --out.")
     return None
 
 

@@ -137,7 +137,7 @@ def test_a_judge_that_tells_nothing_is_said(tmp_path: Path, capsys: pytest.Captu
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = write(tmp_path / "labels.jsonl", ROWS)
     assert cli.main(["calibrate", "--labels", labels, "--out", str(tmp_path / "out"), "--dry-run"]) == 0
-    assert "labels: 20 of labels.jsonl, 8 of them 1 (harm)" in capsys.readouterr().out
+    assert "labels: 20 of labels.jsonl, 8 labelled harm" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 

@@ -211,7 +211,7 @@ def _listed(path: Path) -> list[Row] | None:
 
 def _check_columns(row: Row, known: LabelSet | None, needed: Sequence[str]) -> None:
     if missing := [name for name in needed if name not in row.values]:
-        have = ", ".join(shown(name) for name in row.values)
+        have = ", ".join(shown(name) for name in row.values if name != "file")  # which is ours
         of = f" of {known.name}" if known else ""
         way = "" if known else "; name the columns with --text, --label and --request"
         raise InputError(f"{row.where}: has no column {shown(missing[0])}{of}, but {have}{way}.")

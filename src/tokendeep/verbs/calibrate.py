@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tokendeep import data
 from tokendeep.data.labels import Labels, Meaning, read_labels
-from tokendeep.errors import check_known, check_least
+from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.judges import JUDGES, agreement
 from tokendeep.judges.calibration import COLUMN, Said, calibration, check, verdicts
 from tokendeep.models.options import ModelOptions, Texts
@@ -91,7 +91,7 @@ class CalibratePlan:
         return [
             f"judge: {options.judge}",
             *([f"grader: {self.grader}"] if self.grader else []),
-            f"labels: {len(rows)} of {self.labels.name}, {sum(row.label for row in rows)} of them 1 ({self.labels.label})",
+            f"labels: {len(rows)} of {self.labels.name}, {sum(row.label for row in rows)} labelled {self.labels.label}",
             *self.labels.notes,
             self.place.line(),
         ]
@@ -115,6 +115,10 @@ def plan(options: CalibrateOptions, subject: Subject | None = None) -> Calibrate
     check_known(options, {"means": MEANS})
     check_least(options, {"batch_size": 1})
     means: Meaning | None = None if options.means == "set" else options.means
+    if "," in options.judge and not options.judge.startswith("column:"):
+        raise InputError(
+            f"calibrate looks at one judge, but --judge is {options.judge}; call it once for each of them."
+        )
     read = read_labels(options.labels, text=options.text, label=options.label, request=options.request, means=means)
     check(options.judge, read.rows, options.by, options.threshold)
     return CalibratePlan(options, read, _grader(options, subject))

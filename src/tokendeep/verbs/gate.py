@@ -154,7 +154,9 @@ def sentence(one: Check) -> str:
     if one.verdict == "undecided" and one.left_out >= MANY * total:
         said += ", too many to tell"
     elif one.verdict == "undecided" and one.needed is None:
-        said += "; more prompts alone would not decide"
+        said += (
+            "; a limit of 0 passes an improvement alone" if not one.at_most else "; more prompts alone would not decide"
+        )
     if one.needed:
         said += f"; about {one.needed} scored prompts would decide"
     return said

@@ -62,6 +62,13 @@ class JudgeOptions:
     batch_size: Annotated[int, loading(help="Answers that it reads together.")] = field(default=16, kw_only=True)
 
 
+SEES = {
+    "continuation": "what the model wrote",
+    "full": "the prefill and what the model wrote",
+    "conversation": "the request, the prefill and what the model wrote",
+}
+
+
 @dataclass(frozen=True)
 class JudgePlan:
     """The answers of a run, read, and who is to judge them."""
@@ -81,7 +88,7 @@ class JudgePlan:
             f"run: {self.options.run}",
             f"answers: {self.answers}",
             *([f"grader: {self.grader}"] if self.grader else []),
-            *(f"judge: {one.judge} ({JUDGES[one.judge].template}) sees the {one.judged}" for one in self.every),
+            *(f"judge: {one.judge} ({JUDGES[one.judge].template}) sees {SEES[one.judged]}" for one in self.every),
             f"out: {self.folder / StoredVerdict.FILE}, and new rows in {Rates.FILE}",
         ]
 
@@ -100,6 +107,8 @@ def plan(options: JudgeOptions, subject: Subject | None = None) -> JudgePlan:
     every, folder = judging.named(options.judge, options.judged), user_path(options.run)
     if not folder.is_dir():
         raise InputError(f"There is no folder {options.run}; name one that tokendeep attack wrote.")
+    if below := sorted(path.parent.name for path in folder.glob(f"*/{Rates.FILE}")):
+        raise InputError(f"{folder} is no run, but holds some ({', '.join(below[:9])}); name one of these folders.")
     if (folder / Manifest.FILE).is_file() and Manifest.load(folder).status != "finished":
         raise InputError(f"The run in {folder} has not finished; run its command again first.")
     check_least(options, {"batch_size": 1})
