@@ -21,6 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from killed import forget_runs
 from tokendeep.types import Subject
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -48,6 +49,13 @@ def log_levels() -> Iterator[None]:
     yield
     for logger, level in levels.items():
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def no_open_runs() -> Iterator[None]:
+    """A run that a test has broken off is not open for the tests behind it, as it would not be in another process."""
+    yield
+    forget_runs()
 
 
 @pytest.fixture(autouse=True)
