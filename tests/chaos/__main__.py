@@ -58,9 +58,10 @@ def _mistakes(here: world.World, work: Path, count: int, seed: int) -> list[str]
     faults, ends, refused = [], Counter[str](), Counter[str]()
     for number, case in enumerate(inputs.cases(here, seed, count, work / "inputs")):
         log = _log(work, "mistake")
-        done = processes.start(processes.command(case.words), log, here=work / "inputs" / f"case-{number}").finish(
-            SECONDS
-        )
+        work_of = processes.command(case.words)
+        if case.words[0] == "mend":  # that a model refuses nothing is only known when it has been asked
+            work_of = kills.refusing_model(work_of)
+        done = processes.start(work_of, log, here=work / "inputs" / f"case-{number}").finish(SECONDS)
         fault = inputs.wrong(done.code, done.said, world.CANARY)
         ends["at fault" if fault else "refused" if done.code else "taken"] += 1
         refused[case.kind.split()[0]] += not fault and done.code == 2

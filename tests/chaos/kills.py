@@ -45,7 +45,7 @@ def begin(job: Job, out: Path, log: Path, **limits: int) -> Running:
     """Start a job whose result is to be in `out`."""
     if job.tells:
         return start(_tell(job, out), log, {"TOKENDEEP_CACHE": f"{out}-cache"}, **limits)
-    return start(_refusing(command(job.at(out))) if job.refuses else command(job.at(out)), log, **limits)
+    return start(refusing_model(command(job.at(out))) if job.refuses else command(job.at(out)), log, **limits)
 
 
 def uninterrupted(world: World, work: Path) -> Whole:
@@ -110,7 +110,7 @@ def _wrong(kept: Kept, out: Path) -> list[str]:
     return [f"differs in {', '.join(names)}"] if names else []
 
 
-def _refusing(work: Callable[[], int]) -> Callable[[], int]:
+def refusing_model(work: Callable[[], int]) -> Callable[[], int]:
     """The work, in which a model refuses whatever it is asked."""
 
     def refusing() -> int:
@@ -138,4 +138,4 @@ def _tell(job: Job, out: Path) -> Callable[[], int]:
         demo.plan.__defaults__ = (tiny,)
         return cli.main(["demo", f"--out={out}"])
 
-    return _refusing(work)
+    return refusing_model(work)
