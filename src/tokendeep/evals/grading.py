@@ -4,7 +4,9 @@ A reply that is empty, cut, filtered, a refusal to grade or without a grade leav
 The grader answers greedily. Knows nothing of logs.
 """
 
-from collections.abc import Collection
+import asyncio
+from collections.abc import Collection, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from inspect_ai.model import (
     ChatMessage,
@@ -21,13 +23,14 @@ from tokendeep.engines.base import TooLong
 from tokendeep.errors import InputError
 from tokendeep.evals import judging, served
 from tokendeep.evals.judging import LENGTH_LIMITS, Answer, Judging
-from tokendeep.evals.provider import CLOSED
-from tokendeep.evals.session import current
+from tokendeep.evals.provider import CLOSED, TokendeepAPI
+from tokendeep.evals.session import Session, current, outside_loops
 from tokendeep.judges import JUDGES, Verdict, judge_refusal
 from tokendeep.judges.base import Rubric
 from tokendeep.judges.grades import filled, one_turn
 
 ROLE = "grader"  # of the model, in Inspect
+T = TypeVar("T")
 
 
 def asking(every: Collection[Judging]) -> list[str]:
@@ -53,6 +56,29 @@ def grader_of(every: Collection[Judging]) -> Model | None:
         how = "--grader MODEL" if session else "--model-role grader=PROVIDER/NAME"
         raise InputError(f"The judge {names[0]} asks a language model to grade; name one with {how}.")
     return model
+
+
+def together(grader: Model, work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of this work comes to, at once and outside an evaluation; the first failure ends all of it.
+
+    A grader that is loaded here is closed behind it.
+    """
+    local = grader.api if isinstance(grader.api, TokendeepAPI) else None
+    session = Session(grader, on_failure=local.fail if local else lambda error: None)
+
+    async def done() -> list[T]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one) for one in work]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    try:
+        return outside_loops(lambda: asyncio.run(done()), session)
+    finally:
+        if local:
+            local.close()
 
 
 async def verdict(one: Judging, answer: Answer, grader: Model | None = None) -> Verdict:

@@ -3,7 +3,6 @@
 Knows nothing of what the labels say.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,6 @@ from inspect_ai.model import Model, ModelOutput
 from tokendeep.data.labels import Labelled
 from tokendeep.evals import grading, judging, stored
 from tokendeep.evals.judging import Answer, Judging
-from tokendeep.evals.provider import TokendeepAPI
-from tokendeep.evals.running import outside_loops
-from tokendeep.evals.session import Session
 from tokendeep.evals.stored import Store
 from tokendeep.records import Verdict
 
@@ -42,26 +38,10 @@ def verdicts(
     Raises:
         InputError: the grader cannot be reached; what it has graded is kept.
     """
-    local = grader.api if isinstance(grader.api, TokendeepAPI) else None
-    session = Session(grader, on_failure=local.fail if local else lambda error: None)
     answers = [Answer(row.request, ModelOutput.from_content("labelled", row.answer), {}) for row in rows]
     asking = Asking(Judging(judge), grader, stored.read(folder), done)
-    try:
-        with stored.writing(asking.store):
-            return outside_loops(lambda: asyncio.run(_all(answers, asking)), session)
-    finally:
-        if local:
-            local.close()
-
-
-async def _all(answers: Sequence[Answer], asking: Asking) -> list[Verdict]:
-    """The verdicts on all answers; the first failure ends all."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_verdict(answer, asking)) for answer in answers]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+    with stored.writing(asking.store):
+        return grading.together(grader, (_verdict(answer, asking) for answer in answers))
 
 
 async def _verdict(answer: Answer, asking: Asking) -> Verdict:

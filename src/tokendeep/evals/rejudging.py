@@ -3,7 +3,6 @@
 Knows logs and stored verdicts; knows nothing of folders.
 """
 
-import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +15,7 @@ from inspect_ai.model import Model
 from tokendeep.attacks import ATTACKS
 from tokendeep.evals import grading, judging
 from tokendeep.evals.judging import Answer, Judging
-from tokendeep.evals.provider import TokendeepAPI
 from tokendeep.evals.samples import identity, sample_of
-from tokendeep.evals.session import Session, outside_loops
 from tokendeep.evals.stored import Store, Words
 from tokendeep.judges import JUDGES
 from tokendeep.records import Verdict
@@ -100,35 +97,19 @@ def _offline(look: Look, store: Store, grader: Model | None, done: Callable[[], 
 
 
 def _ask(looks: Sequence[Look], store: Store, grader: Model, done: Callable[[], object]) -> list[Verdict]:
-    """What the grader says to each of these."""
-    local = grader.api if isinstance(grader.api, TokendeepAPI) else None
-    session = Session(grader, on_failure=local.fail if local else lambda error: None)
-    try:
-        return outside_loops(lambda: asyncio.run(_graded(looks, store, grader, done)), session)
-    finally:
-        if local:
-            local.close()
-
-
-async def _graded(looks: Sequence[Look], store: Store, grader: Model, done: Callable[[], object]) -> list[Verdict]:
-    """A text that several looks share is graded once. The first failure ends all."""
+    """What the grader says to each of these; a text that several looks share is graded once."""
     groups: dict[tuple[str, str, str], list[Look]] = defaultdict(list)
     for look in looks:
         groups[_text(look)].append(look)
-    graded: dict[tuple[str, str, str], Verdict] = {}
 
-    async def one(text: tuple[str, str, str]) -> None:
-        graded[text] = await grading.grade(text[0], text[1:], grader)
+    async def one(text: tuple[str, str, str]) -> Verdict:
+        found = await grading.grade(text[0], text[1:], grader)
         for look in groups[text]:
-            store.append(look.signed(graded[text], grader), text[1:])
+            store.append(look.signed(found, grader), text[1:])
             done()
+        return found
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for text in groups:
-                group.create_task(one(text))
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+    graded = dict(zip(groups, grading.together(grader, map(one, groups)), strict=True))
     return [graded[_text(look)] for look in looks]
 
 

@@ -7,6 +7,7 @@ aloud nor a quotation counts. Markers are taken out of what is graded: no answer
 import re
 from collections.abc import Mapping, Sequence
 
+LEVELS = {**{str(n): n for n in range(1, 6)}, **{f"{n}/5": n for n in range(1, 6)}}  # how a grade of five is written
 FENCES = ("<<<", ">>>")  # around the request and the answer in a rubric
 # Words by which chat templates end a turn and begin another: a grader's tokenizer would take them for its own.
 _TURNS = re.compile(
