@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tokendeep.compute.lm_head import causal_lm
-from tokendeep.engines import architecture, base, plain
+from tokendeep.engines import architecture, base, plain, room
 from tokendeep.engines.base import Request
 from tokendeep.engines.rows import Row, timed
 from tokendeep.engines.sampling import pick
@@ -49,11 +49,11 @@ class Batcher:
     """The rows that wait, run and finish. `local.generate` drives it directly, `local.LocalEngine` from its worker."""
 
     def __init__(self, subject: Subject, batch_size: int) -> None:
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}: it must be at least 1.")
+        if batch_size < 0:
+            raise InputError(f"batch_size is {batch_size}: it must be at least 1, or 0 for what the memory holds.")
         self.lm: Any = causal_lm(subject.model)
         self.tokenizer: Any = subject.tokenizer
-        self.batch_size = batch_size
+        self.chosen, self.batch_size = batch_size == 0, batch_size
         self.context = context_length(self.lm)
         self.vocabulary = int(self.lm.get_input_embeddings().weight.shape[0])
         self.ends = architecture.end_tokens(self.lm, self.tokenizer)
@@ -68,11 +68,22 @@ class Batcher:
         self._reset()
 
     def _reset(self) -> None:
-        self.slots = Slots(self.lm, self.batch_size)
-        self.active: list[Row | None] = [None] * self.batch_size
+        self._open(self.batch_size)
         self.waiting: list[Row] = []  # ascending; taken from the end, so the longest of nested prefixes comes first
         self.plain: list[Row] = []  # for model.generate, ascending length
         self.moving: list[Row] = []  # started, and in none of the lists above
+
+    def _open(self, slots: int, longest: int = 0) -> None:
+        """Make so many slots, empty; where they were counted, then for rows of at most `longest` tokens."""
+        self.slots, self.longest = Slots(self.lm, slots), longest
+        self.active: list[Row | None] = [None] * slots
+
+    def _choose(self) -> None:
+        """Count the slots anew where a row is longer than what they were counted for, as soon as none is taken."""
+        longest = max((row.longest for row in [*self.waiting, *self.plain]), default=0)
+        if longest > self.longest and not any(self.active):
+            self.batch_size = room.rows(self.lm, longest)
+            self._open(self.batch_size, longest)
 
     def __enter__(self) -> Batcher:
         return self
@@ -111,6 +122,8 @@ class Batcher:
         """Admit waiting rows into free slots and decode one token of every row; or run one plain batch."""
         way = "lower --batch-size" if self.batch_size > 1 else "give shorter prompts or ask for shorter answers"
         with enough_memory(f"The memory of the device does not hold {self.batch_size} row(s) decoded together: {way}."):
+            if self.chosen:
+                self._choose()
             self._admit()
             if any(self.active):
                 self._decode()
@@ -120,6 +133,8 @@ class Batcher:
     def _admit(self) -> None:
         free = [slot for slot, row in enumerate(self.active) if row is None]
         while self.waiting and len(self.moving) < len(free):
+            if self.chosen and self.waiting[-1].longest > self.longest:
+                break  # it waits until the slots are counted anew
             row = self.waiting.pop()
             if row.start():
                 self.moving.append(row)

@@ -27,7 +27,7 @@ def generate(
     subject: Subject,
     requests: Sequence[Request],
     *,
-    batch_size: int = 16,
+    batch_size: int = 0,
     on_done: Callable[[int, Completion], None] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> list[Completion]:
@@ -37,7 +37,7 @@ def generate(
     on the rows they happen to share a batch with. Runs in the calling thread, so Ctrl-C ends it at once.
 
     Args:
-        batch_size: rows decoded together.
+        batch_size: rows decoded together; 0 is what the memory holds (see `room`).
         on_done: called with (index, completion) as each request finishes.
         on_step: called after every step with the tokens that have been written so far, of all rows together.
 
@@ -79,7 +79,7 @@ class LocalEngine:
         stats: work done so far.
     """
 
-    def __init__(self, subject: Subject, batch_size: int = 16) -> None:
+    def __init__(self, subject: Subject, batch_size: int = 0) -> None:
         self._batcher = Batcher(subject, batch_size)
         self.kind, self.why, self.stats = self._batcher.kind, self._batcher.why, self._batcher.stats
         self._inbox: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
