@@ -1,5 +1,6 @@
 """What an architecture and its tokenizer allow: whether rows can share a cache of slots, and which tokens end an answer."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -61,8 +62,12 @@ def probe(lm: Any) -> str | None:
 
 def end_tokens(lm: Any, tokenizer: Any) -> frozenset[int]:
     own = lm.generation_config.eos_token_id if lm.generation_config is not None else None
-    ends = [own] if isinstance(own, int) else list(own or [])
-    return frozenset(int(end) for end in [*ends, tokenizer.eos_token_id, _end_of_turn(tokenizer)] if end is not None)
+    return ends_of([own] if isinstance(own, int) else own or (), tokenizer)
+
+
+def ends_of(own: Iterable[int], tokenizer: Any) -> frozenset[int]:
+    """What ends an answer: the model's own end tokens, the tokenizer's, and that of a turn in the chat template."""
+    return frozenset(int(end) for end in [*own, tokenizer.eos_token_id, _end_of_turn(tokenizer)] if end is not None)
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:

@@ -32,6 +32,15 @@ class Completion:
     seconds: float = field(default=0.0, compare=False)
 
 
+@dataclass(frozen=True)
+class Known:
+    """What an engine has to know of a model whose weights are elsewhere: `ends` of an answer, ids it has, context."""
+
+    ends: frozenset[int]
+    vocabulary: int
+    context: int
+
+
 def check(index: int, request: Request, *, vocabulary: int, context: int) -> None:
     """Raise InputError, naming the request by `index`, when it cannot be run.
 

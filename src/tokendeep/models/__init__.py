@@ -6,4 +6,5 @@ from tokendeep.models.compare import check_same_vocabulary, context_length
 from tokendeep.models.loading import facts, load, load_tokenizer
 from tokendeep.models.locate import adapter_base, is_adapter
 from tokendeep.models.options import AdapterBase, ModelOptions
+from tokendeep.models.outline import Outline, outline
 from tokendeep.models.packaged import cache_dir, smollm2_folder

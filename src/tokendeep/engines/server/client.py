@@ -1,0 +1,321 @@
+"""JSON over HTTP to one server or several that share the load: connections, waits, repeats, errors as sentences.
+
+Every call lies in one queue; each server takes from it what it has room for, so a faster one does more and one that fails
+leaves its calls to the others. Knows nothing of tokens or of what is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from tokendeep.errors import InputError
+
+WAIT, LONGEST_WAIT = 3.0, 120.0  # seconds before a server that failed is asked again; doubled each time
+CONNECT, ANSWER = 15.0, 1800.0  # seconds for a connection, and for an answer that may wait in the server's own queue
+IDLE = 4.0  # seconds a connection is kept unused: below the 5 of most servers, so that none is closed under a request
+AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+SILENCE = 60.0  # seconds between two notes that a server is waited for
+
+log = logging.getLogger(__name__)
+
+
+class Refused(InputError):
+    """A server says no: asking again would not help. `said` is its own sentence, which can quote what was asked."""
+
+    def __init__(self, sentence: str, status: int = 0, said: str = "") -> None:
+        super().__init__(sentence)
+        self.status, self.said = status, said
+
+
+@dataclass(eq=False)
+class Host:
+    """One server: `resting` until it is asked again, after so many `failures` in a row."""
+
+    url: str  # ends in /v1
+    failures: int = 0
+    resting: float = 0.0
+    told: float = float("-inf")
+
+    @property
+    def root(self) -> str:
+        return self.url.removesuffix("/v1")
+
+    def fail(self, why: str, wait: float | None) -> None:
+        """Let the server rest. Calls that were under way together fail together, and count once."""
+        now = time.monotonic()
+        if now < self.resting:
+            return
+        self.failures += 1
+        pause = min(LONGEST_WAIT, WAIT * 2 ** (self.failures - 1) if wait is None else wait)
+        self.resting = now + pause
+        if now - self.told > SILENCE:
+            self.told = now
+            log.warning("%s and is asked again in %.0f seconds", why, pause)
+
+
+@dataclass(eq=False)
+class Call:
+    """A request on its way: `ask` writes path and body for a server, `read` turns its answer into a result."""
+
+    ask: Callable[[Host], tuple[str, Mapping[str, Any]]]
+    read: Callable[[Mapping[str, Any]], Any]
+    future: Future[Any] = field(default_factory=Future)
+    tries: int = 0
+
+    def finish(self, result: object, error: BaseException | None = None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
+
+
+class Client:
+    """Asks servers from any thread; one thread of its own does all the waiting.
+
+    Args:
+        urls: addresses, as `addresses` gives them.
+        key_env: name of the environment variable that holds the key; None sends none.
+        in_flight: calls that one server has at once.
+        max_retries: how often a call that failed is made again.
+
+    Raises:
+        InputError: the variable of the key is not set.
+    """
+
+    def __init__(self, urls: list[str], key_env: str | None, in_flight: int, max_retries: int) -> None:
+        self.hosts = [Host(url) for url in urls]
+        self.key_env, self.in_flight, self.max_retries = key_env, in_flight, max_retries
+        self._headers = {} if key_env is None else {"Authorization": f"Bearer {_key(key_env)}"}
+        self._waiting: deque[Call] = deque()
+        self._under_way: set[Call] = set()
+        self._closed, self._lock = False, threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="tokendeep-servers", daemon=True)
+        self._thread.start()
+        self._wait(self._open())
+        atexit.register(self.close)
+
+    def put(self, call: Call) -> Future[Any]:
+        """Queue a call. Raises RuntimeError where the client is closed."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("This generation engine is closed.")
+            self._loop.call_soon_threadsafe(self._add, call)
+        return call.future
+
+    def get(self, host: Host, address: str) -> Any:
+        """What lies at an address: JSON. Raises InputError where there is none."""
+        return self._wait(self._patiently(host, "GET", address, None))
+
+    def post(self, host: Host, address: str, body: Mapping[str, Any]) -> Any:
+        """The answer of this very server: JSON. Raises InputError where there is none."""
+        return self._wait(self._patiently(host, "POST", address, body))
+
+    def close(self) -> None:
+        """Break off; unfinished calls get a RuntimeError. Calling it again does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        atexit.unregister(self.close)
+        self._wait(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # --- in the thread of the client ---------------------------------------------------------------
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _wait(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _open(self) -> None:
+        away = not any(urlsplit(host.url).hostname in LOCAL for host in self.hosts)
+        self._some = asyncio.Semaphore(0)  # as many as wait
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=ANSWER),
+            headers=self._headers,
+            trust_env=away,  # a proxy of the environment is for other machines
+        )
+        places = [host for _ in range(self.in_flight) for host in self.hosts]
+        self._workers = [self._loop.create_task(self._work(host)) for host in places]
+
+    async def _end(self) -> None:
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        for call in [*self._under_way, *self._waiting]:
+            call.finish(None, RuntimeError("The generation engine was closed before this request was finished."))
+        self._waiting.clear()
+        await self._session.close()
+
+    def _add(self, call: Call, first: bool = False) -> None:
+        (self._waiting.appendleft if first else self._waiting.append)(call)
+        self._some.release()
+
+    async def _work(self, host: Host) -> None:
+        while True:
+            await asyncio.sleep(max(0.0, host.resting - time.monotonic()))
+            await self._some.acquire()
+            if host.resting > time.monotonic():  # it failed meanwhile: another server may take this call
+                self._some.release()
+                continue
+            call = self._waiting.popleft()
+            if not call.tries and not call.future.set_running_or_notify_cancel():
+                continue
+            self._under_way.add(call)
+            await self._make(host, call)
+            self._under_way.discard(call)
+
+    async def _make(self, host: Host, call: Call) -> None:
+        """Make one call once; where that fails and may be mended, it waits again in front of the others."""
+        try:
+            address, body = call.ask(host)
+            result = call.read(await self._fetch(host, "POST", address, body))
+        except _Failed as failed:
+            call.tries += 1
+            if call.tries > self.max_retries:
+                call.finish(None, InputError(f"{failed.why}{_tries(call.tries)}: {REMEDY}."))
+                return
+            if not (failed.stale and call.tries == 1):
+                host.fail(failed.why, failed.wait)
+            self._add(call, first=True)
+        except Exception as error:  # whatever went wrong, nobody may wait for ever
+            call.finish(None, error)
+        else:
+            host.failures = 0
+            call.finish(result)
+
+    async def _patiently(self, host: Host, method: str, address: str, body: Mapping[str, Any] | None) -> Any:
+        """Fetch, again and again where a server is there but busy."""
+        for tries in range(self.max_retries + 1):
+            try:
+                return await self._fetch(host, method, address, body)
+            except _Failed as failed:
+                if not (failed.busy or failed.stale) or tries == self.max_retries:
+                    raise
+                host.fail(failed.why, failed.wait)
+                await asyncio.sleep(host.resting - time.monotonic())
+        return None
+
+    async def _fetch(self, host: Host, method: str, address: str, body: Mapping[str, Any] | None) -> Any:
+        try:
+            async with self._session.request(method, address, json=body, allow_redirects=False) as response:
+                if response.status == 200:
+                    return await response.json(content_type=None)
+                text = await response.text(errors="replace")
+        except aiohttp.ClientSSLError as error:
+            raise Refused(_tls(host, error)) from None
+        except aiohttp.ServerDisconnectedError:
+            raise _Failed(f"{host.url} closed the connection", stale=True) from None
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise _Failed(f"{host.url} cannot be reached ({_words(error)})") from None
+        except ValueError:
+            raise Refused(f"{host.url} answers, but not with JSON: {NO_SERVER}.") from None
+        if response.status in AGAIN:
+            raise _Failed(f"{host.url} failed with status {response.status}", _pause(response.headers), busy=True)
+        raise self._refusal(host, response.status, text)
+
+    def _refusal(self, host: Host, status: int, text: str) -> Refused:
+        if status in (401, 403):
+            given = f"the key in {self.key_env}" if self.key_env else "a request without a key"
+            way = (
+                "check it"
+                if self.key_env
+                else "put the key into an environment variable and name it with --api-key-env"
+            )
+            return Refused(f"{host.url} refuses {given} (status {status}): {way}.", status)
+        return Refused(f"{host.url} refused a request with status {status}.", status, _said(text))
+
+
+REMEDY = "check that the server runs and has room for the request, then call again to go on; what was answered is kept"
+NO_SERVER = "give the address of a server of completions, such as http://localhost:8000/v1"
+
+
+class _Failed(InputError):
+    """A call that may be made again: after `wait` seconds where the server says so."""
+
+    def __init__(self, why: str, wait: float | None = None, stale: bool = False, busy: bool = False) -> None:
+        super().__init__(f"{why}: {REMEDY}.")
+        self.why, self.wait, self.stale, self.busy = why, wait, stale, busy
+
+
+def addresses(text: str) -> list[str]:
+    """The servers in `http://HOST:PORT/v1,...`. Raises InputError for what is no address."""
+    urls = []
+    for one in filter(None, (part.strip().rstrip("/") for part in text.split(","))):
+        try:
+            parts = urlsplit(one)
+            known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:
+            known = False
+        if not known or parts.query or parts.fragment:
+            raise InputError(f"The engine {one} is neither local nor an address: {NO_SERVER}.")
+        if parts.username or parts.password:
+            raise InputError(
+                "The address of the engine holds a password, which would be written down: use --api-key-env."
+            )
+        urls.append(one if parts.path else f"{one}/v1")
+    if not urls or len(set(urls)) < len(urls):
+        raise InputError(f"The engine {text!r} names {'a server twice' if urls else 'no server'}: {NO_SERVER}.")
+    return urls
+
+
+def _key(name: str) -> str:
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise InputError(
+            f"The environment variable {name}, which --api-key-env names, is not set: put the key into it."
+        )
+    return key
+
+
+def _pause(headers: Mapping[str, str]) -> float | None:
+    """What a busy server says about when to come back; None where it says nothing that is a number of seconds."""
+    text = headers.get("Retry-After", "")
+    return float(text) if text.isdigit() else None
+
+
+def _tries(tries: int) -> str:
+    return f" after {tries} tries" if tries > 1 else ""
+
+
+def _words(error: BaseException) -> str:
+    """The system's words for why there is no connection."""
+    reason = getattr(error, "os_error", None) or error
+    number = getattr(reason, "errno", None)
+    return os.strerror(number) if number and number > 0 else type(error).__name__
+
+
+def _said(text: str) -> str:
+    """The server's own sentence, on one line."""
+    return " ".join(text.split())[:300]
+
+
+def _tls(host: Host, error: aiohttp.ClientSSLError) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return (
+            f"The certificate of {host.url} cannot be trusted ({type(error.certificate_error).__name__}): name the file of "
+            "the authority that signed it in the environment variable SSL_CERT_FILE."
+        )
+    return f"{host.url} does not speak TLS: give its address with http:// if it is a server without encryption."

@@ -1,0 +1,141 @@
+"""The engine that asks servers: requests of token ids go in, completions come out, as with the local one.
+
+Knows nothing of chats but the questions of its handshake, and nothing of attacks or judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from tokendeep import runs
+from tokendeep.engines import base
+from tokendeep.engines.base import Completion, Known, Request
+from tokendeep.engines.server import answers, handshake
+from tokendeep.engines.server.client import Call, Client, Host, addresses
+from tokendeep.engines.server.dialects import Ask, parsed
+from tokendeep.errors import InputError
+from tokendeep.models import Outline
+
+IN_FLIGHT = 128  # requests that one server has at once; it makes batches of them
+
+
+@dataclass
+class Stats:
+    """Work done so far."""
+
+    requests: int = 0
+    tokens: int = 0
+    scored: int = 0
+
+
+class ServerEngine:
+    """Takes requests from any thread and has them answered by one server or several.
+
+    Args:
+        urls: addresses, separated by commas.
+        tokenizer: the model's own; nothing else of the model is needed.
+        model: what the servers call it; found out where they serve one only.
+        known: what is known of the model without its weights: ends, vocabulary, context.
+        key_env: name of the environment variable that holds the servers' key.
+
+    Attributes:
+        about: what the handshake has found out.
+
+    Raises:
+        InputError: a server is not there, is none of completions, or serves another model.
+    """
+
+    kind, why = "server", None
+
+    def __init__(
+        self,
+        urls: str,
+        tokenizer: Any,
+        *,
+        known: Known,
+        model: str | None = None,
+        key_env: str | None = None,
+        in_flight: int = IN_FLIGHT,
+        max_retries: int = 6,
+    ) -> None:
+        self.tokenizer, self.known, self.stats = tokenizer, known, Stats()
+        self._client = Client(addresses(urls), key_env, in_flight, max_retries)
+        try:
+            self.about = handshake.meet(self._client, tokenizer, known, model)
+        except BaseException:
+            self._client.close()
+            raise
+        self.context = min(known.context, self.about.context or known.context)
+        self._dialect = handshake.dialect(self.about.kind)
+        self._submitted = 0
+
+    def submit(self, request: Request) -> Future[Completion]:
+        """Queue one request; its future gets the completion, or the error that ended it.
+
+        Raises:
+            InputError: it cannot be run, at once (the index counts submissions from 0).
+            RuntimeError: the engine is closed.
+        """
+        base.check(self._submitted, request, vocabulary=self.known.vocabulary, context=self.context)
+        self._submitted += 1
+        ask = Ask(request, self.about.model, self.known.ends, draw(request))
+
+        def read(answer: Mapping[str, Any]) -> Completion:
+            done = answers.completion(self.tokenizer, ask, parsed(self._dialect.read, answer, self.about.model))
+            self.stats.requests, self.stats.tokens = self.stats.requests + 1, self.stats.tokens + len(done.ids)
+            return done
+
+        return self._client.put(Call(lambda host: (self._dialect.address(host), self._dialect.body(ask)), read))
+
+    def score(self, ids: Sequence[int], start: int) -> Future[tuple[float, ...]]:
+        """Log-probabilities, in nats, of `ids[start:]`, each given all the ids before it.
+
+        Raises:
+            InputError: the ids do not fit, or the server does not score what it is given.
+        """
+        dialect, given = self._dialect, tuple(ids)
+        if dialect.score_body is None or dialect.read_scores is None:
+            raise InputError(
+                f"A server of the kind {self.about.kind} does not tell the log-probabilities of given tokens: serve the model "
+                "with vLLM or SGLang, or measure it in memory."
+            )
+        if not 0 < start < len(given) or len(given) + 1 > self.context:
+            raise InputError(
+                f"Tokens from {start} on of {len(given)} cannot be scored: there must be one before them, and together "
+                f"they must be fewer than the server's context of {self.context}."
+            )
+        body, scores = dialect.score_body, dialect.read_scores
+
+        def ask(host: Host) -> tuple[str, Mapping[str, Any]]:
+            return dialect.address(host), body(self.about.model, given, start)
+
+        def read(answer: Mapping[str, Any]) -> tuple[float, ...]:
+            self.stats.scored += len(given) - start
+            return tuple(parsed(lambda told: scores(told, given, start), answer, self.about.model))
+
+        return self._client.put(Call(ask, read))
+
+    def close(self) -> None:
+        """Break off; unfinished requests get a RuntimeError. Calling it again does nothing."""
+        self._client.close()
+
+    def __enter__(self) -> ServerEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def known_of(outline: Outline, tokenizer: Any) -> Known:
+    """What an engine has to know of a model, from its outline."""
+    from tokendeep.engines.architecture import ends_of
+
+    return Known(ends_of(outline.ends, tokenizer), max(outline.vocabulary, len(tokenizer)), outline.context)
+
+
+def draw(request: Request) -> int:
+    """The seed of a request's draws, keyed by content as those of the local engine: rows do not share their draws."""
+    return runs.seed(f"{request.decoding.seed}|{request.ids}") >> 1

@@ -1,0 +1,243 @@
+"""What a server is and can do, found out before anything is asked of it: a few questions that every model can be put.
+
+Knows nothing of what the engine is used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tokendeep import chat
+from tokendeep.chat.ids import control_ids
+from tokendeep.engines.base import Completion, Known, Request
+from tokendeep.engines.server import answers, dialects
+from tokendeep.engines.server.client import NO_SERVER, Client, Host, Refused
+from tokendeep.engines.server.dialects import Ask, Dialect, Ids, Reply
+from tokendeep.errors import InputError, did_you_mean
+from tokendeep.types import Decoding
+
+CANARIES = (
+    "Name the three primary colours.",
+    "Count from one to ten in words.",
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+)
+CANARY_TOKENS = 16
+SPREAD = 64  # words of the vocabulary that the server is asked to spell
+VERSIONS = {
+    "vllm": ("version", "version"),
+    "sglang": ("get_server_info", "version"),
+    "llamacpp": ("props", "build_info"),
+}
+SPELT = {"vllm": "prompt", "llamacpp": "content", "sglang": "text"}  # where the answer of /detokenize has the text
+
+
+@dataclass(frozen=True)
+class Handshake:
+    """What is known of the servers; it stands in manifests.
+
+    Attributes:
+        context: tokens of prompt and answer together; None where it is not said.
+        ids: whether answers come with token ids, or as texts.
+        repeats: whether greedy answers are the same when asked again.
+        stops: whether each end token ends an answer there; None where that cannot be seen.
+        scores: whether log-probabilities of given tokens can be had.
+        servers: how many there are.
+    """
+
+    kind: str
+    version: str
+    model: str
+    context: int | None
+    ids: bool
+    repeats: bool
+    stops: bool | None
+    scores: bool
+    servers: int = 1
+
+    def __str__(self) -> str:
+        """In one line, for people."""
+        more = f", {self.servers} servers" if self.servers > 1 else ""
+        return f"{self.kind} {self.version}{more}, {self.model}, context {self.context or 'not said'}"
+
+    @property
+    def shortcomings(self) -> list[str]:
+        """What the servers cannot do, a sentence each."""
+        wrong = {
+            "greedy answers differ when asked again, so a run cannot be repeated exactly": not self.repeats,
+            "answers come as texts without token ids, which are tokenised again and checked": not self.ids,
+            "the answer goes on behind an end token; it is cut there, and the time for the rest is lost": self.stops
+            is False,
+            "the context is not said, so an answer that does not fit shows only when it is there": self.context is None,
+        }
+        return [sentence for sentence, true in wrong.items() if true]
+
+    def dump(self) -> dict[str, Any]:
+        """As it stands in manifests."""
+        return asdict(self)
+
+
+def dialect(kind: str) -> Dialect:
+    """How servers of a kind are asked."""
+    return dialects.DIALECTS.get(kind, dialects.COMPLETIONS)
+
+
+def meet(client: Client, tokenizer: Any, known: Known, name: str | None) -> Handshake:
+    """Ask every server; all must be alike, down to the canaries.
+
+    Raises:
+        InputError: in this order, of each: not there; no server of completions; no such model; token ids are refused or
+            changed; another tokenizer; another server that is unlike the first.
+    """
+    prompts = [tuple(chat.prompt_ids(tokenizer, [{"role": "user", "content": text}])) for text in CANARIES]
+    first, answered = _meet(client, client.hosts[0], tokenizer, known, name, prompts)
+    for host in client.hosts[1:]:
+        other, again = _meet(client, host, tokenizer, known, name, prompts)
+        if other != first or (first.repeats and again != answered):
+            what = "answer the same question in different ways" if other == first else "are not alike"
+            raise InputError(
+                f"The servers {client.hosts[0].url} ({first}) and {host.url} ({other}) {what}: start them with the same "
+                "version, model and settings, or give one of them."
+            )
+    return Handshake(**{**asdict(first), "servers": len(client.hosts)})
+
+
+def _meet(
+    client: Client, host: Host, tokenizer: Any, known: Known, name: str | None, prompts: list[Ids]
+) -> tuple[Handshake, list[Completion]]:
+    card = _card(client, host, name)
+    kind, model = str(card.get("owned_by", "unknown")), str(card["id"])
+    how = dialect(kind)
+    version, context = _version(client, host, kind)
+    _check_tokenizer(client, host, tokenizer, kind, model)
+
+    def asked(ids: Ids, longest: int, bias: int | None = None) -> tuple[Ask, Reply]:
+        ask = Ask(Request(ids, Decoding(max_new_tokens=longest)), model, known.ends, 0, bias)
+        return ask, dialects.parsed(how.read, client.post(host, how.address(host), how.body(ask)), host.url)
+
+    rounds = [[_canary(host, tokenizer, *_first(host, model, asked, ids)) for ids in prompts] for _ in range(2)]
+    _, reply = asked(prompts[0], 1)
+    handshake = Handshake(
+        kind,
+        version,
+        model,
+        card.get("max_model_len") or context,
+        reply.ids is not None,
+        rounds[0] == rounds[1],
+        _stops(known.ends, prompts[0], asked),
+        _scores(client, host, how, model, prompts[0]),
+    )
+    return handshake, rounds[0]
+
+
+def _card(client: Client, host: Host, name: str | None) -> Mapping[str, Any]:
+    """What the server says of the model that is to be asked."""
+    try:
+        listed = client.get(host, f"{host.url}/models")
+        cards = {str(card["id"]): card for card in listed["data"]}
+    except (KeyError, TypeError):
+        cards = {}
+    except Refused as refusal:
+        if refusal.status in (401, 403) or not refusal.status:
+            raise
+        raise InputError(f"{host.url} has no list of models (status {refusal.status}): {NO_SERVER}.") from None
+    if not cards:
+        raise InputError(f"{host.url} lists no models, so it is no server of completions: {NO_SERVER}.")
+    if name is None and len(cards) > 1:
+        raise InputError(f"{host.url} serves {', '.join(sorted(cards)[:25])}: name one with --engine-model.")
+    wanted = next(iter(cards)) if name is None else name
+    if wanted not in cards:
+        raise InputError(f"{host.url} serves no model {wanted}; {did_you_mean(wanted, cards)}: give --engine-model.")
+    return cards[wanted]
+
+
+def _version(client: Client, host: Host, kind: str) -> tuple[str, int | None]:
+    """The version and the context of a kind that says so elsewhere."""
+    address, field = VERSIONS.get(kind, ("version", "version"))
+    try:
+        told = client.get(host, f"{host.root}/{address}")
+        context = (told.get("default_generation_settings") or {}).get("n_ctx")
+        return str(told.get(field) or "of unknown version"), context
+    except (InputError, AttributeError):
+        return "of unknown version", None
+
+
+def _check_tokenizer(client: Client, host: Host, tokenizer: Any, kind: str, model: str) -> None:
+    """Have words from all over the vocabulary spelt, where the server can: its tokenizer must be ours."""
+    if (field := SPELT.get(kind)) is None:
+        return
+    words, size = [], len(tokenizer)
+    for token in range(0, size, max(1, size // (4 * SPREAD))):
+        if token not in control_ids(tokenizer) and tokenizer.decode([token]).strip().isascii():
+            words.append(token)
+    words = words[-SPREAD:]
+    try:
+        told = client.post(host, f"{host.root}/detokenize", {"model": model, "tokens": words})
+        spelt = told[field]
+    except Refused as refusal:
+        if refusal.status in (404, 405):  # an older one, or one that keeps it closed
+            return
+        raise InputError(
+            f"{host.url} does not know token ids that --model has (status {refusal.status}): it serves a model of another "
+            "tokenizer."
+        ) from None
+    except (KeyError, TypeError):
+        return
+    answers.check_text(tokenizer, tuple(words), str(spelt))
+
+
+def _first(host: Host, model: str, asked: Callable[[Ids, int], tuple[Ask, Reply]], ids: Ids) -> tuple[Ask, Reply]:
+    """Ask a canary; what a server says to it may be quoted, for it holds nothing of the user's."""
+    try:
+        return asked(ids, CANARY_TOKENS)
+    except Refused as refusal:
+        if refusal.status == 404:
+            raise InputError(f"{host.url} does not complete with {model} (status 404): {NO_SERVER}.") from None
+        if refusal.status in (400, 422):
+            raise InputError(
+                f"{host.url} does not take a prompt of token ids (status {refusal.status}: {refusal.said.rstrip('.')}): serve "
+                "the model with vLLM, SGLang or llama.cpp."
+            ) from None
+        raise
+
+
+def _canary(host: Host, tokenizer: Any, ask: Ask, reply: Reply) -> Completion:
+    """The answer to a canary, checked more closely than others."""
+    if reply.prompt is None and reply.prompt_tokens is None:
+        raise InputError(
+            f"{host.url} does not say how many tokens it went on from, so it may add some unseen: serve the model with vLLM, "
+            "SGLang or llama.cpp."
+        )
+    try:
+        return answers.completion(tokenizer, ask, reply)
+    except InputError as error:
+        raise InputError(f"{host.url}: {error}") from error
+
+
+def _stops(ends: frozenset[int], ids: Ids, asked: Callable[[Ids, int, int], tuple[Ask, Reply]]) -> bool | None:
+    """Whether every end token ends an answer that it is forced into; None where it cannot be forced."""
+    seen = True
+    for end in sorted(ends):
+        try:
+            _, reply = asked(ids, 4, end)
+        except Refused:
+            return None
+        if reply.ids is None or reply.ids[:1] not in ((end,), ()):
+            return None
+        seen &= len(reply.ids) <= 1 and reply.stopped
+    return seen
+
+
+def _scores(client: Client, host: Host, how: Dialect, model: str, ids: Ids) -> bool:
+    """Whether log-probabilities of given tokens can be had."""
+    if how.score_body is None or how.read_scores is None:
+        return False
+    read, start = how.read_scores, len(ids) - 2
+    try:
+        told = client.post(host, how.address(host), how.score_body(model, ids, start))
+        dialects.parsed(lambda answer: read(answer, ids, start), told, host.url)
+    except InputError:
+        return False
+    return True

@@ -1,0 +1,46 @@
+"""What is known of a model without its weights: how long a text it takes, how many ids it has, what ends its answers.
+
+Knows nothing of who has the weights.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tokendeep.models.checks import check_tokenizer
+from tokendeep.models.compare import context_length
+from tokendeep.models.locate import base_of, explained, hub, locate
+from tokendeep.models.options import ModelOptions
+
+
+@dataclass(frozen=True)
+class Outline:
+    """`ends` are those of the model's own files; `vocabulary` 0 and a context of sys.maxsize where no file says them."""
+
+    ends: tuple[int, ...] = ()
+    vocabulary: int = 0
+    context: int = sys.maxsize
+
+
+def outline(spec: str, options: ModelOptions | None = None, *, base: str | None = None) -> Outline:
+    """Read a model's configuration; a folder with a tokenizer alone has none. Raises InputError as `load_tokenizer` does."""
+    from transformers import AutoConfig, GenerationConfig
+
+    options = options or ModelOptions()
+    check_tokenizer(spec, options, base=base)
+    place = locate(spec, options)
+    whole = base_of(place, base, options)[0] if place.adapter else place
+    if whole.local and not whole.file and not (Path(whole.source) / "config.json").is_file():
+        return Outline()
+    with explained(spec), hub(whole.offline):
+        config: Any = AutoConfig.from_pretrained(
+            whole.source, trust_remote_code=options.trust_remote_code, **whole.where
+        )
+        try:
+            ends = GenerationConfig.from_pretrained(whole.source, **whole.where).eos_token_id
+        except OSError:  # as where such a model is loaded
+            ends = config.get_text_config().eos_token_id
+    given = [ends] if isinstance(ends, int) else list(ends or [])
+    return Outline(tuple(given), config.get_text_config().vocab_size, context_length(SimpleNamespace(config=config)))  # type: ignore[arg-type]

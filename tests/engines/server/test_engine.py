@@ -1,0 +1,152 @@
+"""The engine on servers against the local one: the same ids, the same scores, nothing lost when a server fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+
+from token_server import TokenServer
+from tokendeep import chat
+from tokendeep.engines.base import Request, TooLong
+from tokendeep.engines.local import generate
+from tokendeep.engines.server import client
+from tokendeep.engines.server.engine import ServerEngine
+from tokendeep.errors import InputError
+from tokendeep.types import Decoding, Subject
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "WAIT", 0.01)
+
+
+@pytest.fixture(params=["vllm", "llamacpp", "sglang"])
+def server(tiny_subject: Subject, request: pytest.FixtureRequest) -> Iterator[TokenServer]:
+    with TokenServer(tiny_subject, kind=request.param) as running:
+        yield running
+
+
+def requests(subject: Subject, count: int = 6, longest: int = 12) -> list[Request]:
+    ids = [chat.prompt_ids(subject.tokenizer, [{"role": "user", "content": f"Say {n}"}]) for n in range(count)]
+    return [Request((*prompt, 40 + n), Decoding(max_new_tokens=longest)) for n, prompt in enumerate(ids)]
+
+
+def engine(server: TokenServer, **more: object) -> ServerEngine:
+    return ServerEngine(server.url, server.subject.tokenizer, known=server.known, **more)  # type: ignore[arg-type]
+
+
+def test_the_same_answers_as_in_memory(server: TokenServer) -> None:
+    asked = requests(server.subject)
+    with engine(server) as servers:
+        answers = [future.result(30) for future in [servers.submit(one) for one in asked]]
+        assert servers.about.kind == server.kind
+        assert (servers.about.context, servers.about.repeats, servers.about.stops) == (512, True, True)
+        assert servers.stats.requests == len(asked)
+    assert answers == generate(server.subject, asked)
+    assert sorted(server.prompts()[-len(asked) :]) == sorted(one.ids for one in asked)
+
+
+def test_scores_are_those_of_the_model(tiny_subject: Subject) -> None:
+    ids = requests(tiny_subject, 1)[0].ids
+    with torch.no_grad():
+        logits = tiny_subject.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    own = [float(logits[i - 1, ids[i]]) for i in range(5, len(ids))]
+    for kind in ("vllm", "sglang"):
+        with TokenServer(tiny_subject, kind=kind) as server, engine(server) as servers:
+            assert servers.about.scores
+            assert servers.score(ids, 5).result(30) == pytest.approx(own, abs=1e-5)
+    with TokenServer(tiny_subject, kind="llamacpp") as server, engine(server) as servers:
+        assert not servers.about.scores
+        with pytest.raises(InputError, match="does not tell the log-probabilities"):
+            servers.score(ids, 5)
+
+
+def test_settings_stand_in_every_request(server: TokenServer) -> None:
+    ids = requests(server.subject, 1)[0].ids
+    with engine(server) as servers:
+        for seed in (0, 0, 1):
+            servers.submit(Request(ids, Decoding(0.9, 0.6, 20, 4, seed))).result(30)
+    bodies = [body.get("sampling_params") or body for body in server.asked[-3:]]
+    assert [(one["temperature"], one["top_p"], one["top_k"]) for one in bodies] == [(0.9, 0.6, 20)] * 3
+    seeds = [one.get("seed", one.get("sampling_seed")) for one in bodies]
+    assert seeds[0] == seeds[1] != seeds[2]
+    for name in ("repetition_penalty", "repeat_penalty"):
+        assert all(one.get(name, 1.0) == 1.0 for one in bodies)
+    ends = sorted(server.known.ends)
+    assert all(one.get("stop_token_ids", ends) == ends for one in bodies)
+
+
+def test_what_does_not_fit_is_refused_here(server: TokenServer) -> None:
+    server.context = 100
+    ids = requests(server.subject, 1)[0].ids
+    with engine(server) as servers:
+        before = len(server.asked)
+        with pytest.raises(TooLong, match="context of 100"):
+            servers.submit(Request(ids, Decoding(max_new_tokens=100)))
+        assert len(server.asked) == before
+
+
+def failing(server: TokenServer, faults: Sequence[int | str], **more: object) -> list[object]:
+    asked = requests(server.subject)
+    with engine(server, **more) as servers:
+        server.faults.extend(faults)
+        start = len(server.asked)
+        outcome: list[object] = []
+        for future in [servers.submit(one) for one in asked]:
+            error = future.exception(60)
+            outcome.append(error or future.result())
+        server.asked[:start] = []
+    return outcome
+
+
+@pytest.mark.parametrize("faults", [[429, 500, 503], ["drop", "drop", "drop"], [500] * 12])
+def test_a_server_that_fails_is_asked_again(tiny_subject: Subject, faults: list[int | str]) -> None:
+    with TokenServer(tiny_subject) as server:
+        assert failing(server, faults) == generate(tiny_subject, requests(tiny_subject))
+        assert len(server.prompts()) == len(set(server.prompts())) == 6  # nothing lost, nothing twice
+
+
+def test_but_not_for_ever(tiny_subject: Subject) -> None:
+    with TokenServer(tiny_subject) as server:
+        outcome = failing(server, [500] * 60, max_retries=2)
+    assert {type(one) for one in outcome} == {InputError}
+    assert str(outcome[0]).startswith(f"{server.url} failed with status 500 after 3 tries: check that the server runs")
+
+
+def test_a_server_that_dies_and_comes_back(tiny_subject: Subject) -> None:
+    asked = requests(tiny_subject, 24)
+    with TokenServer(tiny_subject) as server, engine(server, in_flight=4) as servers:
+        start = len(server.asked)
+        futures = [servers.submit(one) for one in asked]
+        futures[3].result(30)
+        server.stop()
+        server.start()
+        assert [one.result(60) for one in futures] == generate(tiny_subject, asked)
+        assert set(server.prompts()[start:]) == {one.ids for one in asked}
+
+
+def test_several_servers_share_the_load(tiny_subject: Subject) -> None:
+    asked = requests(tiny_subject, 24)
+    with TokenServer(tiny_subject) as one, TokenServer(tiny_subject) as two:
+        both = f"{one.url},{two.url}"
+        with ServerEngine(both, tiny_subject.tokenizer, known=one.known, in_flight=2) as servers:
+            assert servers.about.servers == 2
+            shares = [len(server.asked) for server in (one, two)]
+            answers = [future.result(30) for future in [servers.submit(each) for each in asked]]
+            shares = [len(server.asked) - share for server, share in zip((one, two), shares, strict=True)]
+    assert answers == generate(tiny_subject, asked)
+    assert sum(shares) == 24
+    assert min(shares) > 4
+
+
+def test_a_closed_engine_lets_nobody_wait(tiny_subject: Subject) -> None:
+    with TokenServer(tiny_subject) as server:
+        servers = engine(server, in_flight=1)
+        futures = [servers.submit(one) for one in requests(tiny_subject)]
+        servers.close()
+        servers.close()
+        assert any(isinstance(future.exception(10), RuntimeError) for future in futures)
+        with pytest.raises(RuntimeError):
+            servers.submit(requests(tiny_subject, 1)[0])
