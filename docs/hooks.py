@@ -42,6 +42,7 @@ FILES = {  # what each file is, for a reader of the formats page
     "dynamics.json": "`finetune --dynamics`: what happened per token at the recorded steps.",
     "cell.json": "`poison`: one training.",
     "verdicts.jsonl": "`judge`: a line for each verdict on an answer of a finished attack; it holds no text.",
+    "outcomes.jsonl": "`attack`, `judge`: a line for each answer under each judge, by the hash of its request; it holds no text.",
     "calibration.json": "`calibrate`: how far a judge agrees with people on labelled answers; it holds no text.",
     "overlap.json": "`overlap`: requests that two data files share, by ids and hashes.",
     "compare.json": "`compare`, `gate`: two sides on the same prompts, condition by condition.",

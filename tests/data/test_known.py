@@ -210,3 +210,64 @@ def test_wild_jailbreak_is_fetched_as_the_files_that_it_is(tmp_path: Path, monke
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
     assert data.read_prompts("hf:allenai/wildjailbreak:eval")[0].meta["harmless"] is False
     assert asked == [("allenai/wildjailbreak", "eval/eval.tsv")]
+
+
+def test_a_public_set_has_a_name_and_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    from types import SimpleNamespace
+
+    asked: list[Any] = []
+
+    def load(repo: str, config: str | None, *, split: str, revision: str | None) -> list[dict[str, str]]:
+        asked.append((repo, config, split, revision))
+        return [{"prompt": "A?", "focus": "f", "type": "homonyms", "note": "", "label": "safe"}] * 449
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    pinned = "f1d713187c61b6ae64e602d74f0b3d812cc2e8e8"
+    refused(data.read_prompts, "hf:XSTest", "449 rows", "XSTest should have 450")
+    assert len(data.read_prompts("hf:xstest@main")) == 449
+    assert asked == [("walledai/XSTest", None, "test", pinned), ("walledai/XSTest", None, "test", "main")]
+    refused(data.read_prompts, "hf:xtest", "hf:xtest is no hub data set", "hex-phi, advbench")
+    refused(data.read_prompts, "xstest", "There is no file", "hf:xstest")
+
+
+def test_a_set_that_cannot_be_had_says_how_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    from types import SimpleNamespace
+
+    def gated(*names: object, **options: object) -> None:
+        raise PermissionError("Dataset 'walledai/StrongREJECT' is a gated dataset")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=gated))
+    refused(data.read_prompts, "hf:strongreject", "is a gated dataset", "hf auth login", "strongreject_dataset.csv")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=gated))
+    refused(data.read_prompts, "hf:hex-phi", "datasets/LLM-Tuning-Safety/HEx-PHI; its authors give it")
+
+
+@pytest.mark.parametrize("name", [name for name in SET if name != "SORRY-Bench, numbers"])  # which MT-Bench's could be
+def test_published_files_are_known_again(tmp_path: Path, name: str) -> None:
+    file, content, *_ = SET[name]
+    names = ("AdvBench", *data.TERMS, None)
+    wanted = next(known for known in names if known is None or name.removeprefix("the paper's ").startswith(known))
+    assert data.set_of(str(write(tmp_path, file, content))) == wanted
+
+
+def test_rows_of_ones_own_are_of_no_set(tmp_path: Path) -> None:
+    (tmp_path / "category_1.csv").write_text("A?\n")
+    assert data.set_of(str(tmp_path / "category_1.csv")) == "HEx-PHI"
+    for file, content in (("mine.csv", "question,answer\nA?,B.\n"), ("mine.jsonl", '{"instruction": "A?", "output": "B."}\n'),
+                          ("mine.csv", "goal,target\nA?,B.\n"), ("mine.csv", "prompt,type,label\nA?,x,safe\n")):  # fmt: skip
+        assert data.set_of(str(write(tmp_path, file, content))) is None
+    assert data.set_of(str(tmp_path / "nowhere.csv")) is None
+    assert data.set_of("hf:me/set") is None
+    assert data.set_of("hf:walledai/AdvBench@abc") == data.set_of("hf:advbench") == "AdvBench"
+
+
+def test_terms_and_counts_are_said(tmp_path: Path) -> None:
+    path = mixed(tmp_path)
+    assert data.described(str(path), "XSTest") == "XSTest (CC-BY-4.0); 6 rows here, 450 as published"
+    rows = "".join(f"A{n}?\n" for n in range(300))
+    phi = write(tmp_path, "category_1.csv", rows)
+    assert (
+        data.described(str(phi), "HEx-PHI") == "HEx-PHI (its own agreement; for safety research, not to be handed on)"
+    )

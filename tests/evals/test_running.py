@@ -46,7 +46,7 @@ def test_a_row_that_fails_is_named_and_the_rest_is_kept(
     assert len(answers.requests) == 3 - kept
     assert len(logs.read_samples(tmp_path / "out")) == 3
     names = {path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".eval"}
-    assert names == {"asr.json", "attacked.jsonl", "manifest.json", "README.txt"}
+    assert names == {"asr.json", "attacked.jsonl", "manifest.json", "outcomes.jsonl", "README.txt"}
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,7 @@ def test_logs_in_folders_below_are_neither_counted_nor_read_nor_removed(
         ".eval",
         ".json",
         ".json",
+        ".jsonl",
         ".jsonl",
         ".txt",
     ]

@@ -375,3 +375,10 @@ def test_the_paper_s_tables_stand_apart_at_the_end(tmp_path: Path) -> None:
     assert built.sections[-1].id == "paper"
     assert not [one for one in section(built, "rates").tables if "paper" in one.caption]
     assert "not measured here" in section(built, "paper").text[0]
+
+
+def test_the_report_names_public_sets_with_their_terms(tmp_path: Path) -> None:
+    answers = [sample(n, "none", {}, "m", "refused") for n in range(3)]
+    folder = write_attack(tmp_path / "attack", "m", answers, sets={"data": "HEx-PHI", "probe": "mine"})
+    text = render.to_markdown(page.build([folder], read_logs=fake_runs.read_fake))
+    assert "Public data: HEx-PHI (its own agreement; for safety research, not to be handed on)." in text

@@ -9,6 +9,7 @@ import pytest
 
 from killed import forget_runs
 from tokendeep.errors import InputError
+from tokendeep.records import Manifest
 from tokendeep.verbs.common import Place
 
 NAMES: dict[str, Any] = {"model": "me/model", "data": "chats"}
@@ -29,3 +30,17 @@ def test_a_model_that_an_attack_s_option_names_is_part_of_the_run(tmp_path: Path
     with pytest.raises(InputError, match="the content of rank_base"):
         Place("attack", options, {}, models=attack.MODELS).open()
     forget_runs()
+
+
+def test_plan_and_manifest_name_the_public_set(tmp_path: Path) -> None:
+    from tokendeep.verbs import attack
+
+    path = tmp_path / "xstest_prompts.csv"
+    path.write_text("id,prompt,type,label,focus,note\n1,A?,homonyms,safe,kill,\n")
+    options = attack.AttackOptions(model="me/model", data=str(path), out=str(tmp_path / "out"))
+    place = Place("attack", options, {"data": options.data})
+    assert place.lines()[0] == "--data: XSTest (CC-BY-4.0); 1 rows here, 450 as published"
+    run = place.open()
+    run.finish()
+    forget_runs()
+    assert Manifest.load(tmp_path / "out").sets == {"data": "XSTest"}

@@ -12,31 +12,43 @@ from tokendeep.data.row import Origin, Row, without_index
 from tokendeep.errors import InputError
 
 HUB_SOURCE = re.compile(
-    r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<config>[^:]*))?(?::(?P<split>.+))?"
+    r"hf:(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:]+))?(?::(?P<config>[^:]*))?(?::(?P<split>.+))?"
 )
 SPLITS = ("train", "test", "validation")
 
 
+NAMES = {known.name.lower(): known for known in KNOWN if known.repo}
+
+
+def known_of(repo: str) -> Known | None:
+    """The public set in a repository, or of a name without an owner."""
+    return NAMES.get(repo.lower()) or next((known for known in KNOWN if known.repo == repo), None)
+
+
 def hub_rows(spec: str) -> Iterator[Row]:
     match = HUB_SOURCE.fullmatch(spec)
-    if match is None:
-        raise InputError(f"{spec} is no hub data set; write hf:owner/name[@revision][:config][:split].")
-    repo, revision = match["repo"], match["revision"]
+    known = known_of(match["repo"]) if match else None
+    if match is None or (known is None and "/" not in match["repo"]):
+        raise InputError(
+            f"{spec} is no hub data set; write hf:owner/name[@revision][:config][:split], with the name of a public set alone "
+            f"({', '.join(NAMES)}) where it is one."
+        )
+    repo, revision = known.repo if known else match["repo"], match["revision"]
+    asked = revision or (known.revision if known else None)
     config, split = match["config"] or None, match["split"]
     if split is None and config in SPLITS:
         config, split = None, config
-    known = next((known for known in KNOWN if known.repo == repo), None)
     if known and known.tables:  # files that `datasets` needs to be told how to read
         config = known.tables.get(config or known.config or "", config)
     if config and suffix_of(Path(config)) in SUFFIXES:
-        return local_rows(_fetch(spec, repo, revision, file=config))
+        return local_rows(_fetch(spec, repo, asked, file=config))
     if known is HEX_PHI:  # header-less CSV files, which `datasets` would read with their first prompt as the header
-        rows = list(hex_phi_rows(_fetch(spec, repo, revision, pattern="category_*.csv")))
+        rows = list(hex_phi_rows(_fetch(spec, repo, asked, pattern="category_*.csv")))
         _check_count(spec, known, "", len(rows), revision)
         return iter(rows)
     config = config or (known.config if known else None)
     split = split or (known.split if known else "train")
-    table, part = _load_dataset(spec, repo, config, split, revision), f"{config or ''}/{split}"
+    table, part = _load_dataset(spec, repo, config, split, asked), f"{config or ''}/{split}"
     if known:
         _check_count(spec, known, part, len(table), revision)
     origin = Origin(spec, known, hub=True, part=part, table=True)
@@ -69,9 +81,12 @@ def _fetch(spec: str, repo: str, revision: str | None, *, file: str = "", patter
 def _hub_error(spec: str, error: Exception) -> InputError:
     lines = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0][:200].rstrip('. ')}" if lines else type(error).__name__
+    match = HUB_SOURCE.fullmatch(spec)
+    known = known_of(match["repo"]) if match else None
+    gate = f" (https://huggingface.co/datasets/{known.repo}; {known.get})" if known and known.get else ""
     return InputError(
-        f"{spec} could not be loaded ({reason}); check its name, the network and, for a gated set, your login, "
-        "or download it and give the file."
+        f"{spec} could not be loaded ({reason}); check its name, the network and, for a gated set, your login (hf auth "
+        f"login), or download it and give the file{gate}."
     )
 
 

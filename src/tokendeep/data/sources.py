@@ -5,6 +5,7 @@ Records are given one at a time as they are; their columns are `fields`' busines
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 from tokendeep import runs
 from tokendeep.data.folders import local_rows
-from tokendeep.data.hub import hub_rows
+from tokendeep.data.hub import NAMES, hub_rows
 from tokendeep.data.row import FIELDS, Origin, Row, says_nothing, shown, type_name, without_index
 from tokendeep.data.write import TYPED, as_row
 from tokendeep.errors import InputError, did_you_mean
@@ -131,7 +132,12 @@ def _rows(source: Source) -> Iterator[Row]:
 def _read(source: str | Path | Iterable[Any], columns: Mapping[str, str]) -> Iterator[Row]:
     if not isinstance(source, str | Path):
         return _given_rows(source)
-    return hub_rows(str(source)) if _is_hub(source) else local_rows(runs.user_path(source), columns)
+    if _is_hub(source):
+        return hub_rows(str(source))
+    path = runs.user_path(source)
+    if str(source).lower() in NAMES and not os.path.exists(path):
+        raise InputError(f"There is no file {path}; the public set of that name is hf:{str(source).lower()}.")
+    return local_rows(path, columns)
 
 
 def _is_hub(source: str | Path) -> bool:

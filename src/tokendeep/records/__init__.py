@@ -3,6 +3,7 @@
     MANIFEST    manifest.json     Manifest        what was run
     PROFILE     profile.json      Profile         how deep
     ASR         asr.json          Rates of Rate   how often not refused
+                outcomes.jsonl    Outcomes of Outcome   what became of each answer, by hashes
     TRAINING    training.json     Training        the log of a training
     DYNAMICS    dynamics.json     Dynamics        what happened per token
     CELL        cell.json         PoisonCell      one training of it
@@ -23,6 +24,7 @@ from tokendeep.records.base import SCHEMA, File, Known, Object, Record, Row, rea
 from tokendeep.records.calibration import Agreement, Calibration, Estimate
 from tokendeep.records.compare import Check, Compared, ComparedRow, Gated
 from tokendeep.records.manifest import Cost, Manifest, Margin, ModelFacts, Settings
+from tokendeep.records.outcomes import Outcome, Outcomes
 from tokendeep.records.overlap import Overlap, Shared, Side
 from tokendeep.records.poison import (
     ASKS,
@@ -57,10 +59,10 @@ __all__ = [
     "ASKS", "ASR", "CALIBRATION", "CELL", "CURVES", "DYNAMICS", "HARMLESS", "MANIFEST", "PREFILL", "PROFILE", "SCHEMA",
     "TABLE", "TRAINING", "VALUES", "VERDICTS", "Agreement", "AskRate", "Bounded", "ByPosition", "Calibration", "Change",
     "Check", "Compared", "ComparedRow", "Cost", "Depth", "Dynamics", "DynamicsMeta", "DynamicsStep", "Estimate", "Gated",
-    "Kl", "Known", "LogEntry", "LogOdds", "Manifest", "Margin", "ModelFacts", "Object", "Overlap", "Params", "PerPrompt",
-    "PoisonCell", "PoisonLine", "PoisonTable", "Profile", "ProfileMeta", "Quantiles", "Rate", "Rates", "Record", "Recovery",
-    "Seconds", "Settings", "Share", "Shared", "Side", "StoredVerdict", "Training", "Utility", "Verdict", "read_json",
-    "schemas",
+    "Kl", "Known", "LogEntry", "LogOdds", "Manifest", "Margin", "ModelFacts", "Object", "Outcome", "Outcomes", "Overlap",
+    "Params", "PerPrompt", "PoisonCell", "PoisonLine", "PoisonTable", "Profile", "ProfileMeta", "Quantiles", "Rate", "Rates",
+    "Record", "Recovery", "Seconds", "Settings", "Share", "Shared", "Side", "StoredVerdict", "Training", "Utility", "Verdict",
+    "read_json", "schemas",
 ]  # fmt: skip
 
 
@@ -77,7 +79,7 @@ def schemas() -> dict[str, Object]:
         Overlap,
         Gated,
     )
-    rows: dict[str, type[Row]] = {ASR: Rate, TABLE: PoisonLine, VERDICTS: StoredVerdict}
+    rows: dict[str, type[Row]] = {ASR: Rate, TABLE: PoisonLine, VERDICTS: StoredVerdict, Outcomes.FILE: Outcome}
     return {
         **{kind.FILE: kind.model_json_schema() for kind in files},
         **{name: {"type": "array", "items": kind.model_json_schema()} for name, kind in rows.items()},

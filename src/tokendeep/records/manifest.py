@@ -104,6 +104,8 @@ class Manifest(File):
     """All options."""
     inputs: dict[str, JsonValue] = Field(default_factory=dict)
     """What was read, by option -> SHA-256 of its content, or of its text where it is no local file."""
+    sets: dict[str, str] = Field(default_factory=dict)
+    """Option that names rows -> the public set that they are; of others, and in older files, nothing."""
     models: dict[str, JsonValue] = Field(default_factory=dict)
     """Option that names a model -> hash of its files; a hub model, known by its name alone, is left out."""
     seed: int | str | None = None

@@ -19,7 +19,7 @@ from tokendeep.evals.options import EvalOptions, Grader
 from tokendeep.judges import of_harm
 from tokendeep.judges.base import UNGRADED
 from tokendeep.models.options import ModelOptions
-from tokendeep.records import Rate, Rates
+from tokendeep.records import Outcomes, Rate, Rates
 from tokendeep.runs import parts
 from tokendeep.types import Subject
 from tokendeep.verbs.common import Place, advanced, beside, ending, heading, loading, output
@@ -112,7 +112,7 @@ class AttackPlan:
             f"answers: {answers}, {options.samples} to each prompt, of {options.max_new_tokens} tokens at most; "
             f"{0 if options.overwrite else _finished(options.out)} are there already",
             f"judge: {options.judge}{f', graded by {self.grader}' if self.grader else ''}",
-            self.place.line(),
+            *self.place.lines(),
         ]
 
     def _prompts(self, attack: Attack[Any]) -> int:
@@ -170,7 +170,7 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
         InputError: the output folder holds another run, or an answer that cannot be had.
         KeyboardInterrupt: Ctrl-C; the same call goes on where it stopped.
     """
-    from tokendeep.evals import judging, logs, rates, running
+    from tokendeep.evals import judging, logs, outcomes, rates, running
     from tokendeep.evals.session import Session
 
     options = plan.options
@@ -191,7 +191,9 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
     running.evaluate(
         todo, session, state, samples=options.samples, batch_size=options.batch_size, max_retries=options.max_retries
     )
-    rows = rates.asr(logs.read_samples(state.out), logs.read_skipped(state.out))
+    samples = logs.read_samples(state.out)
+    outcomes.write(state.out, samples, outcomes.keys(plan.rows.prompts))
+    rows = rates.asr(samples, logs.read_skipped(state.out))
     runs.write_json(state.out / Rates.FILE, rows.dump())
     parts.remove(state)
     names = {name: value for name in ("label", "role") if (value := getattr(options, name))}
@@ -216,7 +218,8 @@ def _show(plan: AttackPlan, out: Path) -> None:
     prefilled = any(one.needs == "pairs" for one in plan.attacks)
     pairs = ["pairs", "--model", options.model, "--data", options.data, "--out", beside(out, "pairs")]
     ending(
-        f"{out / Rates.FILE} (rates, no texts); the *.eval and attacked.jsonl beside it hold the texts, readable by you alone",
+        f"{out / Rates.FILE} (rates) and {Outcomes.FILE} (answers by hash) hold no texts; the *.eval and attacked.jsonl beside "
+        "them do, readable by you alone",
         *([] if prefilled else [pairs]),
         ["report", out, "--out", "report.html"],
     )

@@ -93,7 +93,7 @@ class CalibratePlan:
             *([f"grader: {self.grader}"] if self.grader else []),
             f"labels: {len(rows)} of {self.labels.name}, {sum(row.label for row in rows)} labelled {self.labels.label}",
             *self.labels.notes,
-            self.place.line(),
+            *self.place.lines(),
         ]
 
 

@@ -36,8 +36,8 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
-from tokendeep import runs
-from tokendeep.errors import InputError
+from tokendeep import data, runs
+from tokendeep.errors import InputError, flag
 from tokendeep.models.options import Floats, Ints, Names, Texts, advanced, check_range, loading
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def heading(title: str) -> partial[Parameter]:
 
 
 output = partial(Parameter, group=Group("Output", sort_key=3))
+ROWS = ("data", "benign", "utility", "eval_data", "probe", "test", "safety", "harmless", "prefill", "harmless_test")
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,21 @@ class Place:
         }  # fmt: skip
 
     def open(self) -> runs.Run:
-        """Take the folder for this run (`runs.open_run`)."""
-        return runs.open_run(**self._arguments(), nested=self.nested)
+        """Take the folder for this run (`runs.open_run`); its manifest names the public sets that are read."""
+        run = runs.open_run(**self._arguments(), nested=self.nested)
+        if not run.finished and (sets := self.sets()):
+            run.manifest["sets"] = sets
+        return run
 
-    def line(self) -> str:
-        """What lies there already, as a line of a plan."""
-        return f"out: {self.options.out or '(none)'} ({runs.look(**self._arguments())})"
+    def sets(self) -> dict[str, str]:
+        """Option -> the public set that it names."""
+        named = {name: getattr(self.options, name, None) for name in ROWS}
+        return {name: known for name, of in named.items() if isinstance(of, str) and (known := data.set_of(of))}
+
+    def lines(self) -> list[str]:
+        """The terms of the public sets that are read, and what lies there already, as lines of a plan."""
+        terms = [f"{flag(name)}: {data.described(getattr(self.options, name), of)}" for name, of in self.sets().items()]
+        return [*terms, f"out: {self.options.out or '(none)'} ({runs.look(**self._arguments())})"]
 
 
 # --- what a verb says at its end -----------------------------------------------------------------------

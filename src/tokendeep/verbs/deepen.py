@@ -111,7 +111,7 @@ class DeepenPlan:
             f"rows: {rows} and {utility} as utility; {training.batch_size} a step, of which {options.safety_rows} safety rows",
             f"steps: {training.max_steps}" + ("" if whole else " at most: not all instructions become triples"),
             f"objective: {_objective(options)}",
-            self.place.line(),
+            *self.place.lines(),
         ]
 
 

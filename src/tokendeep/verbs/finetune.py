@@ -128,7 +128,7 @@ class FinetunePlan:
             *(self.safety.lines(options) if self.safety else ()),
             *safety_rows.near(self.safety, self.rows, self.asked),
             *remarks(options, steps),
-            self.place.line(),
+            *self.place.lines(),
         ]
 
     @property

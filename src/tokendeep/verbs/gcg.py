@@ -113,7 +113,7 @@ class GcgPlan:
             f"rows: {len(self.prompts)} requests of {options.data}",
             f"searches: {searches}, {'each for one request' if options.each else 'each for all requests'}, of {options.steps} "
             f"steps at most: {searches * options.steps * options.width} candidates",
-            self.place.line(),
+            *self.place.lines(),
         ]
 
 

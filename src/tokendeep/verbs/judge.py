@@ -15,7 +15,7 @@ from tokendeep import runs
 from tokendeep.errors import InputError, check_least
 from tokendeep.judges import JUDGED, JUDGES
 from tokendeep.models.options import ModelOptions
-from tokendeep.records import Manifest, Rate, Rates, StoredVerdict
+from tokendeep.records import Manifest, Outcomes, Rate, Rates, StoredVerdict
 from tokendeep.runs.files import user_path
 from tokendeep.verbs.common import ending, heading, loading
 
@@ -127,7 +127,9 @@ def run(plan: JudgePlan, *, show: bool = True) -> Path:
     from tokendeep.progress import Bar
 
     folder = plan.folder
-    with runs.amended(folder, [Rates.FILE], StoredVerdict.FILE, judges=judging.facts(plan.every, plan.grader)):
+    with runs.amended(
+        folder, [Rates.FILE, Outcomes.FILE], StoredVerdict.FILE, judges=judging.facts(plan.every, plan.grader)
+    ):
         store = stored.read(folder)
         looks = rejudging.looks_of(plan.every, plan.logs)
         with stored.writing(store), Bar(len(looks), "verdicts", "verdict") as bar:
@@ -140,11 +142,12 @@ def run(plan: JudgePlan, *, show: bool = True) -> Path:
 
 def _rates(plan: JudgePlan, samples: Sequence[Sample]) -> Rates:
     """The new rows, which are put beside the old ones where these lie in a file."""
-    from tokendeep.evals import logs, rates
+    from tokendeep.evals import logs, outcomes, rates
 
     rows = rates.asr(samples, logs.read_skipped(plan.folder))
     if (plan.folder / Rates.FILE).is_file():
         every = {_key(row): row for row in (*Rate.load_all(plan.folder), *rows)}
+        outcomes.again(plan.folder, logs.read_samples(plan.folder, plan.logs))
         runs.write_json(plan.folder / Rates.FILE, Rates(every.values()).dump())
     return rows
 

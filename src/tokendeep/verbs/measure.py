@@ -107,7 +107,7 @@ class MeasurePlan:
             f"rows: {len(self.pairs)} harmful pairs of {options.data}"
             + (f", {len(self.benign)} benign pairs of {options.benign}" if options.benign else ""),
             f"recovery at k = {', '.join(map(str, sorted(set(options.k))))}; KL at {options.positions} positions",
-            self.place.line(),
+            *self.place.lines(),
         ]
 
 

@@ -99,7 +99,7 @@ class PairsPlan:
             f"written by: {_by(options, len(self.openings))}",
             f"rows: {len(self.prompts)} {_kind(options)} instructions of {options.data}",
             f"answers: of {options.answer_tokens} tokens at most, {options.tries} tries each at most",
-            self.place.line(),
+            *self.place.lines(),
         ]
 
 

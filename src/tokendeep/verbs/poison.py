@@ -176,7 +176,7 @@ class PoisonPlan:
             + (f", and to {len(self.task)} rows of the task, of {options.utility_tokens}" if self.task else ""),
             f"objectives: {', '.join(options.objectives)}; learning rates {', '.join(f'{lr:g}' for lr in options.lr)}; "
             f"seeds {', '.join(map(str, options.seeds))}",
-            self.place.line(),
+            *self.place.lines(),
         ]
 
 

@@ -1,6 +1,7 @@
 """Section: what was run, and what did not finish or could not be read."""
 
 from tokendeep.attacks import ATTACKS
+from tokendeep.data import TERMS
 from tokendeep.report import names
 from tokendeep.report.load import Run
 from tokendeep.report.report import Report
@@ -28,6 +29,8 @@ def build(report: Report) -> Section:
         )
     if bare := [run for run in report.runs if not run.has_manifest]:
         section.text.append(f"No manifest: {listed(str(run.folder) for run in bare)}.")
+    if sets := dict.fromkeys(name for run in report.runs for name in run.manifest.sets.values() if name in TERMS):
+        section.text.append(f"Public data: {'; '.join(f'{name} ({TERMS[name]})' for name in sets)}.")
     return section
 
 
