@@ -643,7 +643,7 @@ def test_bad_models(command, case, fill, tiny_folder, tmp_path, capfd):
         (["measure", "--k", "-1"], ["--k is [-1]", "none below 0"]),
         (["attack", "--k", "0,-1"], ["-1"]),
         (["measure", "--batch-size", "0"], ["batch-size is 0", "at least 1"]),
-        (["attack", "--batch-size", "0"], ["batch_size = 0"]),
+        (["attack", "--batch-size", "-1"], ["batch-size is -1", "at least 0"]),
         (["measure", "--limit", "0"], ["limit", "1 or more"]),
         (["attack", "--limit", "-1"], ["limit = -1"]),
         (["attack", "--attack", "prefil"], ["prefil", "prefill"]),

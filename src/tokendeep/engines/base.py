@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from tokendeep.errors import InputError
 from tokendeep.types import Decoding
 
+MOST_ROWS = 256  # decoded together where the engine counts them itself
+
 
 class TooLong(InputError):
     """A prompt and the answer that is asked for do not fit the model's context."""

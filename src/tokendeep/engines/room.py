@@ -6,8 +6,9 @@ from typing import Any
 import psutil
 import torch
 
+from tokendeep.engines.base import MOST_ROWS
+
 MOST = {"cpu": 96}  # more rows make the model no faster there
-MOST_ELSEWHERE = 256
 SHARE = 0.3  # of the memory that is free: keys and values are copied once where their columns grow
 CGROUP = Path("/sys/fs/cgroup")  # where Linux says what a container may take
 
@@ -16,7 +17,7 @@ def rows(lm: Any, longest: int) -> int:
     """How many rows of up to `longest` tokens to decode together, at least 1."""
     device = lm.get_input_embeddings().weight.device
     fit = int(SHARE * free(device) / (token_bytes(lm) * longest))
-    return max(1, min(fit, MOST.get(device.type, MOST_ELSEWHERE)))
+    return max(1, min(fit, MOST.get(device.type, MOST_ROWS)))
 
 
 def token_bytes(lm: Any) -> int:

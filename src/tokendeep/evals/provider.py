@@ -87,7 +87,7 @@ class TokendeepAPI(ModelAPI):
     Args:
         model_name: what `models.load` takes.
         subject: a loaded model to use instead (see `live_model`).
-        batch_size: rows decoded together.
+        batch_size: rows decoded together; 0 is what the memory holds.
         adapter_base: the base of an adapter, where it cannot be found by itself.
         options: fields of `config.ModelOptions`, for example `-M dtype=bfloat16`.
 
@@ -104,7 +104,7 @@ class TokendeepAPI(ModelAPI):
         config: GenerateConfig = GenerateConfig(),  # noqa: B008  (Inspect's own default)
         *,
         subject: Subject | None = None,
-        batch_size: int = 16,
+        batch_size: int = 0,
         adapter_base: str | None = None,
         **options: Any,
     ) -> None:
@@ -257,7 +257,7 @@ def provider() -> type[ModelAPI]:
     return TokendeepAPI
 
 
-def live_model(subject: Subject, *, batch_size: int = 16) -> Model:
+def live_model(subject: Subject, *, batch_size: int = 0) -> Model:
     """An Inspect model around one that is already in memory. It is never memoised, and its log names it only."""
     model = get_model(f"{NAME}/{subject.name}", memoize=False, subject=subject, batch_size=batch_size)
     for name in ("subject", "batch_size"):

@@ -20,6 +20,7 @@ from platformdirs import user_data_path
 
 from tokendeep import chat, models, runs
 from tokendeep.attacks.base import Attack
+from tokendeep.engines.base import MOST_ROWS
 from tokendeep.errors import InputError, explain, guarded
 from tokendeep.evals import grading, logs, served
 from tokendeep.evals.judging import Judging
@@ -164,7 +165,7 @@ def evaluate(
             outside_loops(partial(_meet, todo, session, max_retries), session)
         link = place / "logs"  # Inspect reads paths as addresses: #, % and ? in the user's must not reach it
         link.symlink_to(inner.resolve(), target_is_directory=True)
-        with Bar(total, "answers", "answer", initial=done, settle=min(batch_size, total - done)) as bar:
+        with Bar(total, "answers", "answer", initial=done, settle=min(batch_size or MOST_ROWS, total - done)) as bar:
             session.judges = {(task.metadata or {})["attack"]: len(task.scorer or ()) for task in todo}
             session.on_judged = lambda: bar.update() and None
             if ours:
@@ -231,7 +232,7 @@ def _eval_set(
         model=session.model,
         model_roles={grading.ROLE: session.grader} if session.grader else None,
         max_tasks=len(todo),
-        max_samples=QUEUED * batch_size if ours else None,
+        max_samples=QUEUED * (batch_size or MOST_ROWS) if ours else None,
         max_connections=ours.max_connections() if ours else None,
         log_realtime=False,  # its database would keep the texts outside the run's folder
         log_buffer=max(1, largest // FLUSHES),

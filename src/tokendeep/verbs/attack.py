@@ -50,8 +50,12 @@ class AttackOptions(ModelOptions, EvalOptions, *(ATTACKS[name].options for name 
     base: models.AdapterBase = None
     grader: Grader = None
     batch_size: Annotated[
-        int, loading(help="Rows decoded together; lower it where the memory is short, the answers stay the same.")
-    ] = 16
+        int,
+        loading(
+            help="Rows decoded together; 0 is as many as the memory holds, 96 at most on a CPU and 256 elsewhere. The answers "
+            "stay the same."
+        ),
+    ] = 0
     tokenizer: Annotated[
         str | None,
         advanced(
@@ -272,9 +276,7 @@ def _check(options: AttackOptions) -> list[Attack[Any]]:
         if name not in ATTACKS:
             raise InputError(unknown("attack", name, ATTACKS))
     tasks.check_shared(options)
-    if options.batch_size < 1:
-        raise InputError(f"batch_size = {options.batch_size} is below 1.")
-    check_least(options, {"max_retries": 0})
+    check_least(options, {"batch_size": 0, "max_retries": 0})
     for name, attack in ATTACKS.items():
         if name in names or _settings(attack, options) != attack.options():  # what is not asked for must be right too
             attack.check(options)

@@ -67,7 +67,9 @@ class CalibrateOptions(ModelOptions):
             "inspect/PROVIDER/NAME for any other that Inspect knows."
         ),
     ] = None
-    batch_size: Annotated[int, loading(help="Answers that a local grader reads together.")] = 16
+    batch_size: Annotated[
+        int, loading(help="Answers that a local grader reads together; 0 is what the memory holds.")
+    ] = 0
     out: Annotated[str, output(help="Folder for calibration.json, which holds no text, and manifest.json.")]
     overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
 
@@ -113,7 +115,7 @@ def plan(options: CalibrateOptions, subject: Subject | None = None) -> Calibrate
         InputError: a file that cannot be read, a label that is not 0 or 1, an unknown judge or column.
     """
     check_known(options, {"means": MEANS})
-    check_least(options, {"batch_size": 1})
+    check_least(options, {"batch_size": 0})
     means: Meaning | None = None if options.means == "set" else options.means
     if "," in options.judge and not options.judge.startswith("column:"):
         raise InputError(

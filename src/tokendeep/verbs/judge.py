@@ -59,7 +59,9 @@ class JudgeOptions:
     device: Annotated[str, loading(help="cpu, cuda, cuda:0 ..., where it is loaded.")] = field(
         default="auto", kw_only=True
     )
-    batch_size: Annotated[int, loading(help="Answers that it reads together.")] = field(default=16, kw_only=True)
+    batch_size: Annotated[int, loading(help="Answers that it reads together; 0 is what the memory holds.")] = field(
+        default=0, kw_only=True
+    )
 
 
 SEES = {
@@ -111,7 +113,7 @@ def plan(options: JudgeOptions, subject: Subject | None = None) -> JudgePlan:
         raise InputError(f"{folder} is no run, but holds some ({', '.join(below[:9])}); name one of these folders.")
     if (folder / Manifest.FILE).is_file() and Manifest.load(folder).status != "finished":
         raise InputError(f"The run in {folder} has not finished; run its command again first.")
-    check_least(options, {"batch_size": 1})
+    check_least(options, {"batch_size": 0})
     loaded = ModelOptions(chat_template=options.chat_template, dtype=options.dtype, device=options.device)
     grader = running.open_grader(options.grader, every, loaded, options.batch_size, subject)
     return JudgePlan(options, folder, every, logs.of(folder), grader)
