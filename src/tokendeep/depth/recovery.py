@@ -3,17 +3,21 @@
 Log-odds in nats, NaN where an answer is too short for a k. Needs no base model, no generation and no judge.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokendeep.errors import InputError
+from tokendeep.progress import Bar
 from tokendeep.runs.parts import Parts
 from tokendeep.types import Encoded, Subject
 
 Array = NDArray[np.float64]
+Job = tuple[list[int], list[tuple[int, tuple[int, ...]]]]  # a row of ids, and the continuations that leave it somewhere
+Score = Callable[[Iterable[Job]], Iterator[Sequence[float]]]  # their log-probabilities in nats, job by job
 
 
 @dataclass
@@ -36,7 +40,7 @@ def share_recovered(log_odds: Array) -> Array:
 
 
 def recovery_log_odds(
-    subject: Subject,
+    model: Subject | Score,
     rows: Sequence[Encoded],
     openings: Sequence[tuple[int, ...]],
     ks: Sequence[int],
@@ -47,35 +51,43 @@ def recovery_log_odds(
     tokens, minus the log-probability of the answer's own next tokens (as many as an opening has).
 
     Args:
+        model: the model in memory, or what scores continuations by a model elsewhere.
         lengths: answer tokens of each row without its end-of-turn; k + m beyond it gives NaN.
         kept: rows that an earlier call finished, and where to keep those of this one.
+
+    Raises:
+        InputError: a score is NaN or infinite.
     """
-    import torch
+    m, values, done = len(openings[0]), np.full((len(rows), len(ks)), np.nan), kept.done if kept is not None else {}
+    usable = {i: [j for j, k in enumerate(ks) if k + m <= length] for i, length in enumerate(lengths)}
+    for index in done:
+        values[index] = done[index]
+    missing = [index for index in range(len(rows)) if index not in done and usable[index]]
 
-    from tokendeep.compute import scoring, trees
-    from tokendeep.progress import Bar
+    def job(index: int) -> Job:
+        row, places = rows[index], [rows[index].start + ks[j] for j in usable[index]]
+        branches = [(at, tokens) for at in places for tokens in (tuple(row.input_ids[at : at + m]), *openings)]
+        return row.input_ids[: max(places)], branches
 
-    m = len(openings[0])
-    values = np.full((len(rows), len(ks)), np.nan)
-    for index, row in enumerate(Bar.over(rows, "refusal recovery", "row", disable=len(rows) < 8)):
-        if kept is not None and index in kept.done:
-            values[index] = kept.done[index]
-            continue
-        start = row.start
-        usable = [j for j, k in enumerate(ks) if k + m <= lengths[index]]
-        branches = []
-        for j in usable:
-            at = start + ks[j]
-            branches += [(at, tuple(row.input_ids[at : at + m])), *((at, opening) for opening in openings)]
-        if not branches:
-            continue
-        end = start + max(ks[j] for j in usable)
-        logps = trees.branch_logps(subject, row.input_ids[:end], branches).double().view(len(usable), -1)
-        scoring.check_finite(logps, f"at row {index + 1}")
-        values[index, usable] = (torch.logsumexp(logps[:, 1:], -1) - logps[:, 0]).numpy()
+    score = _in_memory(model) if isinstance(model, Subject) else model
+    scores = score(map(job, Bar.over(missing, "refusal recovery", "row", disable=len(missing) < 8)))
+    for index, given in zip(missing, scores, strict=True):
+        logps = np.asarray(given, dtype=np.float64).reshape(len(usable[index]), -1)
+        if not np.isfinite(logps).all():
+            raise InputError(
+                f"The model gave NaN or infinite values at row {index + 1}; load it in float32 (--dtype float32) or check "
+                "its weights."
+            )
+        values[index, usable[index]] = np.logaddexp.reduce(logps[:, 1:], axis=1) - logps[:, 0]
         if kept is not None:
             kept.add({index: values[index].tolist()})
     return values
+
+
+def _in_memory(subject: Subject) -> Score:
+    from tokendeep.compute import trees
+
+    return lambda jobs: (trees.branch_logps(subject, ids, branches).tolist() for ids, branches in jobs)
 
 
 def recovery_depth(ks: Sequence[int], log_odds: Array) -> float:
