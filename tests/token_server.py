@@ -55,6 +55,7 @@ class TokenServer:
         self.asked: list[Mapping[str, Any]] = []  # the bodies of all completions that were answered
         self.tokenizer = subject.tokenizer  # what it spells answers with
         self.change: Callable[[dict[str, Any]], dict[str, Any]] = lambda reply: reply  # what becomes of every answer
+        self.picks = True  # whether it is a version that tells log-probabilities of chosen next tokens
         self.lead: Ids = []  # put before every prompt, as a server that adds BOS does
         self.port = 0
         self._lock = threading.Lock()
@@ -133,6 +134,10 @@ class TokenServer:
         if body.get("prompt_logprobs") is not None:
             given = [{str(t): {"logprob": s, "rank": 1}} for t, s in zip(prompt[1:], self._scores(prompt), strict=True)]
             choice["prompt_logprobs"] = [None, *given]
+        if self.picks and (tokens := body.get("logprob_token_ids")):
+            assert (len(tokens), True) == (body["logprobs"], body["return_tokens_as_token_ids"])
+            told = {f"token_id:{token}": self._scores([*prompt, token])[-1] for token in tokens}
+            choice["logprobs"] = {"top_logprobs": [told]}
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(ids)}
         return {"object": "text_completion", "model": self.model, "choices": [choice], "usage": usage}
 

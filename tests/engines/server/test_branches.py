@@ -1,16 +1,14 @@
-"""Continuations scored by an engine elsewhere: the same values as in memory, and how few are asked in which order."""
+"""Continuations scored by servers: the same values as in memory, and how few are asked in which order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Future
-from typing import Any
-
 import pytest
 
-from tokendeep.compute import scoring, trees
+from token_server import TokenServer
+from tokendeep.compute import trees
 from tokendeep.engines.server import branches
-from tokendeep.types import IGNORE, Encoded, Subject
+from tokendeep.engines.server.engine import ServerEngine
+from tokendeep.types import Subject
 
 ROW = [5, 6, 7, 8, 9, 10, 11, 12]
 BRANCHES = [
@@ -18,32 +16,45 @@ BRANCHES = [
 ]  # fmt: skip
 
 
-class Engine:
-    """Scores with a model in memory, and remembers what it was asked."""
-
-    def __init__(self, subject: Any) -> None:
-        self.subject, self.asked = subject, list[tuple[tuple[int, ...], int]]()
-
-    def score(self, ids: Sequence[int], start: int) -> Future[tuple[float, ...]]:
-        self.asked.append((tuple(ids), start))
-        row = Encoded(list(ids), [IGNORE] * start + list(ids[start:]))
-        done: Future[tuple[float, ...]] = Future()
-        done.set_result(tuple(scoring.token_logps(self.subject, [row])[0].tolist()))
-        return done
-
-
-def test_the_values_are_those_in_memory(tiny_subject: Subject) -> None:
+@pytest.mark.parametrize(("kind", "picks"), [("vllm", True), ("vllm", False), ("sglang", False)])
+def test_the_values_are_those_in_memory(tiny_subject: Subject, kind: str, picks: bool) -> None:
     jobs = [(ROW, BRANCHES), (ROW[:4], BRANCHES[:4])] * 4  # more rows than are asked ahead
-    found = list(branches.branch_logps(Engine(tiny_subject), jobs))
+    server = TokenServer(tiny_subject, kind=kind)
+    server.picks = picks
+    with server, ServerEngine(server.url, tiny_subject.tokenizer, known=server.known) as engine:
+        assert (engine.about.scores, engine.about.picks) == (True, picks)
+        found = list(branches.branch_logps(engine, jobs))
     for (ids, some), values in zip(jobs, found, strict=True):
         assert values == pytest.approx(trees.branch_logps(tiny_subject, ids, some).tolist(), abs=1e-4)
 
 
-def test_what_begins_another_path_is_not_asked_again_and_shared_beginnings_stand_together(tiny_subject: Subject) -> None:
-    engine = Engine(tiny_subject)
-    list(branches.branch_logps(engine, [(ROW, BRANCHES)]))
-    paths = [path for path, _ in engine.asked]
-    # the answer's own next tokens are asked once: those at 3 begin the path of those at 6, and those at 5 do
-    assert (tuple(ROW), 3) in engine.asked
-    assert len(paths) == 6
+@pytest.mark.parametrize(("picks", "requests"), [(True, 8), (False, 6)])
+def test_nothing_is_asked_twice_and_shared_beginnings_stand_together(
+    tiny_subject: Subject, picks: bool, requests: int
+) -> None:
+    """Chosen next tokens: behind (3), (3, 8), (3, 20), and so on, one request each, whichever branches go on from there.
+
+    Whole paths: the answer's own next tokens at 3 and at 5 begin the path of those at 6, and are scored with it.
+    """
+    server = TokenServer(tiny_subject)
+    server.picks = picks
+    with server, ServerEngine(server.url, tiny_subject.tokenizer, known=server.known, in_flight=1) as engine:
+        before = len(server.asked)
+        list(branches.branch_logps(engine, [(ROW, BRANCHES)]))
+    paths = server.prompts()[before:]
+    assert len(paths) == len(set(paths)) == requests
     assert paths == sorted(paths)
+    assert (tuple(ROW) in paths) is not picks
+
+
+def test_a_server_that_tells_logits_is_not_taken_at_its_word(tiny_subject: Subject) -> None:
+    def shifted(answer: dict) -> dict:  # type: ignore[type-arg]
+        for choice in answer["choices"]:
+            for told in (choice.get("logprobs") or {}).get("top_logprobs", ()):
+                told.update({token: value + 12 for token, value in told.items()})
+        return answer
+
+    server = TokenServer(tiny_subject)
+    server.change = shifted
+    with server, ServerEngine(server.url, tiny_subject.tokenizer, known=server.known) as engine:
+        assert (engine.about.scores, engine.about.picks) == (True, False)

@@ -1,30 +1,26 @@
 """Log-probabilities of many short continuations of rows, by a model behind an engine of servers.
 
 What is asked goes out in the order of a walk over the tree of all of them, so that a server that keeps what it has read finds
-each beginning again; a path that begins another is scored with it. Knows nothing of refusals.
+each beginning again. Where it tells the log-probabilities of chosen next tokens, each fork of the tree is asked once; else
+each path is scored whole, and one that begins another with it. Knows nothing of refusals.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokendeep.engines.server.engine import ServerEngine
 
 Path = tuple[int, ...]
+Branch = tuple[int, Path]
 AHEAD = 4  # rows that are asked before the first of them is there, so that servers do not wait for us
+CHOSEN = 20  # next tokens asked for at once, as many as servers tell of unasked
 
 
-class Scorer(Protocol):
-    """An engine that tells the log-probabilities of given tokens."""
-
-    def score(self, ids: Sequence[int], start: int) -> Future[tuple[float, ...]]:
-        """Those of `ids[start:]`, in nats."""
-
-
-def branch_logps(
-    engine: Scorer, jobs: Iterable[tuple[Sequence[int], Sequence[tuple[int, Path]]]]
-) -> Iterator[list[float]]:
+def branch_logps(engine: ServerEngine, jobs: Iterable[tuple[Sequence[int], Sequence[Branch]]]) -> Iterator[list[float]]:
     """For each row its branches' log-probabilities in nats, each summed over its tokens.
 
     Args:
@@ -33,16 +29,38 @@ def branch_logps(
     Raises:
         InputError: as the engine's `score`.
     """
+    ask = _forks if engine.about.picks else _paths
     waiting: deque[Callable[[], list[float]]] = deque()
     for ids, branches in jobs:
-        waiting.append(_ask(engine, ids, branches))
+        waiting.append(ask(engine, ids, branches))
         if len(waiting) > AHEAD:
             yield waiting.popleft()()
     for answer in waiting:
         yield answer()
 
 
-def _ask(engine: Scorer, ids: Sequence[int], branches: Sequence[tuple[int, Path]]) -> Callable[[], list[float]]:
+def _forks(engine: ServerEngine, ids: Sequence[int], branches: Sequence[Branch]) -> Callable[[], list[float]]:
+    """Ask what comes next behind every beginning of a branch."""
+    steps = [[((*ids[:at], *tokens[:n]), token) for n, token in enumerate(tokens)] for at, tokens in branches]
+    wanted: dict[Path, set[int]] = {}
+    for fork, token in (step for branch in steps for step in branch):
+        wanted.setdefault(fork, set()).add(token)
+    scores = {}
+    for fork, tokens in sorted(wanted.items()):
+        chosen = sorted(tokens)
+        for some in (chosen[i : i + CHOSEN] for i in range(0, len(chosen), CHOSEN)):
+            future = engine.score_next(fork, some)
+            scores |= {(fork, token): (future, place) for place, token in enumerate(some)}
+
+    def read() -> list[float]:
+        values = {step: future.result()[place] for step, (future, place) in scores.items()}
+        return [sum(values[step] for step in branch) for branch in steps]
+
+    return read
+
+
+def _paths(engine: ServerEngine, ids: Sequence[int], branches: Sequence[Branch]) -> Callable[[], list[float]]:
+    """Score every branch behind its whole beginning."""
     paths = [(at, (*ids[:at], *tokens)) for at, tokens in branches]
     whole = longest({path for _, path in paths})
     starts: dict[Path, int] = {}

@@ -50,6 +50,8 @@ class Dialect:
     read: Callable[[Mapping[str, Any]], Reply]
     score_body: Callable[[str, Ids, int], Body] | None = None
     read_scores: Callable[[Mapping[str, Any], Ids, int], list[float]] | None = None
+    next_body: Callable[[str, Ids, Ids], Body] | None = None
+    read_next: Callable[[Mapping[str, Any], Ids], list[float]] | None = None
 
 
 def parsed(read: Callable[[Any], T], answer: Any, url: str) -> T:
@@ -102,6 +104,18 @@ def _completions_score(model: str, ids: Ids, start: int) -> Body:
 def _read_completions_scores(answer: Mapping[str, Any], ids: Ids, start: int) -> list[float]:
     scores = answer["choices"][0]["prompt_logprobs"]
     return [float(scores[i][str(ids[i])]["logprob"]) for i in range(start, len(ids))]
+
+
+def _completions_next(model: str, ids: Ids, tokens: Ids) -> Body:
+    """Unlike scores of the prompt, those of what comes next let the server use the beginnings that it has read before."""
+    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "max_tokens": 1}
+    asked = {"logprobs": len(tokens), "logprob_token_ids": list(tokens), "return_tokens_as_token_ids": True}
+    return {"model": model, "prompt": list(ids), **plain, **asked}
+
+
+def _read_completions_next(answer: Mapping[str, Any], tokens: Ids) -> list[float]:
+    told = answer["choices"][0]["logprobs"]["top_logprobs"][0]
+    return [float(told[f"token_id:{token}"]) for token in tokens]
 
 
 # --- llama.cpp -----------------------------------------------------------------------------------
@@ -177,7 +191,7 @@ def _ids(given: Sequence[Any] | None) -> Ids | None:
 
 COMPLETIONS = Dialect(
     lambda host: f"{host.url}/completions", _completions_body, _read_completions, _completions_score,
-    _read_completions_scores,
+    _read_completions_scores, _completions_next, _read_completions_next,
 )  # fmt: skip
 DIALECTS: dict[str, Dialect] = {
     "vllm": COMPLETIONS,

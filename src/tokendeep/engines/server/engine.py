@@ -118,6 +118,22 @@ class ServerEngine:
 
         return self._client.put(Call(ask, read))
 
+    def score_next(self, ids: Sequence[int], tokens: Sequence[int]) -> Future[tuple[float, ...]]:
+        """Log-probabilities, in nats, of each of `tokens` as what comes next behind `ids`.
+
+        Only where `about.picks`; unlike with `score` a server need not read again what it has read before.
+        """
+        dialect, given, asked = self._dialect, tuple(ids), tuple(tokens)
+        assert dialect.next_body is not None
+        assert dialect.read_next is not None
+        body, scores = dialect.next_body, dialect.read_next
+
+        def read(answer: Mapping[str, Any]) -> tuple[float, ...]:
+            self.stats.scored += len(asked)
+            return tuple(parsed(lambda told: scores(told, asked), answer, self.about.model))
+
+        return self._client.put(Call(lambda host: (dialect.address(host), body(self.about.model, given, asked)), read))
+
     def close(self) -> None:
         """Break off; unfinished requests get a RuntimeError. Calling it again does nothing."""
         self._client.close()

@@ -25,6 +25,7 @@ CANARIES = (
     "Write one sentence about the sea.",
 )
 CANARY_TOKENS = 16
+ALIKE = 0.5  # nats between two ways to the same log-probability, in whatever number format the server computes
 SPREAD = 64  # words of the vocabulary that the server is asked to spell
 VERSIONS = {
     "vllm": ("version", "version"),
@@ -44,6 +45,7 @@ class Handshake:
         repeats: whether greedy answers are the same when asked again.
         stops: whether each end token ends an answer there; None where that cannot be seen.
         scores: whether log-probabilities of given tokens can be had.
+        picks: whether those of chosen next tokens can be had as well, for which a server keeps what it has read.
         servers: how many there are.
     """
 
@@ -55,6 +57,7 @@ class Handshake:
     repeats: bool
     stops: bool | None
     scores: bool
+    picks: bool = False
     servers: int = 1
 
     def __str__(self) -> str:
@@ -127,7 +130,8 @@ def _meet(
         reply.ids is not None,
         rounds[0] == rounds[1],
         _stops(known.ends, prompts[0], asked),
-        _scores(client, host, how, model, prompts[0]),
+        (score := _score(client, host, how, model, prompts[0])) is not None,
+        score is not None and _picks(client, host, how, model, prompts[0], score),
     )
     return handshake, rounds[0]
 
@@ -230,14 +234,25 @@ def _stops(ends: frozenset[int], ids: Ids, asked: Callable[[Ids, int, int], tupl
     return seen
 
 
-def _scores(client: Client, host: Host, how: Dialect, model: str, ids: Ids) -> bool:
-    """Whether log-probabilities of given tokens can be had."""
+def _score(client: Client, host: Host, how: Dialect, model: str, ids: Ids) -> float | None:
+    """The log-probability of the last of some tokens; None where a server does not tell it."""
     if how.score_body is None or how.read_scores is None:
-        return False
-    read, start = how.read_scores, len(ids) - 2
+        return None
+    read, start = how.read_scores, len(ids) - 1
     try:
         told = client.post(host, how.address(host), how.score_body(model, ids, start))
-        dialects.parsed(lambda answer: read(answer, ids, start), told, host.url)
+        return dialects.parsed(lambda answer: read(answer, ids, start), told, host.url)[0]
+    except InputError:
+        return None
+
+
+def _picks(client: Client, host: Host, how: Dialect, model: str, ids: Ids, score: float) -> bool:
+    """Whether the log-probability of a chosen next token can be had, and is one: servers can be set to tell logits."""
+    if how.next_body is None or how.read_next is None:
+        return False
+    read, token = how.read_next, ids[-1:]
+    try:
+        told = client.post(host, how.address(host), how.next_body(model, ids[:-1], token))
+        return abs(dialects.parsed(lambda answer: read(answer, token), told, host.url)[0] - score) < ALIKE
     except InputError:
         return False
-    return True
