@@ -46,6 +46,13 @@ def check_least(config: object, least: Mapping[str, float]) -> None:
             raise InputError(f"{flag(name)} is {getattr(config, name)}, but must be at least {bound}.")
 
 
+def check_most(config: object, most: Mapping[str, float]) -> None:
+    """Raises InputError for the first setting that is above its largest value."""
+    for name, bound in most.items():
+        if getattr(config, name) > bound:
+            raise InputError(f"{flag(name)} is {getattr(config, name)}, but must be at most {bound}.")
+
+
 def check_known(config: object, known: Mapping[str, Sequence[str]]) -> None:
     """Raises InputError for the first setting that is none of those it can be."""
     for name, values in known.items():

@@ -196,7 +196,7 @@ def test_an_anchor_needs_something_to_hold(tmp_path: Path, tiny_folder: Path, mo
         run(config(tmp_path, tiny_folder, objective="safety-anchor"))
     monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL))
     few = write_requests(tmp_path / "few.jsonl", "Say the bad word", 3)
-    with pytest.raises(InputError, match="--safety-per-step is 4, but .* make 3 rows to hold"):
+    with pytest.raises(InputError, match="takes 4 harmful rows .* but there are 3; .*--safety-per-step"):
         run(config(tmp_path, tiny_folder, safety=few, out=str(tmp_path / "few")))
     empty = tmp_path / "empty.jsonl"
     empty.write_text(json.dumps({"text": ""}))
@@ -508,3 +508,15 @@ def test_rows_and_a_model_in_memory(tmp_path: Path, tiny_subject: Subject) -> No
     out = finetune.run(finetune.plan(options, tiny_subject, rows=rows))
     assert len(training(out)) == 4
     assert not torch.equal(before, tiny_subject.model.model.embed_tokens.weight)
+
+
+def test_a_share_above_one_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match="--max-skipped is 1.5, but must be at most 1"):
+        finetune.plan(config(tmp_path, tiny_folder, max_skipped=1.5))
+
+
+def test_an_anchor_without_weight_is_said_to_hold_nothing(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config(tmp_path, tiny_folder, objective="safety-anchor", safety_weight=0))
+    assert "--safety-weight is 0, with which no refusal is held" in capsys.readouterr().out

@@ -259,3 +259,26 @@ def test_columns_are_named_of_the_benign_rows_too(tmp_path, tiny_folder):
     settings = options(tmp_path, tiny_folder, data=str(tmp_path / "asked.jsonl"), benign=str(tmp_path / "benign.jsonl"))
     plan = measure.plan(replace(settings, columns=["instruction=ask", "response=say"]))
     assert [pair.response for pair in (*plan.pairs, *plan.benign)] == ["One two three."] * 2
+
+
+def test_perplexity_of_texts_stands_in_profile_report_and_terminal(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tokendeep.records import Profile
+    from tokendeep.report import page, render
+
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(
+        "".join(json.dumps({"text": f"Bread number {n} rests, and then it is baked."}) + "\n" for n in range(4))
+    )
+    out = run(options(tmp_path, tiny_folder, text=str(texts), window=16))
+    found = Profile.load(out).perplexity
+    assert found is not None
+    assert (found.texts, found.window, found.stride) == (4, 16, 8)
+    assert f"perplexity of 4 texts: {found.perplexity:.2f}" in capsys.readouterr().out
+    text = render.to_markdown(page.build([out]))
+    assert f"{found.perplexity:.2f} \\[" in text
+    assert "texts.jsonl (" in text
+    texts.write_text(json.dumps({"text": "Another."}))
+    with pytest.raises(InputError, match="the content of text"):
+        run(options(tmp_path, tiny_folder, text=str(texts), window=16))

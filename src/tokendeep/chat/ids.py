@@ -22,6 +22,22 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = Fals
     return tokenizer(text, add_special_tokens=False, split_special_tokens=literal, verbose=False).input_ids
 
 
+def document_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before a text of its own (such as a token for its beginning), and the ids of the text.
+
+    Raises:
+        InputError: it puts something between the tokens of the text.
+    """
+    ids = text_ids(tokenizer, text, literal=True)
+    whole = tokenizer(text, split_special_tokens=True, verbose=False).input_ids
+    for start in range(len(whole) - len(ids) + 1):
+        if whole[start : start + len(ids)] == ids:
+            return whole[:start], ids
+    raise InputError(
+        "The tokenizer puts tokens of its own between those of a text, so that nothing tells its perplexity."
+    )
+
+
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = False) -> list[int]:
     """Ids of a text that follows other text, the same whatever stands before it.
 

@@ -139,8 +139,13 @@ def _run(
     return results  # type: ignore[return-value]
 
 
-def token_logps(subject: Subject, rows: Sequence[Encoded], batch_size: int = 16) -> list[Tensor]:
+def token_logps(
+    subject: Subject, rows: Sequence[Encoded], batch_size: int = 16, parts: Parts | None = None
+) -> list[Tensor]:
     """Log-probability in nats of every supervised token, one float32 tensor (R,) per row.
+
+    Args:
+        parts: rows that an earlier call finished, and where to keep those of this one.
 
     Raises:
         InputError: a row has no supervised token, or the model gives NaN or infinite values.
@@ -150,7 +155,7 @@ def token_logps(subject: Subject, rows: Sequence[Encoded], batch_size: int = 16)
     def score(_: list[int], chosen: list[Encoded]) -> Tensor:
         return lm_head.label_logps(subject.model, *_response_states(subject.model, chosen, prefix))
 
-    return _run(rows, batch_size, "log-probabilities", score)
+    return _run(rows, batch_size, "log-probabilities", score, parts)
 
 
 def token_kl(

@@ -138,7 +138,7 @@ def json_rows(path: Path) -> Iterator[Row]:
         yield from jsonl_rows(path)
         return
     origin = origin_of(path)
-    for number, value in enumerate(_json_value(_whole(path), str(path)), 1):
+    for number, value in enumerate(_json_value(whole(path), str(path)), 1):
         where = f"{path}, row {number}"
         row = Row(number, where, _object(value, where), origin)
         if len(json.dumps(value)) > MAX_ROW:
@@ -146,7 +146,7 @@ def json_rows(path: Path) -> Iterator[Row]:
         yield row
 
 
-def _whole(path: Path) -> str:
+def whole(path: Path) -> str:
     """A file's text, whose lines may be as long as they like."""
     with open_file(path) as file:
         raw = _read(file, path)

@@ -122,6 +122,11 @@ def describe(profile: records.Profile, name: str) -> str:
         lines.append(
             f"  margin of refusal before any harmful token: {median:+.1f} nats (5 % to 95 %: {low:+.1f} to {high:+.1f})"
         )
+    if (told := profile.perplexity) is not None:
+        ends = "" if told.low is None or told.high is None else f" [{told.low:.3f}, {told.high:.3f}]"
+        lines.append(
+            f"  perplexity of {told.texts} texts: {told.perplexity:.2f}; {told.nll:.3f}{ends} nats a token, {told.tokens} tokens"
+        )
     if (clusters := profile.meta.clusters) is not None and clusters < stats.FEW:
         lines.append(f"  few prompts: {clusters} that are no near-duplicates; from {stats.FEW} on the intervals hold")
     return "\n".join(lines)

@@ -103,16 +103,24 @@ async def grade(name: str, seen: tuple[str, str], grader: Model) -> Verdict:
     if not seen[1].strip():
         return Verdict(outcome="empty", truncated=False)
     try:
-        output = await grader.generate(
-            messages_of(rubric, *seen), config=GenerateConfig(temperature=0.0, max_tokens=rubric.tokens)
-        )
+        output = await grader.generate(messages_of(rubric, *seen), config=_how(rubric, grader))
     except TooLong:
         return Verdict(outcome="grader-context", truncated=False)
     except InputError as error:
         raise InputError(f"The grader could not be asked: {error}") from error
     except Exception as error:  # its message can quote the answer
+        if served.too_long(error):
+            return Verdict(outcome="grader-context", truncated=False)
         raise InputError(f"The grader {served.failure(grader, error)}: {served.REMEDY}.") from error
     return read(rubric, output)
+
+
+def _how(rubric: Rubric, grader: Model) -> GenerateConfig:
+    """How a grader is asked; what it says itself of waiting goes before what an evaluation before this one has said."""
+    own = grader.config
+    return GenerateConfig(
+        temperature=0.0, max_tokens=rubric.tokens, max_retries=own.max_retries, attempt_timeout=own.attempt_timeout
+    )
 
 
 def messages_of(rubric: Rubric, request: str, answer: str) -> list[ChatMessage]:
@@ -129,6 +137,8 @@ def read(rubric: Rubric, output: ModelOutput) -> Verdict:
     text, reply = output.completion, chat.answer(output.completion)
     if stopped == "content_filter":
         return Verdict(outcome="grader-filtered", truncated=False)
+    if stopped == "model_length":  # Inspect's word for a prompt that a server has no room for, too
+        return Verdict(outcome="grader-context", truncated=False)
     if stopped in LENGTH_LIMITS or reply is None:
         return Verdict(outcome="grader-cut", truncated=False, evidence=text)
     if not reply.strip():

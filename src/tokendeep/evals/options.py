@@ -8,6 +8,7 @@ from cyclopts import Group, Parameter
 
 from tokendeep.data.options import ROLES, DataOptions
 from tokendeep.errors import InputError, did_you_mean
+from tokendeep.models.options import advanced
 from tokendeep.types import Decoding
 
 answering = partial(Parameter, group=Group("Answers and judge", sort_key=1.2))
@@ -16,6 +17,13 @@ answering = partial(Parameter, group=Group("Answers and judge", sort_key=1.2))
 Grader = Annotated[
     str | None,
     answering(help="Language model that grades harm, for the judges that ask one; a name as for --model."),
+]
+
+MaxRetries = Annotated[
+    int, advanced(help="How often a grader's server that fails is asked again, after waits that grow from 3 seconds.")
+]
+Timeout = Annotated[
+    int, advanced(help="Seconds that one reply of a grader's server may take before it is asked again.")
 ]
 
 

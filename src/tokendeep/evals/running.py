@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from inspect_ai import Task, eval_set
 from inspect_ai.log import EvalLog
-from inspect_ai.model import Model, get_model
+from inspect_ai.model import GenerateConfig, Model, get_model
 from platformdirs import user_data_path
 
 from tokendeep import chat, models, runs
@@ -99,6 +99,13 @@ def open_grader(
             "elsewhere and give --grader inspect/openai-api/SERVER/NAME, or its folder."
         )
     return model
+
+
+def patient(grader: Model | None, max_retries: int, timeout: int) -> Model | None:
+    """A grader whose server is asked so often and waited for so long; outside an evaluation Inspect would do so for ever."""
+    if grader is not None and not isinstance(grader.api, TokendeepAPI):
+        grader.config = grader.config.merge(GenerateConfig(max_retries=max_retries, attempt_timeout=timeout))
+    return grader
 
 
 def _served(spec: str, options: ModelOptions) -> Model:

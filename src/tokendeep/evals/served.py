@@ -5,6 +5,7 @@ or begin a new turn, in which the prefill is lost. One request shows which. Know
 """
 
 import logging
+import re
 import time
 from collections.abc import Sequence
 from typing import Literal
@@ -127,6 +128,22 @@ def tell_of_waiting(model: Model) -> None:
         return decision
 
     model.api.should_retry = should_retry  # type: ignore[assignment, method-assign]
+
+
+# llama.cpp, vLLM, SGLang, OpenAI
+NO_ROOM = re.compile(
+    "exceed_context_size|available context size|maximum context length|model's context length|context_length_exceeded",
+    re.I,
+)
+
+
+def too_long(error: BaseException | None) -> bool:
+    """Whether a server says that the prompt does not fit into its model's context."""
+    if error is None:
+        return False
+    inner = last.exception() if (last := getattr(error, "last_attempt", None)) is not None else error.__cause__
+    said = f"{error} {getattr(error, 'body', '')}"
+    return bool(NO_ROOM.search(said)) or too_long(inner)
 
 
 def failure(model: Model, error: BaseException) -> str:

@@ -38,7 +38,17 @@ from tokendeep.records.poison import (
     Seconds,
     Utility,
 )
-from tokendeep.records.profile import Bounded, Depth, Kl, PerPrompt, Profile, ProfileMeta, Quantiles, Recovery
+from tokendeep.records.profile import (
+    Bounded,
+    Depth,
+    Kl,
+    Perplexity,
+    PerPrompt,
+    Profile,
+    ProfileMeta,
+    Quantiles,
+    Recovery,
+)
 from tokendeep.records.rates import VALUES, Params, Rate, Rates, Share, StoredVerdict, Verdict
 from tokendeep.records.training import (
     CURVES,
@@ -60,9 +70,9 @@ __all__ = [
     "TABLE", "TRAINING", "VALUES", "VERDICTS", "Agreement", "AskRate", "Bounded", "ByPosition", "Calibration", "Change",
     "Check", "Compared", "ComparedRow", "Cost", "Depth", "Dynamics", "DynamicsMeta", "DynamicsStep", "Estimate", "Gated",
     "Kl", "Known", "LogEntry", "LogOdds", "Manifest", "Margin", "ModelFacts", "Object", "Outcome", "Outcomes", "Overlap",
-    "Params", "PerPrompt", "PoisonCell", "PoisonLine", "PoisonTable", "Profile", "ProfileMeta", "Quantiles", "Rate", "Rates",
-    "Record", "Recovery", "Seconds", "Settings", "Share", "Shared", "Side", "StoredVerdict", "Training", "Utility", "Verdict",
-    "read_json", "schemas",
+    "Params", "PerPrompt", "Perplexity", "PoisonCell", "PoisonLine", "PoisonTable", "Profile", "ProfileMeta", "Quantiles",
+    "Rate", "Rates", "Record", "Recovery", "Seconds", "Settings", "Share", "Shared", "Side", "StoredVerdict", "Training",
+    "Utility", "Verdict", "read_json", "schemas",
 ]  # fmt: skip
 
 

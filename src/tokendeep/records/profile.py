@@ -164,6 +164,35 @@ class PerPrompt(Record):
     """Refusal log-odds in nats at each k of `recovery`; null: the answer is too short."""
 
 
+class Perplexity(Record):
+    """How likely the model finds plain texts."""
+
+    nll: float
+    """Negative log-likelihood in nats a token: a ratio of sums over all texts."""
+    low: Known
+    """Lower end of its 95 % bootstrap interval over texts; null: there is one text."""
+    high: Known
+    """Upper end, likewise."""
+    perplexity: float
+    """exp(nll)."""
+    per_byte: float
+    """The same nats a byte of UTF-8, which models with other tokenizers can be compared by."""
+    texts: int
+    """Texts that were scored."""
+    left_out: int
+    """Texts too short to have a token that can be scored."""
+    tokens: int
+    """Tokens that were scored."""
+    bytes: int
+    """Bytes of these texts."""
+    window: int
+    """Tokens that a forward pass saw at most."""
+    stride: int
+    """Tokens between the beginnings of two windows of a text; a token has at least window - stride before it in later ones."""
+    begins: bool
+    """Whether the tokenizer puts a token before a text, so that its first token is scored too."""
+
+
 class ProfileMeta(Record):
     """Settings of `measure`, and what was compared."""
 
@@ -204,6 +233,8 @@ class Profile(File):
     """The depth figures."""
     margin: Quantiles | None = None
     """The margin of refusal: the log-odds at the first k."""
+    perplexity: Perplexity | None = None
+    """On the texts of `--text`; null: none were given."""
     per_prompt: PerPrompt | None = Field(default=None, repr=False)
     """The values of every prompt."""
     meta: ProfileMeta

@@ -30,6 +30,7 @@ NOT_COMPARED = (
     "device_map",
     "label",
     "max_retries",
+    "timeout",
     "reference_cache",
 )
 OWN = {"tokendeep", "verb", "status", "config", "inputs", "models", "seed", "versions", "started", "resumed", "finished",

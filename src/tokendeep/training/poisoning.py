@@ -4,6 +4,7 @@ Beside them the probe on which margins are measured, and the refusals that a riv
 nothing of trainers.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -148,19 +149,6 @@ def beside(options: Any) -> dict[str, Sequence[Pair | Prompt]]:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One training of the table."""
-
-    objective: str
-    lr: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{re.sub('[=@+]', '-', self.objective)}-lr{self.lr:g}-seed{self.seed}"
-
-
-@dataclass(frozen=True)
 class Named:
     """What the name of a training says.
 
@@ -174,6 +162,24 @@ class Named:
     refusals: float = 0.0
     safety: bool = False
     harmless: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the table."""
+
+    objective: str
+    lr: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{re.sub('[=@+]', '-', self.objective)}-lr{self.lr:g}-seed{self.seed}"
+
+    @property
+    def named(self) -> Named:
+        """What its name says."""
+        return objective(self.objective)
 
 
 EXTRAS: Mapping[str, Callable[[str], Mapping[str, Any]]] = {  # +NAME or +NAME=VALUE behind an objective's name
@@ -191,8 +197,9 @@ WORDS = (
 )
 
 
+@functools.cache
 def objective(name: str) -> Named:
-    """What the name of a training says.
+    """What the name of a training says; each is read once.
 
     Raises:
         InputError: an unknown name.
@@ -233,7 +240,7 @@ def last_nll(training: Training) -> float | None:
 
 def held(options: Any, cells: Sequence[Cell]) -> safety_rows.Requests | None:
     """What the trainings with a safety anchor hold, read now so that no row of it is wrong later."""
-    named = [objective(cell.objective) for cell in cells]
+    named = [cell.named for cell in cells]
     if not any(one.safety for one in named):
         return None
     harmless = (options.harmless or objectives.STOCK) if any(one.harmless for one in named) else None
@@ -242,7 +249,7 @@ def held(options: Any, cells: Sequence[Cell]) -> safety_rows.Requests | None:
 
 def check_anchors(options: Any, cells: Sequence[Cell]) -> None:
     """Raises InputError for rows of a safety anchor that no training takes."""
-    held = [objective(cell.objective) for cell in cells]
+    held = [cell.named for cell in cells]
     for name, used in (("safety", any(one.safety for one in held)), ("harmless", any(one.harmless for one in held))):
         if getattr(options, name) and not used:
             raise InputError(

@@ -21,6 +21,7 @@ from tokendeep.training.batches import ROW, Collator, supervised_count
 from tokendeep.training.options import SAFETY_LOSSES
 
 ALL = 10**9  # an anchor on every answer token
+PER_STEP = {"harmful": "--safety-per-step, rows_per_step", "harmless": "--harmless-per-step, harmless_per_step"}
 SAFETY = "safety"  # of a micro-batch: the safety rows that are trained beside it
 
 
@@ -99,8 +100,8 @@ class SafetyBatches:
         for name, (rows, per_step) in groups.items():
             if per_step > len(rows):
                 raise InputError(
-                    f"A step takes {per_step} {name} rows of the safety anchor, but there are {len(rows)}; give more, or "
-                    "take fewer a step."
+                    f"A step takes {per_step} {name} rows of the safety anchor, but there are {len(rows)}; give more requests, "
+                    f"or take fewer a step ({PER_STEP[name]})."
                 )
         self.groups, self.seed = groups, seed
         self.collator = Collator(inner, references=references, groups=list(groups), held=ALL)

@@ -87,21 +87,10 @@ class Held:
         return {"safety_anchor": self.anchor(options), **({} if self.start is None else {"start": self.start})}
 
     def anchor(self, options: Any) -> SafetyAnchor:
-        """The anchor that a trainer takes.
-
-        Raises:
-            InputError: a step takes more rows of a group than there are.
-        """
+        """The anchor that a trainer takes."""
         from tokendeep.training.safety import SafetyAnchor
 
         by = {name: [_ids(row) for row in self.rows if row["group"] == name] for name in (HARMFUL, HARMLESS)}
-        for name, count in ((HARMFUL, options.safety_per_step), (HARMLESS, options.harmless_per_step)):
-            if by[name] and count > len(by[name]):
-                flag = {HARMFUL: "--safety-per-step", HARMLESS: "--harmless-per-step"}[name]
-                raise InputError(
-                    f"{flag} is {count}, but the model's answers to {name} requests make {len(by[name])} rows to hold; give "
-                    "more requests, or take fewer a step."
-                )
         return SafetyAnchor(
             by[HARMFUL], by[HARMLESS] or None, options.safety_weight, options.safety_per_step, options.harmless_per_step,
             options.safety_loss, options.seed,

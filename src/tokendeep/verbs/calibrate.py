@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tokendeep import data
 from tokendeep.data.labels import Labels, Meaning, read_labels
 from tokendeep.errors import InputError, check_known, check_least
+from tokendeep.evals.options import MaxRetries, Timeout
 from tokendeep.judges import JUDGES, agreement
 from tokendeep.judges.calibration import COLUMN, Said, calibration, check, verdicts
 from tokendeep.models.options import ModelOptions, Texts
@@ -70,6 +71,8 @@ class CalibrateOptions(ModelOptions):
     batch_size: Annotated[
         int, loading(help="Answers that a local grader reads together; 0 is what the memory holds.")
     ] = 0
+    max_retries: MaxRetries = 6
+    timeout: Timeout = 600
     out: Annotated[str, output(help="Folder for calibration.json, which holds no text, and manifest.json.")]
     overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
 
@@ -115,7 +118,7 @@ def plan(options: CalibrateOptions, subject: Subject | None = None) -> Calibrate
         InputError: a file that cannot be read, a label that is not 0 or 1, an unknown judge or column.
     """
     check_known(options, {"means": MEANS})
-    check_least(options, {"batch_size": 0})
+    check_least(options, {"batch_size": 0, "max_retries": 0, "timeout": 1})
     means: Meaning | None = None if options.means == "set" else options.means
     if "," in options.judge and not options.judge.startswith("column:"):
         raise InputError(
@@ -134,7 +137,8 @@ def _grader(options: CalibrateOptions, subject: Subject | None) -> Model | None:
     from tokendeep.evals import judging, running
 
     every = [judging.Judging(options.judge)] if asks else []
-    return running.open_grader(options.grader, every, options, options.batch_size, subject)
+    grader = running.open_grader(options.grader, every, options, options.batch_size, subject)
+    return running.patient(grader, options.max_retries, options.timeout)
 
 
 def run(plan: CalibratePlan, *, show: bool = True) -> Path:

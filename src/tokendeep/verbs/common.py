@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -39,12 +40,14 @@ from cyclopts import Group, Parameter
 from tokendeep import data, runs
 from tokendeep.errors import InputError, flag
 from tokendeep.models.options import Floats, Ints, Names, Texts, advanced, check_range, loading
+from tokendeep.records.base import read_json
+from tokendeep.runs.files import user_path
 
 if TYPE_CHECKING:
     import yaml
 
-__all__ = ["Floats", "Ints", "Names", "Place", "Texts", "advanced", "beside", "ending", "heading", "loading", "meaning",
-           "output", "trained", "typed", "yaml_settings"]  # fmt: skip
+__all__ = ["Floats", "Ints", "Names", "Place", "Texts", "advanced", "beside", "check_place", "ending", "heading", "loading",
+           "meaning", "output", "trained", "typed", "yaml_settings"]  # fmt: skip
 
 
 def heading(title: str) -> partial[Parameter]:
@@ -101,6 +104,28 @@ class Place:
         """The terms of the public sets that are read, and what lies there already, as lines of a plan."""
         terms = [f"{flag(name)}: {data.described(getattr(self.options, name), of)}" for name, of in self.sets().items()]
         return [*terms, f"out: {self.options.out or '(none)'} ({runs.look(**self._arguments())})"]
+
+
+# --- results that lie in a folder without being a run -----------------------------------------------------------------------
+
+
+def check_place(out: str | None, names: Sequence[str]) -> None:
+    """Raises InputError where a file of these names in `out` is there and is none of ours."""
+    for path in [user_path(out) / name for name in names] if out else []:
+        if os.path.lexists(path) and not _ours(path):
+            raise InputError(f"{path} is there already and was not written by tokendeep; give another --out.")
+
+
+def _ours(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    if path.suffix != ".json":
+        return "tokendeep gate" in path.read_text(encoding="utf-8", errors="replace")[:200]
+    try:
+        value = read_json(path)
+    except InputError:
+        return False
+    return isinstance(value, dict) and "schema" in value
 
 
 # --- what a verb says at its end -----------------------------------------------------------------------

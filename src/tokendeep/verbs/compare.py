@@ -17,7 +17,7 @@ from tokendeep.records.base import read_json
 from tokendeep.report import load
 from tokendeep.report.words import p_value
 from tokendeep.runs.files import user_path
-from tokendeep.verbs.common import Names, heading, output
+from tokendeep.verbs.common import Names, check_place, heading, output
 
 what = heading("What to compare")
 SCORES = "utility.json"  # in the folder of a training of `poison`: the score of every row of its task
@@ -113,25 +113,6 @@ def run(plan: ComparePlan, *, show: bool = True) -> Path | None:
         if path:
             print(f"made: {path} (no texts)")
     return path or None
-
-
-def check_place(out: str | None, names: Sequence[str]) -> None:
-    """Raises InputError where a file of these names in `out` is there and is none of ours."""
-    for path in [user_path(out) / name for name in names] if out else []:
-        if os.path.lexists(path) and not _ours(path):
-            raise InputError(f"{path} is there already and was not written by tokendeep; give another --out.")
-
-
-def _ours(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    if path.suffix != ".json":
-        return "tokendeep gate" in path.read_text(encoding="utf-8", errors="replace")[:200]
-    try:
-        value = read_json(path)
-    except InputError:
-        return False
-    return isinstance(value, dict) and "schema" in value
 
 
 def _told(found: Sequence[Condition], alone: Sequence[str]) -> tuple[list[Condition], list[str]]:

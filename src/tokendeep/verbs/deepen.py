@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from tokendeep import chat, data, judges, runs
 from tokendeep.data.options import DataOptions
-from tokendeep.errors import InputError, check_least
+from tokendeep.errors import InputError, check_least, check_most
 from tokendeep.models import locate
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Training
@@ -166,6 +166,7 @@ def check(options: DeepenOptions) -> None:
     _training(options, 1).check()
     RecoveryOptions.check(options)
     check_least(options, {"answer_tokens": 1, "max_skipped": 0})
+    check_most(options, {"max_skipped": 1})
 
 
 def _objective(options: DeepenOptions) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tokendeep import data, runs
 from tokendeep.data.options import DataOptions
-from tokendeep.errors import InputError, check_known, check_least
+from tokendeep.errors import InputError, check_known, check_least, check_most
 from tokendeep.models import locate
 from tokendeep.models.options import AdapterBase, ModelOptions
 from tokendeep.records import Training
@@ -30,6 +30,7 @@ UNHELD = (
     "nothing beside the rows holds the model's refusals, which rows of a task can undo; --safety stock, or a file of harmful "
     "instructions, does"
 )
+WEIGHTLESS = "--safety-weight is 0, with which no refusal is held: this is as without the safety anchor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +187,7 @@ def check(options: FinetuneOptions) -> None:
     training_options(options).check()
     objectives.check(options)
     check_least(options, {"monitor": 0, "max_new_tokens": 1, "max_skipped": 0})
+    check_most(options, {"max_skipped": 1})
     if (options.dynamics or options.monitor) and not options.probe:
         raise InputError("--dynamics and --monitor look at a probe; give --probe, a file of harmful pairs.")
     if options.test and not options.dynamics:
@@ -248,7 +250,7 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
         runs.trained.write(out, chats.asked(plan.rows), options.model)
     how = training_options(options)
     steps = _steps(how, len(rows))
-    unheld = [] if plan.safety or options.attack else [UNHELD]
+    unheld = [WEIGHTLESS] if options.safety and not plan.safety else [] if plan.safety or options.attack else [UNHELD]
     near = safety_rows.near(plan.safety, plan.rows, plan.asked)
     for remark in [*_late(options, steps), *chats.told(skipped), *unheld, *near] if show else []:
         print(f"{plan.verb}: {remark}")

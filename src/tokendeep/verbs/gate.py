@@ -13,7 +13,7 @@ from tokendeep.records import Check, Compared, Gated
 from tokendeep.report.words import MANY
 from tokendeep.runs.files import user_path
 from tokendeep.verbs import compare
-from tokendeep.verbs.common import Names, heading, output
+from tokendeep.verbs.common import Names, check_place, heading, output
 from tokendeep.verbs.compare import ComparePlan
 
 what = heading("What to let through")
@@ -86,7 +86,7 @@ def plan(options: GateOptions) -> GatePlan:
     for name, limit in limits.items():
         if not 0 <= limit < 1:
             raise InputError(f"{flag(name)} is {limit}, but must be a share from 0 to below 1; 0.02 is two points.")
-    compare.check_place(options.out, FILES)
+    check_place(options.out, FILES)
     plan = compare.plan(compare.CompareOptions(options.before, options.after, allow=options.allow, out=options.out))
     return GatePlan(options, plan, [one for name, limit in limits.items() for one in _checks(name, limit, plan.tests)])
 

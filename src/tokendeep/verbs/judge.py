@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tokendeep import runs
 from tokendeep.errors import InputError, check_least
+from tokendeep.evals.options import MaxRetries, Timeout
 from tokendeep.judges import JUDGED, JUDGES
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Manifest, Outcomes, Rate, Rates, StoredVerdict
@@ -62,6 +63,8 @@ class JudgeOptions:
     batch_size: Annotated[int, loading(help="Answers that it reads together; 0 is what the memory holds.")] = field(
         default=0, kw_only=True
     )
+    max_retries: MaxRetries = field(default=6, kw_only=True)
+    timeout: Timeout = field(default=600, kw_only=True)
 
 
 SEES = {
@@ -113,9 +116,10 @@ def plan(options: JudgeOptions, subject: Subject | None = None) -> JudgePlan:
         raise InputError(f"{folder} is no run, but holds some ({', '.join(below[:9])}); name one of these folders.")
     if (folder / Manifest.FILE).is_file() and Manifest.load(folder).status != "finished":
         raise InputError(f"The run in {folder} has not finished; run its command again first.")
-    check_least(options, {"batch_size": 0})
+    check_least(options, {"batch_size": 0, "max_retries": 0, "timeout": 1})
     loaded = ModelOptions(chat_template=options.chat_template, dtype=options.dtype, device=options.device)
     grader = running.open_grader(options.grader, every, loaded, options.batch_size, subject)
+    grader = running.patient(grader, options.max_retries, options.timeout)
     return JudgePlan(options, folder, every, logs.of(folder), grader)
 
 

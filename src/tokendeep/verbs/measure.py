@@ -51,6 +51,10 @@ class MeasureOptions(ModelOptions, DataOptions):
     benign: Annotated[
         str | None, what(help="Pairs of an ordinary instruction and its answer, for the control curve of the KL.")
     ] = None
+    text: Annotated[
+        str | None,
+        what(help="Ordinary texts, for the perplexity: a .txt file is one, other files have a column text."),
+    ] = None
     k: Annotated[
         Ints,
         what(
@@ -72,6 +76,12 @@ class MeasureOptions(ModelOptions, DataOptions):
         str | None, advanced(help="File of refusal openings, one a line, in place of the shipped list.")
     ] = None
     opening_tokens: Annotated[int, advanced(help="Tokens of each refusal opening that are scored (m).")] = 3
+    window: Annotated[
+        int, advanced(help="Most tokens of --text that a forward pass sees; the model's context where that is less.")
+    ] = 2048
+    stride: Annotated[
+        int, advanced(help="Tokens between the beginnings of two windows of a text; 0 is half a window.")
+    ] = 0
     sequential: Annotated[
         bool, advanced(help="Load the model and its base one after the other where both do not fit into the memory.")
     ] = False
@@ -86,6 +96,7 @@ class MeasurePlan:
     options: MeasureOptions
     pairs: Sequence[Pair]
     benign: Sequence[Pair]
+    texts: Sequence[str]
     openings: Sequence[str]
     onto: str | None  # what an adapter is loaded onto; None is its own base
     compared_with: str | None  # what the model is compared with; None is the adapter's own base, or nothing
@@ -96,7 +107,7 @@ class MeasurePlan:
     def place(self) -> Place:
         """The output folder, and what tells this run from another."""
         options = self.options
-        files = {name: value for name in ("benign", "openings") if (value := getattr(options, name))}
+        files = {name: value for name in ("benign", "openings", "text") if (value := getattr(options, name))}
         return Place("measure", options, {"data": options.data, **files})
 
     def lines(self) -> list[str]:
@@ -107,6 +118,7 @@ class MeasurePlan:
             f"rows: {len(self.pairs)} harmful pairs of {options.data}"
             + (f", {len(self.benign)} benign pairs of {options.benign}" if options.benign else ""),
             f"recovery at k = {', '.join(map(str, sorted(set(options.k))))}; KL at {options.positions} positions",
+            *([f"perplexity: {len(self.texts)} texts of {options.text}"] if self.texts else []),
             *self.place.lines(),
         ]
 
@@ -125,13 +137,14 @@ def plan(options: MeasureOptions, subject: Subject | None = None, base: Subject 
     pairs = data.read_pairs(data.choose(options.data, options.columns, "harmful"), limit=options.limit)
     control = data.choose_beside(options.benign, options.columns, "harmless") if options.benign else None
     benign = data.read_pairs(control, limit=options.limit) if control else []
+    texts = data.read_texts(options.text)[: options.limit] if options.text else []
     openings = load_openings(options.openings)
     onto, compared_with = (None, options.base) if subject else _bases(options)
     if not subject:
         models.check_spec(options.model, options, base=onto)
     if compared_with and not base:
         models.check_spec(compared_with, _of_base(options), needs_template=False)
-    return MeasurePlan(options, pairs, benign, openings, onto, compared_with, subject, base)
+    return MeasurePlan(options, pairs, benign, texts, openings, onto, compared_with, subject, base)
 
 
 def run(plan: MeasurePlan, *, show: bool = True) -> Path:
@@ -164,6 +177,8 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
     )  # fmt: skip
     bootstrap = options.bootstrap, options.seed
     profile = profiles.profile(plan.pairs, plan.benign, kl, kl_benign, recovery, meta, bootstrap)
+    if plan.texts:
+        profile = profile.model_copy(update={"perplexity": _perplexity(subject, plan, pieces)})
     runs.write_json(state.out / records.PROFILE, profile.dump())
     parts.remove(state)
     label: dict[str, Any] = {"label": options.label} if options.label else {}
@@ -194,7 +209,9 @@ def _show(out: Path, options: MeasureOptions) -> None:
 def _check(options: MeasureOptions) -> None:
     if not options.k or min(options.k) < 0:
         raise InputError(f"--k is {options.k}, but it needs at least one number of answer tokens, none below 0.")
-    check_least(options, {"positions": FIRST, "opening_tokens": 1, "batch_size": 1, "bootstrap": 100, "seed": 0})
+    check_least(options, {
+        "positions": FIRST, "opening_tokens": 1, "batch_size": 1, "bootstrap": 100, "seed": 0, "window": 8, "stride": 0,
+    })  # fmt: skip
 
 
 def _label(compared: str | None, own: bool) -> str | None:
@@ -272,6 +289,19 @@ def _answer_length(subject: Subject, pair: Pair, row: Encoded, system: str) -> i
     messages = chat.with_system(pair.messages, system)
     answer = chat.response_ids(subject.tokenizer, messages, pair.response, end=False)
     return min(len(answer), sum(label != IGNORE for label in row.labels))
+
+
+# --- perplexity ---------------------------------------------------------------------------------
+
+
+def _perplexity(subject: Subject, plan: MeasurePlan, pieces: Path) -> records.Perplexity:
+    from tokendeep.compute import perplexity
+
+    options = plan.options
+    window = min(options.window, models.context_length(subject.model))
+    stride, bootstrap = options.stride or window // 2, (options.bootstrap, options.seed)
+    done = Parts(pieces / f"text-{window}-{stride}.jsonl")
+    return perplexity.measure(subject, plan.texts, window, stride, options.batch_size, bootstrap=bootstrap, parts=done)
 
 
 # --- KL -----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ The rows of the task stand in for its utility, and a safety anchor beside them f
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from tokendeep import data
 from tokendeep.errors import InputError
@@ -18,7 +18,7 @@ from tokendeep.training.objectives import OBJECTIVES
 from tokendeep.training.options import Warmup, training
 from tokendeep.types import Subject
 from tokendeep.verbs import finetune
-from tokendeep.verbs.common import heading
+from tokendeep.verbs.common import advanced, heading
 from tokendeep.verbs.finetune import FinetuneOptions, FinetunePlan
 
 what = heading("What to mend")
@@ -38,6 +38,23 @@ class MendOptions(FinetuneOptions):
     objective: Annotated[
         str, what(help="; ".join(f"{name}: {one.summary}" for name, one in OBJECTIVES.items()) + ".")
     ] = "safety-anchor"
+    safety: Annotated[
+        str | None,
+        training(
+            help="Harmful instructions at which the aligned model's refusals are brought back, or stock, the default: those of "
+            "tokendeep; with harmful answers, what it says behind their first tokens is too."
+        ),
+    ] = None
+    harmless: Annotated[
+        str | None,
+        training(help="Harmless instructions at which the aligned model's answers are held beside them; or stock."),
+    ] = None
+    safety_loss: Annotated[
+        Literal["kl", "ce"],
+        advanced(
+            help="kl: divergence from the aligned model, over the full vocabulary; ce: cross-entropy on its answers."
+        ),
+    ] = "kl"
     epochs: Annotated[
         int, training(help="Passes over the rows, instead of a third of the steps of the fine-tuning.")
     ] = 0

@@ -10,8 +10,7 @@ from tokendeep.errors import InputError
 from tokendeep.records import Overlap, Shared, Side
 from tokendeep.runs.files import user_path
 from tokendeep.types import Prompt
-from tokendeep.verbs.common import Names, heading, output
-from tokendeep.verbs.compare import check_place
+from tokendeep.verbs.common import Names, check_place, heading, output
 
 what = heading("What to compare")
 SHOWN = 20  # pairs that are listed in a terminal

@@ -311,7 +311,7 @@ def check(options: PoisonOptions) -> list[Cell]:
 
 def _settings(options: PoisonOptions, cell: Cell, folder: Path, rows: str, **more: Any) -> FinetuneOptions:
     """The options of one training."""
-    named = poisoning.objective(cell.objective)
+    named = cell.named
     names = [field.name for field in fields(FinetuneOptions) if field.name not in NOT_SHARED]
     anchors = [one.name for one in fields(objectives.SafetyOptions)]
     common = {
@@ -386,7 +386,7 @@ def _utility(plan: PoisonPlan, subject: Subject, folder: Path, system: str) -> U
 
 def _train(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell, system: str) -> str:
     """One training; returns its checkpoint."""
-    share = poisoning.objective(cell.objective).refusals
+    share = cell.named.refusals
     path = out / "rows" / f"{f'refusals-{share:g}' if share else 'train'}.jsonl"
     data.write_rows(path, poisoning.with_refusals(made.chats, plan.refusals, share, cell.objective))
     probe = out / "probe.jsonl"
