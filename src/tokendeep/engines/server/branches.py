@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from tokendeep.engines.server.engine import ServerEngine
 
 Path = tuple[int, ...]
@@ -45,7 +47,7 @@ def _forks(engine: ServerEngine, ids: Sequence[int], branches: Sequence[Branch])
     wanted: dict[Path, set[int]] = {}
     for fork, token in (step for branch in steps for step in branch):
         wanted.setdefault(fork, set()).add(token)
-    scores = {}
+    scores: dict[tuple[Path, int], tuple[Future[tuple[float, ...]], int]] = {}
     for fork, tokens in sorted(wanted.items()):
         chosen = sorted(tokens)
         for some in (chosen[i : i + CHOSEN] for i in range(0, len(chosen), CHOSEN)):
