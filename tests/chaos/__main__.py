@@ -62,7 +62,8 @@ def _mistakes(here: world.World, work: Path, count: int, seed: int) -> list[str]
         if case.words[0] == "mend":  # that a model refuses nothing is only known when it has been asked
             work_of = kills.refusing_model(work_of)
         done = processes.start(work_of, log, here=work / "inputs" / f"case-{number}").finish(SECONDS)
-        fault = inputs.wrong(done.code, done.said, world.CANARY)
+        code = 0 if case.words[0] == "gate" and done.code == 1 else done.code  # a limit that is passed
+        fault = inputs.wrong(code, done.said, world.CANARY)
         ends["at fault" if fault else "refused" if done.code else "taken"] += 1
         refused[case.kind.split()[0]] += not fault and done.code == 2
         if fault:

@@ -53,6 +53,15 @@ TEXTS = [
 ]  # fmt: skip
 
 
+ADDING = {  # verbs that look at what is there: their options, by the names of rows and of finished runs
+    "calibrate": {"labels": "labels.jsonl"},
+    "overlap": {"first": "chats.jsonl", "second": "prompts.jsonl"},
+    "compare": {"before": "attack-one", "after": "attack-two"},
+    "gate": {"before": "attack-one", "after": "attack-two", "max_asr_rise": "0.5"},
+    "judge": {"run": "attack-one"},
+}
+
+
 def cases(world: World, seed: int, count: int, work: Path) -> Iterator[Case]:
     """So many mistakes, of every kind in turn."""
     draw = random.Random(seed)
@@ -76,6 +85,20 @@ def line(world: World, verb: str, folder: Path, **changes: str) -> list[str]:
     return [verb, *(word for pair in pairs if pair[0] not in named for word in pair), *words]
 
 
+def looking(world: World, verb: str, folder: Path, **changes: str) -> list[str]:
+    """The same of a verb that looks at what is there; what it adds to is a copy."""
+    made = world.folder.parent / "whole"
+    given = {}
+    for name, value in ADDING[verb].items():
+        place = made / value
+        if verb == "judge" and name not in changes:
+            place = Path(shutil.copytree(place, folder / value))
+        is_run = value.startswith("attack-")
+        given[name] = str(place) if is_run else world.path(value) if value.endswith(".jsonl") else value
+    given |= {} if verb == "judge" else {"out": str(folder / "out")}
+    return [verb, *(f"--{name.replace('_', '-')}={value}" for name, value in {**given, **changes}.items())]
+
+
 def option(world: World, draw: random.Random, folder: Path) -> Case:
     """One option of a verb, or two, with a value that hardly fits."""
     verb = draw.choice(list(VERBS))
@@ -83,6 +106,8 @@ def option(world: World, draw: random.Random, folder: Path) -> Case:
     changes = {name: draw.choice(TEXTS) for name in draw.sample(names, draw.choice((1, 1, 1, 2)))}
     if verb in TAKEN:
         words = line(world, verb, folder, **changes)
+    elif verb in ADDING:
+        words = looking(world, verb, folder, **changes)
     else:
         words = [verb, *(f"--{name.replace('_', '-')}={value}" for name, value in changes.items())]
         words += ["--dry-run"] if verb == "demo" else [str(folder)]
@@ -112,7 +137,11 @@ def yaml(world: World, draw: random.Random, folder: Path) -> Case:
 
 def rows(world: World, draw: random.Random, folder: Path) -> Case:
     """A file of rows."""
-    verb = draw.choice(TAKEN)
+    verb = draw.choice((*TAKEN, "calibrate", "overlap"))
+    if verb in ADDING:
+        name = draw.choice(list(ADDING[verb]))
+        path = broken.rows(draw, Path(world.path(ADDING[verb][name])), folder)
+        return Case(f"rows {verb} {name}", looking(world, verb, folder, **{name: str(path)}))
     name = draw.choice({"deepen": ["data", "utility"], "finetune": ["data", "eval_data", "probe", "safety", "harmless"],
                         "poison": ["data", "test"], "measure": ["data", "benign", "openings"],
                         "attack": ["data", "suffixes"]}.get(verb, ["data"]))  # fmt: skip
@@ -164,6 +193,10 @@ def results(world: World, draw: random.Random, folder: Path) -> Case:
     name = draw.choice(sorted(names))
     shutil.copytree(made / name, folder / name)
     what = broken.file_of(draw, folder / name)
+    if name == "attack-one" and draw.random() < 0.75:
+        verb = draw.choice(("compare", "gate", "judge"))
+        run = str(folder / name)
+        return Case(f"results {verb}: {what}", looking(world, verb, folder, **{next(iter(ADDING[verb])): run}))
     return Case(f"results {name}: {what}", ["report", str(folder / name), f"--out={folder / 'report.html'}"])
 
 

@@ -43,6 +43,8 @@ class Tally:
 
 def begin(job: Job, out: Path, log: Path, **limits: int) -> Running:
     """Start a job whose result is to be in `out`."""
+    if job.copies and not out.exists():
+        shutil.copytree(job.copies, out)
     if job.tells:
         return start(_tell(job, out), log, {"TOKENDEEP_CACHE": f"{out}-cache"}, **limits)
     return start(refusing_model(command(job.at(out))) if job.refuses else command(job.at(out)), log, **limits)

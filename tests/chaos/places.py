@@ -116,6 +116,7 @@ MOUNTED = ("full disk", "read-only")
 def trouble(whole: Whole, work: Path, count: int, seed: int, say: Callable[[str], None]) -> Tally:
     """`count` trials, each kind and verb in turn; those that need a mount are left out where that is forbidden."""
     tally, draw = Tally(), random.Random(seed)
+    whole = {name: (job, kept) for name, (job, kept) in whole.items() if job.run}
     kinds = [kind for kind in TRIALS if kind not in MOUNTED or mounts(work)]
     for number in range(count):
         kind, name = kinds[number % len(kinds)], list(whole)[number // len(kinds) % len(whole)]

@@ -38,12 +38,16 @@ class Job:
         words: with OUT for the place of the result; of the demo, which is told by its function, the model alone.
         tells: the demo.
         refuses: whether the model is taken to refuse what it is asked, which tiny weights do not.
+        copies: the finished run that lies in the place of the result before it begins, and is added to.
+        run: whether what it leaves is a run, which is locked, goes on and is known again.
     """
 
     name: str
     words: Sequence[str]
     tells: bool = False
     refuses: bool = False
+    copies: Path | None = None
+    run: bool = True
 
     def at(self, out: Path) -> list[str]:
         return [word.replace("OUT", str(out)) for word in self.words]
@@ -66,6 +70,12 @@ def _rows(folder: Path) -> None:
         "triples": [{**row, "harmful": answer, "refusal": REFUSAL} for row, answer in zip(asked, answers, strict=True)],
         "chats": [{"prompt": row["instruction"], "completion": answers[n]} for n, row in enumerate(asked)],
         "suffixes": [{"suffix": " please", "name": "kind"}],
+        "texts": [{"text": answer} for answer in answers],
+        "labels": [
+            {**row, "response": text, "label": label}
+            for row, answer in zip(asked, answers, strict=True)
+            for text, label in ((answer, 1), (REFUSAL, 0))
+        ],
     }
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -109,9 +119,28 @@ def jobs(world: World, made: Path) -> list[Job]:
     probe = ["--probe", world.path("pairs.jsonl"), "--dynamics", "2,4", "--test", world.path("prompts.jsonl")]
     grid = ["--grid", "greedy,temperature=0.7,top_k=5", "--suffixes", world.path("suffixes.jsonl"), "--k", "0,3"]
     rank = ["--rank-length", "3", "--rank-budget", "6"]
+    plain = ["--attack", "none,prefill", "--k", "0,3", "--judge", "refusal-keywords", *short]
+    sides = [str(made / "attack-one"), str(made / "attack-two")]
     names = "none,prefill,refusal-prefix,decoding,suffix,rank-prefill"
     return [
-        Job("measure", ["measure", *model, *pairs, "--base", base[1], "--benign", pairs[1], *figures, *out]),
+        Job(
+            "measure",
+            [
+                "measure",
+                *model,
+                *pairs,
+                "--base",
+                base[1],
+                "--benign",
+                pairs[1],
+                "--text",
+                world.path("texts.jsonl"),
+                "--window",
+                "16",
+                *figures,
+                *out,
+            ],
+        ),
         Job("measure-adapter", ["measure", *adapter, *pairs, *figures, *out]),
         Job("attack", ["attack", *model, *pairs, "--attack", names, *grid, *rank, *short, "--samples", "2", *out]),
         Job(
@@ -183,6 +212,20 @@ def jobs(world: World, made: Path) -> list[Job]:
                 *out,
             ],
         ),
+        *(
+            Job(f"attack-{name}", ["attack", *which, *pairs, *plain, *out])
+            for name, which in (("one", model), ("two", base))
+        ),
+        Job(
+            "judge",
+            ["judge", "--run", "OUT", "--judge", "refusal,refusal-keywords", "--judged", "full,conversation"],
+            copies=made / "attack-one",
+            run=False,
+        ),
+        Job("calibrate", ["calibrate", "--judge", "refusal", "--labels", world.path("labels.jsonl"), *out]),
+        Job("overlap", ["overlap", pairs[1], world.path("prompts.jsonl"), *out], run=False),
+        Job("compare", ["compare", *sides, *out], run=False),
+        Job("gate", ["gate", *sides, "--max-asr-rise", "0.99", "--undecided", "pass", *out], run=False),
         Job("report", ["report", *(str(made / name) for name in REPORTED), "--out", "OUT/report.html"]),
         Job("demo", [world.path("model")], tells=True),
     ]

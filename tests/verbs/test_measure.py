@@ -282,3 +282,29 @@ def test_perplexity_of_texts_stands_in_profile_report_and_terminal(
     texts.write_text(json.dumps({"text": "Another."}))
     with pytest.raises(InputError, match="the content of text"):
         run(options(tmp_path, tiny_folder, text=str(texts), window=16))
+
+
+def test_a_task_is_scored_and_compared(
+    tmp_path: Path, tiny_folder: Path, make_model: Any, tiny_subject: Subject
+) -> None:
+    from tokendeep.records import Profile
+    from tokendeep.report import page, render
+    from tokendeep.verbs import compare
+
+    rows = [{"question": f"What is {n} and 1?", "answer": f"It is\n#### {n + 1}"} for n in range(5)]
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    other = tmp_path / "other"
+    make_model(5).save_pretrained(other)
+    tiny_subject.tokenizer.save_pretrained(other)
+    given = {"utility_data": str(tmp_path / "gsm8k.jsonl"), "utility_metric": "gsm8k", "utility_tokens": 4}
+    one = run(options(tmp_path, tiny_folder, **given, limit=4))
+    two = run(options(tmp_path, other, **given, limit=4, out=str(tmp_path / "two")))
+    found = Profile.load(one).utility
+    assert found is not None
+    assert (found.metric, found.score, found.n) == ("gsm8k", 0.0, 4)
+    text = render.to_markdown(page.build([one, two]))
+    assert "| gsm8k | 4 | 0.000" in text
+    made = compare.plan(compare.CompareOptions(str(one), str(two)))
+    assert [(t.row.attack, t.row.n, t.row.difference) for t in made.tests] == [("gsm8k", 4, 0.0)]
+    with pytest.raises(InputError, match="no number behind ####"):
+        measure.plan(options(tmp_path, tiny_folder, **{**given, "utility_data": str(tmp_path / "pairs.jsonl")}))

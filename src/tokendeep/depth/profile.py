@@ -122,6 +122,9 @@ def describe(profile: records.Profile, name: str) -> str:
         lines.append(
             f"  margin of refusal before any harmful token: {median:+.1f} nats (5 % to 95 %: {low:+.1f} to {high:+.1f})"
         )
+    if (task := profile.utility) is not None and task.score is not None:
+        ends = "" if task.low is None or task.high is None else f" [{task.low:.3f}, {task.high:.3f}]"
+        lines.append(f"  {task.metric}: {task.score:.3f}{ends} on {task.n} rows, {task.truncated} answers cut off")
     if (told := profile.perplexity) is not None:
         ends = "" if told.low is None or told.high is None else f" [{told.low:.3f}, {told.high:.3f}]"
         lines.append(

@@ -61,8 +61,14 @@ class AskRate(Record):
 class Utility(Record):
     """How well the task of the rows is done; in table.json as means over trainings."""
 
+    metric: str | None = None
+    """How the answers are scored; null in table.json."""
     score: Known = None
     """Mean score of the metric, 0 to 1."""
+    low: Known = None
+    """Lower end of its 95 % bootstrap interval over rows; null in table.json."""
+    high: Known = None
+    """Upper end, likewise."""
     exact: Known = None
     """Share of answers that are the right query but for space and case; null: the metric is not sql."""
     executed: Known = None

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from tokendeep.records import plots
 from tokendeep.records.base import File, Known, Record
+from tokendeep.records.poison import Utility
 from tokendeep.records.rates import frame
 
 if TYPE_CHECKING:
@@ -233,6 +234,8 @@ class Profile(File):
     """The depth figures."""
     margin: Quantiles | None = None
     """The margin of refusal: the log-odds at the first k."""
+    utility: Utility | None = None
+    """How well the task of `--utility-data` is done; null: none was given."""
     perplexity: Perplexity | None = None
     """On the texts of `--text`; null: none were given."""
     per_prompt: PerPrompt | None = Field(default=None, repr=False)

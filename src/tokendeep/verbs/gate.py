@@ -22,7 +22,7 @@ FILES = (Compared.FILE, Gated.FILE, JUNIT, SUMMARY)
 LIMITS = {  # option: the requests it is about, and what to run where there are none
     "max_asr_rise": (("harmful",), "runs of attack on harmful requests"),
     "max_refusal_rise": (("twins", "unseen"), "runs of attack on harmless requests (--role twins)"),
-    "max_utility_drop": (("task",), "trainings of poison with --utility-data"),
+    "max_utility_drop": (("task",), "runs of measure, or trainings of poison, with --utility-data"),
 }
 
 
@@ -40,7 +40,8 @@ class GateOptions:
         float | None, what(help="Largest rise of the share of harmless requests that are refused or broken off.")
     ] = field(default=None, kw_only=True)
     max_utility_drop: Annotated[
-        float | None, what(help="Largest drop of a task's score, where trainings of poison hold one.")
+        float | None,
+        what(help="Largest drop of a task's score, where runs of measure or trainings of poison hold one."),
     ] = field(default=None, kw_only=True)
     undecided: Annotated[
         Literal["fail", "pass"],

@@ -55,6 +55,10 @@ class MeasureOptions(ModelOptions, DataOptions):
         str | None,
         what(help="Ordinary texts, for the perplexity: a .txt file is one, other files have a column text."),
     ] = None
+    utility_data: Annotated[
+        str | None, what(help="Rows with the right answers, on which the model is asked and scored (GSM8K, SQL, ...).")
+    ] = None
+    utility_metric: Annotated[str, what(help="How these answers are scored: rouge1, gsm8k or sql.")] = "rouge1"
     k: Annotated[
         Ints,
         what(
@@ -82,6 +86,9 @@ class MeasureOptions(ModelOptions, DataOptions):
     stride: Annotated[
         int, advanced(help="Tokens between the beginnings of two windows of a text; 0 is half a window.")
     ] = 0
+    utility_tokens: Annotated[
+        int, advanced(help="Longest answer in tokens to them; many of GSM8K need more than 128.")
+    ] = 256
     sequential: Annotated[
         bool, advanced(help="Load the model and its base one after the other where both do not fit into the memory.")
     ] = False
@@ -97,6 +104,7 @@ class MeasurePlan:
     pairs: Sequence[Pair]
     benign: Sequence[Pair]
     texts: Sequence[str]
+    task: Sequence[Pair]
     openings: Sequence[str]
     onto: str | None  # what an adapter is loaded onto; None is its own base
     compared_with: str | None  # what the model is compared with; None is the adapter's own base, or nothing
@@ -107,7 +115,9 @@ class MeasurePlan:
     def place(self) -> Place:
         """The output folder, and what tells this run from another."""
         options = self.options
-        files = {name: value for name in ("benign", "openings", "text") if (value := getattr(options, name))}
+        files = {
+            name: value for name in ("benign", "openings", "text", "utility_data") if (value := getattr(options, name))
+        }
         return Place("measure", options, {"data": options.data, **files})
 
     def lines(self) -> list[str]:
@@ -118,6 +128,11 @@ class MeasurePlan:
             f"rows: {len(self.pairs)} harmful pairs of {options.data}"
             + (f", {len(self.benign)} benign pairs of {options.benign}" if options.benign else ""),
             f"recovery at k = {', '.join(map(str, sorted(set(options.k))))}; KL at {options.positions} positions",
+            *(
+                [f"task: {len(self.task)} rows of {options.utility_data}, by {options.utility_metric}"]
+                if self.task
+                else []
+            ),
             *([f"perplexity: {len(self.texts)} texts of {options.text}"] if self.texts else []),
             *self.place.lines(),
         ]
@@ -138,13 +153,14 @@ def plan(options: MeasureOptions, subject: Subject | None = None, base: Subject 
     control = data.choose_beside(options.benign, options.columns, "harmless") if options.benign else None
     benign = data.read_pairs(control, limit=options.limit) if control else []
     texts = data.read_texts(options.text)[: options.limit] if options.text else []
+    task = _task(options)
     openings = load_openings(options.openings)
     onto, compared_with = (None, options.base) if subject else _bases(options)
     if not subject:
         models.check_spec(options.model, options, base=onto)
     if compared_with and not base:
         models.check_spec(compared_with, _of_base(options), needs_template=False)
-    return MeasurePlan(options, pairs, benign, texts, openings, onto, compared_with, subject, base)
+    return MeasurePlan(options, pairs, benign, texts, task, openings, onto, compared_with, subject, base)
 
 
 def run(plan: MeasurePlan, *, show: bool = True) -> Path:
@@ -179,6 +195,8 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
     profile = profiles.profile(plan.pairs, plan.benign, kl, kl_benign, recovery, meta, bootstrap)
     if plan.texts:
         profile = profile.model_copy(update={"perplexity": _perplexity(subject, plan, pieces)})
+    if plan.task:
+        profile = profile.model_copy(update={"utility": _utility(subject, plan, state.out)})
     runs.write_json(state.out / records.PROFILE, profile.dump())
     parts.remove(state)
     label: dict[str, Any] = {"label": options.label} if options.label else {}
@@ -211,6 +229,7 @@ def _check(options: MeasureOptions) -> None:
         raise InputError(f"--k is {options.k}, but it needs at least one number of answer tokens, none below 0.")
     check_least(options, {
         "positions": FIRST, "opening_tokens": 1, "batch_size": 1, "bootstrap": 100, "seed": 0, "window": 8, "stride": 0,
+        "utility_tokens": 1,
     })  # fmt: skip
 
 
@@ -291,7 +310,28 @@ def _answer_length(subject: Subject, pair: Pair, row: Encoded, system: str) -> i
     return min(len(answer), sum(label != IGNORE for label in row.labels))
 
 
-# --- perplexity ---------------------------------------------------------------------------------
+# --- ordinary use: a task, and texts ---------------------------------------------------------------------------------
+
+
+def _task(options: MeasureOptions) -> list[Pair]:
+    """The rows of the task. Raises InputError for an unknown metric, and rows that it cannot score."""
+    from tokendeep.judges import tasks
+
+    tasks.check(options.utility_metric)
+    return tasks.load(options.utility_data, options.utility_metric)[: options.limit] if options.utility_data else []
+
+
+def _utility(subject: Subject, plan: MeasurePlan, out: Path) -> records.Utility:
+    """How well the task is done; the score of every row stands in utility.json, by which `compare` pairs them."""
+    from tokendeep.judges import tasks
+
+    options = plan.options
+    found = tasks.measure(
+        subject, plan.task, options.utility_metric, system=options.system, tokens=options.utility_tokens,
+        batch_size=options.batch_size,
+    )  # fmt: skip
+    runs.write_json(out / "utility.json", found)
+    return records.Utility.model_validate({name: value for name, value in found.items() if name != "rows"})
 
 
 def _perplexity(subject: Subject, plan: MeasurePlan, pieces: Path) -> records.Perplexity:

@@ -20,12 +20,12 @@ from tokendeep.report.sections import (
     overrefusal,
     paired,
     paper,
-    perplexity,
     poison,
     rates,
     recovery,
     runs,
     suffix,
+    utility,
 )
 
 SECTIONS: dict[str, Callable[[Report], Section]] = {
@@ -36,7 +36,7 @@ SECTIONS: dict[str, Callable[[Report], Section]] = {
     "corrected": corrected.build,
     "paired": paired.build,
     "overrefusal": overrefusal.build,
-    "perplexity": perplexity.build,
+    "utility": utility.build,
     "categories": categories.build,
     "outcomes": outcomes.build,
     "decoding": decoding.build,
