@@ -36,7 +36,7 @@ measured, and how, stands in [Concepts](concepts.md).
 COLOURS = re.compile("\x1b\\[[0-9;]*m")  # of a terminal
 FILES = {  # what each file is, for a reader of the formats page
     "manifest.json": "Every verb writes one: what was run, with which options, data, models and versions.",
-    "profile.json": "`measure`: KL by answer position, refusal recovery, the depth figures, a task, perplexity, and the values of every prompt.",
+    "profile.json": "`measure`: KL by position, refusal recovery, depth figures, a task, perplexity, each prompt's values.",
     "asr.json": "`attack`: a list with a row for each attack, its parameters, judge and model.",
     "training.json": "`deepen`, `finetune` and `mend`: the log of every step.",
     "dynamics.json": "`finetune --dynamics`: what happened per token at the recorded steps.",
