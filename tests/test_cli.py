@@ -41,6 +41,7 @@ NEEDED = {
     "compare": ["--before", "a", "--after", "b"],
     "gate": ["--before", "a", "--after", "b"],
     "overlap": ["--first", "a", "--second", "b"],
+    "parity": ["--model", "m", "--data", "d"],
     "report": ["one"],
 }
 HINTS = {verb: get_type_hints(cli.options_of(verb)) for verb in VERBS}
@@ -137,13 +138,14 @@ def test_the_verbs_and_flags_of_the_contract():
             "out",
         },
         "overlap": {"first", "second", "threshold", "out"},
+        "parity": {"model", "engine", "data", "k", "out"},
         "report": {"out", "show_text"},
     }
     assert promised.keys() == VERBS.keys()
     for verb, names in promised.items():
         common = (
             set()
-            if verb in ("demo", "judge", "calibrate", "compare", "gate", "overlap", "report")
+            if verb in ("demo", "judge", "calibrate", "compare", "gate", "overlap", "parity", "report")
             else {"chat_template", "system", "overwrite"}
         )
         assert names | common <= HINTS[verb].keys()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ class TokenServer:
         model: what it calls the model.
         context: what it says its context is.
         key: what it wants to be shown.
+        certificate: file of a key and a certificate, with which it speaks TLS.
         answer: continues ids in place of the subject's greedy answer: (prompt, most) -> ids.
     """
 
@@ -47,22 +49,25 @@ class TokenServer:
         model: str = "tiny",
         context: int | None = 512,
         key: str | None = None,
+        certificate: str | None = None,
         answer: Callable[[Ids, int], Ids] | None = None,
     ) -> None:
         self.subject, self.kind, self.model, self.context, self.key = subject, kind, model, context, key
+        self.certificate = certificate
         self.answer = answer or self._greedy
         self.faults: deque[int | str | None] = deque()
         self.asked: list[Mapping[str, Any]] = []  # the bodies of all completions that were answered
         self.tokenizer = subject.tokenizer  # what it spells answers with
         self.change: Callable[[dict[str, Any]], dict[str, Any]] = lambda reply: reply  # what becomes of every answer
         self.picks = True  # whether it is a version that tells log-probabilities of chosen next tokens
+        self.pages: dict[str, Any] = {}  # what lies at a path in place of what is usual
         self.lead: Ids = []  # put before every prompt, as a server that adds BOS does
         self.port = 0
         self._lock = threading.Lock()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http{'s' if self.certificate else ''}://127.0.0.1:{self.port}/v1"
 
     @property
     def known(self) -> Known:
@@ -75,6 +80,10 @@ class TokenServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), _handler(self))
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # a client that is gone
+        if self.certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
@@ -98,6 +107,8 @@ class TokenServer:
 
     def get(self, path: str) -> Any:
         """What lies at a path; None where nothing does."""
+        if path in self.pages:
+            return self.pages[path]
         card = {"id": self.model, "owned_by": OWNERS[self.kind], "max_model_len": self.context}
         if self.kind == "llamacpp":
             card.pop("max_model_len")

@@ -26,6 +26,7 @@ _HOME = {
             "mend",
             "overlap",
             "pairs",
+            "parity",
             "poison",
         ],
         "verbs.functions",

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from transformers import LlamaForCausalLM
 
-from tokendeep import cli, judges
+from token_server import TokenServer
+from tokendeep import cli, judges, models
 from tokendeep.training import answers, harmful
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +129,16 @@ def test_the_commands_of_a_block_run(block: tuple[Path, str], workplace: Path, m
             run_line(line)
     made = "*.html" if "tokendeep report" in text else "logs/*.eval" if "inspect eval" in text else "out/*"
     assert list(workplace.glob(made))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b[0].stem == "servers"], ids=name_of)
+def test_the_commands_that_ask_a_server_run(block: tuple[Path, str], workplace: Path) -> None:
+    subject = models.load("ORG/YOUR-CHAT-MODEL")
+    with TokenServer(subject, context=8192, answer=lambda prompt, most: [50] * most) as server:
+        for line in block[1].splitlines():
+            run_line(line.replace("http://127.0.0.1:8000/v1", server.url))
+    assert list(workplace.glob("logs/*.eval" if "inspect eval" in block[1] else "out/*"))
 
 
 def test_the_pages_have_commands() -> None:

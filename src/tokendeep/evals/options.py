@@ -56,7 +56,7 @@ class EvalOptions(DataOptions):
         str | None,
         answering(
             help="What the rows are: harmful, or harmless ones on which refusing is the error (twins or unseen). Of rows that "
-            "say themselves what they are (XSTest) those of the role are asked. Without it reports go by the folder's name "
+            "say so (XSTest) those of the role are asked. Without it reports go by the folder's name "
             "(overrefusal and unseen are harmless)."
         ),
     ] = None

@@ -30,8 +30,10 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from rich.markup import escape
 
 from tokendeep import chat, models, runs
-from tokendeep.engines.base import Completion, Request
+from tokendeep.engines.base import MOST_ROWS, Completion, Request
+from tokendeep.engines.options import IN_FLIGHT, LOCAL, EngineOptions
 from tokendeep.errors import InputError, did_you_mean
+from tokendeep.models.checks import check_tokenizer
 from tokendeep.models.options import ModelOptions
 from tokendeep.types import Decoding, Message, Subject
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tokendeep.engines.local import LocalEngine
+    from tokendeep.engines.server.engine import ServerEngine
+    from tokendeep.engines.server.handshake import Handshake
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,6 +54,7 @@ CLOSED = (
 )
 CLOSING = frozenset({"hf"})  # those that never go on from a final assistant message
 MAX_CONNECTIONS = 4096  # requests under way at once: the engine orders its queue itself, so let it see all of it
+QUEUED = 8  # batches of samples under way in each task: prefixes are shared, and the first batch starts at once
 DEFAULT_MAX_TOKENS = 512
 UNSUPPORTED = ("stop_seqs", "num_choices", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "best_of")
 # How a model is loaded. Inspect knows a cut-off evaluation again by the arguments in their order, so it stays.
@@ -78,7 +83,7 @@ def one_sentence(function: Callable[P, T]) -> Callable[P, T]:
 
 
 class TokendeepAPI(ModelAPI):
-    """Inspect's view of a local model: `tokendeep/PATH`, `tokendeep/HUB_ID` or `tokendeep/smollm2`.
+    """Inspect's view of a model that is given token ids: `tokendeep/PATH`, `tokendeep/HUB_ID` or `tokendeep/smollm2`.
 
     A final assistant message is continued, not closed: from the token ids in its metadata's `prefix_ids` (a list, or
     text such as "12 7 88") where they are given, else from its text. The beginning-of-sequence token is there once, as
@@ -89,6 +94,9 @@ class TokendeepAPI(ModelAPI):
         subject: a loaded model to use instead (see `live_model`).
         batch_size: rows decoded together; 0 is what the memory holds.
         adapter_base: the base of an adapter, where it cannot be found by itself.
+        engine: who answers: "local", or addresses of servers, as in `engines.options.EngineOptions`; also `engine_model`,
+            `api_key_env` and `in_flight`.
+        max_retries: how often a server that fails is asked again.
         options: fields of `config.ModelOptions`, for example `-M dtype=bfloat16`.
 
     Raises:
@@ -106,6 +114,11 @@ class TokendeepAPI(ModelAPI):
         subject: Subject | None = None,
         batch_size: int = 0,
         adapter_base: str | None = None,
+        engine: str | list[str] = LOCAL,
+        engine_model: str | None = None,
+        api_key_env: str | None = None,
+        in_flight: int = IN_FLIGHT,
+        max_retries: int = 6,
         **options: Any,
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
@@ -114,11 +127,31 @@ class TokendeepAPI(ModelAPI):
         self.options = _model_options(options)
         self.subject = subject
         self._tokenizer = subject.tokenizer if subject else None
-        self._engine: LocalEngine | None = None
+        where = engine if isinstance(engine, str) else ",".join(engine)  # Inspect makes a list where there are commas
+        self.place = EngineOptions(
+            engine=where, engine_model=engine_model, api_key_env=api_key_env, in_flight=in_flight
+        )
+        self.place.check_engine(self.options)
+        self.max_retries = max_retries
+        self._engine: LocalEngine | ServerEngine | None = None
         self._failure: Exception | None = None
         self._lock = threading.Lock()
-        if subject is None:
+        if self.served:
+            check_tokenizer(model_name, self.options, base=adapter_base)
+        elif subject is None:
             models.check_spec(model_name, self.options, base=adapter_base)
+
+    @property
+    def served(self) -> bool:
+        """Whether a server has the weights."""
+        return self.place.served
+
+    @property
+    def queue(self) -> int:
+        """How many requests it is good to have waiting: prefixes are shared here, and no server runs dry."""
+        if self.served:
+            return 2 * self.place.in_flight * len(self.place.engine.split(","))
+        return QUEUED * (self.batch_size or MOST_ROWS)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -175,42 +208,61 @@ class TokendeepAPI(ModelAPI):
         self.close()
 
     def load(self) -> Subject:
-        """The model with its weights, loaded once."""
+        """The model with its weights, loaded once. Raises InputError where a server has them."""
+        if self.served:
+            raise InputError(f"The weights of {self.model_name} are on a server: leave --engine out to load them here.")
         if self.subject is None:
             self.subject = models.load(self.model_name, base=self.adapter_base, options=self.options)
             self._tokenizer = self.subject.tokenizer
         return self.subject
 
     def about(self) -> dict[str, Any]:
-        """What the model is known by, found out without loading it."""
-        if (loaded := self.subject) is None:
+        """What the model is known by, found out without loading it; of one on a server what the server says."""
+        if self.served:
+            known: dict[str, Any] = {"engine": self.serving()}
+        elif (loaded := self.subject) is None:
             known = models.facts(self.model_name, self.options, base=self.adapter_base)
         else:
             dtype = str(loaded.model.dtype).removeprefix("torch.")
             known = {"revision": loaded.revision, "adapter": loaded.adapter, "dtype": dtype}
         return {**known, "template": chat.template_hash(self.tokenizer), "date": str(chat.date_of(self.tokenizer))}
 
+    def serving(self) -> dict[str, Any]:
+        """What the handshake has found out of the server. Raises InputError where there is none that can be used."""
+        self.start()
+        about: Handshake = self._running().about  # type: ignore[union-attr]
+        return about.dump()
+
     @functools.cached_property
     def known(self) -> str:
         """Its name with a hash of weights and template, which tell verdicts of one grader from those of another."""
         about = self.about()
-        facts = [str(about.get(name)) for name in ("revision", "adapter", "template")]
+        told = ("engine", "template") if self.served else ("revision", "adapter", "template")
+        facts = [str(about.get(name)) for name in told]
         return f"{NAME}/{self.model_name} ({runs.sha256_text(' '.join(facts))[:8]})"
 
     def start(self) -> None:
         """Start the engine once for all tasks; a failure is kept, and every waiting request gets it."""
-        from tokendeep.engines.local import LocalEngine
-
         with self._lock:
             if self._failure is not None:
                 raise self._failure
             if self._engine is not None:
                 return
             try:
-                self._engine = LocalEngine(self.load(), self.batch_size)
+                self._engine = self._open()
             except Exception as error:
                 self._failure = error
                 raise
+
+    def _open(self) -> LocalEngine | ServerEngine:
+        if self.served:
+            from tokendeep.engines.server.engine import connect
+
+            known = models.outline(self.model_name, self.options, base=self.adapter_base)
+            return connect(self.place, self.tokenizer, known, self.max_retries)
+        from tokendeep.engines.local import LocalEngine
+
+        return LocalEngine(self.load(), self.batch_size)
 
     def _ids(self, input: Sequence[ChatMessage]) -> tuple[list[int], list[int]]:
         """Token ids of the prompt (generation prompt included) and of the answer prefix."""
@@ -227,7 +279,7 @@ class TokendeepAPI(ModelAPI):
             exact = chat.response_ids(self.tokenizer, messages, last.text, end=False)
         return prompt, [int(token) for token in (exact.split() if isinstance(exact, str) else exact)]
 
-    def _running(self) -> LocalEngine:
+    def _running(self) -> LocalEngine | ServerEngine:
         if self._engine is None:
             raise self._failure or RuntimeError("the provider was closed while requests were waiting")
         return self._engine
@@ -242,12 +294,13 @@ class TokendeepAPI(ModelAPI):
                 text = whole[len(head) :]
         message = ChatMessageAssistant(content=text, source="generate", model=self.model_name)
         stop: Literal["max_tokens", "stop"] = "max_tokens" if completion.truncated else "stop"
+        seconds = None if self.served else completion.seconds
         given, new = len(prompt) + len(prefix), len(completion.ids)
         return ModelOutput(
             model=self.model_name,
             choices=[ChatCompletionChoice(message=message, stop_reason=stop)],
             usage=ModelUsage(input_tokens=given, output_tokens=new, total_tokens=given + new),
-            metadata={"seed": decoding.seed, "prefix_tokens": len(prefix), "answer": whole, "seconds": completion.seconds},
+            metadata={"seed": decoding.seed, "prefix_tokens": len(prefix), "answer": whole, "seconds": seconds},
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from platformdirs import user_data_path
 from tokendeep import chat, models, runs
 from tokendeep.attacks.base import Attack
 from tokendeep.engines.base import MOST_ROWS
+from tokendeep.engines.options import EngineOptions
 from tokendeep.errors import InputError, explain, guarded
 from tokendeep.evals import grading, logs, served
 from tokendeep.evals.judging import Judging
@@ -38,13 +40,18 @@ TRACE_LEVEL = "INSPECT_TRACE_LEVEL"  # what of its doings it writes there: a fil
 ELSEWHERE = "inspect/"  # any other Inspect provider: inspect/PROVIDER/NAME
 # Inspect providers of which a second object would load the model again.
 STARTING = frozenset({"vllm", "vllm-completions", "sglang", "hf", "llama-cpp-python", "transformer_lens", "nnterp"})
-QUEUED = 8  # batches of samples under way in each task: prefixes are shared, and the first batch starts at once
 FLUSHES = 2000  # a log is rewritten whole at each flush: beyond so many samples, not after each of them
 NO_IDENTITY = ("batch_size", "device", "device_map")  # Inspect would take a run with others for another one
 
 
 def open_model(
-    name: str, options: ModelOptions, batch_size: int, subject: Subject | None = None, base: str | None = None
+    name: str,
+    options: ModelOptions,
+    batch_size: int,
+    subject: Subject | None = None,
+    base: str | None = None,
+    engine: EngineOptions | None = None,
+    max_retries: int = 6,
 ) -> Model:
     """Inspect's handle on the model; weights are loaded at the first request.
 
@@ -52,10 +59,14 @@ def open_model(
         name: what `models.load` takes, or an Inspect model that runs elsewhere.
         subject: the model, where the caller has it in memory already.
         base: the full model that an adapter belongs to, in place of the one it names.
+        engine: who answers, where that is not the model loaded here.
+        max_retries: how often a server that fails is asked again.
 
     Raises:
         InputError: a model that cannot be there, or options for one that runs elsewhere.
     """
+    if engine is not None and engine.served:
+        return _on_server(name, options, subject, base, engine, max_retries)
     if subject is not None:
         models.check_no_base(base)
         return live_model(subject, batch_size=batch_size)
@@ -72,6 +83,30 @@ def open_model(
     dated = ["date"] if options.date == ModelOptions().date else []  # which was not always there
     for field in (*NO_IDENTITY, *dated):
         model.model_args.pop(field, None)
+    return model
+
+
+def _on_server(
+    name: str,
+    options: ModelOptions,
+    subject: Subject | None,
+    base: str | None,
+    engine: EngineOptions,
+    max_retries: int,
+) -> Model:
+    """A model whose weights are on a server, which is given token ids."""
+    if subject is not None:
+        raise InputError("The model is in memory already, so no server is asked: leave --engine out.")
+    if name.startswith(ELSEWHERE) or name.split("/")[0] in SERVING:
+        raise InputError(
+            f"--engine is given token ids, and {name} texts: name the model's folder or hub id with --model."
+        )
+    own = {field: getattr(options, field) for field in OPTIONS} | {"adapter_base": base, "max_retries": max_retries}
+    where = {field.name: getattr(engine, field.name) for field in fields(EngineOptions)}
+    model = get_model(f"{NAME}/{name}", memoize=False, **own, **where)
+    for field in (*NO_IDENTITY, *where, "max_retries"):
+        model.model_args.pop(field, None)
+    model.model_args["engine"] = "server"
     return model
 
 
@@ -166,6 +201,8 @@ def evaluate(
     sizes, out = [len(task.dataset) * samples for task in todo], run.out
     api = session.model.api
     ours = api if isinstance(api, TokendeepAPI) else None
+    if ours and ours.served:
+        run.agree("engine", ours.serving(), free=["servers"])
     with guarded(out), _private() as place:
         inner, done, total = logs.gather(out), logs.finished_samples(out), sum(sizes)
         if done < total:  # what is wrong with the model is told before there is a bar
@@ -239,7 +276,7 @@ def _eval_set(
         model=session.model,
         model_roles={grading.ROLE: session.grader} if session.grader else None,
         max_tasks=len(todo),
-        max_samples=QUEUED * (batch_size or MOST_ROWS) if ours else None,
+        max_samples=ours.queue if ours else None,
         max_connections=ours.max_connections() if ours else None,
         log_realtime=False,  # its database would keep the texts outside the run's folder
         log_buffer=max(1, largest // FLUSHES),

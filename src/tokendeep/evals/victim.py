@@ -43,7 +43,7 @@ def victim(
 
 def check_victim(attack: Attack[Any], model: Model) -> None:
     """Raises InputError where the attack needs weights that are not here."""
-    if attack.weights and not isinstance(model.api, TokendeepAPI):
+    if attack.weights and (not isinstance(model.api, TokendeepAPI) or model.api.served):
         raise InputError(f"{attack.name} reads the model's own logits: it is for models that tokendeep loads itself.")
 
 

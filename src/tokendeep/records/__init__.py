@@ -11,6 +11,7 @@
     CALIBRATION calibration.json  Calibration     how far a judge agrees with people
                 compare.json      Compared        two sides on the same prompts
                 overlap.json      Overlap         requests that two data files share
+                parity.json       Parity          how far two engines give the same answers
                 gate.json         Gated           whether a change is within its limits
     in *.eval                     Verdict         on one answer
     VERDICTS    verdicts.jsonl    StoredVerdict   the same of a later look
@@ -26,6 +27,7 @@ from tokendeep.records.compare import Check, Compared, ComparedRow, Gated
 from tokendeep.records.manifest import Cost, Manifest, Margin, ModelFacts, Settings
 from tokendeep.records.outcomes import Outcome, Outcomes
 from tokendeep.records.overlap import Overlap, Shared, Side
+from tokendeep.records.parity import Parity, ParityRow
 from tokendeep.records.poison import (
     ASKS,
     HARMLESS,

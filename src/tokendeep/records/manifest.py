@@ -78,6 +78,31 @@ class ModelFacts(Record):
     """Hash of the adapter's weights and settings; null: there is none."""
 
 
+class EngineFacts(Record):
+    """The servers that answered, as they were met."""
+
+    kind: str | None = None
+    """vllm, sglang, llamacpp, or what the server calls itself."""
+    version: str | None = None
+    """Its version."""
+    model: str | None = None
+    """What it calls the model."""
+    context: int | None = None
+    """Tokens of prompt and answer together; null: it does not say."""
+    ids: bool | None = None
+    """Whether answers came as token ids; if not, as texts that were tokenised again and checked."""
+    repeats: bool | None = None
+    """Whether greedy answers to four questions were the same when asked again."""
+    stops: bool | None = None
+    """Whether each end token ended an answer; null: that could not be seen."""
+    scores: bool | None = None
+    """Whether log-probabilities of given tokens can be had."""
+    picks: bool | None = None
+    """Whether those of chosen next tokens can be had as well."""
+    servers: int | None = None
+    """How many servers shared the load."""
+
+
 class JudgeFacts(Record):
     """What a judge of a run went by."""
 
@@ -138,6 +163,8 @@ class Manifest(File):
     """`attack`: judge -> what it went by; none in older files."""
     model: ModelFacts | None = None
     """`measure` and `attack`: which weights were used."""
+    engine: EngineFacts | None = None
+    """`attack`, `measure`: the servers that answered; null: the model was loaded here, or asked by text."""
     rows: int | None = None
     """`finetune`: rows that were trained on."""
     steps: int | None = None

@@ -55,6 +55,24 @@ class Run:
             names.append(name)
         return self.out / name
 
+    def agree(self, name: str, found: Mapping[str, Any], free: Sequence[str] = ()) -> None:
+        """Note what was found out about a server; a run that goes on must find the same, but for what is `free`.
+
+        Raises:
+            InputError: an earlier attempt found something else.
+        """
+        before = self.manifest.get(name)
+        other = [key for key, value in found.items() if before and key not in free and before.get(key, value) != value]
+        if before and other:
+            what = ", ".join(f"{key} {before[key]} then, {found[key]} now" for key in other)
+            raise InputError(
+                f"{self.out} holds answers of another {name} ({what}): start that one again, or give another --out, or "
+                "--overwrite to replace them."
+            )
+        self.manifest[name] = dict(found)
+        if is_main_process():
+            manifests.save(self.out, self.manifest)
+
     def finish(self, **extra: Any) -> None:
         """Mark the run as finished and keep `extra` (model revision, template hash, counts ...) in the manifest.
 

@@ -32,6 +32,9 @@ NOT_COMPARED = (
     "max_retries",
     "timeout",
     "reference_cache",
+    "engine_model",
+    "api_key_env",
+    "in_flight",
 )
 OWN = {"tokendeep", "verb", "status", "config", "inputs", "models", "seed", "versions", "started", "resumed", "finished",
        "files", "results"}  # fmt: skip

@@ -15,5 +15,6 @@ VERBS = {  # verb: its module, and its line in `tokendeep --help`
     "compare": ("tokendeep.verbs.compare", "Two models on the same prompts: paired tests, intervals, power."),
     "gate": ("tokendeep.verbs.gate", "For continuous integration: is a change within its limits?"),
     "overlap": ("tokendeep.verbs.overlap", "Requests that two data files share, by ids and hashes."),
+    "parity": ("tokendeep.verbs.parity", "Two engines on the same token ids: answers and log-probabilities."),
     "report": ("tokendeep.verbs.report", "One HTML file from the folders of earlier runs."),
 }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 from tokendeep import data, models, runs
 from tokendeep.attacks import ATTACKS
 from tokendeep.attacks.base import Attack, Prepared, Rows
+from tokendeep.engines.options import EngineOptions
 from tokendeep.errors import InputError, check_least
 from tokendeep.evals.options import EvalOptions, Grader
 from tokendeep.judges import of_harm
@@ -32,7 +33,7 @@ what = heading("What to attack")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackOptions(ModelOptions, EvalOptions, *(ATTACKS[name].options for name in reversed(ATTACKS))):  # type: ignore[misc]
+class AttackOptions(ModelOptions, EngineOptions, EvalOptions, *(ATTACKS[name].options for name in reversed(ATTACKS))):  # type: ignore[misc]
     """Attack a model at inference time and judge what it says."""
 
     model: Annotated[
@@ -51,10 +52,7 @@ class AttackOptions(ModelOptions, EvalOptions, *(ATTACKS[name].options for name 
     grader: Grader = None
     batch_size: Annotated[
         int,
-        loading(
-            help="Rows decoded together; 0 is as many as the memory holds, 96 at most on a CPU and 256 elsewhere. The answers "
-            "stay the same."
-        ),
+        loading(help="Rows decoded together; 0 is as many as the memory holds, at most 96 on a CPU, else 256."),
     ] = 0
     tokenizer: Annotated[
         str | None,
@@ -74,7 +72,7 @@ class AttackOptions(ModelOptions, EvalOptions, *(ATTACKS[name].options for name 
         int, advanced(help="How often a server that fails is asked again, after waits that grow from 3 seconds.")
     ] = 6
     out: Annotated[str, output(help="Folder for the evaluation logs, attacked.jsonl, asr.json and manifest.json.")]
-    label: Annotated[str | None, output(help="Short name of the model in reports; its path where left out.")] = None
+    label: Annotated[str | None, output(help="Short name in reports; the path where left out.")] = None
     overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
 
 
@@ -110,7 +108,7 @@ class AttackPlan:
         prompts = {one.name: self._prompts(one) for one in self.attacks}
         answers = sum(prompts.values()) * options.samples
         return [
-            f"model: {options.model}",
+            f"model: {options.model}{f', asked at {options.engine}' if options.served else ''}",
             f"rows: {rows} of {options.data}" + (f"; {learnt(self.trained_on, rows)}" if self.trained_on else ""),
             *(f"{one.name}: {prompts[one.name]} prompts{self._more(one)}" for one in self.attacks),
             f"answers: {answers}, {options.samples} to each prompt, of {options.max_new_tokens} tokens at most; "
@@ -145,7 +143,10 @@ def plan(options: AttackOptions, subject: Subject | None = None, rows: Iterable[
     from tokendeep.evals.victim import check_victim, victim
 
     attacks = _check(options)
-    model = running.open_model(options.model, options, options.batch_size, subject, options.base)
+    options.check_engine(options)
+    model = running.open_model(
+        options.model, options, options.batch_size, subject, options.base, options, options.max_retries
+    )
     loading = models.ModelOptions(dtype=options.dtype, device=options.device)
     every = judging.named(options.judge, options.judged)
     grader = running.open_grader(options.grader, every, loading, options.batch_size)
@@ -307,7 +308,7 @@ def _served(options: AttackOptions) -> dict[str, Any]:
 def _recorded(options: AttackOptions) -> dict[str, Any]:
     """The options as the manifest keeps them: texts of the user by their hash."""
     texts = {name: value for attack in ATTACKS.values() for name, value in attack.recorded(options).items()}
-    return {**asdict(options), **texts, "system": runs.system_name(options.system)}
+    return {**asdict(options), **options.recorded(), **texts, "system": runs.system_name(options.system)}
 
 
 def _finished(out: str) -> int:

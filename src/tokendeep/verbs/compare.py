@@ -14,6 +14,7 @@ from tokendeep.pairing.conditions import FIELDS, Condition, Source
 from tokendeep.pairing.sides import Tested, Values
 from tokendeep.records import Compared, ComparedRow
 from tokendeep.records.base import read_json
+from tokendeep.records.manifest import EngineFacts
 from tokendeep.report import load
 from tokendeep.report.words import p_value
 from tokendeep.runs.files import user_path
@@ -160,9 +161,14 @@ def _source(run: load.Run) -> Source:
     facts = {
         "template": str(template)[:8] if template else None,
         "date": str(date) if date else None,
-        "engine": _engine(run.model) if run.has_manifest else None,
+        "engine": (_served(run.manifest.engine) or _engine(run.model)) if run.has_manifest else None,
     }
     return Source(str(run.folder), run.role, run.samples or (), facts)
+
+
+def _served(engine: EngineFacts | None) -> str | None:
+    """The server that a run had its answers from; None for one of our own."""
+    return f"{engine.kind} {engine.version}" if engine else None
 
 
 def _engine(model: str) -> str:

@@ -280,6 +280,16 @@ def overlap(first: Rows, second: Rows, *, out: str | Path | None = None, **optio
         return records.Overlap.load(made.folder)
 
 
+def parity(
+    model: Model, rows: Rows, engines: Sequence[str], *, out: str | Path | None = None, **options: Any
+) -> records.Parity:
+    """Two `engines`, each "local" or the address of a server, on the same token ids: where greedy answers first differ, and
+    how far log-probabilities lie apart. `rows` are pairs, or prompts where k is 0; the rest is as for `measure`.
+    """
+    with _run("parity", {"model": model}, {"data": ("rows", rows)}, out, options, engine=list(engines)) as made:
+        return records.Parity.load(made.folder)
+
+
 def _tuned(verb: str, model: Model, rows: Given, out: str | Path | None, options: Mapping[str, Any]) -> Tuned:
     with _run(verb, {"model": model}, rows, out, options) as made:
         subject = made.subject or models.load(str(made.folder / "checkpoint"), options=made.options)

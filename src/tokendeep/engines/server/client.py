@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from tokendeep.engines.options import NO_SERVER, key
 from tokendeep.errors import InputError
 
 WAIT, LONGEST_WAIT = 3.0, 120.0  # seconds before a server that failed is asked again; doubled each time
@@ -101,7 +102,7 @@ class Client:
     def __init__(self, urls: list[str], key_env: str | None, in_flight: int, max_retries: int) -> None:
         self.hosts = [Host(url) for url in urls]
         self.key_env, self.in_flight, self.max_retries = key_env, in_flight, max_retries
-        self._headers = {} if key_env is None else {"Authorization": f"Bearer {_key(key_env)}"}
+        self._headers = {} if key_env is None else {"Authorization": f"Bearer {key(key_env)}"}
         self._waiting: deque[Call] = deque()
         self._under_way: set[Call] = set()
         self._closed, self._lock = False, threading.Lock()
@@ -249,7 +250,6 @@ class Client:
 
 
 REMEDY = "check that the server runs and has room for the request, then call again to go on; what was answered is kept"
-NO_SERVER = "give the address of a server of completions, such as http://localhost:8000/v1"
 
 
 class _Failed(InputError):
@@ -258,36 +258,6 @@ class _Failed(InputError):
     def __init__(self, why: str, wait: float | None = None, stale: bool = False, busy: bool = False) -> None:
         super().__init__(f"{why}: {REMEDY}.")
         self.why, self.wait, self.stale, self.busy = why, wait, stale, busy
-
-
-def addresses(text: str) -> list[str]:
-    """The servers in `http://HOST:PORT/v1,...`. Raises InputError for what is no address."""
-    urls = []
-    for one in filter(None, (part.strip().rstrip("/") for part in text.split(","))):
-        try:
-            parts = urlsplit(one)
-            known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-        except ValueError:
-            known = False
-        if not known or parts.query or parts.fragment:
-            raise InputError(f"The engine {one} is neither local nor an address: {NO_SERVER}.")
-        if parts.username or parts.password:
-            raise InputError(
-                "The address of the engine holds a password, which would be written down: use --api-key-env."
-            )
-        urls.append(one if parts.path else f"{one}/v1")
-    if not urls or len(set(urls)) < len(urls):
-        raise InputError(f"The engine {text!r} names {'a server twice' if urls else 'no server'}: {NO_SERVER}.")
-    return urls
-
-
-def _key(name: str) -> str:
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise InputError(
-            f"The environment variable {name}, which --api-key-env names, is not set: put the key into it."
-        )
-    return key
 
 
 def _pause(headers: Mapping[str, str]) -> float | None:

@@ -62,8 +62,8 @@ def parsed(read: Callable[[Any], T], answer: Any, url: str) -> T:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"The answer of {url} is not one of a server of its kind ({type(error).__name__}): is something between you and "
-            "the server that changes answers?"
+            f"The answer of {url} is not one of a server of its kind ({type(error).__name__}): look whether something "
+            "between here and the server changes what it says."
         ) from None
 
 

@@ -5,6 +5,7 @@ Knows nothing of chats but the questions of its handshake, and nothing of attack
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from typing import Any
 from tokendeep import runs
 from tokendeep.engines import base
 from tokendeep.engines.base import Completion, Known, Request
+from tokendeep.engines.options import IN_FLIGHT, EngineOptions, addresses
 from tokendeep.engines.server import answers, handshake
-from tokendeep.engines.server.client import Call, Client, Host, addresses
+from tokendeep.engines.server.client import Call, Client, Host
 from tokendeep.engines.server.dialects import Ask, parsed
 from tokendeep.errors import InputError
 from tokendeep.models import Outline
 
-IN_FLIGHT = 128  # requests that one server has at once; it makes batches of them
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -68,6 +70,8 @@ class ServerEngine:
         except BaseException:
             self._client.close()
             raise
+        for sentence in self.about.shortcomings:
+            log.warning("%s: %s", urls, sentence)
         self.context = min(known.context, self.about.context or known.context)
         self._dialect = handshake.dialect(self.about.kind)
         self._submitted = 0
@@ -143,6 +147,13 @@ class ServerEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def connect(options: EngineOptions, tokenizer: Any, outline: Outline, max_retries: int = 6) -> ServerEngine:
+    """The engine that a verb's options name. Raises InputError as ServerEngine does."""
+    more = {"model": options.engine_model, "key_env": options.api_key_env, "in_flight": options.in_flight}
+    known = known_of(outline, tokenizer)
+    return ServerEngine(options.engine, tokenizer, known=known, max_retries=max_retries, **more)  # type: ignore[arg-type]
 
 
 def known_of(outline: Outline, tokenizer: Any) -> Known:

@@ -12,8 +12,9 @@ from typing import Any
 from tokendeep import chat
 from tokendeep.chat.ids import control_ids
 from tokendeep.engines.base import Completion, Known, Request
+from tokendeep.engines.options import NO_SERVER
 from tokendeep.engines.server import answers, dialects
-from tokendeep.engines.server.client import NO_SERVER, Client, Host, Refused
+from tokendeep.engines.server.client import Client, Host, Refused
 from tokendeep.engines.server.dialects import Ask, Dialect, Ids, Reply
 from tokendeep.errors import InputError, did_you_mean
 from tokendeep.types import Decoding

@@ -1,0 +1,133 @@
+"""attack --engine: what a server answers by token ids is what the model answers here; the rest is refused or gone on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inspect_ai import eval as inspect_eval
+from inspect_ai.log import read_eval_log
+
+from attacking import attack, config, pairs  # noqa: F401
+from token_server import TokenServer
+from tokendeep import models
+from tokendeep.engines.server import client
+from tokendeep.engines.server.engine import ServerEngine
+from tokendeep.errors import InputError
+from tokendeep.records import Manifest
+from tokendeep.types import Subject
+from tokendeep.verbs import compare
+from tokendeep.verbs.attack import AttackOptions
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "WAIT", 0.01)
+
+
+@pytest.fixture
+def server(tiny_subject: Subject) -> Iterator[TokenServer]:
+    with TokenServer(tiny_subject) as running:
+        yield running
+
+
+def served(pairs: Path, out: Path, server: TokenServer, folder: Path, **more: Any) -> AttackOptions:
+    return config(pairs, out, **{"model": str(folder), "engine": server.url, "attack": "none,prefill", **more})
+
+
+def texts(out: Path) -> dict[tuple[str, str], str]:
+    """Attack and sample -> what was answered."""
+    logs = [read_eval_log(str(path)) for path in out.glob("*.eval")]
+    return {(log.eval.metadata["attack"], str(s.id)): s.output.completion for log in logs for s in log.samples}  # type: ignore[index, union-attr]
+
+
+def bare(folder: Path) -> Path:
+    """The folder of a model, without its weights."""
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    return folder
+
+
+def test_the_answers_are_those_of_the_local_engine(
+    server: TokenServer, pairs: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
+    here = attack(config(pairs, tmp_path / "here", model=str(tiny_folder), attack="none,prefill"), show=False)
+    there = attack(served(pairs, tmp_path / "there", server, bare(tiny_folder)), show=False)
+    assert texts(there) == texts(here)
+    rows = [json.loads((out / "asr.json").read_text(encoding="utf-8")) for out in (here, there)]
+    assert [row["rate"] for row in rows[0]] == [row["rate"] for row in rows[1]]
+    manifest = Manifest.load(there)
+    assert manifest.engine is not None
+    assert (manifest.engine.kind, manifest.engine.version, manifest.engine.model) == ("vllm", "0.32.0", "tiny")
+    assert server.url not in (there / "manifest.json").read_text(encoding="utf-8")
+    with pytest.raises(InputError, match="differ in engine: tokendeep before and vllm 0.32.0 after"):
+        compare.plan(compare.CompareOptions(str(here), str(there)))
+    assert compare.plan(compare.CompareOptions(str(here), str(there), allow=["engine"])).tests
+
+
+def test_a_tokenizer_alone_is_enough(server: TokenServer, pairs: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    whole = texts(attack(served(pairs, tmp_path / "a", server, tiny_folder), show=False))
+    (bare(tiny_folder) / "config.json").unlink()
+    (tiny_folder / "generation_config.json").unlink()
+    assert texts(attack(served(pairs, tmp_path / "b", server, tiny_folder), show=False)) == whole
+
+
+def test_a_run_goes_on_at_another_address_but_not_with_another_server(
+    server: TokenServer, tiny_subject: Subject, pairs: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
+    out = tmp_path / "out"
+    ServerEngine(server.url, server.tokenizer, known=server.known).close()
+    server.faults.extend([None] * len(server.asked))  # what the handshake asks
+    server.asked.clear()
+    server.faults.extend([None, None, *([400] * 40)])
+    with pytest.raises(InputError, match=r"Row \w+: .* refused a request with status 400"):
+        attack(served(pairs, out, server, tiny_folder, in_flight=1), show=False)
+    before = server.prompts()
+    server.faults.clear()
+    other = TokenServer(tiny_subject, model="other")
+    with other, pytest.raises(InputError, match="answers of another engine .model tiny then, other now."):
+        attack(served(pairs, out, other, tiny_folder), show=False)
+    with TokenServer(tiny_subject) as moved:
+        attack(served(pairs, out, moved, tiny_folder), show=False)
+        rows = [prompt for prompt in moved.prompts() if prompt in before and before.count(prompt) == 1]
+    assert not rows  # nothing of the user's is asked twice
+    assert texts(out) == texts(attack(served(pairs, tmp_path / "whole", server, tiny_folder), show=False))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"engine": "localhost:8000"}, "is neither local nor an address"),
+        ({"engine": "http://u:p@localhost/v1"}, "holds a password"),
+        ({"engine": "http://a/v1,http://a/v1"}, "names a server twice"),
+        ({"engine": "http://a/v1", "dtype": "float32"}, "--dtype is for weights that are loaded here"),
+        ({"engine": "http://a/v1", "api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY, which --api-key-env names, is not set"),
+        ({"engine": "http://a/v1", "attack": "rank-prefill"}, "reads the model's own logits"),
+        ({"engine": "http://a/v1", "model": "vllm/some/name"}, "is given token ids, and vllm/some/name texts"),
+        ({"engine_model": "x"}, "--engine-model is for a server"),
+        ({"in_flight": 0}, "--in-flight is 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_asked(
+    settings: dict[str, Any], why: str, pairs: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
+    with pytest.raises(InputError, match=why):
+        attack(config(pairs, tmp_path / "out", **{"model": str(tiny_folder), **settings}))
+
+
+def test_inspect_asks_the_same_server(server: TokenServer, pairs: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    from inspect_ai.model import get_model
+
+    model = get_model(f"tokendeep/{bare(tiny_folder)}", engine=server.url, memoize=False)
+    task = "tokendeep/prefill"
+    [log] = inspect_eval(
+        task, model=model, task_args={"data": str(pairs), "k": "5", "max_new_tokens": 16}, log_dir=str(tmp_path / "logs"),
+        display="none", log_realtime=False,
+    )  # fmt: skip
+    ours = texts(attack(served(pairs, tmp_path / "out", server, tiny_folder, attack="prefill", k=[5]), show=False))
+    assert [s.output.completion for s in log.samples or ()] == list(ours.values())
+    assert log.eval.metadata["model"]["engine"]["kind"] == "vllm"  # type: ignore[index]
+    assert models.load_tokenizer(str(tiny_folder))
