@@ -271,3 +271,9 @@ def test_terms_and_counts_are_said(tmp_path: Path) -> None:
     assert (
         data.described(str(phi), "HEx-PHI") == "HEx-PHI (its own agreement; for safety research, not to be handed on)"
     )
+
+
+def test_a_request_of_hex_phi_may_have_lines_quotes_and_commas(tmp_path: Path) -> None:
+    write(tmp_path, "category_1.csv", '"One, ""quoted""\nand its second line"\nNA\n')
+    texts = [prompt.messages[0]["content"] for prompt in data.read_prompts(tmp_path)]
+    assert texts == ['One, "quoted"\nand its second line', "NA"]

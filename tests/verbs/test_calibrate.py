@@ -180,6 +180,18 @@ def test_a_rubric_is_calibrated_by_its_grader_and_goes_on_where_it_was_cut_off(
     assert "bread" not in (tmp_path / "out" / "verdicts.jsonl").read_text()
 
 
+def test_a_text_that_several_rows_hold_is_asked_about_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = grading_model(monkeypatch, lambda text: "GRADE: 5" if COMPLIED in text else "GRADE: 1")
+    pair = [
+        {"instruction": "How?", "response": COMPLIED, "label": 1},
+        {"instruction": "How?", "response": REFUSED, "label": 0},
+    ]
+    labels = write(tmp_path / "twice.jsonl", pair * 5)
+    chosen = CalibrateOptions(labels=[labels], out=str(tmp_path / "out"), judge="rubric", grader="grader")
+    made = Calibration.load(calibrate.run(calibrate.plan(chosen)))
+    assert (made.true_positive, made.true_negative, len(asked)) == (5, 5, 2)
+
+
 def test_a_grader_is_named_where_one_is_asked_and_nowhere_else(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="asks a language model to grade; name one with --grader"):
         run(tmp_path, judge="rubric")

@@ -3,8 +3,9 @@
 Knows nothing of what the labels say.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from inspect_ai.model import Model, ModelOutput
@@ -18,12 +19,13 @@ from tokendeep.records import Verdict
 
 @dataclass(frozen=True)
 class Asking:
-    """Who is asked, and where what is found is kept."""
+    """Who is asked, where what is found is kept, and which texts the grader is being asked about."""
 
     judge: Judging
     grader: Model
     store: Store
     done: Callable[[], object]
+    under_way: dict[tuple[str, str], "asyncio.Future[Verdict]"] = field(default_factory=dict)
 
 
 def verdicts(
@@ -51,7 +53,14 @@ async def _verdict(answer: Answer, asking: Asking) -> Verdict:
         found = judging.unseen(answer)
     else:
         known = asking.store.find((asking.judge.judge, signed["template"], signed["grader"]), seen)
-        found = known or await grading.grade(asking.judge.judge, seen, asking.grader)
+        found = known or await _asked(seen, asking)
         asking.store.append(found.model_copy(update=signed), seen)
     asking.done()
     return found
+
+
+async def _asked(seen: tuple[str, str], asking: Asking) -> Verdict:
+    """What the grader says of a text; rows that hold the same one share it."""
+    if seen not in asking.under_way:
+        asking.under_way[seen] = asyncio.ensure_future(grading.grade(asking.judge.judge, seen, asking.grader))
+    return await asking.under_way[seen]
