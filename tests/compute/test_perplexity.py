@@ -50,23 +50,27 @@ def test_every_token_is_scored_once_behind_its_window(front: list[int], window: 
 def test_it_equals_brute_force(tiny_subject: Subject, texts: list[str], window: int, stride: int) -> None:
     found = perplexity.measure(tiny_subject, texts, window, stride, batch_size=2)
     nats: list[float] = []
+    size = 0
     for text in texts:
         front, ids = chat.document_ids(tiny_subject.tokenizer, text)
+        size += len(tiny_subject.tokenizer.decode(ids if front else ids[1:]).encode()) if front or len(ids) > 1 else 0
         nats += brute_force(tiny_subject.model, front, ids, window, stride)
     assert found.tokens == len(nats)
     assert found.nll == pytest.approx(sum(nats) / len(nats), rel=1e-4)
     assert found.perplexity == pytest.approx(math.exp(found.nll))
-    assert found.per_byte * found.bytes == pytest.approx(found.nll * found.tokens)
+    assert found.bytes == size
+    assert found.per_byte == pytest.approx(sum(nats) / size, rel=1e-4)
     assert (found.low is None) == (found.texts == 1)
     if found.low is not None and found.high is not None:
         assert found.low <= found.nll <= found.high
 
 
 def test_a_text_of_one_token_is_left_out_and_counted(tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = {"long": ([], IDS), "short": ([], IDS[:1])}
+    ids = {"a long one": ([], IDS), "short": ([], IDS[:1])}
     monkeypatch.setattr(perplexity.chat, "document_ids", lambda tokenizer, text: ids[text])
-    found = perplexity.measure(tiny_subject, ["long", "short"], 16, 8)
-    assert (found.texts, found.left_out, found.tokens, found.bytes, found.begins) == (1, 1, len(IDS) - 1, 4, False)
+    found = perplexity.measure(tiny_subject, ["a long one", "short"], 16, 8)
+    size = len("a long one") - len(tiny_subject.tokenizer.decode(IDS[:1]))  # the first token is not scored
+    assert (found.texts, found.left_out, found.tokens, found.bytes, found.begins) == (1, 1, len(IDS) - 1, size, False)
     with pytest.raises(InputError, match="No text has two tokens"):
         perplexity.measure(tiny_subject, ["short"], 16, 8)
     ids["short"] = ([1], IDS[:1])  # with a token for the beginning it is scored

@@ -258,6 +258,15 @@ def test_rows_of_ones_own_are_of_no_set(tmp_path: Path) -> None:
     for file, content in (("mine.csv", "question,answer\nA?,B.\n"), ("mine.jsonl", '{"instruction": "A?", "output": "B."}\n'),
                           ("mine.csv", "goal,target\nA?,B.\n"), ("mine.csv", "prompt,type,label\nA?,x,safe\n")):  # fmt: skip
         assert data.set_of(str(write(tmp_path, file, content))) is None
+    for file in ("alpaca_refusals.jsonl", "my_gsm8k_style.jsonl", "not-advbench.jsonl", "types.jsonl"):
+        assert (
+            data.set_of(str(write(tmp_path, file, '{"question": "A?", "answer": "B.", "type": "definitions"}\n')))
+            is None
+        )
+    for file, wanted in (("gsm8k_test.jsonl", "GSM8K"), ("alpaca_instructions_2000.jsonl", "Alpaca"),
+                         ("or-bench-hard-1k.jsonl", "OR-Bench"),
+                         ("sql_create_context_1000.jsonl", "SQL-create-context")):  # fmt: skip
+        assert data.set_of(str(write(tmp_path, file, '{"question": "A?", "answer": "B."}\n'))) == wanted
     assert data.set_of(str(tmp_path / "nowhere.csv")) is None
     assert data.set_of("hf:me/set") is None
     assert data.set_of("hf:walledai/AdvBench@abc") == data.set_of("hf:advbench") == "AdvBench"

@@ -41,10 +41,11 @@ def test_a_container_has_less_than_the_machine(tmp_path: Path, monkeypatch: pyte
     cpu = torch.device("cpu")
     assert room.free(cpu) == 1000
     (tmp_path / "memory.current").write_text("300\n")
+    (tmp_path / "memory.stat").write_text("anon 200\ninactive_file 50\n")
     (tmp_path / "memory.max").write_text("max\n")
     assert room.free(cpu) == 1000
     (tmp_path / "memory.max").write_text("900\n")
-    assert room.free(cpu) == 600
+    assert room.free(cpu) == 650
 
 
 def test_the_engine_chooses_and_the_answers_stay_the_same(llama: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,14 @@ def test_rows_are_joined_by_the_hash_of_the_request(out: Path, pairs: Path) -> N
         assert sum(row.value or 0 for row in rows if row.attack == rate.attack) == rate.complied
 
 
+def test_a_name_may_hold_any_end_of_line(out: Path) -> None:
+    path = out / Outcomes.FILE
+    rows = Outcomes.load(out)
+    first = rows[0].model_copy(update={"id": "one\u2028two"})
+    path.write_text("".join(f"{one.model_dump_json()}\n" for one in (first, *rows[1:])), encoding="utf-8")
+    assert [one.id for one in Outcomes.load(out)] == ["one\u2028two", *(one.id for one in rows[1:])]
+
+
 def test_it_holds_no_text(out: Path) -> None:
     text = (out / Outcomes.FILE).read_text()
     words = {word for row in ROWS for word in row["instruction"].split() if len(word) > 4}

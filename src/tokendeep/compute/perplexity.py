@@ -64,7 +64,7 @@ def measure(
     table = np.array(
         [np.sum([next(sums) for _ in rows[number]], axis=0) for number in kept]
     )  # (texts, nats and tokens)
-    size = sum(len(texts[number].encode("utf-8", "surrogatepass")) for number in kept)
+    size = sum(_bytes(subject, texts[number], *encoded[number]) for number in kept)
     nll = _ratio(table[None])[0]
     low, high = stats.bootstrap(table, _ratio, *bootstrap, vectorized=True)
     ends = {} if math.isnan(low) else {"low": low, "high": high}
@@ -75,6 +75,12 @@ def measure(
             "window": window, "stride": stride, "begins": longest > 0,
         }
     )  # fmt: skip
+
+
+def _bytes(subject: Subject, text: str, front: Sequence[int], ids: Sequence[int]) -> int:
+    """Bytes of the tokens of a text that are scored: without those of the first one, where nothing stands before it."""
+    first = "" if front else subject.tokenizer.decode(list(ids[:1]), clean_up_tokenization_spaces=False)
+    return len(text.encode("utf-8", "surrogatepass")) - len(str(first).encode("utf-8"))
 
 
 def _ratio(tables: np.ndarray) -> np.ndarray:

@@ -57,6 +57,10 @@ OWN_FILES = {
     "harmful-behaviors": "JailbreakBench",
     "benign-behaviors": "JailbreakBench",
 }
+FILE_WORDS = {  # that public sets have in the names of their files
+    "harmful", "benign", "behaviors", "behaviours", "prompts", "instructions", "questions", "data", "dataset", "text", "all",
+    "test", "train", "val", "eval", "validation", "main", "hard", "toxic", "small", "full", "completions", "responses",
+}  # fmt: skip
 OWN_COLUMNS = {  # that no other set has
     "forbidden_prompt": "StrongREJECT", "FunctionalCategory": "HarmBench", "data_type": "WildJailbreak",
     "prompt_style": "SORRY-Bench",
@@ -83,15 +87,18 @@ def set_of(source: Source) -> str | None:
 def _by_row(row: Row) -> str | None:
     if row.origin.known:
         return row.origin.known.name
-    if row.values.get("type") in XSTEST_TYPES:
+    if row.values.get("type") in XSTEST_TYPES and "prompt" in row.values:
         return "XSTest"
     stem = row.origin.part.split(".")[0].lower()
-    named = (name for name in TERMS if _bare(name) in _bare(stem))
+    named = (name for name in TERMS if _is_named(stem, name))
     return OWN_FILES.get(stem) or next((OWN_COLUMNS[c] for c in row.values if c in OWN_COLUMNS), next(named, None))
 
 
-def _bare(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+def _is_named(stem: str, name: str) -> bool:
+    """Whether a file's name is that of a set, with nothing behind it but a size, a date or what parts are called."""
+    said = re.match("[^a-z0-9]*".join(re.sub("[^a-z0-9]", "", name.lower())), stem)
+    rest = re.split(r"[^a-z0-9]+", stem[said.end() :]) if said else ["no"]
+    return all(not word or word in FILE_WORDS or re.fullmatch(r"v?\d+k?", word) for word in rest)
 
 
 def described(source: Source, name: str) -> str:

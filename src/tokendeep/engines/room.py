@@ -42,7 +42,10 @@ def free(device: torch.device) -> int:
 
 def _container() -> int:
     try:
-        most, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return max(0, int(most) - int(used))
-    except (OSError, ValueError):  # no container, or none with a limit ("max")
+        most, used, told = ((CGROUP / name).read_text() for name in ("memory.max", "memory.current", "memory.stat"))
+        kept = dict(line.split() for line in told.splitlines())[
+            "inactive_file"
+        ]  # files read before, given up when needed
+        return max(0, int(most) - int(used) + int(kept))
+    except (OSError, ValueError, KeyError):  # no container, or none with a limit ("max")
         return 2**62

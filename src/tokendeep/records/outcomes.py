@@ -57,8 +57,8 @@ class Outcomes(list[Outcome]):
         """
         path = place(path, cls.FILE)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            values = [json.loads(line) for line in lines]
+            lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other ends of lines
+            values = [json.loads(line) for line in lines if line]
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read as JSON lines ({error}); {AGAIN}") from error
         return cls(Outcome.parse(value, f"{path}, line {number}") for number, value in enumerate(values, 1))

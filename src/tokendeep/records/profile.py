@@ -185,7 +185,7 @@ class Perplexity(Record):
     tokens: int
     """Tokens that were scored."""
     bytes: int
-    """Bytes of these texts."""
+    """Bytes of these tokens, in UTF-8."""
     window: int
     """Tokens that a forward pass saw at most."""
     stride: int

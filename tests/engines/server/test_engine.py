@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +108,35 @@ def test_a_server_that_fails_is_asked_again(tiny_subject: Subject, faults: list[
     with TokenServer(tiny_subject) as server:
         assert failing(server, faults) == generate(tiny_subject, requests(tiny_subject))
         assert len(server.prompts()) == len(set(server.prompts())) == 6  # nothing lost, nothing twice
+
+
+def test_an_answer_that_is_broken_off_is_asked_again(server: TokenServer) -> None:
+    asked, broken = requests(server.subject), [True, True]
+
+    def change(reply: dict[str, Any]) -> dict[str, Any]:
+        if broken and broken.pop():
+            if "choices" in reply:
+                reply["choices"][0]["finish_reason"] = "abort"
+            elif "stop_type" in reply:
+                reply["stop_type"] = "none"
+            else:
+                reply["meta_info"]["finish_reason"] = {"type": "abort"}
+        return reply
+
+    with engine(server) as servers:
+        server.change = change
+        assert [servers.submit(one).result(60) for one in asked] == generate(server.subject, asked)
+    assert not broken
+
+
+def test_a_server_that_says_when_to_come_back_rests_no_less() -> None:
+    host = client.Host("http://127.0.0.1:1/v1")
+    waits = []
+    for wait in (None, 0.0, 0.01, 100.0):
+        host.resting = 0.0
+        host.fail("failed", wait)
+        waits.append(host.resting - time.monotonic())
+    assert waits == pytest.approx([client.WAIT, 2 * client.WAIT, 4 * client.WAIT, 100.0], abs=0.009)
 
 
 def test_but_not_for_ever(tiny_subject: Subject) -> None:

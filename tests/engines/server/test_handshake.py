@@ -155,6 +155,15 @@ def test_another_tokenizer(server: TokenServer) -> None:
     assert "it serves a model of another tokenizer than --model names" in refused(server)
 
 
+def test_a_server_that_spells_nothing_has_another_tokenizer(server: TokenServer) -> None:
+    class Silent:
+        def decode(self, ids: list[int], **more: Any) -> str:
+            return ""
+
+    server.tokenizer = Silent()  # type: ignore[assignment]
+    assert "do not spell the text" in refused(server)
+
+
 def test_what_is_told_but_not_refused(server: TokenServer, caplog: pytest.LogCaptureFixture) -> None:
     turn = iter(range(10**6))
     server.answer = lambda prompt, most: [40 + next(turn) % 50 for _ in range(most)]

@@ -51,11 +51,13 @@ def completion(tokenizer: Any, ask: Ask, reply: Reply) -> Completion:
     return Completion(written, chat.decode(tokenizer, written), len(written) == longest)
 
 
-def check_text(tokenizer: Any, ids: Ids, text: str) -> None:
-    """Raises InputError where the ids of an answer do not spell its text: the server has another tokenizer."""
+def check_text(tokenizer: Any, ids: Ids, text: str, whole: bool = False) -> None:
+    """Raises InputError where the ids of an answer do not spell its text, or a part of it where it may be one: the server has
+    another tokenizer.
+    """
     ours = {_bare(tokenizer.decode(list(ids), skip_special_tokens=skip)) for skip in (False, True)}
     theirs = _bare(text)
-    if not any(own in theirs or theirs in own for own in ours):
+    if not any(own == theirs or (not whole and (own in theirs or theirs in own)) for own in ours):
         raise InputError(
             "The token ids of an answer do not spell the text that the server gave with them: it serves a model of another "
             "tokenizer than --model names."

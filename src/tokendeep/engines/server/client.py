@@ -61,7 +61,7 @@ class Host:
         if now < self.resting:
             return
         self.failures += 1
-        pause = min(LONGEST_WAIT, WAIT * 2 ** (self.failures - 1) if wait is None else wait)
+        pause = min(LONGEST_WAIT, max(wait or 0.0, WAIT * 2 ** (self.failures - 1)))
         self.resting = now + pause
         if now - self.told > SILENCE:
             self.told = now
@@ -193,7 +193,7 @@ class Client:
         try:
             address, body = call.ask(host)
             result = call.read(await self._fetch(host, "POST", address, body))
-        except _Failed as failed:
+        except Failed as failed:
             call.tries += 1
             if call.tries > self.max_retries:
                 call.finish(None, InputError(f"{failed.why}{_tries(call.tries)}: {REMEDY}."))
@@ -212,7 +212,7 @@ class Client:
         for tries in range(self.max_retries + 1):
             try:
                 return await self._fetch(host, method, address, body)
-            except _Failed as failed:
+            except Failed as failed:
                 if not (failed.busy or failed.stale) or tries == self.max_retries:
                     raise
                 host.fail(failed.why, failed.wait)
@@ -228,13 +228,13 @@ class Client:
         except aiohttp.ClientSSLError as error:
             raise Refused(_tls(host, error)) from None
         except aiohttp.ServerDisconnectedError:
-            raise _Failed(f"{host.url} closed the connection", stale=True) from None
+            raise Failed(f"{host.url} closed the connection", stale=True) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise _Failed(f"{host.url} cannot be reached ({_words(error)})") from None
+            raise Failed(f"{host.url} cannot be reached ({_words(error)})") from None
         except ValueError:
             raise Refused(f"{host.url} answers, but not with JSON: {NO_SERVER}.") from None
         if response.status in AGAIN:
-            raise _Failed(f"{host.url} failed with status {response.status}", _pause(response.headers), busy=True)
+            raise Failed(f"{host.url} failed with status {response.status}", _pause(response.headers), busy=True)
         raise self._refusal(host, response.status, text)
 
     def _refusal(self, host: Host, status: int, text: str) -> Refused:
@@ -252,7 +252,7 @@ class Client:
 REMEDY = "check that the server runs and has room for the request, then call again to go on; what was answered is kept"
 
 
-class _Failed(InputError):
+class Failed(InputError):
     """A call that may be made again: after `wait` seconds where the server says so."""
 
     def __init__(self, why: str, wait: float | None = None, stale: bool = False, busy: bool = False) -> None:

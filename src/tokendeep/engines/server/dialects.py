@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tokendeep.engines.base import Request
-from tokendeep.engines.server.client import Host
+from tokendeep.engines.server.client import Failed, Host
 from tokendeep.errors import InputError
 
 Ids = tuple[int, ...]
@@ -67,6 +67,13 @@ def parsed(read: Callable[[Any], T], answer: Any, url: str) -> T:
         ) from None
 
 
+def _stopped(reason: Any, end: Sequence[str], length: str) -> bool:
+    """Whether an answer came to its end, and not to its length. Raises Failed where the server broke it off."""
+    if reason != length and reason not in end:
+        raise Failed(f"The server broke an answer off ({reason})")
+    return bool(reason != length)
+
+
 # --- completions, as vLLM has them --------------------------------------------------------------
 
 
@@ -88,7 +95,7 @@ def _read_completions(answer: Mapping[str, Any]) -> Reply:
     choice, usage = answer["choices"][0], answer.get("usage") or {}
     return Reply(
         str(choice["text"]),
-        choice.get("finish_reason") != "length",
+        _stopped(choice.get("finish_reason"), ("stop",), "length"),
         _ids(choice.get("token_ids")),
         _ids(choice.get("prompt_token_ids")),
         usage.get("prompt_tokens"),
@@ -135,7 +142,7 @@ def _llamacpp_body(ask: Ask) -> Body:
 def _read_llamacpp(answer: Mapping[str, Any]) -> Reply:
     return Reply(
         str(answer["content"]),
-        answer.get("stop_type") != "limit",
+        _stopped(answer.get("stop_type"), ("eos", "word"), "limit"),
         _ids(answer.get("tokens")),
         None,
         answer.get("tokens_evaluated"),
@@ -165,7 +172,7 @@ def _read_sglang(answer: Mapping[str, Any]) -> Reply:
     about = answer["meta_info"]
     return Reply(
         str(answer["text"]),
-        (about.get("finish_reason") or {}).get("type") != "length",
+        _stopped((about.get("finish_reason") or {}).get("type"), ("stop",), "length"),
         _ids(answer.get("output_ids")),
         None,
         about.get("prompt_tokens"),
