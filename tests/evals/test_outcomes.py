@@ -10,8 +10,9 @@ import pytest
 import tokendeep
 from attacking import ANSWER, ROWS, Answers, answers, attack, config, pairs  # noqa: F401  (fixtures)
 from tokendeep.errors import InputError
+from tokendeep.evals import outcomes
 from tokendeep.records import Manifest, Outcomes, Rate
-from tokendeep.types import Subject
+from tokendeep.types import Prompt, Subject
 from tokendeep.verbs import judge as verb
 from tokendeep.verbs.judge import JudgeOptions
 
@@ -84,3 +85,10 @@ def test_a_damaged_file_is_named(out: Path) -> None:
     (out / Outcomes.FILE).write_text("{\n")
     with pytest.raises(InputError, match=r"outcomes.jsonl cannot be read as JSON lines"):
         Outcomes.load(out)
+
+
+def test_prompts_of_a_program_need_no_meta() -> None:
+    user = ({"role": "user", "content": " How? "},)
+    system = ({"role": "system", "content": "Be brief."},)
+    prompts = [Prompt("a", user), Prompt("b", user, meta={"prompt_id": "c"}), Prompt("d", system)]  # type: ignore[arg-type]
+    assert outcomes.keys(prompts) == {"a": of("How?"), "c": of("How?"), "d": of("")}

@@ -13,7 +13,7 @@ from tokendeep.types import Message, Prompt, Sample
 
 def keys(prompts: Iterable[Prompt]) -> dict[str, str]:
     """Id of a prompt -> the hash of its request."""
-    return {prompt.meta["prompt_id"]: key(_last(prompt.messages)) for prompt in prompts}
+    return {prompt.meta.get("prompt_id", prompt.id): key(_last(prompt.messages)) for prompt in prompts}
 
 
 def key(request: str) -> str:
@@ -22,7 +22,8 @@ def key(request: str) -> str:
 
 
 def _last(messages: Iterable[Message]) -> str:
-    return [str(message["content"]) for message in messages if message["role"] == "user"][-1]
+    asked = [str(message["content"]) for message in messages if message["role"] == "user"]
+    return asked[-1] if asked else ""
 
 
 def write(folder: Path, samples: Iterable[Sample], known: Mapping[str, str]) -> None:
