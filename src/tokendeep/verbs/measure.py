@@ -8,7 +8,7 @@ would rather refuse or go on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,13 +21,11 @@ from tokendeep.depth import profile as profiles
 from tokendeep.depth.figures import clusters_of, recovery_interval
 from tokendeep.depth.kl import FIRST, to_table
 from tokendeep.depth.openings import load_openings, opening_ids
-from tokendeep.depth.recovery import (
-    Recovery,
-    recovery_depth,
-    recovery_log_odds,
-    refine,
-)
+from tokendeep.depth.recovery import Recovery, Score, recovery_depth, recovery_log_odds, refine
+from tokendeep.depth.served import check_served, opened
+from tokendeep.engines.options import EngineOptions
 from tokendeep.errors import InputError, check_least
+from tokendeep.models.checks import check_tokenizer
 from tokendeep.models.options import ModelOptions
 from tokendeep.runs import parts
 from tokendeep.runs.parts import Parts
@@ -39,7 +37,7 @@ what = heading("What to measure")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureOptions(ModelOptions, DataOptions):
+class MeasureOptions(ModelOptions, EngineOptions, DataOptions):
     """Measure how many tokens deep a model's safety goes."""
 
     model: Annotated[str, what(help="Hub id, local folder, adapter folder, GGUF file or smollm2.")]
@@ -118,13 +116,15 @@ class MeasurePlan:
         files = {
             name: value for name in ("benign", "openings", "text", "utility_data") if (value := getattr(options, name))
         }
-        return Place("measure", options, {"data": options.data, **files})
+        return Place("measure", options, {"data": options.data, **files}, {**asdict(options), **options.recorded()})
 
     def lines(self) -> list[str]:
         options = self.options
-        versus = self.compared_with or ("its own base" if models.is_adapter(options.model) else None)
+        adapter = models.is_adapter(options.model) and not options.served
+        versus = self.compared_with or ("its own base" if adapter else None)
         return [
-            f"model: {options.model}, " + (f"compared with {versus}" if versus else "with no base to compare with"),
+            f"model: {options.model}{f', asked at {options.engine}' if options.served else ''}, "
+            + (f"compared with {versus}" if versus else "with no base to compare with"),
             f"rows: {len(self.pairs)} harmful pairs of {options.data}"
             + (f", {len(self.benign)} benign pairs of {options.benign}" if options.benign else ""),
             f"recovery at k = {', '.join(map(str, sorted(set(options.k))))}; KL at {options.positions} positions",
@@ -149,6 +149,7 @@ def plan(options: MeasureOptions, subject: Subject | None = None, base: Subject 
         InputError: an option out of range, a file or row that cannot be used, or a model that is not there.
     """
     _check(options)
+    check_served(options, subject)
     pairs = data.read_pairs(data.choose(options.data, options.columns, "harmful"), limit=options.limit)
     control = data.choose_beside(options.benign, options.columns, "harmless") if options.benign else None
     benign = data.read_pairs(control, limit=options.limit) if control else []
@@ -156,7 +157,9 @@ def plan(options: MeasureOptions, subject: Subject | None = None, base: Subject 
     task = _task(options)
     openings = load_openings(options.openings)
     onto, compared_with = (None, options.base) if subject else _bases(options)
-    if not subject:
+    if options.served:
+        check_tokenizer(options.model, options)
+    elif not subject:
         models.check_spec(options.model, options, base=onto)
     if compared_with and not base:
         models.check_spec(compared_with, _of_base(options), needs_template=False)
@@ -179,12 +182,12 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
             print(f"measure: {state.out} already holds this finished run")
             _show(state.out, options)
         return state.out
-    subject = plan.subject or models.load(options.model, base=plan.onto, options=options)
-    plan, own = _with_own_base(plan, subject)
-    rows = _encode(subject, plan.pairs, options, options.data)
-    control = _encode(subject, plan.benign, options, options.benign or "")
-    pieces = parts.folder(state)
-    recovery = _recovery(subject, plan, rows, pieces)
+    with opened(options, plan.subject, plan.onto, state) as (subject, scores, longest):
+        plan, own = _with_own_base(plan, subject)
+        rows = _encode(subject, plan.pairs, options, options.data, longest)
+        control = _encode(subject, plan.benign, options, options.benign or "", longest)
+        pieces = parts.folder(state)
+        recovery = _recovery(subject, scores, plan, rows, pieces)
     kl, kl_benign, compared = _kl(subject, plan, rows, control, pieces)
     meta = records.ProfileMeta(
         positions=options.positions, opening_tokens=options.opening_tokens, unit="nats", model=subject.name,
@@ -216,10 +219,11 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
 def _show(out: Path, options: MeasureOptions) -> None:
     """The figures of a finished run, and the way on."""
     profile = records.Profile.load(out)
+    asked = ["--engine", options.engine] if options.served else []
     print(profiles.describe(profile, options.label or profile.meta.model or options.model))
     ending(
         f"{out / records.PROFILE} (curves and figures, no texts)",
-        ["attack", "--model", options.model, "--data", options.data, "--out", beside(out, "attack")],
+        ["attack", "--model", options.model, *asked, "--data", options.data, "--out", beside(out, "attack")],
         ["report", out, "--out", "report.html"],
     )
 
@@ -252,9 +256,8 @@ def _with_own_base(plan: MeasurePlan, subject: Subject) -> tuple[MeasurePlan, bo
     return plan, own
 
 
-def _encode(subject: Subject, pairs: Sequence[Pair], options: MeasureOptions, source: str) -> list[Encoded]:
-    """Token rows of at most `positions` supervised response tokens each."""
-    limit = models.context_length(subject.model)
+def _encode(subject: Subject, pairs: Sequence[Pair], options: MeasureOptions, source: str, limit: int) -> list[Encoded]:
+    """Token rows of at most `positions` supervised response tokens each, of `limit` tokens at most."""
     rows = []
     for pair in pairs:
         messages = chat.with_system(pair.messages, options.system)
@@ -275,7 +278,9 @@ def _encode(subject: Subject, pairs: Sequence[Pair], options: MeasureOptions, so
 # --- refusal recovery ---------------------------------------------------------------------------
 
 
-def _recovery(subject: Subject, plan: MeasurePlan, rows: Sequence[Encoded], pieces: Path) -> Recovery:
+def _recovery(
+    subject: Subject, scores: Subject | Score, plan: MeasurePlan, rows: Sequence[Encoded], pieces: Path
+) -> Recovery:
     options, pairs = plan.options, plan.pairs
     ids = opening_ids(subject.tokenizer, plan.openings, options.opening_tokens)
     lengths = [_answer_length(subject, pair, row, options.system) for pair, row in zip(pairs, rows, strict=True)]
@@ -294,7 +299,7 @@ def _recovery(subject: Subject, plan: MeasurePlan, rows: Sequence[Encoded], piec
 
     def score(chosen: Sequence[int]) -> Array:
         done = Parts(pieces / f"recovery-{chosen[0]}-{chosen[-1]}-{len(chosen)}.jsonl")
-        return recovery_log_odds(subject, rows, ids, chosen, lengths, done)
+        return recovery_log_odds(scores, rows, ids, chosen, lengths, done)
 
     def depths(measured: Recovery) -> set[float]:
         low, high = recovery_interval(measured, options.bootstrap, options.seed, clusters_of(pairs))

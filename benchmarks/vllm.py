@@ -1,0 +1,114 @@
+"""Our engine on a real vLLM server against a bare client of the same requests, and its answers against those in memory.
+
+    make bench-vllm                            # sets a vLLM for CPUs up in an environment of its own, prints the ratio
+    python benchmarks/vllm.py URL              # a server of the packaged model in float32 that runs already
+
+Both clients send the same token ids with the same settings and as many requests at once, in turns; what differs is all that the
+engine does beside: the queue, repeats, checks of what came back, text and ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tokendeep import chat, models
+from tokendeep.engines.base import Request
+from tokendeep.engines.local import generate
+from tokendeep.engines.server import engine as server
+from tokendeep.engines.server.dialects import COMPLETIONS, Ask
+from tokendeep.types import Decoding
+
+VERBS = ("Describe", "Explain", "Compare", "Draw", "Paint", "Sell", "Praise", "Repair")
+THINGS = ("a bridge", "an apple", "two rivers", "a violin", "the moon", "a bakery", "old maps", "a garden")
+AIM = 0.95
+
+
+def requests(tokenizer: Any, count: int, tokens: int) -> list[Request]:
+    """Different short requests, all answered up to the same length."""
+    texts = [f"{verb} {thing}." for verb in VERBS for thing in THINGS][:count]
+    ids = [chat.prompt_ids(tokenizer, [{"role": "user", "content": text}]) for text in texts]
+    return [Request(tuple(one), Decoding(max_new_tokens=tokens)) for one in ids]
+
+
+def ours(engine: server.ServerEngine, asked: list[Request]) -> list[tuple[int, ...]]:
+    return [future.result().ids for future in [engine.submit(one) for one in asked]]
+
+
+def bare(engine: server.ServerEngine, asked: list[Request], in_flight: int) -> list[Any]:
+    """The same bodies, posted by nothing but a session and a semaphore."""
+    host = engine._client.hosts[0]
+    bodies = [COMPLETIONS.body(Ask(one, engine.about.model, engine.known.ends, 0)) for one in asked]
+
+    async def every() -> list[Any]:
+        free = asyncio.Semaphore(in_flight)
+
+        async def one(session: aiohttp.ClientSession, body: dict[str, Any]) -> Any:
+            async with free, session.post(COMPLETIONS.address(host), json=body) as response:
+                return await response.json()
+
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            return await asyncio.gather(*(one(session, body) for body in bodies))
+
+    return asyncio.run(every())
+
+
+def rate(work: Any, count: int) -> float:
+    started = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - started)
+
+
+def run(url: str, args: argparse.Namespace) -> None:
+    subject = models.load("smollm2", dtype="float32")
+    asked = requests(subject.tokenizer, args.requests, args.tokens)
+    known = server.known_of(models.outline("smollm2"), subject.tokenizer)
+    with server.ServerEngine(url, subject.tokenizer, known=known, in_flight=args.in_flight) as engine:
+        print(f"server: {engine.about}")
+        answers = ours(engine, asked)  # also what warms the server up
+        same = sum(a == b.ids for a, b in zip(answers, generate(subject, asked), strict=True))
+        print(f"{same} of {len(asked)} greedy answers are those of the engine in memory")
+        speeds = []
+        for _ in range(args.rounds):
+            one = rate(lambda: ours(engine, asked), len(asked))
+            two = rate(lambda: bare(engine, asked, args.in_flight), len(asked))
+            speeds.append((one, two))
+            print(f"  {one:.2f} answers a second through the engine, {two:.2f} through the bare client")
+    ratio = statistics.median(one / two for one, two in speeds)
+    print(f"ratio: {ratio:.2f} (median of {args.rounds} rounds, aim {AIM})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("server", help="the address of a server, or the program vllm, which is started then")
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--in-flight", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    if args.server.startswith("http"):
+        return run(args.server, args)
+    os.environ["TOKENDEEP_VLLM"] = args.server
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from vllm_server import VllmServer
+
+    with tempfile.TemporaryDirectory() as folder:
+        started = VllmServer(models.smollm2_folder(), Path(folder, "vllm.log")).start()
+        try:
+            run(started.url, args)
+        finally:
+            started.stop()
+    return None
+
+
+if __name__ == "__main__":
+    main()
