@@ -1,0 +1,95 @@
+"""The engine against a real vLLM with the packaged model: the same ids and scores as in memory, and a server that dies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from odd_prefills import odd
+from tokendeep import chat, models
+from tokendeep.engines.base import Request, TooLong
+from tokendeep.engines.local import generate
+from tokendeep.engines.server.engine import ServerEngine, known_of
+from tokendeep.errors import InputError
+from tokendeep.types import Decoding, Subject
+from vllm_server import PROGRAM, VllmServer
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PROGRAM.exists(), reason="no vLLM: make bench-vllm sets one up, TOKENDEEP_VLLM names one"),
+]
+THINGS = ("bridge", "apple", "river", "violin", "moon", "bakery", "map", "garden", "ship", "clock", "forest")
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return models.load("smollm2", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    log = tmp_path_factory.mktemp("vllm") / "log"
+    running = VllmServer(models.smollm2_folder(), log, more=("--enforce-eager",)).start()
+    yield running
+    running.stop()
+
+
+def engine(server: VllmServer, subject: Subject, **more: object) -> ServerEngine:
+    known = known_of(models.outline("smollm2"), subject.tokenizer)
+    return ServerEngine(server.url, subject.tokenizer, known=known, **more)  # type: ignore[arg-type]
+
+
+def prompts(subject: Subject) -> list[tuple[int, ...]]:
+    texts = [f"{verb} a {thing}." for verb in ("Describe", "Draw") for thing in THINGS]
+    return [tuple(chat.prompt_ids(subject.tokenizer, [{"role": "user", "content": text}])) for text in texts]
+
+
+def test_greedy_answers_behind_prefills_are_those_in_memory(server: VllmServer, subject: Subject) -> None:
+    answer = chat.continuation_ids(
+        subject.tokenizer, "Sure, here is what you asked for. First of all, let us look at it again."
+    )
+    asked = [Request((*ids, *answer[:k]), Decoding(max_new_tokens=16)) for ids in prompts(subject) for k in (0, 5, 20)]
+    prompt = prompts(subject)[0]
+    asked += [Request((*prompt, *ids), Decoding(max_new_tokens=16)) for _, ids in odd(subject.tokenizer)]
+    with engine(server, subject) as servers:
+        assert (servers.about.kind, servers.about.ids, servers.about.scores, servers.about.picks) == (
+            "vllm",
+            *[True] * 3,
+        )
+        assert [future.result() for future in [servers.submit(one) for one in asked]] == generate(subject, asked)
+
+
+def test_a_seed_repeats_and_another_one_differs(server: VllmServer, subject: Subject) -> None:
+    drawn = [
+        Request(prompts(subject)[0], Decoding(temperature=1.0, max_new_tokens=16, seed=seed)) for seed in (1, 1, 2)
+    ]
+    with engine(server, subject) as servers:
+        one, again, other = (future.result().ids for future in [servers.submit(request) for request in drawn])
+    assert one == again != other
+
+
+def test_what_does_not_fit_and_who_is_not_there(server: VllmServer, subject: Subject) -> None:
+    with engine(server, subject) as servers, pytest.raises(TooLong, match="context of 1024"):
+        servers.submit(Request(prompts(subject)[0], Decoding(max_new_tokens=1020)))
+    with pytest.raises(InputError, match="serves no model nobody"):
+        engine(server, subject, model="nobody")
+
+
+def test_a_server_of_another_tokenizer_is_found_out(server: VllmServer, tiny_subject: Subject) -> None:
+    with pytest.raises(InputError, match="another tokenizer"):
+        engine(server, tiny_subject)
+
+
+def test_a_server_that_is_killed_and_comes_back_loses_nothing(server: VllmServer, subject: Subject) -> None:
+    asked = [Request(ids, Decoding(max_new_tokens=48)) for ids in prompts(subject)]
+    expected = generate(subject, asked)
+    with engine(server, subject, in_flight=4, max_retries=12) as servers:
+        futures = [servers.submit(one) for one in asked]
+        futures[2].result()
+        server.stop()
+        finished = sum(future.done() for future in futures)
+        server.start()
+        assert [future.result() for future in futures] == expected
+        assert finished < len(asked)
+        assert servers.stats.requests == len(asked)  # every answer was read once
