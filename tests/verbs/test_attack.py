@@ -106,7 +106,7 @@ def test_samples_use_seeds_in_a_row(
         ({"k": [0, -1]}, "k = -1 is below 0"),
         ({"k": [800, 900]}, "k = 800 is beyond every answer"),
         ({"prefixes": [""], "attack": "refusal-prefix"}, "prefixes that are not empty"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": -1}, "--batch-size is -1"),
         ({"data": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"model": "./nowhere"}, "nowhere"),
         ({"model": "inspect/mockllm/model", "tokenizer": "./nowhere"}, "There is no model at ./nowhere"),
