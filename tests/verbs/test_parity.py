@@ -11,6 +11,8 @@ import pytest
 import tokendeep
 from attacking import pairs  # noqa: F401
 from token_server import TokenServer
+from tokendeep import chat, models
+from tokendeep.engines.server import client
 from tokendeep.errors import InputError
 from tokendeep.records import Parity
 from tokendeep.types import Subject
@@ -57,6 +59,33 @@ def test_a_difference_is_found_where_it_is(server: TokenServer, pairs: Path, tin
     assert [(row.id, row.k, row.differs_at) for row in apart] == [("bread", 0, 3), ("bread", 5, 3)]
     assert all(row.gap is not None and row.gap > 0 for row in apart)  # the local one took the likeliest token
     assert record.same == 3
+
+
+def test_a_row_that_fills_the_context_is_scored_but_for_its_last_token(
+    tiny_subject: Subject, tiny_folder: Path
+) -> None:
+    row = {"instruction": "How do I bake bread?"}
+    prompt = len(chat.prompt_ids(tiny_subject.tokenizer, [{"role": "user", "content": row["instruction"]}]))
+    with TokenServer(
+        tiny_subject, context=prompt + 16, answer=lambda ids, most: [40 + n for n in range(most)]
+    ) as server:
+        record = tokendeep.parity(
+            str(tiny_folder),
+            [row],
+            [server.url, server.url.replace("127.0.0.1", "localhost")],
+            k=[0],
+            max_new_tokens=16,
+        )
+    assert (record.rows[0].tokens, record.scored, record.largest_difference) == (16, 15, 0)
+
+
+def test_the_server_is_met_before_the_weights_are_loaded(
+    pairs: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(client, "WAIT", 0.01)
+    with pytest.raises(InputError, match="cannot be reached"):
+        verb.parity(verb.plan(options(pairs, tiny_folder, "local", "http://127.0.0.1:9/v1")))
 
 
 def test_as_a_function_and_with_an_engine_that_does_not_score(tiny_subject: Subject, tiny_folder: Path) -> None:

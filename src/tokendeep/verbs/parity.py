@@ -5,7 +5,8 @@ An engine is the local one or a server. Knows nothing of attacks and judges.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -79,6 +80,7 @@ class Side(Protocol):
 
     name: str
     facts: EngineFacts | None
+    longest: int  # tokens of a row that it scores
 
     def answers(self, requests: Sequence[Request]) -> list[Completion]:
         """Greedy answers."""
@@ -136,16 +138,13 @@ def parity(plan: ParityPlan) -> Parity:
     from tokendeep.engines.base import Request
 
     asked = [Request(ids, Decoding(max_new_tokens=plan.options.max_new_tokens)) for _, _, ids in plan.rows]
-    sides = [_side(plan, one) for one in plan.engines]
-    try:
+    with _opened(plan) as sides:
         one, two = ([done.ids for done in side.answers(asked)] for side in sides)
         places = [next_place(a, b) for a, b in zip(one, two, strict=True)]
-        scored = [(row[2] + a, len(row[2])) for row, a in zip(plan.rows, one, strict=True) if a]
-        scores = [side.scores(scored) for side in sides]
-        gaps = _gaps(sides, plan.rows, one, two, places)
-    finally:
-        for side in sides:
-            getattr(side, "close", lambda: None)()
+        most = min(side.longest for side in sides)
+        scored = [((row[2] + a)[:most], len(row[2])) for row, a in zip(plan.rows, one, strict=True)]
+        scores = [side.scores([(ids, start) for ids, start in scored if len(ids) > start]) for side in sides]
+        gaps = _gaps(sides, plan.rows, one, two, places, most)
     apart: list[list[float]] | None = None
     if scores[0] is not None and scores[1] is not None:
         apart = [[abs(x - y) for x, y in zip(a, b, strict=True)] for a, b in zip(*scores, strict=True)]
@@ -153,9 +152,9 @@ def parity(plan: ParityPlan) -> Parity:
     rows = [
         ParityRow(
             id=row[0], k=row[1], tokens=len(a), differs_at=place, gap=gap,
-            score_difference=max(next(each)) if apart is not None and a else None,
+            score_difference=max(next(each)) if apart is not None and len(ids) > start else None,
         )
-        for row, a, place, gap in zip(plan.rows, one, places, gaps, strict=True)
+        for row, a, place, gap, (ids, start) in zip(plan.rows, one, places, gaps, scored, strict=True)
     ]  # fmt: skip
     every = [x for row in apart or [] for x in row]
     return Parity(
@@ -210,12 +209,13 @@ def _rows(options: ParityOptions, tokenizer: Any) -> list[tuple[str, int, Ids]]:
 
 def _gaps(
     sides: Sequence[Side], rows: Sequence[tuple[str, int, Ids]], one: Sequence[Ids], two: Sequence[Ids],
-    places: Sequence[int | None],
+    places: Sequence[int | None], most: int,
 ) -> list[float | None]:  # fmt: skip
-    """By how much one token was preferred to the other where answers differ."""
+    """By how much one token was preferred to the other where answers differ, in rows of `most` tokens at most."""
     apart = [
-        (n, place - 1) for n, place in enumerate(places) if place is not None and place <= min(len(one[n]), len(two[n]))
-    ]
+        (n, place - 1) for n, place in enumerate(places)
+        if place is not None and place <= min(len(one[n]), len(two[n]), most - len(rows[n][2]))
+    ]  # fmt: skip
     pairs = [(rows[n][2] + ids[n][: i + 1], len(rows[n][2]) + i) for n, i in apart for ids in (one, two)]
     known = next((found for side in sides if pairs and (found := side.scores(pairs)) is not None), None)
     gaps: list[float | None] = [None] * len(rows)
@@ -224,8 +224,17 @@ def _gaps(
     return gaps
 
 
-def _side(plan: ParityPlan, engine: EngineOptions) -> Side:
-    return _Server(plan, engine) if engine.served else _Local(plan)
+@contextmanager
+def _opened(plan: ParityPlan) -> Iterator[list[Side]]:
+    """Both engines. Servers are met first: a model that takes minutes to load is of no use where one is not there."""
+    sides: dict[int, Side] = {}
+    with ExitStack() as stack:
+        for place in sorted(range(len(plan.engines)), key=lambda n: not plan.engines[n].served):
+            if plan.engines[place].served:
+                sides[place] = stack.enter_context(closing(_Server(plan, plan.engines[place])))
+            else:
+                sides[place] = _Local(plan)
+        yield [sides[place] for place in sorted(sides)]
 
 
 class _Local:
@@ -233,6 +242,7 @@ class _Local:
 
     name: str = LOCAL
     facts: EngineFacts | None = None
+    longest = 10**9  # what does not fit was refused as a request
 
     def __init__(self, plan: ParityPlan) -> None:
         self.subject = plan.subject or models.load(plan.options.model, options=plan.options)
@@ -259,6 +269,7 @@ class _Server:
         self.engine = connect(engine, plan.tokenizer, models.outline(plan.options.model, plan.options))
         self.name = f"{self.engine.about.kind} {self.engine.about.version}"
         self.facts: EngineFacts | None = EngineFacts(**self.engine.about.dump())
+        self.longest = self.engine.context - 1  # a server writes a token behind what it scores
 
     def answers(self, requests: Sequence[Request]) -> list[Completion]:
         return [future.result() for future in [self.engine.submit(one) for one in requests]]
