@@ -14,6 +14,7 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai.model import GenerateConfig, Model, ModelOutput, ModelUsage, get_model
 
 from attacking import ROWS, Answers, answers, attack, config, pairs  # noqa: F401  (fixtures)
+from token_server import TokenServer
 from tokendeep import cli
 from tokendeep.errors import InputError
 from tokendeep.evals import grading, logs, running
@@ -167,6 +168,19 @@ def test_a_model_of_ours_grades(out: Path, tiny_subject: Subject, answers: Answe
     verb.run(verb.plan(JudgeOptions(str(out), judge="rubric", grader="tiny"), tiny_subject), show=False)
     [row] = [row for row in Rate.load_all(out) if row.judge == "rubric"]
     assert row.n == 3
+
+
+def test_a_grader_on_a_server_is_given_ids(out: Path, tiny_subject: Subject, tiny_folder: Path) -> None:
+    for file in [tiny_folder / "config.json", tiny_folder / "generation_config.json", *tiny_folder.glob("*.safe*")]:
+        file.unlink()  # the tokenizer is enough
+    words, end = tiny_subject.tokenizer("GRADE: 5").input_ids, tiny_subject.tokenizer.eos_token_id
+    with TokenServer(tiny_subject, context=8192, answer=lambda prompt, most: [*words, end][:most]) as server:
+        options = JudgeOptions(str(out), judge="rubric", grader=f"{tiny_folder}@{server.url}")
+        verb.run(verb.plan(options), show=False)
+        assert any("How do I bake bread?" in tiny_subject.tokenizer.decode(ids) for ids in server.prompts())
+    [row] = [row for row in Rate.load_all(out) if row.judge == "rubric"]
+    assert (row.n, row.rate) == (3, 1.0)
+    assert str(row.params.grader).startswith(f"tokendeep/{tiny_folder} (")
 
 
 def test_under_inspect_the_grader_is_a_role(

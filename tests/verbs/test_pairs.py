@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 import tokendeep
+from token_server import TokenServer
 from tokendeep import cli, data, judges
 from tokendeep.errors import InputError
+from tokendeep.records import Manifest
 from tokendeep.runs import parts
 from tokendeep.training import answers, harmful
 from tokendeep.types import Subject
@@ -194,3 +196,19 @@ def test_harmless_requests_are_answered_in_the_models_own_words(
     written_by(monkeypatch, lambda subject, request, opening: REFUSAL)
     with pytest.raises(InputError, match="give other requests, or more --tries"):
         run(tmp_path / "none", source, tiny_subject, harmless=True)
+
+
+def test_a_server_writes_what_the_model_would_write_here(
+    tmp_path: Path, source: str, lenient: None, tiny_subject: Subject, tiny_folder: Path
+) -> None:
+    here = run(tmp_path / "here", source, model=str(tiny_folder), tries=2)
+    for file in tiny_folder.glob("*.safetensors"):
+        file.unlink()  # the tokenizer is enough
+    with TokenServer(tiny_subject) as server:
+        there = run(tmp_path / "there", source, model=str(tiny_folder), tries=2, engine=server.url)
+        with pytest.raises(InputError, match="--base writes in place of the model, so no server is asked"):
+            run(tmp_path / "none", source, engine=server.url, base="tiny")
+    assert rows_of(there) == rows_of(here)
+    engine = Manifest.load(there).engine
+    assert engine is not None
+    assert engine.kind == "vllm"

@@ -16,7 +16,7 @@ answering = partial(Parameter, group=Group("Answers and judge", sort_key=1.2))
 
 Grader = Annotated[
     str | None,
-    answering(help="Language model that grades harm, for the judges that ask one; a name as for --model."),
+    answering(help="Language model that grades harm, for judges that ask one; as --model, or MODEL@URL."),
 ]
 
 MaxRetries = Annotated[

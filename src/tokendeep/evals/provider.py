@@ -33,7 +33,6 @@ from tokendeep import chat, models, runs
 from tokendeep.engines.base import MOST_ROWS, Completion, Request
 from tokendeep.engines.options import IN_FLIGHT, LOCAL, EngineOptions
 from tokendeep.errors import InputError, did_you_mean
-from tokendeep.models.checks import check_tokenizer
 from tokendeep.models.options import ModelOptions
 from tokendeep.types import Decoding, Message, Subject
 
@@ -137,7 +136,7 @@ class TokendeepAPI(ModelAPI):
         self._failure: Exception | None = None
         self._lock = threading.Lock()
         if self.served:
-            check_tokenizer(model_name, self.options, base=adapter_base)
+            models.check_tokenizer(model_name, self.options, base=adapter_base)
         elif subject is None:
             models.check_spec(model_name, self.options, base=adapter_base)
 

@@ -113,7 +113,7 @@ def _on_server(
 def open_grader(
     name: str | None, every: Sequence[Judging], options: ModelOptions, batch_size: int, subject: Subject | None = None
 ) -> Model | None:
-    """The model that grades, as `open_model`; None where no judge asks one.
+    """The model that grades, as `open_model`, or MODEL@URL for one on a server; None where no judge asks one.
 
     Raises:
         InputError: a judge asks a model and none is named, or the other way round.
@@ -127,7 +127,10 @@ def open_grader(
         )
     if name is None:
         return None
-    model = open_model(name.removeprefix(f"{NAME}/"), options, batch_size, subject)
+    spec, at, rest = name.removeprefix(f"{NAME}/").partition("@http")
+    engine = EngineOptions(engine=f"http{rest}") if at else None
+    own = ModelOptions(chat_template=options.chat_template) if engine else options
+    model = open_model(spec, own, batch_size, subject, None, engine)
     if str(model).split("/")[0] in SERVING and (names := grading.by_turns(every)):
         raise InputError(
             f"The judge {names[0]} puts a finished answer, which {str(model).split('/')[0]} would continue; serve the model "

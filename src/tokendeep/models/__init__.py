@@ -1,7 +1,7 @@
 """Where models lie, and how they are loaded."""
 
 from tokendeep.models.adapters import reference, unlike_base
-from tokendeep.models.checks import check_no_base, check_spec, missing_base, same_model
+from tokendeep.models.checks import check_no_base, check_spec, check_tokenizer, missing_base, same_model
 from tokendeep.models.compare import check_same_vocabulary, context_length
 from tokendeep.models.loading import facts, load, load_tokenizer
 from tokendeep.models.locate import adapter_base, is_adapter

@@ -164,7 +164,7 @@ class Manifest(File):
     model: ModelFacts | None = None
     """`measure` and `attack`: which weights were used."""
     engine: EngineFacts | None = None
-    """`attack`, `measure`: the servers that answered; null: the model was loaded here, or asked by text."""
+    """`attack`, `pairs`, `measure`: the servers that answered; null: the model was loaded here, or asked by text."""
     rows: int | None = None
     """`finetune`: rows that were trained on."""
     steps: int | None = None

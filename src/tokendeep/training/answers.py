@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tokendeep import chat, judges
@@ -19,9 +20,11 @@ from tokendeep.types import Chat, Decoding, Prompt, Subject
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tokendeep.engines.server.engine import Served
+
 
 def write_answers(
-    subject: Subject,
+    subject: Subject | Served,
     messages: Sequence[Sequence[Any]],
     decoding: Decoding,
     opening: str | Sequence[str] = "",
@@ -73,7 +76,7 @@ def write_behind(
 
 
 def _texts(
-    subject: Subject,
+    subject: Subject | Served,
     requests: Sequence[Request],
     batch_size: int,
     title: str,
@@ -96,7 +99,11 @@ def _behind(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequ
 
 
 def _complete(
-    subject: Subject, requests: Sequence[Request], batch_size: int, title: str, keep: Callable[[int, Completion], None]
+    subject: Subject | Served,
+    requests: Sequence[Request],
+    batch_size: int,
+    title: str,
+    keep: Callable[[int, Completion], None],
 ) -> None:
     """Hand over all completions; where the memory does not hold `batch_size` rows at once, those left with half as many.
 
@@ -114,7 +121,7 @@ def _complete(
 
 
 def _ask(
-    subject: Subject,
+    subject: Subject | Served,
     requests: Sequence[Request],
     left: list[int],
     batch_size: int,
@@ -135,7 +142,8 @@ def _ask(
     def step(tokens: int) -> None:
         bar.reach(len(requests) - len(left) + max(0, tokens - ended["tokens"]) / longest)
 
-    generation.generate(subject, [requests[i] for i in asked], batch_size=batch_size, on_done=done, on_step=step)
+    generate = partial(generation.generate, subject) if isinstance(subject, Subject) else subject.generate
+    generate([requests[i] for i in asked], batch_size=batch_size, on_done=done, on_step=step)
 
 
 def distil(

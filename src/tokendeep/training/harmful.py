@@ -3,9 +3,11 @@
 A row is tried again until the offline judge calls its answer a compliance. Knows nothing of files.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +15,9 @@ from tokendeep import judges, models
 from tokendeep.models.options import ModelOptions
 from tokendeep.training import answers
 from tokendeep.types import Decoding, Subject
+
+if TYPE_CHECKING:
+    from tokendeep.engines.server.engine import Served
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Writing:
 
 
 def write(
-    subject: Subject,
+    subject: Subject | Served,
     messages: Sequence[Sequence[Any]],
     how: Writing,
     *,
@@ -86,7 +91,11 @@ def write(
 
 
 def _attempt(
-    subject: Subject, asked: Mapping[int, Sequence[Any]], how: Writing, attempt: int, keep: Callable[[Answer], object]
+    subject: Subject | Served,
+    asked: Mapping[int, Sequence[Any]],
+    how: Writing,
+    attempt: int,
+    keep: Callable[[Answer], object],
 ) -> dict[int, Answer]:
     """One answer to each conversation, by its number."""
     rows = list(asked)

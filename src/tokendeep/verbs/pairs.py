@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tokendeep import chat, data, models, runs
 from tokendeep.data.options import DataOptions
 from tokendeep.depth.openings import load_openings
+from tokendeep.engines.options import EngineOptions
 from tokendeep.errors import InputError, check_least
 from tokendeep.models.options import ModelOptions
 from tokendeep.runs import parts
@@ -24,13 +26,16 @@ from tokendeep.training.harmful import Answer
 from tokendeep.types import Pair, Prompt, Subject
 from tokendeep.verbs.common import Place, advanced, beside, ending, heading, output
 
+if TYPE_CHECKING:
+    from tokendeep.engines.server.engine import Served
+
 FILE = "pairs.jsonl"
 FIRST = 5  # tokens by which answers are compared
 what = heading("What to answer")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsOptions(ModelOptions, DataOptions):
+class PairsOptions(ModelOptions, EngineOptions, DataOptions):
     """Make harmful pairs from instructions alone, for measure and attack. Answers behind one opening share their first
     tokens: up to there, figures are of the opening. Answers of an unaligned --base have no opening."""
 
@@ -83,7 +88,8 @@ class PairsPlan:
     @property
     def place(self) -> Place:
         """The output folder, and what tells this run from another."""
-        return Place("pairs", self.options, {"data": self.options.data})
+        config = {**asdict(self.options), **self.options.recorded()}
+        return Place("pairs", self.options, {"data": self.options.data}, config)
 
     @property
     def how(self) -> harmful.Writing:
@@ -95,7 +101,7 @@ class PairsPlan:
         """What `run` would do, in lines."""
         options = self.options
         return [
-            f"model: {options.model}",
+            f"model: {options.model}{f', asked at {options.engine}' if options.served else ''}",
             f"written by: {_by(options, len(self.openings))}",
             f"rows: {len(self.prompts)} {_kind(options)} instructions of {options.data}",
             f"answers: of {options.answer_tokens} tokens at most, {options.tries} tries each at most",
@@ -110,6 +116,10 @@ def plan(options: PairsOptions, subject: Subject | None = None, base: Subject | 
         InputError: an option out of its range, a row that cannot be used, or a model that is not there.
     """
     check_least(options, {"answer_tokens": 1, "tries": 1, "seed": 0})
+    options.check_engine(options)
+    if options.served and (options.base or subject):
+        who = "--base writes in place of the model" if options.base else "The model is in memory already"
+        raise InputError(f"{who}, so no server is asked: leave --engine out.")
     prompts = data.read_prompts(data.choose(options.data, options.columns, _kind(options)), limit=options.limit)
     plain = options.base or options.harmless
     if plain and options.openings:
@@ -120,6 +130,8 @@ def plan(options: PairsOptions, subject: Subject | None = None, base: Subject | 
     openings = [] if plain else load_openings(options.openings, "affirmative.txt")
     if options.base and not base:
         models.check_spec(options.base, harmful.loading(options), needs_template=False)
+    elif options.served:
+        models.check_tokenizer(options.model, options)
     elif not subject and not options.base:
         models.check_spec(options.model, options)
     return PairsPlan(options, prompts, openings, subject, base)
@@ -141,11 +153,12 @@ def run(plan: PairsPlan, *, show: bool = True) -> Path:
         return state.out
     runs.private_dir(state.out)
     kept = parts.folder(state) / "answers.jsonl"
-    subject = _writer(plan)
-    written = harmful.write(
-        subject, [chat.with_system(prompt.messages, options.system) for prompt in plan.prompts], plan.how,
-        done=[Answer(**line) for line in parts.whole_lines(kept)], keep=lambda one: parts.append(kept, asdict(one)),
-    )  # fmt: skip
+    subject = _served(plan, state) if options.served else _writer(plan)
+    with getattr(subject, "engine", nullcontext()):  # one on a server is closed behind its answers
+        written = harmful.write(
+            subject, [chat.with_system(prompt.messages, options.system) for prompt in plan.prompts], plan.how,
+            done=[Answer(**line) for line in parts.whole_lines(kept)], keep=lambda one: parts.append(kept, asdict(one)),
+        )  # fmt: skip
     pairs = [pair(prompt, written[i]) for i, prompt in enumerate(plan.prompts) if written[i].complied]
     about = _summary(subject, plan, pairs, written)
     if not pairs:
@@ -182,7 +195,20 @@ def _writer(plan: PairsPlan) -> Subject:
     return plan.base or harmful.writer(options.base, options, options.model, template)
 
 
-def _summary(subject: Subject, plan: PairsPlan, pairs: Sequence[Pair], written: Mapping[int, Answer]) -> dict[str, Any]:
+def _served(plan: PairsPlan, state: runs.Run) -> Served:
+    """The model on a server, which must be that of before where the run goes on."""
+    from tokendeep.engines.server.engine import Served, connect
+
+    options = plan.options
+    tokenizer = models.load_tokenizer(options.model, options)
+    engine = connect(options, tokenizer, models.outline(options.model, options))
+    state.agree("engine", engine.about.dump(), free=["servers"])
+    return Served(tokenizer, engine)
+
+
+def _summary(
+    subject: Subject | Served, plan: PairsPlan, pairs: Sequence[Pair], written: Mapping[int, Answer]
+) -> dict[str, Any]:
     """What came of the instructions, in numbers: for the terminal and the manifest."""
     begun = Counter(
         tuple(chat.response_ids(subject.tokenizer, one.messages, one.response, end=False)[:FIRST]) for one in pairs

@@ -6,8 +6,8 @@ Knows nothing of chats but the questions of its handshake, and nothing of attack
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ class ServerEngine:
         """
         base.check(self._submitted, request, vocabulary=self.known.vocabulary, context=self.context)
         self._submitted += 1
-        ask = Ask(request, self.about.model, self.known.ends, draw(request))
+        ask = Ask(request, self.about.model, self.known.ends, draw(request) if request.decoding.temperature > 0 else 0)
 
         def read(answer: Mapping[str, Any]) -> Completion:
             done = answers.completion(self.tokenizer, ask, parsed(self._dialect.read, answer, self.about.model))
@@ -147,6 +147,30 @@ class ServerEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model on servers in the place of a Subject, for whoever only has answers written."""
+
+    tokenizer: Any
+    engine: ServerEngine
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        on_done: Callable[[int, Completion], None],
+        on_step: Callable[[int], None],
+        batch_size: int = 0,
+    ) -> None:
+        """Complete all requests, as `local.generate` does; how many at once is the engine's business."""
+        numbers = {self.engine.submit(request): number for number, request in enumerate(requests)}
+        tokens = 0
+        for future in as_completed(numbers):
+            done = future.result()
+            on_done(numbers[future], done)
+            on_step(tokens := tokens + len(done.ids))
 
 
 def connect(options: EngineOptions, tokenizer: Any, outline: Outline, max_retries: int = 6) -> ServerEngine:
