@@ -183,6 +183,18 @@ def test_servers_must_be_alike(server: TokenServer, tiny_subject: Subject) -> No
         assert "answer the same question in different ways" in refused(server, f"{server.url},{other.url}")
 
 
+def test_an_end_of_the_servers_own_is_no_text(server: TokenServer) -> None:
+    own = server.subject.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert own not in server.known.ends
+    request = Request(tuple(range(40, 60)), Decoding(max_new_tokens=6))
+    with meet(server) as engine:
+        server.change = lambda reply: {
+            **reply, "choices": [{**reply["choices"][0], "token_ids": [50, own], "text": "", "finish_reason": "stop"}]
+        }  # fmt: skip
+        done = engine.submit(request).result(30)
+        assert (done.ids, done.truncated) == ((50,), False)
+
+
 def test_a_busy_server_is_waited_for(server: TokenServer) -> None:
     server.faults.extend([503, 429])
     meet(server).close()

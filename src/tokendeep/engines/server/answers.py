@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from tokendeep import chat
-from tokendeep.chat.ids import continuation_ids
+from tokendeep.chat.ids import continuation_ids, control_ids
 from tokendeep.engines.base import Completion
 from tokendeep.engines.server.dialects import Ask, Ids, Reply
 from tokendeep.errors import InputError
@@ -40,6 +40,8 @@ def completion(tokenizer: Any, ask: Ask, reply: Reply) -> Completion:
     longest = ask.request.decoding.max_new_tokens
     ids = _spelt(tokenizer, reply, ask.ends) if reply.ids is None else reply.ids
     written = next((ids[:i] for i, token in enumerate(ids) if token in ask.ends), ids)
+    if reply.ids and reply.stopped and written == ids and ids[-1] in control_ids(tokenizer):
+        written = ids[:-1]  # an end of the server's own, which is no text either
     stopped = len(written) < len(ids) or reply.stopped
     if len(written) > longest or (not stopped and len(written) < longest):
         raise InputError(
