@@ -67,16 +67,11 @@ def test_a_row_that_fills_the_context_is_scored_but_for_its_last_token(
     row = {"instruction": "How do I bake bread?"}
     prompt = len(chat.prompt_ids(tiny_subject.tokenizer, [{"role": "user", "content": row["instruction"]}]))
     with TokenServer(
-        tiny_subject, context=prompt + 16, answer=lambda ids, most: [40 + n for n in range(most)]
+        tiny_subject, context=prompt + 64, answer=lambda ids, most: [40 + n % 50 for n in range(most)]
     ) as server:
-        record = tokendeep.parity(
-            str(tiny_folder),
-            [row],
-            [server.url, server.url.replace("127.0.0.1", "localhost")],
-            k=[0],
-            max_new_tokens=16,
-        )
-    assert (record.rows[0].tokens, record.scored, record.largest_difference) == (16, 15, 0)
+        urls = [server.url, server.url.replace("127.0.0.1", "localhost")]
+        record = tokendeep.parity(str(tiny_folder), [row], urls, k=[0], max_new_tokens=64)
+    assert (record.rows[0].tokens, record.scored, record.largest_difference) == (64, 63, 0)
 
 
 def test_the_server_is_met_before_the_weights_are_loaded(
