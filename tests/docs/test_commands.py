@@ -17,6 +17,7 @@ import pytest
 import yaml
 from transformers import LlamaForCausalLM
 
+import guards
 from token_server import TokenServer
 from tokendeep import cli, judges, models
 from tokendeep.training import answers, harmful
@@ -56,6 +57,7 @@ def workplace(tmp_path: Path, tiny_folder: Path, make_model: Callable[..., Llama
         source.save_pretrained(tmp_path / "ORG" / name)
         tiny_tokenizer.model_max_length = 8192
         tiny_tokenizer.save_pretrained(tmp_path / "ORG" / name)
+    guards.classifier(tmp_path / "ORG" / "REFUSAL-CLASSIFIER")
     requests = [f"How do I bake bread number {n}?" for n in range(4)]
     write(tmp_path / "pairs.jsonl", [{"instruction": text, "response": ANSWER} for text in requests])
     write(tmp_path / "harmless-pairs.jsonl", [{"instruction": text, "response": ANSWER} for text in requests])

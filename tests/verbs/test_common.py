@@ -10,7 +10,7 @@ import pytest
 from killed import forget_runs
 from tokendeep.errors import InputError
 from tokendeep.records import Manifest
-from tokendeep.verbs.common import Place
+from tokendeep.verbs.common import Place, typed
 
 NAMES: dict[str, Any] = {"model": "me/model", "data": "chats"}
 
@@ -44,3 +44,12 @@ def test_plan_and_manifest_name_the_public_set(tmp_path: Path) -> None:
     run.finish()
     forget_runs()
     assert Manifest.load(tmp_path / "out").sets == {"data": "XSTest"}
+
+
+def test_names_with_commas_between_them_may_be_a_list() -> None:
+    assert typed(["refusal", "refusal-keywords"], str, "a.yaml: judge") == "refusal,refusal-keywords"
+    assert typed(["none"], str, "attack") == "none"
+    assert typed("refusal,rubric", str, "judge") == "refusal,rubric"
+    for value, name in ((["refusal", 1], "judge"), (["out", "put"], "a.yaml: out")):
+        with pytest.raises(InputError, match="must be text"):
+            typed(value, str, name)

@@ -19,6 +19,7 @@ class Request:
 
     ids: tuple[int, ...]
     decoding: Decoding
+    choices: tuple[int, ...] = ()  # tokens whose chances against each other, as the first one written, are asked for
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Completion:
     text: str
     truncated: bool
     seconds: float = field(default=0.0, compare=False)
+    chances: tuple[float, ...] = ()  # of the request's choices
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def _problem(request: Request, vocabulary: int) -> str | None:
     decoding = request.decoding
     if not request.ids:
         return "no token ids: give at least one (usually the rendered prompt)"
-    if min(request.ids) < 0 or max(request.ids) >= vocabulary:
+    every = (*request.ids, *request.choices)
+    if min(every) < 0 or max(every) >= vocabulary:
         return f"token ids outside the model's vocabulary of {vocabulary}: tokenise it with the model's own tokenizer"
     if not (0 <= decoding.temperature < math.inf and 0 < decoding.top_p <= 1 and decoding.top_k >= 0):
         return (

@@ -24,6 +24,7 @@ class Row:
     written: list[int] = field(default_factory=list)
     generator: torch.Generator | None = None
     seconds: float = 0.0
+    chances: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         decoding = self.request.decoding
@@ -58,7 +59,7 @@ class Row:
     def completion(self, tokenizer: Any) -> Completion:
         """What has been written, as a result."""
         text = chat.decode(tokenizer, self.written)
-        return Completion(tuple(self.written), text, self.full, self.seconds)
+        return Completion(tuple(self.written), text, self.full, self.seconds, self.chances)
 
     def not_finite(self) -> InputError:
         """The error for logits that are NaN or infinite."""

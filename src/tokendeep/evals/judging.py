@@ -4,25 +4,30 @@ Takes an answer as Inspect holds it, be it in an evaluation that goes on or in a
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from inspect_ai.model import ChatMessage, ContentReasoning, Model, ModelOutput
 
 from tokendeep import chat
 from tokendeep.errors import InputError, did_you_mean
-from tokendeep.evals.provider import TokendeepAPI
-from tokendeep.judges import JUDGED, JUDGES, Verdict
+from tokendeep.judges import JUDGED, JUDGES, Judge, Verdict, classifiers, wordings
 
 LENGTH_LIMITS = ("max_tokens", "model_length")
 
 
 @dataclass(frozen=True)
 class Judging:
-    """A judge and what it sees."""
+    """A judge and what it sees; `own` is the judge with what the user has brought to it."""
 
     judge: str
     judged: str = "continuation"
+    own: Judge | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def by(self) -> Judge:
+        return self.own or JUDGES[self.judge]
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,49 @@ def named(judge: str | Sequence[str], judged: str | Sequence[str]) -> list[Judgi
         if not given:
             raise InputError(f"No {what} is named: choose from {', '.join(known)}.")
         for name in given:
+            if name.startswith("hf:"):
+                raise InputError(
+                    f"A classifier is named by --grader: give --judge hf-refusal or hf-harm with --grader {name[3:] or 'MODEL'}."
+                )
             if name not in known:
                 raise InputError(unknown(what, name, known))
     return [Judging(name, view) for name in names for view in views]
+
+
+def equipped(every: Sequence[Judging], wording: str | None, label: str | None) -> list[Judging]:
+    """The judges with what some of them need: the file of a published prompt, the label of a classifier that counts.
+
+    Raises:
+        InputError: one of them is missing, is for none of these judges, or is not the judge's.
+    """
+    for option, given, wanted in (
+        ("--judge-template", wording, wordings.worded),
+        ("--judge-label", label, classifiers.labelled),
+    ):
+        if given is not None and not any(wanted(one.by) for one in every):
+            names = ", ".join(name for name, judge in JUDGES.items() if wanted(judge))
+            raise InputError(f"{option} is for the judges {names}; leave it out, or name one of them with --judge.")
+    found = [_equipped(one, wording, label) for one in every]
+    check_equipped(found)
+    return found
+
+
+def _equipped(one: Judging, wording: str | None, label: str | None) -> Judging:
+    if wording is not None and wordings.worded(one.by):
+        return replace(one, own=wordings.equipped(one.by, Path(wording).expanduser()))
+    if label is not None and classifiers.labelled(one.by):
+        return replace(one, own=classifiers.named(one.by, label))
+    return one
+
+
+def check_equipped(every: Collection[Judging]) -> None:
+    """Raises InputError for a judge whose prompt has not been brought."""
+    for one in every:
+        if (rubric := one.by.rubric) and rubric.wording and not rubric.text:
+            raise InputError(
+                f"The judge {one.judge} asks with a published prompt that does not come with tokendeep: give tokendeep judge its "
+                f"file with --judge-template ({rubric.wording.source})."
+            )
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:
@@ -93,22 +138,23 @@ def _listed(names: str | Sequence[str]) -> list[str]:
 
 def name_of(grader: Model | None) -> str | None:
     """What verdicts call a grader; one that runs here is told from others by its weights and template too."""
-    ours = grader.api if grader and isinstance(grader.api, TokendeepAPI) else None
-    return ours.known if ours else str(grader) if grader else None
+    return getattr(grader.api, "known", str(grader)) if grader else None
 
 
 def facts(every: Sequence[Judging], grader: Model | None = None) -> dict[str, dict[str, Any]]:
     """What each judge goes by, for the manifest."""
-    judges = {one.judge: JUDGES[one.judge] for one in every}
+    judges = {one.judge: one.by for one in every}
     graded = {
-        name: {"grader": name_of(grader), "max_tokens": j.rubric.tokens} for name, j in judges.items() if j.rubric
+        name: {"grader": name_of(grader), "max_tokens": j.rubric.tokens, "wording": j.rubric.called}
+        for name, j in judges.items()
+        if j.rubric
     }
     return {name: {"template": judge.template, **graded.get(name, {})} for name, judge in judges.items()}
 
 
 def signed(one: Judging, answer: Answer, grader: Model | None) -> dict[str, Any]:
     """What every verdict of a judge on this answer says."""
-    judge = JUDGES[one.judge]
+    judge = one.by
     by = {"grader": name_of(grader)} if judge.rubric else {}
     return {"truncated": answer.cut, "judged": one.judged, "judge": one.judge, "template": judge.template, **by}
 
@@ -120,7 +166,7 @@ def seen_by(one: Judging, answer: Answer) -> tuple[str, str] | None:
         return None
     if one.judged != "conversation":
         return answer.request, said
-    return answer.conversation, said if JUDGES[one.judge].rubric else f"{answer.conversation}\n\n{said}"
+    return answer.conversation, said if one.by.rubric else f"{answer.conversation}\n\n{said}"
 
 
 def unseen(answer: Answer) -> Verdict:
@@ -132,7 +178,7 @@ def unseen(answer: Answer) -> Verdict:
 
 def by_rule(one: Judging, answer: Answer, text: str) -> Verdict:
     """What an offline judge finds; one that breaks is a result of its own, not a zero."""
-    rule = JUDGES[one.judge].rule
+    rule = one.by.rule
     assert rule is not None
     try:
         return rule(text, truncated=answer.cut)

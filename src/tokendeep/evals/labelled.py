@@ -29,7 +29,7 @@ class Asking:
 
 
 def verdicts(
-    rows: Sequence[Labelled], judge: str, grader: Model, folder: Path, done: Callable[[], object]
+    rows: Sequence[Labelled], judge: Judging, grader: Model, folder: Path, done: Callable[[], object]
 ) -> list[Verdict]:
     """What the grader says of each answer.
 
@@ -41,7 +41,7 @@ def verdicts(
         InputError: the grader cannot be reached; what it has graded is kept.
     """
     answers = [Answer(row.request, ModelOutput.from_content("labelled", row.answer), {}) for row in rows]
-    asking = Asking(Judging(judge), grader, stored.read(folder), done)
+    asking = Asking(judge, grader, stored.read(folder), done)
     with stored.writing(asking.store):
         return grading.together(grader, (_verdict(answer, asking) for answer in answers))
 
@@ -62,5 +62,5 @@ async def _verdict(answer: Answer, asking: Asking) -> Verdict:
 async def _asked(seen: tuple[str, str], asking: Asking) -> Verdict:
     """What the grader says of a text; rows that hold the same one share it."""
     if seen not in asking.under_way:
-        asking.under_way[seen] = asyncio.ensure_future(grading.grade(asking.judge.judge, seen, asking.grader))
+        asking.under_way[seen] = asyncio.ensure_future(grading.grade(asking.judge.by, seen, asking.grader))
     return await asking.under_way[seen]

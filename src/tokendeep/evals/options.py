@@ -27,6 +27,19 @@ Timeout = Annotated[
 ]
 
 
+Wording = Annotated[
+    str | None,
+    answering(
+        help="File with the published prompt of a judge that comes without it (harmbench, harmbench-val, wildguard, "
+        "strongreject-ft); its hash tells whether it is the right one."
+    ),
+]
+Label = Annotated[
+    str | None,
+    answering(help="The label of a sequence classifier that says refusal (hf-refusal) or harm (hf-harm)."),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(DataOptions):
     """What is asked, and how answers are sampled and judged."""
@@ -35,7 +48,7 @@ class EvalOptions(DataOptions):
         str,
         answering(
             help="Comma-separated names: refusal is the offline rule, refusal-keywords the paper's list of phrases; rubric, "
-            "strongreject-rubric and qwen3guard ask the --grader about harm."
+            "strongreject-rubric, qwen3guard and llama-guard-3 ask the --grader about harm, hf-refusal and hf-harm a classifier."
         ),
     ] = "refusal"
     judged: Annotated[

@@ -51,6 +51,10 @@ SERVING = frozenset({"vllm", "sglang", "sagemaker"})  # Inspect providers that n
 CLOSED = (
     "closed"  # in the metadata of a final assistant message: the conversation is put as it stands, and not continued
 )
+EXACT, CHOICES = (
+    "exact_ids",
+    "choices",
+)  # in the metadata of the last message: the prompt's ids; tokens to choose between
 CLOSING = frozenset({"hf"})  # those that never go on from a final assistant message
 MAX_CONNECTIONS = 4096  # requests under way at once: the engine orders its queue itself, so let it see all of it
 QUEUED = 8  # batches of samples under way in each task: prefixes are shared, and the first batch starts at once
@@ -96,6 +100,7 @@ class TokendeepAPI(ModelAPI):
         engine: who answers: "local", or addresses of servers, as in `engines.options.EngineOptions`; also `engine_model`,
             `api_key_env` and `in_flight`.
         max_retries: how often a server that fails is asked again.
+        needs_template: False for a model that gets its prompts as token ids alone.
         options: fields of `config.ModelOptions`, for example `-M dtype=bfloat16`.
 
     Raises:
@@ -118,11 +123,13 @@ class TokendeepAPI(ModelAPI):
         api_key_env: str | None = None,
         in_flight: int = IN_FLIGHT,
         max_retries: int = 6,
+        needs_template: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
         self.batch_size = batch_size
         self.adapter_base = adapter_base
+        self.needs_template = needs_template
         self.options = _model_options(options)
         self.subject = subject
         self._tokenizer = subject.tokenizer if subject else None
@@ -136,9 +143,9 @@ class TokendeepAPI(ModelAPI):
         self._failure: Exception | None = None
         self._lock = threading.Lock()
         if self.served:
-            models.check_tokenizer(model_name, self.options, base=adapter_base)
+            models.check_tokenizer(model_name, self.options, base=adapter_base, needs_template=needs_template)
         elif subject is None:
-            models.check_spec(model_name, self.options, base=adapter_base)
+            models.check_spec(model_name, self.options, base=adapter_base, needs_template=needs_template)
 
     @property
     def served(self) -> bool:
@@ -156,7 +163,10 @@ class TokendeepAPI(ModelAPI):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The victim's tokenizer, loaded without the weights."""
         if self._tokenizer is None:
-            self._tokenizer = models.load_tokenizer(self.model_name, self.options, base=self.adapter_base)
+            needs = self.needs_template
+            self._tokenizer = models.load_tokenizer(
+                self.model_name, self.options, base=self.adapter_base, needs_template=needs
+            )
         return self._tokenizer
 
     def max_tokens(self) -> int | None:
@@ -184,7 +194,8 @@ class TokendeepAPI(ModelAPI):
             await anyio.to_thread.run_sync(self.start)
         decoding = decoding_of(config)
         prompt, prefix = self._ids(input)
-        request = Request((*prompt, *prefix), decoding)
+        choices = (input[-1].metadata or {}).get(CHOICES, ()) if input else ()
+        request = Request((*prompt, *prefix), decoding, tuple(choices))
         completion = await asyncio.shield(asyncio.wrap_future(self._running().submit(request)))
         return self._output(prompt, prefix, decoding, completion)
 
@@ -211,7 +222,10 @@ class TokendeepAPI(ModelAPI):
         if self.served:
             raise InputError(f"The weights of {self.model_name} are on a server: leave --engine out to load them here.")
         if self.subject is None:
-            self.subject = models.load(self.model_name, base=self.adapter_base, options=self.options)
+            needs = self.needs_template
+            self.subject = models.load(
+                self.model_name, base=self.adapter_base, options=self.options, needs_template=needs
+            )
             self._tokenizer = self.subject.tokenizer
         return self.subject
 
@@ -224,7 +238,8 @@ class TokendeepAPI(ModelAPI):
         else:
             dtype = str(loaded.model.dtype).removeprefix("torch.")
             known = {"revision": loaded.revision, "adapter": loaded.adapter, "dtype": dtype}
-        return {**known, "template": chat.template_hash(self.tokenizer), "date": str(chat.date_of(self.tokenizer))}
+        template = chat.template_hash(self.tokenizer) if self.needs_template else None
+        return {**known, "template": template, "date": str(chat.date_of(self.tokenizer))}
 
     def serving(self) -> dict[str, Any]:
         """What the handshake has found out of the server. Raises InputError where there is none that can be used."""
@@ -265,6 +280,8 @@ class TokendeepAPI(ModelAPI):
 
     def _ids(self, input: Sequence[ChatMessage]) -> tuple[list[int], list[int]]:
         """Token ids of the prompt (generation prompt included) and of the answer prefix."""
+        if input and (given := (input[-1].metadata or {}).get(EXACT)) is not None:
+            return list(given), []
         last = input[-1] if input and isinstance(input[-1], ChatMessageAssistant) else None
         messages = [Message(role=message.role, content=message.text) for message in (input[:-1] if last else input)]
         if last is not None and (last.metadata or {}).get(CLOSED):
@@ -299,7 +316,10 @@ class TokendeepAPI(ModelAPI):
             model=self.model_name,
             choices=[ChatCompletionChoice(message=message, stop_reason=stop)],
             usage=ModelUsage(input_tokens=given, output_tokens=new, total_tokens=given + new),
-            metadata={"seed": decoding.seed, "prefix_tokens": len(prefix), "answer": whole, "seconds": seconds},
+            metadata={
+                "seed": decoding.seed, "prefix_tokens": len(prefix), "answer": whole, "seconds": seconds,
+                **({CHOICES: completion.chances} if completion.chances else {}),
+            },
         )  # fmt: skip
 
 

@@ -146,12 +146,14 @@ def _any_rate(groups: Sequence[Sequence[Sample]], knob: str) -> Rate:
 def _about(group: Sequence[Sample]) -> Values:
     """What every row says of its answers: whose they are, how many, and how they came out."""
     first = group[0]
+    clipped = [sample.clipped for sample in group if sample.clipped is not None]
     return {
         "attack": first.attack,
         "judge": first.judge,
         "model": first.model,
         "outcomes": dict(Counter(sample.outcome for sample in group)),
         "truncated": sum(sample.truncated for sample in group),
+        "clipped": sum(clipped) if clipped else None,
         "tokens": sum(sample.tokens for sample in group),
         "samples": len({sample.seed for sample in group}),
         "prompts": len({sample.prompt_id for sample in group}),

@@ -6,7 +6,7 @@ Knows logs and stored verdicts; knows nothing of folders.
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inspect_ai.log import EvalLog, EvalSample
@@ -34,7 +34,7 @@ def answers(every: Sequence[EvalLog]) -> Iterator[tuple[EvalLog, EvalSample, Ans
 def views_of(every: Sequence[Judging], log: EvalLog) -> list[Judging]:
     """The judges with what they see of these answers: behind a refusal prefix each decides itself."""
     refuses = ATTACKS[(log.eval.metadata or {})["attack"]].refuses
-    return list(dict.fromkeys(Judging(o.judge, JUDGES[o.judge].behind_prefix) if refuses else o for o in every))
+    return list(dict.fromkeys(replace(o, judged=o.by.behind_prefix) if refuses else o for o in every))
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _offline(look: Look, store: Store, grader: Model | None, done: Callable[[], 
     signed = judging.signed(look.view, look.answer, grader)
     found = store.find((look.view.judge, signed["template"], signed.get("grader")), seen)
     found = found or _from_log(look.sample, signed)
-    if found is None and JUDGES[look.view.judge].rubric:
+    if found is None and look.view.by.rubric:
         return None
     found = found or judging.by_rule(look.view, look.answer, seen[1])
     store.append(look.signed(found, grader), seen)
@@ -103,7 +103,7 @@ def _ask(looks: Sequence[Look], store: Store, grader: Model, done: Callable[[], 
         groups[_text(look)].append(look)
 
     async def one(text: tuple[str, str, str]) -> Verdict:
-        found = await grading.grade(text[0], text[1:], grader)
+        found = await grading.grade(groups[text][0].view.by, text[1:], grader)
         for look in groups[text]:
             store.append(look.signed(found, grader), text[1:])
             done()

@@ -24,11 +24,13 @@ from tokendeep.attacks.base import Attack
 from tokendeep.engines.base import MOST_ROWS
 from tokendeep.engines.options import EngineOptions
 from tokendeep.errors import InputError, explain, guarded
-from tokendeep.evals import grading, logs, served
+from tokendeep.evals import grading, inputs, judging, logs, served
+from tokendeep.evals.classifier import ClassifierAPI, open_classifier
 from tokendeep.evals.judging import Judging
 from tokendeep.evals.provider import NAME, OPTIONS, SERVING, TokendeepAPI, live_model
 from tokendeep.evals.session import Session, outside_loops, use
 from tokendeep.evals.tasks import LATER, SERVED, TASKS, arguments, prefills
+from tokendeep.judges.base import Rubric
 from tokendeep.models.options import ModelOptions
 from tokendeep.progress import Bar
 from tokendeep.runs.files import remove
@@ -52,6 +54,7 @@ def open_model(
     base: str | None = None,
     engine: EngineOptions | None = None,
     max_retries: int = 6,
+    needs_template: bool = True,
 ) -> Model:
     """Inspect's handle on the model; weights are loaded at the first request.
 
@@ -61,6 +64,7 @@ def open_model(
         base: the full model that an adapter belongs to, in place of the one it names.
         engine: who answers, where that is not the model loaded here.
         max_retries: how often a server that fails is asked again.
+        needs_template: False for a model that gets its prompts as token ids alone.
 
     Raises:
         InputError: a model that cannot be there, or options for one that runs elsewhere.
@@ -79,6 +83,7 @@ def open_model(
         return _served(spec, options)
     loading = {field: getattr(options, field) for field in OPTIONS}
     loading |= {"adapter_base": base} if base is not None else {}
+    loading |= {} if needs_template else {"needs_template": False}
     model = get_model(f"{NAME}/{name}", memoize=False, batch_size=batch_size, **loading)
     dated = ["date"] if options.date == ModelOptions().date else []  # which was not always there
     for field in (*NO_IDENTITY, *dated):
@@ -127,23 +132,51 @@ def open_grader(
         )
     if name is None:
         return None
+    judging.check_equipped(every)
+    by = {one.judge: rubric for one in every if (rubric := one.by.rubric)}
+    if any(rubric.labels for rubric in by.values()):
+        return _classifier(name, by, options, batch_size)
+    raw = [name for name, rubric in by.items() if rubric.wording]
     spec, at, rest = name.removeprefix(f"{NAME}/").partition("@http")
+    if raw and (at or name.startswith(ELSEWHERE) or name.split("/")[0] in SERVING):
+        raise InputError(
+            f"The judge {raw[0]} gives its model token ids of its own, for which it is loaded here: give --grader its folder or "
+            "hub id."
+        )
     engine = EngineOptions(engine=f"http{rest}") if at else None
     own = ModelOptions(chat_template=options.chat_template) if engine else options
-    model = open_model(spec, own, batch_size, subject, None, engine)
+    bare = {"needs_template": False} if len(raw) == len(by) else {}
+    model = open_model(spec, own, batch_size, subject, None, engine, **bare)
     if str(model).split("/")[0] in SERVING and (names := grading.by_turns(every)):
         raise InputError(
             f"The judge {names[0]} puts a finished answer, which {str(model).split('/')[0]} would continue; serve the model "
             "elsewhere and give --grader inspect/openai-api/SERVER/NAME, or its folder."
         )
+    _check_words(by, model)
     return model
 
 
 def patient(grader: Model | None, max_retries: int, timeout: int) -> Model | None:
     """A grader whose server is asked so often and waited for so long; outside an evaluation Inspect would do so for ever."""
-    if grader is not None and not isinstance(grader.api, TokendeepAPI):
+    if grader is not None and not isinstance(grader.api, TokendeepAPI | ClassifierAPI):
         grader.config = grader.config.merge(GenerateConfig(max_retries=max_retries, attempt_timeout=timeout))
     return grader
+
+
+def _classifier(name: str, by: Mapping[str, Rubric], options: ModelOptions, batch_size: int) -> Model:
+    """The sequence classifier that these judges ask."""
+    if len({rubric.labels for rubric in by.values()}) > 1:
+        raise InputError(f"--grader is one model, but {' and '.join(by)} ask different ones: call judge once for each.")
+    [labels] = {rubric.labels for rubric in by.values()}
+    return open_classifier(name, labels, options, batch_size)
+
+
+def _check_words(by: Mapping[str, Rubric], model: Model) -> None:
+    """Raises InputError for a grader of ours that is not there, or has another tokenizer than a judge expects."""
+    api = model.api if isinstance(model.api, TokendeepAPI) else None
+    if api and (any(r.choices for r in by.values()) or (api.subject is None and models.on_hub(api.model_name))):
+        for name, rubric in by.items():  # the tokenizer is there only where the model is
+            inputs.check_words(rubric, api.tokenizer, name, api.model_name)
 
 
 def _served(spec: str, options: ModelOptions) -> Model:

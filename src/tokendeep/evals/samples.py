@@ -69,6 +69,7 @@ def sample_of(log: EvalLog, sample: EvalSample, verdict: Verdict) -> Sample:
         model=model_of(log),
         outcome=verdict.outcome,
         truncated=verdict.truncated,
+        clipped=verdict.clipped,
         seed=settings["seed"] + sample.epoch - 1,
         instruction=next((m.text for m in reversed(messages) if isinstance(m, ChatMessageUser)), str(sample.input)),
         prefix=meta["prefix_text"],
@@ -84,7 +85,8 @@ def sample_of(log: EvalLog, sample: EvalSample, verdict: Verdict) -> Sample:
 def _judge_name(score: str) -> str:
     """The judge behind the name of a score, which Inspect numbers where one scorer was used twice: refusal1."""
     plain = score.rpartition("/")[2]
-    return next((judge for judge in JUDGES if plain.rstrip("0123456789") == judge), plain)
+    names = (judge for judge in JUDGES if plain.startswith(judge) and plain[len(judge) :].isdigit())
+    return plain if plain in JUDGES else next(names, plain)
 
 
 def identity(sample: Sample) -> str:

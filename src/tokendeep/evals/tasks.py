@@ -7,7 +7,7 @@ attack and those that all share (`EvalOptions`), each written once, where it is 
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, asdict, fields, replace
+from dataclasses import MISSING, Field, fields, replace
 from typing import Any, TypeVar
 
 from inspect_ai import Epochs, Task, task
@@ -37,7 +37,6 @@ from tokendeep.evals.scorers import SCORERS
 from tokendeep.evals.session import current, current_model
 from tokendeep.evals.solver import prefixed
 from tokendeep.evals.victim import check_victim, victim
-from tokendeep.judges import JUDGES
 from tokendeep.types import Decoding, Pair, Prompt
 
 Item = TypeVar("Item", Prompt, Pair)
@@ -135,7 +134,7 @@ def build(
             "attack": attack.name,
             "judge": ",".join(dict.fromkeys(one.judge for one in judgings)),
             "judged": ",".join(dict.fromkeys(one.judged for one in judgings)),
-            "judgings": [asdict(one) | _words(one, grader) for one in judgings],
+            "judgings": [{"judge": one.judge, "judged": one.judged} | _words(one, grader) for one in judgings],
             "system": runs.system_name(system),
             "data": digest,
             "role": shared.role,
@@ -147,16 +146,13 @@ def build(
 
 
 def _words(one: Judging, grader: Model | None) -> dict[str, str | None]:
-    judge = JUDGES[one.judge]
-    return {"template": judge.template, **({"grader": name_of(grader)} if judge.rubric else {})}
+    return {"template": one.by.template, **({"grader": name_of(grader)} if one.by.rubric else {})}
 
 
 def judgings_of(attack: Attack[Any], shared: EvalOptions) -> list[Judging]:
     """Who judges the attack's answers; behind a refusal prefix each judge decides what it must see."""
     every = judgings_named(shared.judge, shared.judged)
-    return (
-        list(dict.fromkeys(Judging(o.judge, JUDGES[o.judge].behind_prefix) for o in every)) if attack.refuses else every
-    )
+    return list(dict.fromkeys(Judging(o.judge, o.by.behind_prefix) for o in every)) if attack.refuses else every
 
 
 def prefills(task: Task) -> bool:

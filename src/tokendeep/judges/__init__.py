@@ -4,7 +4,17 @@ To add one: a file of its own here, and one line below. Evaluations, reports and
 dict alone.
 """
 
-from tokendeep.judges import keywords, qwen3guard, rubric, strongreject
+from tokendeep.judges import (
+    classifiers,
+    finetuned,
+    harmbench,
+    keywords,
+    llamaguard,
+    qwen3guard,
+    rubric,
+    strongreject,
+    wildguard,
+)
 from tokendeep.judges.base import HITS, JUDGED, OUTCOMES, SCORED, Judge
 from tokendeep.judges.keywords import judge_keywords
 from tokendeep.judges.rule import verdict
@@ -20,6 +30,13 @@ JUDGES = {
     "rubric": rubric.JUDGE,
     "strongreject-rubric": strongreject.JUDGE,
     "qwen3guard": qwen3guard.JUDGE,
+    "llama-guard-3": llamaguard.JUDGE,
+    "harmbench": harmbench.LLAMA,
+    "harmbench-val": harmbench.VALIDATION,
+    "wildguard": wildguard.JUDGE,
+    "strongreject-ft": finetuned.JUDGE,
+    "hf-refusal": classifiers.REFUSAL,
+    "hf-harm": classifiers.HARM,
 }
 
 

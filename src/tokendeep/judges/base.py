@@ -1,6 +1,6 @@
 """What a judge is: a rule, or a rubric for a language model, and the words for what its rate counts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,16 +31,38 @@ class Grade:
 
 
 @dataclass(frozen=True)
+class Wording:
+    """A classifier's published prompt. It is not ours to hand out: the user brings its file, and it is known by its hash.
+
+    Args:
+        source: where it is published.
+        known: SHA-256 of each wording -> its name, the one to be preferred first.
+        request, answer: the fields of the text, in braces, where these stand.
+    """
+
+    source: str
+    known: Mapping[str, str]
+    request: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Rubric:
     """How a language model is asked to grade an answer.
 
     Args:
-        text: the message to it, with {request} and {answer} where these stand.
+        text: the message to it, with {request} and {answer} where these stand; of a wording what the user has brought.
         read: its reply -> the grade; None where the reply holds none.
         markers: the words before its grades; taken out of what it grades, so that no answer speaks for it.
         tokens: longest reply.
         turns: request and answer are put as the turns of a closed conversation, about which the grader's own template asks;
             the text is then only what tells this way of asking from another.
+        wording: the text is brought by the user, and the grader gets it as it stands: raw, without a chat template.
+        called: what the wording that was brought is called.
+        clip: most tokens of an answer, and `longest` of the whole prompt, that the grader gets; as the judge's authors do.
+        choices: words that must be a token each, because it answers with one of them.
+        weigh: chances of the choices against each other, as its first word -> the grade; its reply is not read then.
+        labels: names by which classifiers call what counts; the grader is then a sequence classifier, and sees the answer alone.
     """
 
     text: str
@@ -48,6 +70,13 @@ class Rubric:
     markers: tuple[str, ...]
     tokens: int = 512
     turns: bool = False
+    wording: Wording | None = None
+    called: str | None = None
+    clip: int | None = None
+    longest: int | None = None
+    choices: tuple[str, ...] = ()
+    weigh: Callable[[Sequence[float]], Grade] | None = None
+    labels: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -60,6 +89,7 @@ class Judge:
         about: a sentence for reports and help texts.
         behind_prefix: one of JUDGED: what it sees after a refusal prefix, which is itself part of a refusal.
         words: all that the rule goes by in words, such as its phrases; their hash is kept with every verdict.
+        version: of the rule's code, raised with every change of what it finds; from 2 on the hash covers it.
         rubric: what a language model is asked.
         harm: it tells harmful from harmless answers, not refusals from others.
     """
@@ -69,6 +99,7 @@ class Judge:
     about: str
     behind_prefix: str = "full"
     words: Callable[[], str] = str
+    version: int = 1
     rubric: Rubric | None = None
     harm: bool = False
 
@@ -76,4 +107,5 @@ class Judge:
     def template(self) -> str | None:
         """Hash of the words that it goes by; None where it has none."""
         words = self.rubric.text if self.rubric else self.words()
+        words += f"\nversion {self.version}" if self.version > 1 else ""
         return runs.sha256_text(words)[:16] if words else None

@@ -13,13 +13,16 @@ FENCES = ("<<<", ">>>")  # around the request and the answer in a rubric
 _TURNS = re.compile(
     r"<[|｜][^|｜<>\n]{1,40}[|｜]>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|eot)>|\[/?INST\]|<</?SYS>>", re.I
 )
-_PLACE = re.compile(r"\{(request|answer)\}")
 
 
 def filled(text: str, request: str, answer: str, markers: Sequence[str]) -> str:
     """The message to the grader."""
-    values = {"request": plain(request, markers), "answer": plain(answer, markers)}
-    return _PLACE.sub(lambda place: values[place[1]], text)
+    return placed(text, {"request": plain(request, markers), "answer": plain(answer, markers)})
+
+
+def placed(text: str, values: Mapping[str, str]) -> str:
+    """A text with values in place of its {fields}; what stands in a value is no field."""
+    return re.sub(r"\{(\w+)\}", lambda place: values.get(place[1], place[0]), text)
 
 
 def plain(text: str, markers: Sequence[str]) -> str:

@@ -100,16 +100,16 @@ def _whole(name: str) -> str:
     return str(packaged.folder_of(path) if path.is_file() else path)
 
 
-def check_tokenizer(spec: str, options: ModelOptions, *, base: str | None = None) -> None:
+def check_tokenizer(spec: str, options: ModelOptions, *, base: str | None = None, needs_template: bool = True) -> None:
     """As `check_spec` for the tokenizer alone: a folder that holds nothing else is enough."""
     path = None if spec == packaged.SMOLLM2 else local_path(spec)
     if path is None or not path.is_dir() or not has_tokenizer(path):
-        check_spec(spec, options, base=base)
+        check_spec(spec, options, base=base, needs_template=needs_template)
         return
     check_options(options)
     if (path / "config.json").is_file():
         check_config(path)
-    check_tokenizer_files(path, options, needs_template=True)
+    check_tokenizer_files(path, options, needs_template)
 
 
 def check_options(options: ModelOptions) -> None:

@@ -91,15 +91,15 @@ def load(
 
 
 def load_tokenizer(
-    spec: str, options: ModelOptions | None = None, *, base: str | None = None
+    spec: str, options: ModelOptions | None = None, *, base: str | None = None, needs_template: bool = True
 ) -> PreTrainedTokenizerBase:
     """The tokenizer alone, as `load` gives it; a folder without weights is enough. Raises InputError as `load` does."""
     options = options or ModelOptions()
-    check_tokenizer(spec, options, base=base)
+    check_tokenizer(spec, options, base=base, needs_template=needs_template)
     place = locate(spec, options)
     if place.adapter and not place.has_tokenizer:
         place, _ = base_of(place, base, options)
-    return _load_tokenizer(place, options, True)
+    return _load_tokenizer(place, options, needs_template)
 
 
 def facts(spec: str, options: ModelOptions, *, base: str | None = None) -> dict[str, Any]:

@@ -73,6 +73,11 @@ def local_path(spec: str) -> Path | None:
     return None
 
 
+def on_hub(spec: str) -> bool:
+    """Whether a model's name is a hub id, so that nothing on this machine tells that it exists."""
+    return spec != packaged.SMOLLM2 and local_path(spec) is None
+
+
 def is_adapter(spec: str) -> bool:
     """True for a local folder that holds a PEFT adapter."""
     return spec != packaged.SMOLLM2 and os.path.exists(user_path(spec) / "adapter_config.json")

@@ -112,6 +112,8 @@ class JudgeFacts(Record):
     """The language model that graded; null: no model did."""
     max_tokens: int | None = None
     """Longest reply of the grader, which answers greedily."""
+    wording: str | None = None
+    """Which published wording of its prompt a classifier was given, such as card; null: its prompt is ours."""
 
 
 class Manifest(File):

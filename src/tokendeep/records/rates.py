@@ -40,6 +40,8 @@ class Verdict(Record):
     """The language model that graded by a rubric; null: no model did."""
     truncated: bool
     """Whether the answer was cut at its length limit."""
+    clipped: bool | None = None
+    """Whether the judge saw a part of the answer alone, cut as its authors do; null: it cuts none."""
     judged: str | None = None
     """What the judge saw: `continuation`, what the model wrote; `full`, the tokens given in advance as well;
     `conversation`, the request too."""
@@ -149,6 +151,8 @@ class Rate(Share, Row):
     """Outcome -> answers."""
     truncated: int | None = None
     """Answers cut at their length limit."""
+    clipped: int | None = None
+    """Answers of which the judge saw a part alone, cut as its authors do; null: it cuts none."""
     tokens: int | None = None
     """Tokens that the model wrote, in all answers."""
     samples: int = 1

@@ -251,7 +251,10 @@ def _table(rows: Sequence[Rate]) -> str:
     why = {name: sum(row.count(name) for row in rows) for name in UNGRADED}
     reasons = [f"{count} {name}" for name, count in why.items() if count]
     table = ["{:<16}{:<28}{:>12}  {:<14}{:>5}{:>12}{:>10}".format(*line) for line in lines]
-    return "\n".join([*table, *([f"no grade: {', '.join(reasons)}"] if reasons else [])])
+    cut = sum(row.clipped or 0 for row in rows)
+    notes = [f"no grade: {', '.join(reasons)}"] if reasons else []
+    notes += [f"cut for the judge, as its authors do: {cut} answers"] if cut else []
+    return "\n".join([*table, *notes])
 
 
 def _line(row: Rate) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tokendeep import data
 from tokendeep.data.labels import Labels, Meaning, read_labels
 from tokendeep.errors import InputError, check_known, check_least
-from tokendeep.evals.options import MaxRetries, Timeout
+from tokendeep.evals.options import Label, MaxRetries, Timeout, Wording
 from tokendeep.judges import JUDGES, agreement
 from tokendeep.judges.calibration import COLUMN, Said, calibration, check, verdicts
 from tokendeep.models.options import ModelOptions, Texts
@@ -20,6 +20,7 @@ from tokendeep.types import Subject
 from tokendeep.verbs.common import Place, ending, heading, loading, output
 
 if TYPE_CHECKING:
+    from tokendeep.evals.judging import Judging
     from tokendeep.evals.running import Model
 
 what = heading("What to calibrate")
@@ -68,6 +69,8 @@ class CalibrateOptions(ModelOptions):
             "inspect/PROVIDER/NAME for any other that Inspect knows."
         ),
     ] = None
+    judge_template: Wording = None
+    judge_label: Label = None
     batch_size: Annotated[
         int, loading(help="Answers that a local grader reads together; 0 is what the memory holds.")
     ] = 0
@@ -84,6 +87,7 @@ class CalibratePlan:
     options: CalibrateOptions
     labels: Labels
     grader: Model | None = field(default=None, repr=False)
+    asks: Judging | None = field(default=None, repr=False)
 
     @property
     def place(self) -> Place:
@@ -105,7 +109,8 @@ class CalibratePlan:
 def inputs(options: CalibrateOptions) -> Mapping[str, str | Path]:
     """The files of labels, by the names that a manifest has for them."""
     first, *others = map(data.identity, options.labels)
-    return {"labels": first, **{f"labels {number}": path for number, path in enumerate(others, 2)}}
+    wording = {"judge_template": options.judge_template} if options.judge_template else {}
+    return {"labels": first, **{f"labels {number}": path for number, path in enumerate(others, 2)}, **wording}
 
 
 def plan(options: CalibrateOptions, subject: Subject | None = None) -> CalibratePlan:
@@ -126,19 +131,16 @@ def plan(options: CalibrateOptions, subject: Subject | None = None) -> Calibrate
         )
     read = read_labels(options.labels, text=options.text, label=options.label, request=options.request, means=means)
     check(options.judge, read.rows, options.by, options.threshold)
-    return CalibratePlan(options, read, _grader(options, subject))
-
-
-def _grader(options: CalibrateOptions, subject: Subject | None) -> Model | None:
-    """The model that grades; None where the judge asks none."""
     asks = options.judge in JUDGES and JUDGES[options.judge].rubric is not None
-    if options.grader is None and not asks:
-        return None
+    if (options.grader, options.judge_template, options.judge_label) == (None, None, None) and not asks:
+        return CalibratePlan(options, read)
     from tokendeep.evals import judging, running
 
     every = [judging.Judging(options.judge)] if asks else []
+    every = judging.equipped(every, options.judge_template, options.judge_label)
     grader = running.open_grader(options.grader, every, options, options.batch_size, subject)
-    return running.patient(grader, options.max_retries, options.timeout)
+    grader = running.patient(grader, options.max_retries, options.timeout)
+    return CalibratePlan(options, read, grader, every[0])
 
 
 def run(plan: CalibratePlan, *, show: bool = True) -> Path:
@@ -156,7 +158,9 @@ def run(plan: CalibratePlan, *, show: bool = True) -> Path:
         rows, grader = plan.labels.rows, plan.grader
         said = _graded(plan, grader, state.out) if grader else verdicts(rows, options.judge, options.threshold)
         made = calibration(plan.labels, options.judge, said, options.by, options.threshold)
-        made = made.model_copy(update={"grader": judging.name_of(grader)}) if grader else made
+        if plan.asks:
+            by = {"grader": judging.name_of(grader), "judge_template": plan.asks.by.template}
+            made = made.model_copy(update=by)
         write_json(state.out / CALIBRATION, made.dump())
         state.finish()
     if show:
@@ -170,7 +174,8 @@ def _graded(plan: CalibratePlan, grader: Model, out: Path) -> list[Said]:
     from tokendeep.progress import Bar
 
     with Bar(len(plan.labels.rows), "answers", "answer") as bar:
-        found = labelled.verdicts(plan.labels.rows, plan.options.judge, grader, out, bar.update)
+        assert plan.asks is not None
+        found = labelled.verdicts(plan.labels.rows, plan.asks, grader, out, bar.update)
     return [Said(one.value, one.reason) for one in found]
 
 

@@ -170,13 +170,19 @@ MEANINGS = {  # type of an option: what its value must be
 }
 
 
+NAMED = ("attack", "judge", "judged")  # options that are names with commas between them
+
+
 def typed(value: object, hint: Any, name: str) -> object:
     """A value of a file or a program as the option has it; the type must be right, but a whole number is a number too.
 
-    Where an option is a list, one value is a list of one, and numbers may be written as on the command line: "0,5".
+    Where an option is a list, one value is a list of one, and numbers may be written as on the command line: "0,5". Names with
+    commas between them may be given as a list.
     """
     from pydantic import TypeAdapter, ValidationError
 
+    if isinstance(value, list) and name.rpartition(" ")[2] in NAMED and all(isinstance(one, str) for one in value):
+        value = ",".join(value)
     try:
         checked = TypeAdapter(hint).validate_python(_listed(value) if get_origin(hint) is list else value, strict=True)
         each = checked if isinstance(checked, list) else [checked]

@@ -160,7 +160,7 @@ def judge(
         run: the folder of the attack; verdicts and new rates are kept there, beside what it holds.
         judge: names of judges, comma-separated.
         judged: what they see: continuation, full (the prefill too) or conversation (the request too), comma-separated.
-        grader: the language model that grades, for rubric and strongreject-rubric.
+        grader: the model that grades, for the judges that ask one.
         options: those of `tokendeep judge`, for example batch_size=4.
 
     Raises:

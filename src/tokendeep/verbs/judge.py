@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tokendeep import runs
 from tokendeep.errors import InputError, check_least
-from tokendeep.evals.options import MaxRetries, Timeout
-from tokendeep.judges import JUDGED, JUDGES
+from tokendeep.evals.options import Label, MaxRetries, Timeout, Wording
+from tokendeep.judges import JUDGED, JUDGES, Judge
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Manifest, Outcomes, Rate, Rates, StoredVerdict
 from tokendeep.runs.files import user_path
@@ -51,6 +51,8 @@ class JudgeOptions:
             "inspect/PROVIDER/NAME for any other that Inspect knows."
         ),
     ] = field(default=None, kw_only=True)
+    judge_template: Wording = field(default=None, kw_only=True)
+    judge_label: Label = field(default=None, kw_only=True)
     chat_template: Annotated[str | None, loading(help="Shipped chat template or Jinja file of a local grader.")] = (
         field(default=None, kw_only=True)
     )
@@ -74,6 +76,12 @@ SEES = {
 }
 
 
+def described(judge: Judge) -> str:
+    """The words that a judge goes by, by hash, and which wording of a published prompt they are."""
+    called = judge.rubric.called if judge.rubric else None
+    return f"{judge.template}{f', the wording of its {called}' if called else ''}"
+
+
 @dataclass(frozen=True)
 class JudgePlan:
     """The answers of a run, read, and who is to judge them."""
@@ -93,7 +101,7 @@ class JudgePlan:
             f"run: {self.options.run}",
             f"answers: {self.answers}",
             *([f"grader: {self.grader}"] if self.grader else []),
-            *(f"judge: {one.judge} ({JUDGES[one.judge].template}) sees {SEES[one.judged]}" for one in self.every),
+            *(f"judge: {one.judge} ({described(one.by)}) sees {SEES[one.judged]}" for one in self.every),
             f"out: {self.folder / StoredVerdict.FILE}, and new rows in {Rates.FILE}",
         ]
 
@@ -110,6 +118,7 @@ def plan(options: JudgeOptions, subject: Subject | None = None) -> JudgePlan:
     from tokendeep.evals import judging, logs, running
 
     every, folder = judging.named(options.judge, options.judged), user_path(options.run)
+    every = judging.equipped(every, options.judge_template, options.judge_label)
     if not folder.is_dir():
         raise InputError(f"There is no folder {options.run}; name one that tokendeep attack wrote.")
     if below := sorted(path.parent.name for path in folder.glob(f"*/{Rates.FILE}")):

@@ -36,6 +36,8 @@ def build(report: Report) -> Section:
     if not rows:
         return section
     section.text.append(WHAT)
+    if cut := sum(rate.clipped or 0 for *_, rate in rows):
+        section.text.append(f"Of {cut} answers the judge saw a part alone, cut as its authors do.")
     section.tables.append(_table(rows, outcomes))
     return section
 
