@@ -47,8 +47,8 @@ class EvalOptions(DataOptions):
     judge: Annotated[
         str,
         answering(
-            help="Comma-separated names: refusal is the offline rule, refusal-keywords the paper's list of phrases; rubric, "
-            "strongreject-rubric, qwen3guard and llama-guard-3 ask the --grader about harm, hf-refusal and hf-harm a classifier."
+            help="Comma-separated names: refusal is the offline rule, refusal-keywords the paper's list of phrases; all others "
+            "ask the --grader, such as rubric about harm."
         ),
     ] = "refusal"
     judged: Annotated[
