@@ -90,7 +90,11 @@ def test_a_run_goes_on_at_another_address_but_not_with_another_server(
     other = TokenServer(tiny_subject, model="other")
     with other, pytest.raises(InputError, match="answers of another engine .model tiny then, other now."):
         attack(served(pairs, out, other, tiny_folder), show=False)
+    other = TokenServer(tiny_subject, answer=lambda ids, most: [40 + n % 50 for n in range(most)])
+    with other, pytest.raises(InputError, match="answers of another engine .greedy [0-9a-f]+ then, [0-9a-f]+ now."):
+        attack(served(pairs, out, other, tiny_folder), show=False)  # the same name, other weights
     with TokenServer(tiny_subject) as moved:
+        moved.pages["/version"] = {}  # a version that it does not tell is no other one
         attack(served(pairs, out, moved, tiny_folder), show=False)
         rows = [prompt for prompt in moved.prompts() if prompt in before and before.count(prompt) == 1]
     assert len(rows) <= 1  # what was judged is not asked twice; one may not have been, when the other request failed

@@ -57,6 +57,7 @@ def opened(
         subject = subject or models.load(options.model, base=onto, options=options)
         yield subject, subject, models.context_length(subject.model)
         return
+    from tokendeep.engines.options import FREE
     from tokendeep.engines.server.branches import branch_logps
     from tokendeep.engines.server.engine import connect
 
@@ -67,6 +68,6 @@ def opened(
                 f"A server of the kind {engine.about.kind} does not tell the log-probabilities of given tokens: serve the model "
                 "with vLLM or SGLang, or measure it here without --engine."
             )
-        state.agree("engine", engine.about.dump(), free=["servers", "picks"])
+        state.agree("engine", engine.about.dump(), free=FREE)
         weightless = Subject(None, tokenizer, options.model)  # type: ignore[arg-type]
         yield weightless, partial(branch_logps, engine), engine.context - 1  # it writes a token behind what it scores

@@ -11,6 +11,7 @@ from tokendeep.models.options import advanced, loading
 LOCAL = "local"
 IN_FLIGHT = 128  # requests that one server has at once; it makes batches of them
 LOADING = ("dtype", "device", "device_map", "allow_pickle")  # settings of weights that are loaded here
+FREE = ("servers", "repeats", "stops", "scores", "picks")  # of a handshake: what a run that goes on may find otherwise
 NO_SERVER = "give the address of a server of completions, such as http://localhost:8000/v1"
 
 

@@ -243,16 +243,21 @@ class TokendeepAPI(ModelAPI):
 
     def serving(self) -> dict[str, Any]:
         """What the handshake has found out of the server. Raises InputError where there is none that can be used."""
+        return self._met().dump()
+
+    def _met(self) -> Handshake:
         self.start()
         about: Handshake = self._running().about  # type: ignore[union-attr]
-        return about.dump()
+        return about
 
     @functools.cached_property
     def known(self) -> str:
         """Its name with a hash of weights and template, which tell verdicts of one grader from those of another."""
         about = self.about()
-        told = ("engine", "template") if self.served else ("revision", "adapter", "template")
-        facts = [str(about.get(name)) for name in told]
+        if self.served:
+            facts = [str(self._met().identity), str(about["template"])]
+        else:
+            facts = [str(about.get(name)) for name in ("revision", "adapter", "dtype", "template")]
         return f"{NAME}/{self.model_name} ({runs.sha256_text(' '.join(facts))[:8]})"
 
     def start(self) -> None:

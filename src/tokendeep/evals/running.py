@@ -22,7 +22,7 @@ from platformdirs import user_data_path
 from tokendeep import chat, models, runs
 from tokendeep.attacks.base import Attack
 from tokendeep.engines.base import MOST_ROWS
-from tokendeep.engines.options import EngineOptions
+from tokendeep.engines.options import FREE, EngineOptions
 from tokendeep.errors import InputError, explain, guarded
 from tokendeep.evals import grading, inputs, judging, logs, served
 from tokendeep.evals.classifier import ClassifierAPI, open_classifier
@@ -238,7 +238,7 @@ def evaluate(
     api = session.model.api
     ours = api if isinstance(api, TokendeepAPI) else None
     if ours and ours.served:
-        run.agree("engine", ours.serving(), free=["servers"])
+        run.agree("engine", ours.serving(), free=FREE)
     with guarded(out), _private() as place:
         inner, done, total = logs.gather(out), logs.finished_samples(out), sum(sizes)
         if done < total:  # what is wrong with the model is told before there is a bar

@@ -101,6 +101,8 @@ class EngineFacts(Record):
     """Whether those of chosen next tokens can be had as well."""
     servers: int | None = None
     """How many servers shared the load."""
+    greedy: str | None = None
+    """Hash of the answers to four questions, which tells other weights of the same name; null: they did not repeat."""
 
 
 class JudgeFacts(Record):

@@ -62,7 +62,8 @@ class Run:
             InputError: an earlier attempt found something else.
         """
         before = self.manifest.get(name)
-        other = [key for key, value in found.items() if before and key not in free and before.get(key, value) != value]
+        known = {key: value for key, value in found.items() if key not in free and value is not None}
+        other = [key for key, value in known.items() if before and before.get(key) not in (None, value)]
         if before and other:
             what = ", ".join(f"{key} {before[key]} then, {found[key]} now" for key in other)
             raise InputError(

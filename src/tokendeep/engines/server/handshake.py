@@ -6,13 +6,13 @@ Knows nothing of what the engine is used for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tokendeep import chat
+from tokendeep import chat, runs
 from tokendeep.chat.ids import control_ids
 from tokendeep.engines.base import Completion, Known, Request
-from tokendeep.engines.options import NO_SERVER
+from tokendeep.engines.options import FREE, NO_SERVER
 from tokendeep.engines.server import answers, dialects
 from tokendeep.engines.server.client import Client, Host, Refused
 from tokendeep.engines.server.dialects import Ask, Dialect, Ids, Reply
@@ -48,6 +48,7 @@ class Handshake:
         scores: whether log-probabilities of given tokens can be had.
         picks: whether those of chosen next tokens can be had as well, for which a server keeps what it has read.
         servers: how many there are.
+        greedy: hash of the greedy answers, by which other weights of the same name are told; None where they do not repeat.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Handshake:
     scores: bool
     picks: bool = False
     servers: int = 1
+    greedy: str | None = None
 
     def __str__(self) -> str:
         """In one line, for people."""
@@ -77,6 +79,11 @@ class Handshake:
             "the context is not said, so an answer that does not fit shows only when it is there": self.context is None,
         }
         return [sentence for sentence, true in wrong.items() if true]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells one server from another: the rest may change from one start to the next."""
+        return {name: value for name, value in self.dump().items() if name not in FREE}
 
     def dump(self) -> dict[str, Any]:
         """As it stands in manifests."""
@@ -99,8 +106,9 @@ def meet(client: Client, tokenizer: Any, known: Known, name: str | None) -> Hand
     first, answered = _meet(client, client.hosts[0], tokenizer, known, name, prompts)
     for host in client.hosts[1:]:
         other, again = _meet(client, host, tokenizer, known, name, prompts)
-        if other != first or (first.repeats and again != answered):
-            what = "answer the same question in different ways" if other == first else "are not alike"
+        alike = replace(other, greedy=first.greedy) == first
+        if not alike or (first.repeats and again != answered):
+            what = "answer the same question in different ways" if alike else "are not alike"
             raise InputError(
                 f"The servers {client.hosts[0].url} ({first}) and {host.url} ({other}) {what}: start them with the same "
                 "version, model and settings, or give one of them."
@@ -133,6 +141,7 @@ def _meet(
         _stops(known.ends, prompts[0], asked),
         (score := _score(client, host, how, model, prompts[0])) is not None,
         score is not None and _picks(client, host, how, model, prompts[0], score),
+        greedy=runs.sha256_text(str([done.ids for done in rounds[0]]))[:12] if rounds[0] == rounds[1] else None,
     )
     return handshake, rounds[0]
 
@@ -164,9 +173,9 @@ def _version(client: Client, host: Host, kind: str) -> tuple[str, int | None]:
     try:
         told = client.get(host, f"{host.root}/{address}")
         context = (told.get("default_generation_settings") or {}).get("n_ctx")
-        return str(told.get(field) or "of unknown version"), context
+        return str(told.get(field) or UNKNOWN), context
     except (InputError, AttributeError):
-        return "of unknown version", None
+        return UNKNOWN, None
 
 
 def _check_tokenizer(client: Client, host: Host, tokenizer: Any, kind: str, model: str) -> None:
