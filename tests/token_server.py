@@ -77,7 +77,7 @@ class TokenServer:
 
     def start(self) -> TokenServer:
         """Serve; at the port of before where it was stopped."""
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), _handler(self))
+        self._server = _Server(("127.0.0.1", self.port), _handler(self))
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # a client that is gone
         if self.certificate:
@@ -198,6 +198,10 @@ class TokenServer:
         with torch.no_grad(), self._lock:
             logits: torch.Tensor = self.subject.model(torch.tensor([ids])).logits[0].float()
         return logits
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 512  # of connections that come at once; what a short queue drops is waited for for minutes
 
 
 def _handler(owner: TokenServer) -> type[BaseHTTPRequestHandler]:

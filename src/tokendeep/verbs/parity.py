@@ -267,7 +267,7 @@ class _Server:
         from tokendeep.engines.server.engine import connect
 
         self.engine = connect(engine, plan.tokenizer, models.outline(plan.options.model, plan.options))
-        self.name = f"{self.engine.about.kind} {self.engine.about.version}"
+        self.name = self.engine.about.program
         self.facts: EngineFacts | None = EngineFacts(**self.engine.about.dump())
         self.longest = self.engine.context - 1  # a server writes a token behind what it scores
 

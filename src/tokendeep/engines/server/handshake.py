@@ -52,7 +52,7 @@ class Handshake:
     """
 
     kind: str
-    version: str
+    version: str | None
     model: str
     context: int | None
     ids: bool
@@ -66,7 +66,12 @@ class Handshake:
     def __str__(self) -> str:
         """In one line, for people."""
         more = f", {self.servers} servers" if self.servers > 1 else ""
-        return f"{self.kind} {self.version}{more}, {self.model}, context {self.context or 'not said'}"
+        return f"{self.program}{more}, {self.model}, context {self.context or 'not said'}"
+
+    @property
+    def program(self) -> str:
+        """What serves."""
+        return f"{self.kind} {self.version or 'of unknown version'}"
 
     @property
     def shortcomings(self) -> list[str]:
@@ -167,15 +172,15 @@ def _card(client: Client, host: Host, name: str | None) -> Mapping[str, Any]:
     return cards[wanted]
 
 
-def _version(client: Client, host: Host, kind: str) -> tuple[str, int | None]:
-    """The version and the context of a kind that says so elsewhere."""
+def _version(client: Client, host: Host, kind: str) -> tuple[str | None, int | None]:
+    """The version and the context of a kind that says so elsewhere; None for what is not told."""
     address, field = VERSIONS.get(kind, ("version", "version"))
     try:
         told = client.get(host, f"{host.root}/{address}")
         context = (told.get("default_generation_settings") or {}).get("n_ctx")
-        return str(told.get(field) or UNKNOWN), context
+        return told.get(field) and str(told[field]), context
     except (InputError, AttributeError):
-        return UNKNOWN, None
+        return None, None
 
 
 def _check_tokenizer(client: Client, host: Host, tokenizer: Any, kind: str, model: str) -> None:
