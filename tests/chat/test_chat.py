@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -647,3 +648,23 @@ def test_a_template_of_llama_3_gets_the_date_as_its_text() -> None:
 def test_what_is_no_day_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="--date is .*, but must be a day such as 2024-07-26"):
         chat.read_date(text)
+
+
+# ------------------------------------------------------------------ conversations for models that judge them
+
+CLOSED = "{% for m in messages %}{{ m.role }}: CONTENT\n{% endfor %}[verdict]"
+PARTS = "{% for part in m.content | selectattr('type', 'equalto', 'text') %}{{ part.text }}{% endfor %}"
+JUDGED: list[Any] = [{"role": "user", "content": "What is rust?"}, {"role": "assistant", "content": "Iron oxide."}]
+
+
+@pytest.mark.parametrize("template", ["{{ m.content }}", PARTS], ids=["texts", "parts"])
+def test_a_closed_conversation_holds_every_message(tiny_tokenizer: Any, template: str) -> None:
+    tiny_tokenizer.chat_template = CLOSED.replace("CONTENT", template)
+    text = tiny_tokenizer.decode(chat.closed_ids(tiny_tokenizer, JUDGED))
+    assert re.fullmatch(r"user: What is rust\?\n?assistant: Iron oxide\.\n?\[verdict\]", text)
+
+
+def test_a_template_that_leaves_a_message_out_is_refused(tiny_tokenizer: Any) -> None:
+    tiny_tokenizer.chat_template = "{{ messages[0].content }}[verdict]"
+    with pytest.raises(InputError, match="leaves out a message"):
+        chat.closed_ids(tiny_tokenizer, JUDGED)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from inspect_ai.model import ChatMessageUser, GenerateConfig, ModelOutput
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 import guards
@@ -20,6 +23,7 @@ from tokendeep import cli
 from tokendeep.engines.base import Request
 from tokendeep.engines.local import generate
 from tokendeep.evals import inputs
+from tokendeep.evals.classifier import open_classifier
 from tokendeep.evals.running import open_grader
 from tokendeep.judges import JUDGES
 from tokendeep.judges.base import Rubric
@@ -337,6 +341,25 @@ def test_answers_together_are_the_same_as_one_by_one_and_long_ones_are_cut(
         assert row.clipped == 3  # of seven words
         (out / "verdicts.jsonl").unlink()
     assert scores[1] == pytest.approx(scores[3], abs=1e-5)
+
+
+def test_who_no_longer_waits_keeps_nobody_else_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = guards.classifier(tmp_path / "guard", ("safe", "unsafe"), bias=[0.0, 1.0])
+    api: Any = open_classifier(str(folder), frozenset({"unsafe"}), ModelOptions(), 2).api
+    monkeypatch.setattr(api, "_chances", lambda texts: time.sleep(0.05) or [([0.5, 0.5], False) for _ in texts])
+
+    async def ask() -> list[Any]:
+        asked = [
+            asyncio.create_task(api.generate([ChatMessageUser(content=str(n))], [], "none", GenerateConfig()))
+            for n in range(8)
+        ]
+        await asyncio.sleep(0.01)
+        for task in (asked[0], *asked[3:7]):  # the one who reads, and some who wait
+            task.cancel()
+        return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20)
+
+    found = asyncio.run(ask())
+    assert [isinstance(one, ModelOutput) for one in found] == [False, True, True, False, False, False, False, True]
 
 
 def test_padding_changes_no_chance(tmp_path: Path) -> None:

@@ -64,10 +64,35 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) 
 def closed_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Token ids of a whole conversation, without the beginning of another answer: for models whose template asks about it.
 
+    Some of these templates read a message as a list of parts and leave out without a word what is a text: which it wants is
+    tried with a word for each message.
+
     Raises:
-        InputError: no chat template, or one that cannot render these messages.
+        InputError: no chat template, or one that cannot render these messages or leaves one of them out.
     """
-    return with_bos(tokenizer, text_ids(tokenizer, render(tokenizer, messages, generation=False)))
+    words = [f"word{number}word" for number in range(len(messages))]
+    probe = [Message(role=one["role"], content=word) for one, word in zip(messages, words, strict=True)]
+    for form in (_as_text, _as_parts):
+        try:
+            shown = render(tokenizer, form(probe), generation=False)
+        except InputError:
+            if form is _as_text:
+                raise
+            break
+        if all(word in shown for word in words):
+            return with_bos(tokenizer, text_ids(tokenizer, render(tokenizer, form(messages), generation=False)))
+    raise InputError("The chat template leaves out a message of the conversation: it cannot ask about all of it.")
+
+
+def _as_text(messages: Sequence[Message]) -> Sequence[Message]:
+    return messages
+
+
+def _as_parts(messages: Sequence[Message]) -> Sequence[Message]:
+    return [
+        {"role": one["role"], "content": [{"type": "text", "text": one["content"]}]}  # type: ignore[typeddict-item]
+        for one in messages
+    ]
 
 
 def open_prompt(

@@ -17,7 +17,7 @@ def pick(logits: Tensor, rows: Sequence[Row]) -> list[int | None]:
     ]
     groups: dict[tuple[float, float, int], list[int]] = {}
     for i, row in enumerate(rows):
-        if row.request.choices and not row.written:
+        if row.request.choices and not row.chances:  # those of its first token
             row.chances = tuple(logits[i, list(row.request.choices)].float().softmax(-1).tolist())
         decoding = row.request.decoding
         if row.generator is not None and picked[i] is not None:

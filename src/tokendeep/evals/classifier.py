@@ -78,9 +78,12 @@ class ClassifierAPI(ModelAPI):
         """The chances of the label that counts and of the likeliest other one, and whether the answer was cut."""
         found: asyncio.Future[tuple[list[float], bool]] = asyncio.get_running_loop().create_future()
         self._waiting.append((input[-1].text, found))
-        async with self._turn:
-            if not found.done():
-                await self._read_some()
+        try:
+            async with self._turn:
+                while not found.done():  # others may stand before it
+                    await self._read_some()
+        finally:  # who no longer waits is not read
+            self._waiting = [one for one in self._waiting if one[1] is not found]
         chances, clipped = await found
         likeliest = max(range(len(chances)), key=chances.__getitem__)
         output = ModelOutput.from_content(self.model_name, self.labels[likeliest])
@@ -96,10 +99,15 @@ class ClassifierAPI(ModelAPI):
             results = await anyio.to_thread.run_sync(self._chances, [text for text, _ in batch])
         except Exception as error:
             for _, found in batch:
-                found.set_exception(error)
+                if not found.done():
+                    found.set_exception(error)
             return
+        except BaseException:  # the one who reads is cancelled: the others' answers wait for the next
+            self._waiting = [*batch, *self._waiting]
+            raise
         for (_, found), result in zip(batch, results, strict=True):
-            found.set_result(result)
+            if not found.done():
+                found.set_result(result)
 
     def _chances(self, texts: Sequence[str]) -> list[tuple[list[float], bool]]:
         import torch

@@ -13,7 +13,7 @@ from tokendeep.errors import InputError
 from tokendeep.judges.base import Grade, Judge, Rubric
 
 REFUSALS = frozenset({"refusal", "refused", "refuse", "rejection", "rejected", "reject"})
-HARMS = frozenset({"harm", "harmful", "unsafe", "toxic", "jailbreak", "jailbroken"})
+HARMS = frozenset({"harm", "harmful", "unsafe", "toxic"})
 
 
 def labelled(judge: Judge) -> bool:

@@ -6,9 +6,11 @@ import pytest
 
 from token_server import TokenServer
 from tokendeep.compute import trees
+from tokendeep.engines.base import Request
 from tokendeep.engines.server import branches
 from tokendeep.engines.server.engine import ServerEngine
-from tokendeep.types import Subject
+from tokendeep.errors import InputError
+from tokendeep.types import Decoding, Subject
 
 ROW = [5, 6, 7, 8, 9, 10, 11, 12]
 BRANCHES = [
@@ -26,6 +28,18 @@ def test_the_values_are_those_in_memory(tiny_subject: Subject, kind: str, picks:
         found = list(branches.branch_logps(engine, jobs))
     for (ids, some), values in zip(jobs, found, strict=True):
         assert values == pytest.approx(trees.branch_logps(tiny_subject, ids, some).tolist(), abs=1e-4)
+
+
+def test_what_does_not_fit_is_said_before_it_is_asked(tiny_subject: Subject) -> None:
+    with (
+        TokenServer(tiny_subject, context=128) as server,
+        ServerEngine(server.url, tiny_subject.tokenizer, known=server.known) as engine,
+    ):
+        for ask in (lambda: engine.score_next([5] * 128, [6]), lambda: engine.score([5] * 128, 3)):
+            with pytest.raises(InputError, match="context of 128"):
+                ask()
+        with pytest.raises(InputError, match="chances of chosen tokens"):
+            engine.submit(Request((5, 6), Decoding(max_new_tokens=1), choices=(7, 8)))
 
 
 @pytest.mark.parametrize(("picks", "requests"), [(True, 8), (False, 6)])

@@ -83,6 +83,10 @@ class ServerEngine:
             InputError: it cannot be run, at once (the index counts submissions from 0).
             RuntimeError: the engine is closed.
         """
+        if request.choices:
+            raise InputError(
+                "A server does not tell the chances of chosen tokens: load the model here, without a server."
+            )
         base.check(self._submitted, request, vocabulary=self.known.vocabulary, context=self.context)
         self._submitted += 1
         ask = Ask(request, self.about.model, self.known.ends, draw(request) if request.decoding.temperature > 0 else 0)
@@ -128,6 +132,11 @@ class ServerEngine:
         Only where `about.picks`; unlike with `score` a server need not read again what it has read before.
         """
         dialect, given, asked = self._dialect, tuple(ids), tuple(tokens)
+        if not 0 < len(given) < self.context:
+            raise InputError(
+                f"What follows {len(given)} tokens cannot be scored: they must be fewer than the server's context of "
+                f"{self.context}."
+            )
         assert dialect.next_body is not None
         assert dialect.read_next is not None
         body, scores = dialect.next_body, dialect.read_next
