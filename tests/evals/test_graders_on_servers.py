@@ -114,14 +114,12 @@ def test_an_answer_that_a_server_has_no_room_for_is_unscored(said: str) -> None:
         raise Refused(said)
 
     model = get_model("mockllm/model", memoize=False, custom_outputs=asked)
-    assert asyncio.run(grading.grade("rubric", ("How?", "So."), model)).reason == "grader-context"
+    assert asyncio.run(grading.grade(JUDGES["rubric"], ("How?", "So."), model)).reason == "grader-context"
     said = "the server is on fire"
     with pytest.raises(InputError, match=r"failed with .*\(status 400\)"):
-        asyncio.run(grading.grade("rubric", ("How?", "So."), model))
+        asyncio.run(grading.grade(JUDGES["rubric"], ("How?", "So."), model))
 
 
 def test_a_reply_that_inspect_made_of_such_an_error_is_no_cut_reply() -> None:
-    rubric = JUDGES["rubric"].rubric
-    assert rubric is not None
     output = ModelOutput.from_content("m", "the prompt is too long", "model_length")
-    assert grading.read(rubric, output).reason == "grader-context"
+    assert grading.read(JUDGES["rubric"], output).reason == "grader-context"

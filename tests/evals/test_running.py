@@ -26,7 +26,7 @@ from attacking import ANSWER, ROWS, Answers, answers, attack, config, judge, pai
 from tokendeep import models
 from tokendeep.engines import local
 from tokendeep.errors import InputError
-from tokendeep.evals import logs, running
+from tokendeep.evals import logs, provider, running
 from tokendeep.evals.provider import live_model
 from tokendeep.types import Subject
 
@@ -394,7 +394,7 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_judged_twice(tmp_path: Path, 
     command += ["--batch_size", "2"]
     total = 30 * 4 + 30 * 2 * 4  # many: the run must still be going when it is interrupted
     under_way = (
-        2 * running.QUEUED * 2
+        2 * provider.QUEUED * 2
     )  # two tasks, so many batches of two in each: what a kill may cost, however slow the disk
 
     killed = start([*begin, "0", *command])

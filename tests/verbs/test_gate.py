@@ -121,7 +121,7 @@ def test_a_score_may_not_drop(tmp_path: Path) -> None:
             ["--max-refusal-rise", "0.1"],
             "--max-refusal-rise is given, but the two sides have no runs of attack on harmless",
         ),
-        (["--max-utility-drop", "0.1"], "no trainings of poison with --utility-data in common"),
+        (["--max-utility-drop", "0.1"], "no runs of measure, or trainings of poison, with --utility-data in common"),
         ([*FLAGS, "--undecided", "maybe"], "undecided is 'maybe'"),
         ([*FLAGS, "--allow", "colour"], "--allow does not know 'colour'"),
         ([*FLAGS, "--out", "mine"], "was not written by tokendeep"),
