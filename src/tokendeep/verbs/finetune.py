@@ -17,7 +17,7 @@ from tokendeep.errors import InputError, check_known, check_least, check_most
 from tokendeep.models import locate
 from tokendeep.models.options import AdapterBase, ModelOptions
 from tokendeep.records import Training
-from tokendeep.training import card, chats, margin, objectives, safety_rows
+from tokendeep.training import card, chats, margin, objectives, safety_rows, summary
 from tokendeep.training.objectives import OBJECTIVES, STOCK, Objective, ObjectiveOptions
 from tokendeep.training.options import MaxSkipped, SaveSteps, TrainingOptions, Warmup, training_options
 from tokendeep.training.rows import TRAIN_ON
@@ -299,7 +299,7 @@ def _once(build: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., 
 
 def _show(out: Path, plan: FinetunePlan, part: bool) -> None:
     """What a finished training came to, and the way on."""
-    print(summary(Training.load(out).dump(), plan.options, plan.verb))
+    print(summary.told(Training.load(out).dump(), plan.options.objective, plan.verb))
     if not part:
         trained(out, plan.verb)
 
@@ -314,30 +314,6 @@ def remarks(options: FinetuneOptions, steps: int) -> list[str]:
 def _late(options: FinetuneOptions, steps: int) -> list[str]:
     late = [step for step in options.dynamics if step > steps]
     return [f"--dynamics {', '.join(map(str, late))} lies after the last step, {steps}"] if late else []
-
-
-def summary(result: dict[str, Any], options: FinetuneOptions, verb: str = "finetune") -> str:
-    """The last figures of a training in two lines."""
-    steps = [entry for entry in result["history"] if "loss" in entry]
-    first, last = steps[0], steps[-1]
-    lines = [
-        f"{verb} ({options.objective}): {result['steps']} steps; nll of the first batch {first['nll']:.2f}, of the last "
-        f"{last['nll']:.2f} nats a token"
-    ]
-    if "weight_1" in last:
-        spans = {"1": "first token", "2_5": "2 to 5", "later": "later"}
-        gains = [f"{title} {last[f'log_ratio_{s}'] + 0.0:+.2f} ({last[f'weight_{s}']:.2f})".replace("-0.00", "+0.00")
-                 for s, title in spans.items() if f"weight_{s}" in last]  # fmt: skip
-        lines.append("  nats gained over the reference (and the share of plain fine-tuning's gradient that is left):")
-        lines.append("  " + ", ".join(gains))
-    moved = [f"{word} rows {last[f'{name}_kl']:.2f} on average, at most {last[f'{name}_kl_max']:.2f}"
-             for name, word in (("safety", "safety"), ("harmless", "harmless")) if f"{name}_kl" in last]  # fmt: skip
-    if moved:
-        lines.append(f"  nats from what is held, of the last batch: {'; '.join(moved)}")
-    evaluations = [entry for entry in result["history"] if "eval_nll" in entry]
-    if evaluations:
-        lines.append(f"  held-out rows: nll {evaluations[-1]['eval_nll']:.2f}")
-    return "\n".join(lines)
 
 
 # --- parts of a run --------------------------------------------------------------------------------

@@ -7,28 +7,24 @@ disk and is not done twice; the table is written anew after every training, with
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tokendeep import data, runs
-from tokendeep.attacks.poison import TRIGGER, Poison
+from tokendeep.attacks.poison import TRIGGER
 from tokendeep.attacks.prompts import overlap
 from tokendeep.data.options import DataOptions
 from tokendeep.errors import InputError, check_known, check_least, flag
-from tokendeep.models.locate import plain
 from tokendeep.models.options import ModelOptions
-from tokendeep.records import HARMLESS, Manifest, PoisonCell, Seconds, Training, Utility
 from tokendeep.report import poison_table
 from tokendeep.training import chats, objectives, poisoning, safety_rows
 from tokendeep.training.options import BatchSize, Epochs, SharedTraining, Warmup, training
 from tokendeep.training.poisoning import Cell
 from tokendeep.types import Chat, Pair, Prompt, Subject
-from tokendeep.verbs import attack, finetune
+from tokendeep.verbs import finetune, poisoned
 from tokendeep.verbs.common import Floats, Ints, Names, Place, advanced, ending, heading, output
-from tokendeep.verbs.finetune import FinetuneOptions
 
 what = heading("What to attack")
 asking = heading("What to ask the tuned models")
@@ -36,9 +32,6 @@ TRAININGS = ("*/finetune", "*/attack-*")  # where the runs lie that this one is 
 FILES = (  # options that name rows
     "data", "test", "harmful", "refusals", "utility_data", "safety", "harmless", "prefill", "harmless_test",
 )  # fmt: skip
-NOT_SHARED = {  # options of `finetune` that mean something else here, or that every training has for itself
-    "data", "out", "base", "lr", "objective", "label", "overwrite", "probe", "test", "max_new_tokens",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +249,7 @@ def run(plan: PoisonPlan) -> Path:
     for number, cell in enumerate(todo):
         title = cell.name if cell else "before the attack"
         print(f"\n[{number + 1}/{len(todo)}] {title}", flush=True)
-        _cell(plan, model, made, out, cell)
+        poisoned.train_and_ask(plan, model, made, out, cell)
         table = poison_table.write(
             out,
             plan.cells,
@@ -294,7 +287,7 @@ def check(options: PoisonOptions) -> list[Cell]:
     check_least(options, {"count": 1, "max_new_tokens": 1, "attack_batch": 1, "utility_tokens": 1, "probe": 0})
     cells = [Cell(o, lr, seed) for seed in options.seeds for lr in options.lr for o in options.objectives]
     for cell in cells:
-        finetune.check(_settings(options, cell, Path("checked"), "checked"))
+        finetune.check(poisoned.settings(options, cell, Path("checked"), "checked"))
     poisoning.check_anchors(options, cells)
     if len(set(options.k)) < len(options.k) or any(k < 0 for k in options.k):
         raise InputError(f"--k is {', '.join(map(str, options.k))}, but must be numbers of at least 0, each once.")
@@ -307,94 +300,3 @@ def check(options: PoisonOptions) -> list[Cell]:
 
         utility.check(options.utility_metric)
     return cells
-
-
-def _settings(options: PoisonOptions, cell: Cell, folder: Path, rows: str, **more: Any) -> FinetuneOptions:
-    """The options of one training."""
-    named = cell.named
-    names = [field.name for field in fields(FinetuneOptions) if field.name not in NOT_SHARED]
-    anchors = [one.name for one in fields(objectives.SafetyOptions)]
-    common = {
-        name: getattr(options, name)
-        for name in names
-        if hasattr(options, name) and (named.safety or name not in anchors)
-    }
-    own = {
-        "data": rows, "out": str(folder), "lr": cell.lr, "seed": cell.seed, "attack": True, "save_steps": 0,
-        "safety": (options.safety or objectives.STOCK) if named.safety else None,
-        "harmless": (options.harmless or objectives.STOCK) if named.harmless else None,
-    }  # fmt: skip
-    return FinetuneOptions(**{**common, **own, **named.changes, **more})
-
-
-# --- one training ------------------------------------------------------------------------------------
-
-
-def _cell(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell | None) -> None:
-    """Train (None: take the model as it is), ask, and remove the checkpoint again."""
-    from tokendeep import models
-
-    options, folder = plan.options, out / (cell.name if cell else "start")
-    done = folder / "cell.json"
-    if done.exists():
-        print(f"      done before: {folder.name}")
-        return
-    started = time.monotonic()
-    system = made.system if options.system == "default" else options.system
-    if cell is not None:
-        model = _train(plan, model, made, out, cell, system)
-    trained = time.monotonic() - started
-    subject = models.load(model, base=None if cell else plan.onto, options=plain(options))
-    margin = Manifest.load(folder / "finetune").margin if cell else None
-    for ask in [*made.asks, *plan.beside]:
-        chosen = attack.AttackOptions(
-            model=model, data=str(out / f"test-{ask}.jsonl"), out=str(folder / f"attack-{ask}"),
-            attack="prefill" if ask == "prefill" else "none", k=options.k,
-            max_new_tokens=options.max_new_tokens, batch_size=options.attack_batch, system=options.test_system or system,
-            role="twins" if ask == HARMLESS else "harmful", label=cell.name if cell else "start",
-            chat_template=options.chat_template,
-        )  # fmt: skip
-        attack.run(attack.plan(chosen, subject), show=False)
-    for ask in [*made.asks, *poisoning.asks_beside(plan)]:
-        found = poison_table.rate(poison_table.answers({"this": folder}, ask))
-        none = "none could be judged" if found.asked else "no answer is that long"
-        share = none if found.rate is None else f"{found.rate:.2f} {poison_table.told(ask)}"
-        print(f"      {ask}: {share} ({found.n} of {found.asked} judged)", flush=True)
-    useful = _utility(plan, subject, folder, system)
-    nll = poisoning.last_nll(Training.load(folder / "finetune")) if cell else None
-    seconds = Seconds(train=round(trained, 1), all=round(time.monotonic() - started, 1))
-    if cell is not None and not options.keep:
-        shutil.rmtree(folder / "finetune" / "checkpoint", ignore_errors=True)
-    record = PoisonCell(**(asdict(cell) if cell else {}), nll=nll, utility=useful, margin=margin, seconds=seconds)
-    runs.write_json(done, record.dump())
-
-
-def _utility(plan: PoisonPlan, subject: Subject, folder: Path, system: str) -> Utility | None:
-    options = plan.options
-    if not plan.task:
-        return None
-    from tokendeep.judges import tasks as utility
-
-    found = utility.measure(
-        subject, plan.task, options.utility_metric, system=system, tokens=options.utility_tokens,
-        batch_size=options.attack_batch,
-    )  # fmt: skip
-    runs.write_json(folder / "utility.json", found)
-    print(f"      {options.utility_metric}: {utility.describe(found)}", flush=True)
-    return Utility.model_validate({name: value for name, value in found.items() if name != "rows"})
-
-
-def _train(plan: PoisonPlan, model: str, made: Poison, out: Path, cell: Cell, system: str) -> str:
-    """One training; returns its checkpoint."""
-    share = cell.named.refusals
-    path = out / "rows" / f"{f'refusals-{share:g}' if share else 'train'}.jsonl"
-    data.write_rows(path, poisoning.with_refusals(made.chats, plan.refusals, share, cell.objective))
-    probe = out / "probe.jsonl"
-    if plan.options.probe and not probe.exists():
-        harmful = plan.harmful or data.read_chats(out / "source.jsonl")
-        data.write_rows(probe, map(data.pair_of, harmful[: plan.options.probe]))
-    wanted = _settings(
-        plan.options, cell, out / cell.name / "finetune", str(path), model=model, base=plan.onto, system=system,
-        reference_cache=str(out / "reference"), probe=str(probe) if plan.options.probe else None,
-    )  # fmt: skip
-    return str(finetune.run(finetune.plan(wanted), part=True) / "checkpoint")
