@@ -4,7 +4,8 @@
     python benchmarks/vllm.py URL              # a server of the packaged model in float32 that runs already
 
 Both clients send the same token ids with the same settings and as many requests at once, in turns; what differs is all that the
-engine does beside: the queue, repeats, checks of what came back, text and ids.
+engine does beside: the queue, repeats, checks of what came back, text and ids. Beside them the engine in memory and the
+continuous batching of transformers answer the same requests, on as many threads as OMP_NUM_THREADS says.
 """
 
 from __future__ import annotations
@@ -68,6 +69,17 @@ def rate(work: Any, count: int) -> float:
     return count / (time.perf_counter() - started)
 
 
+def paged(subject: Any, asked: list[Request], ends: list[int]) -> list[tuple[int, ...]]:
+    """The same answers by transformers' own continuous batching (a paged cache)."""
+    from transformers import GenerationConfig
+
+    settings = GenerationConfig(
+        max_new_tokens=asked[0].decoding.max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=ends[0]
+    )
+    found = subject.model.generate_batch([list(one.ids) for one in asked], settings)
+    return [tuple(one.generated_tokens) for one in found.values()]
+
+
 def run(url: str, args: argparse.Namespace) -> None:
     subject = models.load("smollm2", dtype="float32")
     asked = requests(subject.tokenizer, args.requests, args.tokens)
@@ -85,6 +97,11 @@ def run(url: str, args: argparse.Namespace) -> None:
             print(f"  {one:.2f} answers a second through the engine, {two:.2f} through the bare client")
     ratio = statistics.median(one / two for one, two in speeds)
     print(f"ratio: {ratio:.2f} (median of {args.rounds} rounds, aim {AIM})")
+    served = statistics.median(one for one, _ in speeds)
+    local = statistics.median(rate(lambda: generate(subject, asked), len(asked)) for _ in range(args.rounds))
+    print(f"in memory: {local:.2f} answers a second, {local / served:.2f} of the server's (aim {AIM})")
+    other = rate(lambda: paged(subject, asked, sorted(known.ends)), len(asked))
+    print(f"continuous batching of transformers: {other:.2f} answers a second; in memory {local / other:.2f} times that")
 
 
 def main() -> None:
