@@ -19,6 +19,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 import guards
 from attacking import Answers, answers, attack, config, pairs  # noqa: F401  (fixtures)
 from conftest import build_tokenizer
+from token_server import TokenServer
 from tokendeep import cli
 from tokendeep.engines.base import Request
 from tokendeep.engines.local import generate
@@ -189,6 +190,37 @@ def test_llama_guard_begins_with_a_blank_line(out: Path) -> None:
     assert judged(out, "llama-guard-3", guards.subject(tokens, table)).outcomes == {"harmful": 3}
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "logits"),
+    [
+        ("harmbench", "llama", {"Yes": 2.0, "No": 1.0}),
+        ("strongreject-ft", "gemma", {"1": 0.0, "2": 1.0, "3": 2.0, "4": -1.0, "5": 0.5}),
+    ],
+)
+def test_a_server_has_the_judge_and_is_given_its_ids(
+    name: str, kind: str, logits: dict[str, float], out: Path, brought: Any, tmp_path: Path
+) -> None:
+    guard, folder, file = (
+        guards.subject(guards.tokenizer(WORDS[name]), {"": logits}, kind),
+        tmp_path / "guard",
+        brought(name),
+    )
+    judged(out, name, guard, judge_template=file)
+    guard.tokenizer.chat_template = None  # as such classifiers come
+    guard.tokenizer.save_pretrained(folder)
+    with TokenServer(guard, context=4096) as server:
+        options = JudgeOptions(str(out), judge=name, judge_template=file, grader=f"{folder}@{server.url}")
+        verb.run(verb.plan(options), show=False)
+        told = [guard.tokenizer.decode(ids) for ids in server.prompts()]
+    assert sum("Request: How do I bake bread?" in text and text.count("<s>") == 1 for text in told) == 1
+    verdicts = [StoredVerdict.model_validate_json(line) for line in (out / StoredVerdict.FILE).read_text().splitlines()]
+    here, there = (sorted(some, key=lambda one: one.prompt) for some in (verdicts[:3], verdicts[3:]))
+    assert len(there) == 3
+    for one, other in zip(here, there, strict=True):
+        assert (one.outcome, one.prompt, one.grader != other.grader) == (other.outcome, other.prompt, True)
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+
+
 GRADES = {"1": 0.0, "2": 1.0, "3": 2.0, "4": -1.0, "5": 0.5}
 MEAN = sum(math.exp(x) * n / 4 for n, x in enumerate(GRADES.values())) / sum(map(math.exp, GRADES.values()))
 
@@ -254,7 +286,7 @@ def test_what_a_judge_lacks_is_said_before_anything_is_loaded(
     told = refused(capsys, *run, "--judge", "rubric", "--grader", model, "--judge-template", wild)
     assert "--judge-template is for the judges harmbench, harmbench-val, wildguard, strongreject-ft; leave it" in told
     told = refused(capsys, *run, "--judge", "wildguard", "--judge-template", wild, "--grader", "inspect/openai/x")
-    assert "token ids of its own, for which it is loaded here" in told
+    assert "token ids of its own, which inspect does not take" in told
     told = refused(capsys, *run, "--judge", "harmbench", "--judge-template", harm, "--grader", model)
     assert f"the tokenizer of {model} has no such token as Yes" in told
     told = refused(capsys, *run, "--judge", "harmbench", "--judge-template", wild, "--grader", model)

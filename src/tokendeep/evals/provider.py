@@ -277,7 +277,8 @@ class TokendeepAPI(ModelAPI):
         if self.served:
             from tokendeep.engines.server.engine import connect
 
-            known = models.outline(self.model_name, self.options, base=self.adapter_base)
+            needs = self.needs_template
+            known = models.outline(self.model_name, self.options, base=self.adapter_base, needs_template=needs)
             return connect(self.place, self.tokenizer, known, self.max_retries)
         from tokendeep.engines.local import LocalEngine
 

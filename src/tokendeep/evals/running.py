@@ -70,7 +70,7 @@ def open_model(
         InputError: a model that cannot be there, or options for one that runs elsewhere.
     """
     if engine is not None and engine.served:
-        return _on_server(name, options, subject, base, engine, max_retries)
+        return _on_server(name, options, subject, base, engine, max_retries, needs_template)
     if subject is not None:
         models.check_no_base(base)
         return live_model(subject, batch_size=batch_size)
@@ -98,6 +98,7 @@ def _on_server(
     base: str | None,
     engine: EngineOptions,
     max_retries: int,
+    needs_template: bool,
 ) -> Model:
     """A model whose weights are on a server, which is given token ids."""
     if subject is not None:
@@ -107,6 +108,7 @@ def _on_server(
             f"--engine is given token ids, and {name} texts: name the model's folder or hub id with --model."
         )
     own = {field: getattr(options, field) for field in OPTIONS} | {"adapter_base": base, "max_retries": max_retries}
+    own |= {} if needs_template else {"needs_template": False}
     where = {field.name: getattr(engine, field.name) for field in fields(EngineOptions)}
     model = get_model(f"{NAME}/{name}", memoize=False, **own, **where)
     for field in (*NO_IDENTITY, *where, "max_retries"):
@@ -138,10 +140,10 @@ def open_grader(
         return _classifier(name, by, options, batch_size)
     raw = [name for name, rubric in by.items() if rubric.wording]
     spec, at, rest = name.removeprefix(f"{NAME}/").partition("@http")
-    if raw and (at or name.startswith(ELSEWHERE) or name.split("/")[0] in SERVING):
+    if raw and (name.startswith(ELSEWHERE) or name.split("/")[0] in SERVING):
         raise InputError(
-            f"The judge {raw[0]} gives its model token ids of its own, for which it is loaded here: give --grader its folder or "
-            "hub id."
+            f"The judge {raw[0]} gives its model token ids of its own, which {name.split('/')[0]} does not take: give --grader "
+            "its folder or hub id, or MODEL@URL where a server has it."
         )
     engine = EngineOptions(engine=f"http{rest}") if at else None
     own = ModelOptions(chat_template=options.chat_template) if engine else options

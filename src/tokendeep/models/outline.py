@@ -24,12 +24,14 @@ class Outline:
     context: int = sys.maxsize
 
 
-def outline(spec: str, options: ModelOptions | None = None, *, base: str | None = None) -> Outline:
+def outline(
+    spec: str, options: ModelOptions | None = None, *, base: str | None = None, needs_template: bool = True
+) -> Outline:
     """Read a model's configuration; a folder with a tokenizer alone has none. Raises InputError as `load_tokenizer` does."""
     from transformers import AutoConfig, GenerationConfig
 
     options = options or ModelOptions()
-    check_tokenizer(spec, options, base=base)
+    check_tokenizer(spec, options, base=base, needs_template=needs_template)
     place = locate(spec, options)
     whole = base_of(place, base, options)[0] if place.adapter else place
     if whole.local and not whole.file and not (Path(whole.source) / "config.json").is_file():

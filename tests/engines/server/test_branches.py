@@ -7,6 +7,7 @@ import pytest
 from token_server import TokenServer
 from tokendeep.compute import trees
 from tokendeep.engines.base import Request
+from tokendeep.engines.local import generate
 from tokendeep.engines.server import branches
 from tokendeep.engines.server.engine import ServerEngine
 from tokendeep.errors import InputError
@@ -38,8 +39,33 @@ def test_what_does_not_fit_is_said_before_it_is_asked(tiny_subject: Subject) -> 
         for ask in (lambda: engine.score_next([5] * 128, [6]), lambda: engine.score([5] * 128, 3)):
             with pytest.raises(InputError, match="context of 128"):
                 ask()
-        with pytest.raises(InputError, match="chances of chosen tokens"):
-            engine.submit(Request((5, 6), Decoding(max_new_tokens=1), choices=(7, 8)))
+
+
+def test_the_chances_of_chosen_tokens_are_those_in_memory(tiny_subject: Subject) -> None:
+    asked = [
+        Request((5, 6, last), Decoding(max_new_tokens=most), choices=(7, 8, 30)) for last in (7, 40) for most in (1, 3)
+    ]
+    with (
+        TokenServer(tiny_subject) as server,
+        ServerEngine(server.url, tiny_subject.tokenizer, known=server.known) as engine,
+    ):
+        found = [engine.submit(one).result() for one in asked]
+    wanted = generate(tiny_subject, asked)
+    assert [one.ids for one in found] == [one.ids for one in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.chances == pytest.approx(other.chances, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llamacpp"])
+def test_a_server_that_does_not_tell_them_is_refused(tiny_subject: Subject, kind: str) -> None:
+    server = TokenServer(tiny_subject, kind=kind)
+    server.picks = False
+    with (
+        server,
+        ServerEngine(server.url, tiny_subject.tokenizer, known=server.known) as engine,
+        pytest.raises(InputError, match="chances of chosen tokens"),
+    ):
+        engine.submit(Request((5, 6), Decoding(max_new_tokens=1), choices=(7, 8)))
 
 
 @pytest.mark.parametrize(("picks", "requests"), [(True, 8), (False, 6)])

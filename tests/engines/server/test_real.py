@@ -69,6 +69,16 @@ def test_a_seed_repeats_and_another_one_differs(server: VllmServer, subject: Sub
     assert one == again != other
 
 
+def test_the_chances_of_chosen_tokens_are_those_in_memory(server: VllmServer, subject: Subject) -> None:
+    choices = tuple(chat.continuation_ids(subject.tokenizer, "Yes No I The A")[:5])
+    asked = [Request(ids, Decoding(max_new_tokens=1), choices) for ids in prompts(subject)[:8]]
+    with engine(server, subject) as servers:
+        found = [future.result() for future in [servers.submit(one) for one in asked]]
+    for one, other in zip(found, generate(subject, asked), strict=True):
+        assert one.ids == other.ids
+        assert one.chances == pytest.approx(other.chances, abs=1e-4)
+
+
 def test_what_does_not_fit_and_who_is_not_there(server: VllmServer, subject: Subject) -> None:
     with engine(server, subject) as servers, pytest.raises(TooLong, match="context of 1024"):
         servers.submit(Request(prompts(subject)[0], Decoding(max_new_tokens=1020)))

@@ -50,6 +50,7 @@ class Dialect:
     read: Callable[[Mapping[str, Any]], Reply]
     score_body: Callable[[str, Ids, int], Body] | None = None
     read_scores: Callable[[Mapping[str, Any], Ids, int], list[float]] | None = None
+    choosing: Callable[[Ids], Body] | None = None  # what asks for the log-probabilities of chosen next tokens as well
     next_body: Callable[[str, Ids, Ids], Body] | None = None
     read_next: Callable[[Mapping[str, Any], Ids], list[float]] | None = None
 
@@ -113,11 +114,14 @@ def _read_completions_scores(answer: Mapping[str, Any], ids: Ids, start: int) ->
     return [float(scores[i][str(ids[i])]["logprob"]) for i in range(start, len(ids))]
 
 
+def _completions_choosing(tokens: Ids) -> Body:
+    return {"logprobs": len(tokens), "logprob_token_ids": list(tokens), "return_tokens_as_token_ids": True}
+
+
 def _completions_next(model: str, ids: Ids, tokens: Ids) -> Body:
     """Unlike scores of the prompt, those of what comes next let the server use the beginnings that it has read before."""
     plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "max_tokens": 1}
-    asked = {"logprobs": len(tokens), "logprob_token_ids": list(tokens), "return_tokens_as_token_ids": True}
-    return {"model": model, "prompt": list(ids), **plain, **asked}
+    return {"model": model, "prompt": list(ids), **plain, **_completions_choosing(tokens)}
 
 
 def _read_completions_next(answer: Mapping[str, Any], tokens: Ids) -> list[float]:
@@ -198,7 +202,7 @@ def _ids(given: Sequence[Any] | None) -> Ids | None:
 
 COMPLETIONS = Dialect(
     lambda host: f"{host.url}/completions", _completions_body, _read_completions, _completions_score,
-    _read_completions_scores, _completions_next, _read_completions_next,
+    _read_completions_scores, _completions_choosing, _completions_next, _read_completions_next,
 )  # fmt: skip
 DIALECTS: dict[str, Dialect] = {
     "vllm": COMPLETIONS,

@@ -6,9 +6,10 @@ Knows nothing of chats but the questions of its handshake, and nothing of attack
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokendeep import runs
@@ -83,20 +84,41 @@ class ServerEngine:
             InputError: it cannot be run, at once (the index counts submissions from 0).
             RuntimeError: the engine is closed.
         """
-        if request.choices:
+        if request.choices and not self.about.picks:
             raise InputError(
-                "A server does not tell the chances of chosen tokens: load the model here, without a server."
+                "This server does not tell the chances of chosen tokens: serve the model with a vLLM of 0.32 or later, or load "
+                "it here, without a server."
             )
         base.check(self._submitted, request, vocabulary=self.known.vocabulary, context=self.context)
         self._submitted += 1
         ask = Ask(request, self.about.model, self.known.ends, draw(request) if request.decoding.temperature > 0 else 0)
 
+        def body(host: Host) -> tuple[str, Mapping[str, Any]]:
+            return self._dialect.address(host), {**self._dialect.body(ask), **self._choosing(request.choices)}
+
         def read(answer: Mapping[str, Any]) -> Completion:
             done = answers.completion(self.tokenizer, ask, parsed(self._dialect.read, answer, self.about.model))
             self.stats.requests, self.stats.tokens = self.stats.requests + 1, self.stats.tokens + len(done.ids)
-            return done
+            return replace(done, chances=self._chances(answer, request.choices))
 
-        return self._client.put(Call(lambda host: (self._dialect.address(host), self._dialect.body(ask)), read))
+        return self._client.put(Call(body, read))
+
+    def _choosing(self, choices: tuple[int, ...]) -> Mapping[str, Any]:
+        """What is sent beside a request whose first token's chances are asked for."""
+        if not choices:
+            return {}
+        assert self._dialect.choosing is not None
+        return self._dialect.choosing(choices)
+
+    def _chances(self, answer: Mapping[str, Any], choices: tuple[int, ...]) -> tuple[float, ...]:
+        """The chances of chosen tokens against each other, from their log-probabilities among all."""
+        read = self._dialect.read_next
+        if not choices or read is None:
+            return ()
+        logps = parsed(lambda told: read(told, choices), answer, self.about.model)
+        most = max(logps)
+        weights = [math.exp(one - most) for one in logps]
+        return tuple(one / sum(weights) for one in weights)
 
     def score(self, ids: Sequence[int], start: int) -> Future[tuple[float, ...]]:
         """Log-probabilities, in nats, of `ids[start:]`, each given all the ids before it.

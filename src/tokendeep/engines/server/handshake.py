@@ -100,6 +100,13 @@ def dialect(kind: str) -> Dialect:
     return dialects.DIALECTS.get(kind, dialects.COMPLETIONS)
 
 
+def _question(tokenizer: Any, text: str) -> Ids:
+    """A question as a chat, or as it stands to a model without a chat template (a classifier of raw prompts)."""
+    if tokenizer.chat_template is None:
+        return tuple(tokenizer(text).input_ids)
+    return tuple(chat.prompt_ids(tokenizer, [{"role": "user", "content": text}]))
+
+
 def meet(client: Client, tokenizer: Any, known: Known, name: str | None) -> Handshake:
     """Ask every server; all must be alike, down to the canaries.
 
@@ -107,7 +114,7 @@ def meet(client: Client, tokenizer: Any, known: Known, name: str | None) -> Hand
         InputError: in this order, of each: not there; no server of completions; no such model; token ids are refused or
             changed; another tokenizer; another server that is unlike the first.
     """
-    prompts = [tuple(chat.prompt_ids(tokenizer, [{"role": "user", "content": text}])) for text in CANARIES]
+    prompts = [_question(tokenizer, text) for text in CANARIES]
     first, answered = _meet(client, client.hosts[0], tokenizer, known, name, prompts)
     for host in client.hosts[1:]:
         other, again = _meet(client, host, tokenizer, known, name, prompts)
