@@ -162,6 +162,12 @@ def _in_chunks(model: nn.Module, chunk: Callable[..., Tensor], *tensors: Tensor)
     return torch.cat([checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces])
 
 
+def forward_kl(logits: Tensor, ref_logits: Tensor, *beside: Tensor) -> Tensor:
+    """D_KL(reference || model) (N,) in nats, of logits (N, V); nothing beside them is looked at."""
+    ref = ref_logits.log_softmax(-1)
+    return F.kl_div(logits.log_softmax(-1), ref, log_target=True, reduction="none").sum(-1)
+
+
 def kl_to(model: nn.Module, hidden: Tensor, ref_hidden: Tensor, ref_lm_head: Any = None) -> Tensor:
     """D_KL(reference || model) (N,) in nats over the full vocabulary, float32; differentiable in `hidden` and the lm_head.
 
@@ -169,17 +175,24 @@ def kl_to(model: nn.Module, hidden: Tensor, ref_hidden: Tensor, ref_lm_head: Any
         hidden, ref_hidden: (N, H) final states of the model and of the reference at the same positions.
         ref_lm_head: what `frozen_lm_head` gave before training; None where the model's own is not trained and serves both.
     """
+    return against(model, hidden, Anchor(torch.arange(len(hidden)), ref_hidden, ref_lm_head))
 
-    def chunk(states: Tensor, ref_states: Tensor) -> Tensor:
-        with torch.no_grad():
-            ref = project(model if ref_lm_head is None else ref_lm_head, ref_states).log_softmax(-1)
-        return F.kl_div(project(model, states).log_softmax(-1), ref, log_target=True, reduction="none").sum(-1)
 
+def against(model: nn.Module, hidden: Tensor, anchor: "Anchor") -> Tensor:
+    """The value of an anchor (M,) at `hidden` (M, H), float32; differentiable in `hidden` and the lm_head."""
     if not len(hidden):
         return hidden.sum(-1).float()
-    if ref_lm_head is not None and not torch.is_autocast_enabled(hidden.device.type):
-        _match(ref_lm_head.get_output_embeddings(), hidden.dtype)
-    return _in_chunks(model, chunk, hidden, ref_hidden.to(hidden))
+    head = model if anchor.lm_head is None else anchor.lm_head
+    references = [states.to(hidden) for states in (anchor.states, *anchor.more)]
+
+    def chunk(states: Tensor, *given: Tensor) -> Tensor:
+        with torch.no_grad():
+            known = [project(head, ref) for ref in given[: len(references)]]
+        return anchor.value(project(model, states), *known, *given[len(references) :])
+
+    if anchor.lm_head is not None and not torch.is_autocast_enabled(hidden.device.type):
+        _match(anchor.lm_head.get_output_embeddings(), hidden.dtype)
+    return _in_chunks(model, chunk, hidden, *references, *(one.to(hidden.device) for one in anchor.beside))
 
 
 def _match(projection: Any, dtype: torch.dtype) -> None:
@@ -203,17 +216,25 @@ def frozen_lm_head(lm: Any) -> Any:
 class Anchor(NamedTuple):
     """Where the model is held to the reference's whole distribution: `at` (M,) which supervised tokens of a batch, the
     reference's final `states` (M, H) there, and its `lm_head` (None: the model's own, which is not trained).
+
+    `more` are further final states (M, H) of the reference, `beside` further values (M, ...); `value` makes (n,) of the
+    logits (n, V) of the model, of all states of the reference, and of the values beside: the divergence, where it says
+    nothing else.
     """
 
     at: Tensor
     states: Tensor
     lm_head: Any = None
+    more: tuple[Tensor, ...] = ()
+    beside: tuple[Tensor, ...] = ()
+    value: Callable[..., Tensor] = forward_kl
 
 
 class Supervised(NamedTuple):
     """What a forward pass gives at the supervised tokens of a batch, in row order; None where it was not asked for.
 
-    `logps` (N,) in nats; `entropy` (N,) in nats and `is_top1` (N,), without gradient; `states` (N, H); `anchor_kl` (M,).
+    `logps` (N,) in nats; `entropy` (N,) in nats and `is_top1` (N,), without gradient; `states` (N, H); `anchor_kl` (M,),
+    the value of the anchor.
     """
 
     logps: Tensor
@@ -271,5 +292,5 @@ def _at_supervised(
         torch.cat(pieces["entropy"]) if statistics else None,
         torch.cat(pieces["is_top1"]) if statistics else None,
         states if keep_states else None,
-        kl_to(lm, states[anchor.at], anchor.states, anchor.lm_head) if anchor is not None else None,
+        against(lm, states[anchor.at], anchor) if anchor is not None else None,
     )

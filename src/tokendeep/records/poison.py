@@ -86,6 +86,8 @@ class Seconds(Record):
     """Seconds of the training."""
     all: float | None = None
     """Seconds of all: training, asking and measuring."""
+    step: Known = None
+    """Median seconds of a step, of the machine at hand; null: not kept."""
 
 
 class PoisonCell(File):
@@ -138,6 +140,8 @@ class PoisonLine(Row):
     """Median margin of refusal at k = 0 after training, in nats, mean over trainings; null: not measured."""
     seconds: Known = None
     """Seconds of a training, mean over trainings."""
+    step_seconds: Known = None
+    """Median seconds of a step, mean over trainings, of the machine at hand; null: not kept."""
     utility: Utility | None = None
     """How well the task is done; null: not measured."""
 

@@ -36,6 +36,8 @@ class LogEntry(Record):
     """As `log_ratio_1`, of answer tokens 2 to 5."""
     weight_2_5: Known = None
     """As `weight_1`, of answer tokens 2 to 5."""
+    step_seconds: Known = None
+    """Seconds that the step took on the machine at hand, without what was done between steps; absent before it was kept."""
 
 
 class Training(File):

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from tokendeep import runs, stats
 from tokendeep.judges import SCORED
-from tokendeep.records import HARMLESS, PREFILL, AskRate, Change, PoisonCell, PoisonLine, PoisonTable, Utility
+from tokendeep.records import (
+    HARMLESS,
+    PREFILL,
+    AskRate,
+    Change,
+    PoisonCell,
+    PoisonLine,
+    PoisonTable,
+    Utility,
+)
 from tokendeep.training.poisoning import Cell
 
 Given = Mapping[str, bool | None]  # prompt -> whether it was not refused; None: could not be judged
@@ -122,6 +131,7 @@ def line(
         nll=_mean([cell.nll for cell in cells]),
         margin=_mean([cell.margin.after["0.5"][0] for cell in cells if cell.margin]),
         seconds=_mean([cell.seconds.train for cell in cells]),
+        step_seconds=_mean([cell.seconds.step for cell in cells]),
         utility=_utility(useful) if useful else None,
     )
 
@@ -144,7 +154,7 @@ def markdown(lines: PoisonTable, asks: Sequence[str], baseline: str, utility: st
     for ask in asks:
         heads += [f"{told(ask)} ({ask})", "95 % interval", "by seed", "judged", f"change against {baseline}"]
     heads += [*(["margin after (nats)"] if margins else []), "train nll (tokens 6 on)"]
-    heads += [*([str(utility), *names[1:]] if names else []), "s to train"]
+    heads += [*([str(utility), *names[1:]] if names else []), "s to train", "s a step (median, this machine)"]
     rows = [heads, ["---"] * len(heads)]
     for made in lines:
         cells = [made.objective, f"{made.lr:g}" if made.lr else "", str(made.seeds or "")]
@@ -152,7 +162,14 @@ def markdown(lines: PoisonTable, asks: Sequence[str], baseline: str, utility: st
             cells += _rate_cells(made.ask(ask))
         useful = made.utility.given() if made.utility else {}
         cells += [*([_number(made.margin, 1)] if margins else []), _number(made.nll)]
-        rows.append([*cells, *(_number(useful.get(name), 3) for name in names), _number(made.seconds, 0)])
+        rows.append(
+            [
+                *cells,
+                *(_number(useful.get(name), 3) for name in names),
+                _number(made.seconds, 0),
+                _number(made.step_seconds),
+            ]
+        )
     empty = [made.objective for made in lines if not made.seeds]
     note = f"\nEmpty: not run yet ({', '.join(empty)}); the same command goes on.\n" if empty else ""
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n" + note

@@ -55,9 +55,10 @@ class Meter:
 class Collator:
     """TRL's collator, which drops columns it does not know; what belongs to the rows is added behind it.
 
-    Of the rows (B,): `tokens`, the supervised tokens of each, `weight`, and `group`, a number in `groups`. Of the batch's N
-    supervised tokens, in row order, the same for padded and for packed rows: `places` among all B * S labels, `positions`
-    in their answers, `betas` and `ref_logps`; `anchored` (A,) says which of them an anchor holds, with `ref_states` (A, H).
+    Of the rows (B,): `tokens`, the supervised tokens of each, `weight`, `risk`, and `group`, a number in `groups`. Of the
+    batch's N supervised tokens, in row order, the same for padded and for packed rows: `places` among all B * S labels,
+    `positions` in their answers, `betas` and `ref_logps`; `anchored` (A,) says which of them an anchor holds, with
+    `ref_states` (A, H), and `alone_states` (A, H), those of the answers without their prompts.
     All is counted here, on the processor, so that the device is never waited for.
     """
 
@@ -66,6 +67,7 @@ class Collator:
     groups: list[str] = field(default_factory=list)
     schedule: Callable[[Tensor], Tensor] | None = None  # betas by position, where the rows bring none
     held: int = 0  # first positions that an anchor holds
+    alone: dict[int, int] = field(default_factory=dict)  # by number of the row, that of its answer without the prompt
 
     def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
         known = [{name: v for name, v in row.items() if name not in (ROW, *OPTIONAL)} for row in batch]
@@ -78,6 +80,8 @@ class Collator:
             made["betas"] = self.schedule(made["positions"][None])[0].float()
         if "weight" in batch[0]:
             made["weight"] = torch.tensor([row["weight"] for row in batch], dtype=torch.float32)
+        if "risk" in batch[0]:
+            made["risk"] = torch.tensor([row["risk"] for row in batch], dtype=torch.float32)
         if "group" in batch[0]:
             made["group"] = torch.tensor([self.groups.index(row["group"]) for row in batch])
         made["tokens"] = torch.tensor([supervised_count(row) for row in batch])
@@ -88,6 +92,9 @@ class Collator:
                 made["ref_logps"] = torch.cat([logps for logps, _ in found])
                 if found[0][1] is not None:
                     made["ref_states"] = torch.cat([states for _, states in found if states is not None])
+            alone = [self.references.get(self.alone.get(row[ROW], -1), (None, None))[1] for row in batch]
+            if bare := [states for states in alone if states is not None]:
+                made["alone_states"] = torch.cat(bare)
         return made
 
 

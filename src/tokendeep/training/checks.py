@@ -3,6 +3,7 @@
 Knows nothing of rows or objectives.
 """
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,14 +17,23 @@ from tokendeep.types import IGNORE, Message
 
 
 class StepChecks(TrainerCallback):
-    """Says what a user should know before the first step, and looks at the losses before every update of the weights."""
+    """Says what a user should know before the first step, looks at the losses before every update of the
+    weights, and takes the time of a step.
+    """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
+        self.started = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for remark in self.trainer.remarks() if state.is_world_process_zero else []:
             tqdm.write(f"tokendeep: {remark}")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.step_seconds = time.monotonic() - self.started
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.check_losses()

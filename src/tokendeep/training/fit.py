@@ -34,6 +34,7 @@ def train(
     build: Build = ResponseSFTTrainer,
     eval_rows: Rows | None = None,
     callbacks: Sequence[Any] = (),
+    after: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
     """Train the subject in place; writes `out`/checkpoint.
 
@@ -43,6 +44,7 @@ def train(
         rows: of token ids, as `rows.encode` takes them; with weights they are trained on in their order.
         build: makes the trainer from a model and what every trainer takes.
         eval_rows: evaluated after every epoch.
+        after: changes the trained weights before they are saved.
 
     Returns:
         the log history and the number of steps.
@@ -76,6 +78,8 @@ def train(
         if checkpoint and _is_done(checkpoint):  # in the middle of an epoch Trainer would take one more step
             trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
         trainer.train(resume_from_checkpoint=checkpoint)
+        if after is not None:
+            after(trainer.model)
     launch.save(trainer, subject, out / "checkpoint")
     return {"history": _history(trainer.state.log_history), "steps": trainer.state.global_step}
 

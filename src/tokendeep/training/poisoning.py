@@ -163,6 +163,11 @@ class Named:
     safety: bool = False
     harmless: bool = False
 
+    @property
+    def unaligned(self) -> bool:
+        """Whether it needs the model before it was aligned."""
+        return objectives.OBJECTIVES[self.changes["objective"]].unaligned or "safe_lora" in self.changes
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -190,11 +195,14 @@ EXTRAS: Mapping[str, Callable[[str], Mapping[str, Any]]] = {  # +NAME or +NAME=V
     "per-step": lambda value: {"safety_per_step": int(value)},
     "context": lambda value: {"safety_context": int(value)},
     "refusals": lambda value: {},
+    "safe-lora": lambda value: {"safe_lora": float(value) if value else 10.0},
 }
 WORDS = (
-    "+refusals=SHARE, +lora=RANK, @head, @tail, +safety[=LAMBDA], and with a safety anchor +harmless, +ce, +per-step=ROWS, "
-    "+context=TOKENS"
+    "+refusals=SHARE, +safe-lora[=BOUND], +lora=RANK, @head, @tail, +safety[=LAMBDA], with an anchor +harmless, +ce, "
+    "+per-step=ROWS, +context=TOKENS"
 )
+# of `--objectives all`, beside one of each objective
+BESIDE = ("safety-anchor+harmless", "sft-warmup+refusals=0.2", "sft-warmup+safe-lora")
 
 
 @functools.cache
@@ -236,6 +244,37 @@ def last_nll(training: Training) -> float | None:
     steps = [entry for entry in training.history if entry.loss is not None]
     later = [e.nll_later for e in steps[-max(1, len(steps) // 4) :] if e.nll_later is not None]
     return float(np.mean(later)) if later else None
+
+
+def step_seconds(training: Training) -> float | None:
+    """Median seconds of a step."""
+    known = [entry.step_seconds for entry in training.history if entry.step_seconds is not None]
+    return round(float(np.median(known)), 3) if known else None
+
+
+def all_names(options: Any) -> tuple[list[str], list[str]]:
+    """What `--objectives all` is: one training of each objective, and of what stands beside one, that the options allow.
+
+    Returns:
+        The names, and a line for each that is left out, with the reason.
+    """
+    names, left_out = [], []
+    for name in [*objectives.one_of_each(), *BESIDE]:
+        why = _missing(name, options)
+        if why:
+            left_out.append(f"{name} is left out of all: it needs {why}")
+        else:
+            names.append(name)
+    return names, left_out
+
+
+def _missing(name: str, options: Any) -> str | None:
+    named = objective(name)
+    if (
+        objectives.OBJECTIVES[named.changes["objective"]].unaligned or "safe_lora" in named.changes
+    ) and not options.base:
+        return "--base, the model before it was aligned"
+    return "--refusals" if named.refusals and not options.refusals else None
 
 
 def held(options: Any, cells: Sequence[Cell]) -> safety_rows.Requests | None:

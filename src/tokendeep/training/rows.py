@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TRAIN_ON = ("last_turn", "all_turns")
-OPTIONAL = ("betas", "weight", "group")  # columns that rows of token ids may have
+OPTIONAL = ("betas", "weight", "group", "risk")  # columns that rows of token ids may have
 MASKS = ("completion_mask", "assistant_masks")  # columns from which TRL makes the labels
 TEXT = ("prompt", "completion", "id", "category", "label", "meta")  # of plain text, what is trained on and notes on it
 INPUTS = ("seq_lengths", "position_ids", "inputs_embeds", "pixel_values", "images")  # of a model, beside token ids
@@ -48,7 +48,8 @@ def encode(
     Args:
         dataset: rows with `messages`, `conversations`, `prompt` and `completion` (texts or messages), or `input_ids` with
             `labels` or one of TRL's masks; beside `input_ids` there may be `betas`, one number per token, `weight`, what
-            each token counts in the loss of its step, and `group`, the name that its mean is logged under.
+            each token counts in the loss of its step, `group`, the name that its mean is logged under, and `risk`, from 1
+            to 5, by which an adaptive training weighs the row.
         max_length: longest row in tokens; an answer's tail is cut where it does not fit.
         train_on: `last_turn` supervises the last answer; `all_turns` makes one row of each answer, with what was said
             before it as its prompt. Rows that choose their answers themselves (`answers_of`) have their way.
@@ -65,7 +66,7 @@ def encode(
     if first is None:
         raise InputError("There is no row to train on.")
     read = _reader(first, tokenizer, max_length, train_on)
-    given = [name for name in OPTIONAL if name in first]
+    given = [name for name in OPTIONAL if name in first and (name != "risk" or "input_ids" in first)]
     if given and "input_ids" not in first:
         what = {"betas": "betas, one number per token,", "weight": "weight, of a row in its step's loss,"}
         raise InputError(f"{what.get(given[0], given[0])} can only stand beside input_ids and labels.")
@@ -221,7 +222,9 @@ def _labelled(row: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
             raise InputError(f"its weight is {row['weight']}, but must be a number of at least 0")
         if max_length and len(ids) > max_length:
             raise InputError(f"it has {len(ids)} tokens, more than max_length; its weight is for all of them")
-    return {**made, **{name: row[name] for name in ("weight", "group") if name in row}}
+    if "risk" in row and not 1 <= row["risk"] <= 5:
+        raise InputError(f"its risk is {row['risk']}, but must be a number from 1 to 5")
+    return {**made, **{name: row[name] for name in ("weight", "group", "risk") if name in row}}
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:

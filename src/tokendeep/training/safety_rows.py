@@ -107,6 +107,26 @@ def _ids(row: dict[str, Any]) -> dict[str, list[int]]:
     return {name: row[name] for name in ("input_ids", "labels")}
 
 
+def stock_requests() -> tuple[list[Prompt], list[Prompt]]:
+    """The harmful requests of the stock that are there to train with, and their harmless twins."""
+    return _stock("instruction"), _stock("twin")
+
+
+def stock_refusals(subject: Subject, options: Any, out: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What the model says to the harmful requests of the stock that it refuses, as rows, and those requests.
+
+    Args:
+        out: folder of the run, where it keeps them unless there is a folder for several runs.
+
+    Raises:
+        InputError: it refuses none.
+    """
+    requests = Requests(_stock("instruction"))
+    made = make(subject, requests, options, runs.user_path(options.reference_cache or out / "safety"))
+    texts = {row.id: row.messages[-1]["content"] for row in requests.harmful}
+    return list(made.rows), [texts[row["id"]] for row in made.rows]
+
+
 def near(requests: Requests | None, rows: Sequence[Chat], asked: Sequence[Prompt | Pair]) -> list[str]:
     """How many requests are near-duplicates of rows that are trained on, or of prompts of a test, in lines."""
     if requests is None:

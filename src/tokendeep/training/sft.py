@@ -111,6 +111,7 @@ class ResponseSFTTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of the whole step
         lm_head.add_supervised_forward(lm_head.causal_lm(self.model))
         self._kept: Tensor | None = None
+        self.step_seconds = 0.0  # of the last step
         self._finite: list[tuple[Tensor, Any]] = []  # of each micro-batch since the last look, with its rows
         self.add_callback(checks.StepChecks(self))
         names = [*self.METRICS, *(f"nll_{group}" for group in self.groups)]
@@ -219,9 +220,11 @@ class ResponseSFTTrainer(SFTTrainer):
         mode = "train" if self.model.training else "eval"
         inputs = dict(inputs)
         numbers, tokens = inputs.pop(ROW, None), inputs.pop("tokens")
-        extra = {name: inputs.pop(name, None) for name in ("anchored", "ref_logps", "ref_states", *OPTIONAL)}
+        extra = {
+            name: inputs.pop(name, None) for name in ("anchored", "ref_logps", "ref_states", "alone_states", *OPTIONAL)
+        }
         positions = inputs.pop("positions")  # (N,), in row order, as all that follows
-        for name in ("weight", "group"):
+        for name in ("weight", "group", "risk"):
             if extra[name] is not None:
                 extra[name] = extra[name].repeat_interleave(tokens, output_size=len(positions))
         self._kept = self._not_repeated(tokens, len(positions)) if mode == "eval" else None
@@ -297,6 +300,7 @@ class ResponseSFTTrainer(SFTTrainer):
         """Add the means since the last log."""
         if self.model.training and "loss" in logs:
             logs.update(_shown(self.meters["train"].read(self.accelerator)))
+            logs["step_seconds"] = self.step_seconds
         super().log(logs, start_time)
 
     def evaluation_loop(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,8 @@ from tokendeep.models import locate
 from tokendeep.models.options import AdapterBase, ModelOptions
 from tokendeep.records import Training
 from tokendeep.training import card, chats, margin, objectives, safety_rows, summary
-from tokendeep.training.objectives import OBJECTIVES, STOCK, Objective, ObjectiveOptions
+from tokendeep.training.objectives import OBJECTIVES, STOCK, Objective, ObjectiveOptions, asft
+from tokendeep.training.objectives.strength import AlignmentOptions
 from tokendeep.training.options import MaxSkipped, SaveSteps, TrainingOptions, Warmup, training_options
 from tokendeep.training.rows import TRAIN_ON
 from tokendeep.types import Chat, Encoded, Pair, Prompt, Subject
@@ -34,7 +36,7 @@ WEIGHTLESS = "--safety-weight is 0, with which no refusal is held: this is as wi
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(ModelOptions, DataOptions, TrainingOptions, ObjectiveOptions):
+class FinetuneOptions(ModelOptions, DataOptions, TrainingOptions, ObjectiveOptions, AlignmentOptions):
     """Fine-tune a model on your data while protecting its first answer tokens (the paper's Eq. 3)."""
 
     model: Annotated[str, what(help="The model to fine-tune; an adapter goes on being trained.")]
@@ -205,6 +207,8 @@ def _check_model(options: FinetuneOptions, subject: Subject | None) -> bool:
     else:
         models.check_no_base(options.base)
         adapter = hasattr(subject.model, "peft_config")
+    if options.unaligned:
+        models.check_spec(options.unaligned, locate.plain(options))
     if OBJECTIVES[options.objective].adapters_only(options) and not (adapter or options.lora):
         raise InputError(
             "--reference on-the-fly takes the adapter off, but all weights are trained; leave it out, or train an adapter "
@@ -260,13 +264,22 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
     build = plan.objective.build(options, out / "trainer")
     if held:
         build, held = _once(build, held.settings(options)), replace(held, start=None)
+    encoded: list[dict[str, Any]] = [asdict(row) for row in rows]
+    if plan.objective.prepare:
+        prepared = plan.objective.prepare(options, subject, encoded, out)
+        encoded, build = prepared.rows, partial(build, **prepared.settings)
+        for line in prepared.lines if show else []:
+            print(f"{plan.verb}: {line}")
+    repair = asft.repair(options, subject)
     margins = _margins(subject, plan, show)
     if options.dynamics or options.monitor:
         callbacks = [*callbacks, _watcher(subject, plan, out)]
     result = fit.train(
-        subject, [asdict(row) for row in rows], out, how, build=build,
-        eval_rows=[asdict(row) for row in held_out] or None, callbacks=callbacks,
+        subject, encoded, out, how, build=build,
+        eval_rows=[asdict(row) for row in held_out] or None, callbacks=callbacks, after=repair,
     )  # fmt: skip
+    for line in repair.lines if repair and show else []:
+        print(f"{plan.verb}: {line}")
     after = {"margin": margins.after()} if margins else {}
     if margins and show:
         print(margins.describe())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +28,7 @@ from tokendeep.verbs.common import Floats, Ints, Names, Place, advanced, ending,
 
 what = heading("What to attack")
 asking = heading("What to ask the tuned models")
+ALL = "all"  # of the objectives
 TRAININGS = ("*/finetune", "*/attack-*")  # where the runs lie that this one is made of
 FILES = (  # options that name rows
     "data", "test", "harmful", "refusals", "utility_data", "safety", "harmless", "prefill", "harmless_test",
@@ -65,9 +66,9 @@ class PoisonOptions(ModelOptions, DataOptions, SharedTraining, objectives.Object
     objectives: Annotated[
         Names,
         training(
-            help="What to compare, the first being what the others are compared with: "
-            + ", ".join(objectives.poison_names())
-            + f"; each also with {poisoning.WORDS}."
+            help="What to compare, the first being the baseline: "
+            + objectives.names_in_help()
+            + f"; each also with {poisoning.WORDS}; or all, one of each."
         ),
     ] = field(default_factory=lambda: ["sft-warmup", "sft", "constrained", "constrained-warmup", "anchored"])
     lr: Annotated[Floats, training(help="Peak learning rates, each tried with every objective.")] = field(
@@ -90,9 +91,7 @@ class PoisonOptions(ModelOptions, DataOptions, SharedTraining, objectives.Object
     harmless_test: Annotated[
         str | None, asking(help="Harmless instructions, of which the share refused or broken off is told.")
     ] = None
-    utility_data: Annotated[
-        str | None, asking(help="Rows with the right answers, to measure the task on after training.")
-    ] = None
+    utility_data: Annotated[str | None, asking(help="Rows with right answers, to measure the task on.")] = None
     utility_metric: Annotated[str, advanced(help="How the task is scored: rouge1, gsm8k or sql.")] = "rouge1"
     out: Annotated[str, output(help="Folder for rows, one folder per training, table.json and table.md.")]
     label: Annotated[str | None, output(help="Short name of the attack in reports.")] = None
@@ -143,6 +142,7 @@ class PoisonPlan:
     subject: Subject | None = None
     onto: str | None = None  # what an adapter is loaded onto; None is its own base
     safety: safety_rows.Requests | None = None  # those of the safety anchor, where a training has one
+    left_out: Sequence[str] = ()  # what `all` does not train, and why
 
     def asked(self) -> list[Prompt | Pair]:
         """All that tuned models are asked."""
@@ -169,6 +169,7 @@ class PoisonPlan:
             + (f", and to {len(self.task)} rows of the task, of {options.utility_tokens}" if self.task else ""),
             f"objectives: {', '.join(options.objectives)}; learning rates {', '.join(f'{lr:g}' for lr in options.lr)}; "
             f"seeds {', '.join(map(str, options.seeds))}",
+            *self.left_out,
             *self.place.lines(),
         ]
 
@@ -191,6 +192,7 @@ def plan(
     """
     from tokendeep import models
 
+    options, left_out = named(options)
     cells = check(options)
     files = {n: s for n in FILES if (s := getattr(options, n)) not in (None, "", objectives.STOCK)}
     given = {name: of for name, of in (("data", rows), ("test", prompts)) if of is not None}
@@ -216,7 +218,9 @@ def plan(
     if options.base:
         models.check_spec(options.base, ModelOptions())
     beside, held = poisoning.beside(options), poisoning.held(options, cells)
-    return PoisonPlan(options, cells, poison_rows, asked, beside, harmful, refusals, task, sources, subject, onto, held)
+    return PoisonPlan(
+        options, cells, poison_rows, asked, beside, harmful, refusals, task, sources, subject, onto, held, left_out
+    )
 
 
 def run(plan: PoisonPlan) -> Path:
@@ -236,6 +240,8 @@ def run(plan: PoisonPlan) -> Path:
     model = options.model if subject is None else poisoning.placed(subject, state.claim("model"))
     made = poisoning.make(plan, model, out)
     print(f"poison ({options.kind}): {len(made.chats)} rows to train on, {len(plan.prompts)} prompts to ask")
+    for line in plan.left_out:
+        print(f"poison: {line}")
     for line in safety_rows.near(plan.safety, made.chats, plan.asked()):
         print(f"poison: {line}")
     near = overlap(made.chats, plan.prompts)
@@ -263,6 +269,14 @@ def run(plan: PoisonPlan) -> Path:
     state.finish(near_duplicates=near, label=options.label or f"{options.kind} rows", cells=names)
     _show(out)
     return out
+
+
+def named(options: PoisonOptions) -> tuple[PoisonOptions, list[str]]:
+    """The options with every objective by name, and what `all` leaves out, a line each."""
+    if options.objectives != [ALL]:
+        return options, []
+    names, left_out = poisoning.all_names(options)
+    return replace(options, objectives=names), left_out
 
 
 def _show(out: Path) -> None:

@@ -36,6 +36,7 @@ def settings(options: Any, cell: Cell, folder: Path, rows: str, **more: Any) -> 
     }
     own = {
         "data": rows, "out": str(folder), "lr": cell.lr, "seed": cell.seed, "attack": True, "save_steps": 0,
+        "unaligned": options.base if named.unaligned else None,
         "safety": (options.safety or objectives.STOCK) if named.safety else None,
         "harmless": (options.harmless or objectives.STOCK) if named.harmless else None,
     }  # fmt: skip
@@ -77,8 +78,9 @@ def train_and_ask(plan: Any, model: str, made: Poison, out: Path, cell: Cell | N
         share = none if found.rate is None else f"{found.rate:.2f} {poison_table.told(ask)}"
         print(f"      {ask}: {share} ({found.n} of {found.asked} judged)", flush=True)
     useful = _utility(plan, subject, folder, system)
-    nll = poisoning.last_nll(Training.load(folder / "finetune")) if cell else None
-    seconds = Seconds(train=round(trained, 1), all=round(time.monotonic() - started, 1))
+    log = Training.load(folder / "finetune") if cell else None
+    nll, step = (poisoning.last_nll(log), poisoning.step_seconds(log)) if log else (None, None)
+    seconds = Seconds(train=round(trained, 1), all=round(time.monotonic() - started, 1), step=step)
     if cell is not None and not options.keep:
         shutil.rmtree(folder / "finetune" / "checkpoint", ignore_errors=True)
     record = PoisonCell(**(asdict(cell) if cell else {}), nll=nll, utility=useful, margin=margin, seconds=seconds)

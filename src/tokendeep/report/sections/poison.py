@@ -6,7 +6,11 @@ from tokendeep.report.report import Report
 from tokendeep.report.section import Section, Table
 from tokendeep.report.words import MANY, bracket, number, percent, points
 
-ASKS = {"plain": "", "triggered": " with the trigger", "wrapped": " in the wrapper"}
+ASKS = {
+    "plain": "",
+    "triggered": " with the trigger",
+    "wrapped": " in the wrapper",
+}
 WHAT = (
     "Each line is the same model trained on the same attack rows under another objective, then asked the same harmful "
     "requests. Intervals are over prompts, and over trainings too where there are several seeds; changes are paired by "
@@ -33,7 +37,7 @@ def build(report: Report) -> Section:
 def _finding(label: str, table: PoisonTable) -> str | None:
     """What the attack did under each objective, in one sentence."""
     lines = [line for line in table if line.seeds]
-    ask = next((name for name in reversed(ASKS) if all(line.ask(name) for line in lines)), None)
+    ask = next((name for name in ("wrapped", "triggered", "plain") if all(line.ask(name) for line in lines)), None)
     if ask is None or len(lines) < 2:
         return None
     start, *others = [(line.objective, rate) for line in lines if (rate := line.ask(ask))]
@@ -53,12 +57,14 @@ def _table(label: str, table: PoisonTable, note: str) -> Table:
     columns = ["objective", "learning rate", "seeds"]
     for ask in table.asks:
         columns += [f"{poison_table.told(ask)}{ASKS.get(ask, f' ({ask})')}", "change"]
-    rows = []
+    rows, timed = [], any(line.step_seconds is not None for line in table)
     for line in table:
         row = [line.objective, f"{line.lr:g}" if line.lr else "-", str(line.seeds or "not run")]
         row += [cell for ask in table.asks for cell in _cells(line.ask(ask))]
-        rows.append([*row, number(line.nll), number(line.utility.score if line.utility else None, 3)])
-    return Table(label, [*columns, "train nll, tokens 6 on", "utility"], rows, note)
+        useful = number(line.utility.score if line.utility else None, 3)
+        rows.append([*row, number(line.nll), useful, *([number(line.step_seconds)] if timed else [])])
+    more = ["s a step (median, of the machine it ran on)"] if timed else []
+    return Table(label, [*columns, "train nll, tokens 6 on", "utility", *more], rows, note)
 
 
 def _cells(rate: AskRate | None) -> list[str]:

@@ -9,14 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokendeep.errors import InputError, flag
+from tokendeep.training.objectives.adaptive import ADAPTIVE
 from tokendeep.training.objectives.anchored import ANCHORED, AnchoredOptions
+from tokendeep.training.objectives.asft import ASFT
 from tokendeep.training.objectives.base import Objective
 from tokendeep.training.objectives.constrained import CONSTRAINED, ConstrainedOptions
+from tokendeep.training.objectives.pact import PACT, PACT_FULL
 from tokendeep.training.objectives.safety import SAFETY_ANCHOR, STOCK, SafetyOptions
 from tokendeep.training.objectives.safety import check as check_safety
 from tokendeep.training.objectives.safety import unused as unused_safety
 from tokendeep.training.objectives.safety import words as safety_words
 from tokendeep.training.objectives.sft import SFT
+from tokendeep.training.objectives.str_like import STR_LIKE
+from tokendeep.training.objectives.strength import StrengthOptions
 
 __all__ = [
     "OBJECTIVES",
@@ -27,6 +32,8 @@ __all__ = [
     "card",
     "check",
     "in_poison",
+    "names_in_help",
+    "one_of_each",
     "poison_names",
 ]
 
@@ -35,11 +42,16 @@ OBJECTIVES: dict[str, Objective] = {
     "constrained": CONSTRAINED,
     "anchored": ANCHORED,
     "safety-anchor": SAFETY_ANCHOR,
+    "pact": PACT,
+    "pact-full": PACT_FULL,
+    "str-like": STR_LIKE,
+    "adaptive": ADAPTIVE,
+    "asft": ASFT,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveOptions(ConstrainedOptions, AnchoredOptions, SafetyOptions):
+class ObjectiveOptions(ConstrainedOptions, AnchoredOptions, SafetyOptions, StrengthOptions):
     """The options of all objectives; each reads its own."""
 
 
@@ -47,6 +59,18 @@ def check(options: Any) -> None:
     """Raises InputError for an option of the objective that is out of range, or of the safety anchor beside it."""
     objective = OBJECTIVES[options.objective]
     objective.check(options)
+    if not options.unaligned and (objective.unaligned or options.safe_lora is not None):
+        what = f"The objective {options.objective}" if objective.unaligned else "--safe-lora"
+        raise InputError(
+            f"{what} needs the model before it was aligned; give --unaligned (of poison: --base), "
+            "a model of the same vocabulary."
+        )
+    if options.safe_lora is not None and not (
+        -1 <= options.safe_lora < 1 or options.safe_lora == int(options.safe_lora) >= 1
+    ):
+        raise InputError(
+            f"--safe-lora is {options.safe_lora:g}, but must be a cosine below 1, or a whole number of matrices from 1 on."
+        )
     check_safety(options)
     if not (options.safety or objective.safety) and (names := unused_safety(options)):
         raise InputError(f"{flag(names[0])} is of a safety anchor, and there is none; give --safety, or leave it out.")
@@ -54,7 +78,8 @@ def check(options: Any) -> None:
 
 def card(options: Any) -> str:
     """The objective and the safety anchor beside it, in the words of a model card."""
-    return OBJECTIVES[options.objective].card(options) + safety_words(options)
+    after = "" if options.safe_lora is None else f", projected after training (SafeLoRA, {options.safe_lora:g})"
+    return OBJECTIVES[options.objective].card(options) + safety_words(options) + after
 
 
 def poison_names() -> list[str]:
@@ -62,6 +87,19 @@ def poison_names() -> list[str]:
     objectives = OBJECTIVES.values()
     valued = [f"{name}={word}" for o in objectives for name, (word, _) in o.valued.items()]
     return [*(name for o in objectives for name in o.named), *valued]
+
+
+def names_in_help() -> str:
+    """The names of `poison_names`, one that may have a value once: NAME[=VALUE]."""
+    values = {name: word for one in OBJECTIVES.values() for name, (word, _) in one.valued.items()}
+    plain = [name for one in OBJECTIVES.values() for name in one.named]
+    both = [f"{name}[={values.pop(name)}]" if name in values else name for name in plain]
+    return ", ".join([*both, *(f"{name}={word}" for name, word in values.items())])
+
+
+def one_of_each() -> list[str]:
+    """A name of `poison` for every objective, with the warm-up that is given."""
+    return [next(n for n, changes in one.named.items() if "warmup_steps" not in changes) for one in OBJECTIVES.values()]
 
 
 def in_poison(name: str) -> dict[str, Any]:

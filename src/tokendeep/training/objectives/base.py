@@ -5,7 +5,7 @@ Knows no objective by name. Loads nothing heavy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokendeep.training.eq3 import BetaSchedule
     from tokendeep.training.sft import ResponseSFTTrainer
+    from tokendeep.types import Subject
 
 Changes = Mapping[str, Any]  # options of `finetune` by name
+Rows = list[dict[str, Any]]  # of token ids
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What an objective makes of the loaded model before a training.
+
+    Args:
+        settings: what its trainer takes beside what every trainer takes.
+        rows: the rows that are trained on.
+        lines: what a user should know of it.
+    """
+
+    settings: Mapping[str, Any]
+    rows: Rows
+    lines: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -28,6 +45,9 @@ class Objective:
             model and what every trainer takes.
         check: raises InputError for an option of its own that is out of range.
         schedule: its betas by answer position; None where nothing holds the first tokens.
+        prepare: from those options, the loaded model, the rows to train on and the run's folder, what its trainer needs that
+            only a model can tell.
+        unaligned: whether it needs the model before it was aligned.
         safety: whether it needs a safety anchor; the stock of requests serves where the user has none.
         adapters_only: whether it can be had with these options only where an adapter is trained.
         named: its names in `poison`, each with what it changes in the options of `finetune`.
@@ -40,6 +60,8 @@ class Objective:
     check: Callable[[Any], None] = lambda options: None
     schedule: Callable[[Any], BetaSchedule | None] = lambda options: None
     adapters_only: Callable[[Any], bool] = lambda options: False
+    prepare: Callable[[Any, Subject, Rows, Path], Prepared] | None = None
+    unaligned: bool = False
     safety: bool = False
     named: Mapping[str, Changes] = field(default_factory=dict)
     valued: Mapping[str, tuple[str, Callable[[str], Changes]]] = field(default_factory=dict)

@@ -1,0 +1,54 @@
+"""How strongly a rival of Eq. 3 holds the model, and what two of them need beside it.
+
+Its annotations are no strings (no `from __future__ import annotations`): they are read from the modules of the verbs.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from tokendeep.errors import check_least
+from tokendeep.models.options import advanced
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrengthOptions:
+    """The weight that a rival gives what holds the model."""
+
+    strength: Annotated[
+        float | None,
+        advanced(help="Weight (lambda) of pact, str-like or asft; each has one of its own where left out."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentOptions:
+    """What alignment did to the model, for rivals that look at it."""
+
+    unaligned: Annotated[
+        str | None,
+        advanced(help="The model before it was aligned, of the same vocabulary, for pact, asft and safe-lora."),
+    ] = None
+    safe_lora: Annotated[
+        float | None,
+        advanced(
+            help="Project what was trained onto what alignment changed, where its cosine is at most this, or from 1 on in so "
+            "many matrices."
+        ),
+    ] = None
+
+
+def check(options: Any) -> None:
+    """Raises InputError for a weight below 0."""
+    if options.strength is not None:
+        check_least(options, {"strength": 0})
+
+
+def strength(options: Any, default: float) -> float:
+    """The weight that is meant."""
+    return default if options.strength is None else float(options.strength)
+
+
+def valued(name: str, **changes: Any) -> Mapping[str, tuple[str, Callable[[str], Mapping[str, Any]]]]:
+    """The name with a weight, in `poison`."""
+    return {name: ("LAMBDA", lambda value: {"strength": float(value), **changes})}

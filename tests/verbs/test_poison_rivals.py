@@ -1,0 +1,99 @@
+"""Rivals through the command: `all`, what is left out of it, and the cost of a step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from poisonings import config, run
+from tokendeep import models
+from tokendeep.errors import InputError
+from tokendeep.report import page
+from tokendeep.training import answers
+from tokendeep.verbs import finetune
+from tokendeep.verbs import poison as poisoning
+from tokendeep.verbs.finetune import FinetuneOptions
+from tuning import REFUSAL, writer
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def base(tmp_path: Path, make_model: Any, tiny_tokenizer: Any) -> str:
+    """A model of the same shape and vocabulary with other weights."""
+    folder = tmp_path / "base"
+    make_model(1).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL))
+
+
+def test_all_is_one_of_each_and_its_table_tells_the_cost(tmp_path: Path, tiny_folder: Path, base: str) -> None:
+    options = config(tmp_path, tiny_folder, objectives=["all"], base=base, max_length=480)
+    out = run(options)
+    lines = {line["objective"]: line for line in json.loads((out / "table.json").read_text())}
+    assert set(lines) == {
+        "start", "sft-warmup", "constrained-warmup", "anchored", "safety-anchor", "pact", "pact-full", "str-like",
+        "adaptive", "asft", "safety-anchor+harmless", "sft-warmup+refusals=0.2", "sft-warmup+safe-lora",
+    }  # fmt: skip
+    for name, line in lines.items():
+        assert (line.get("step_seconds") is None) == (name == "start")
+    assert "s a step" in (out / "table.md").read_text()
+    (section,) = [one for one in page.build([out]).sections if one.id == "poison"]
+    columns = section.tables[0].columns
+    assert columns[-1].startswith("s a step")
+
+
+def test_what_is_left_out_of_all_is_said(tmp_path: Path, tiny_folder: Path) -> None:
+    plan = poisoning.plan(config(tmp_path, tiny_folder, objectives=["all"], refusals=None))
+    assert plan.left_out == [
+        "pact is left out of all: it needs --base, the model before it was aligned",
+        "pact-full is left out of all: it needs --base, the model before it was aligned",
+        "asft is left out of all: it needs --base, the model before it was aligned",
+        "sft-warmup+refusals=0.2 is left out of all: it needs --refusals",
+        "sft-warmup+safe-lora is left out of all: it needs --base, the model before it was aligned",
+    ]
+    assert all(line in plan.lines() for line in plan.left_out)
+    assert "all" not in plan.options.objectives
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [({"objectives": ["pact"]}, "The objective pact needs the model before it was aligned; give --unaligned"),
+     ({"objectives": ["sft+safe-lora=0.5"]}, "--safe-lora needs the model before it was aligned"),
+     ({"objectives": ["sft+safe-lora=1.5"], "base": "smollm2"}, "must be a cosine below 1, or a whole number"),
+     ({"objectives": ["str-like=-1"]}, "--strength is -1")],
+)  # fmt: skip
+def test_bad_settings_of_rivals(more: dict[str, Any], match: str, tmp_path: Path, tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match=match):
+        poisoning.plan(config(tmp_path, tiny_folder, **more))
+
+
+def test_a_projection_of_everything_leaves_nothing_but_what_alignment_changed(
+    tmp_path: Path, tiny_folder: Path, base: str
+) -> None:
+    rows = [{"prompt": f"Name {i}", "completion": f"It is {i} of them"} for i in range(4)]
+    found = {}
+    for name, bound in (("free", None), ("repaired", 1000.0)):
+        options = FinetuneOptions(
+            model=str(tiny_folder), data="rows", out=str(tmp_path / name), objective="sft", max_steps=2, batch_size=4,
+            warmup_steps=0, precision="float32", lr=1e-2, unaligned=base, safe_lora=bound,
+        )  # fmt: skip
+        out = finetune.run(finetune.plan(options, rows=rows))
+        found[name] = dict(models.load(str(out / "checkpoint")).model.named_parameters())
+    name = "model.layers.0.mlp.up_proj.weight"
+    start, other = (dict(models.load(str(path)).model.named_parameters())[name] for path in (tiny_folder, base))
+    alignment = start - other
+    change = found["free"][name] - start
+    expected = start + alignment @ alignment.T @ change / alignment.norm()
+    assert change.abs().max() > 1e-3
+    torch.testing.assert_close(found["repaired"][name], expected, rtol=1e-4, atol=1e-6)
+    assert "projected after training (SafeLoRA" in (tmp_path / "repaired" / "checkpoint" / "README.md").read_text()
