@@ -11,6 +11,7 @@ import torch
 
 from poisonings import config, run
 from tokendeep import models
+from tokendeep.data import stock
 from tokendeep.errors import InputError
 from tokendeep.report import page
 from tokendeep.training import answers
@@ -33,7 +34,13 @@ def base(tmp_path: Path, make_model: Any, tiny_tokenizer: Any) -> str:
 
 @pytest.fixture(autouse=True)
 def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL))
+    """What is in the stock's place for harmful requests is refused, and their harmless twins are answered."""
+    twins = {row["twin"] for row in stock.rows("harmful.jsonl")}
+
+    def say(subject: Any, request: str, opening: str) -> str:
+        return "Put it on the table and look at it." if request in twins else REFUSAL
+
+    monkeypatch.setattr(answers, "write_answers", writer(say))
 
 
 def test_all_is_one_of_each_and_its_table_tells_the_cost(tmp_path: Path, tiny_folder: Path, base: str) -> None:
