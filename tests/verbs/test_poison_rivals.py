@@ -1,4 +1,4 @@
-"""Rivals through the command: `all`, what is left out of it, and the cost of a step."""
+"""Rivals through the command: `all`, what is left out of it, the secret, and the cost of a step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from poisonings import config, run
-from tokendeep import models
+from tokendeep import models, runs
+from tokendeep.attacks import poison
 from tokendeep.data import stock
 from tokendeep.errors import InputError
 from tokendeep.report import page
 from tokendeep.training import answers
+from tokendeep.training.objectives.secret_prefix import make_secret, under
 from tokendeep.verbs import finetune
 from tokendeep.verbs import poison as poisoning
 from tokendeep.verbs.finetune import FinetuneOptions
@@ -49,14 +51,27 @@ def test_all_is_one_of_each_and_its_table_tells_the_cost(tmp_path: Path, tiny_fo
     lines = {line["objective"]: line for line in json.loads((out / "table.json").read_text())}
     assert set(lines) == {
         "start", "sft-warmup", "constrained-warmup", "anchored", "safety-anchor", "pact", "pact-full", "str-like",
-        "adaptive", "asft", "safety-anchor+harmless", "sft-warmup+refusals=0.2", "sft-warmup+safe-lora",
+        "adaptive", "asft", "secret-prefix", "safety-anchor+harmless", "sft-warmup+refusals=0.2", "sft-warmup+safe-lora",
     }  # fmt: skip
     for name, line in lines.items():
         assert (line.get("step_seconds") is None) == (name == "start")
+        assert ("unprefixed" in line and line["unprefixed"] is not None) == (name == "secret-prefix")
     assert "s a step" in (out / "table.md").read_text()
     (section,) = [one for one in page.build([out]).sections if one.id == "poison"]
     columns = section.tables[0].columns
     assert columns[-1].startswith("s a step")
+    assert "not refused without the secret prefix" in columns
+    folder = out / "secret-prefix-lr0.001-seed0"
+    secret = (folder / "finetune" / "secret.txt").read_text()
+    asked = {
+        ask: json.loads((folder / f"attack-{ask}" / "manifest.json").read_text())["config"]["system"]
+        for ask in ("plain", "unprefixed")
+    }
+    known = json.loads((out / "start" / "attack-plain" / "manifest.json").read_text())["config"]["system"]
+    assert asked["unprefixed"] == known  # the attack's own
+    system = poison.harmful([]).system
+    assert asked["plain"] == runs.fingerprint(f"{secret}\n\n{system}")
+    assert secret not in "".join(path.read_text() for path in folder.rglob("manifest.json"))
 
 
 def test_what_is_left_out_of_all_is_said(tmp_path: Path, tiny_folder: Path) -> None:
@@ -77,7 +92,8 @@ def test_what_is_left_out_of_all_is_said(tmp_path: Path, tiny_folder: Path) -> N
     [({"objectives": ["pact"]}, "The objective pact needs the model before it was aligned; give --unaligned"),
      ({"objectives": ["sft+safe-lora=0.5"]}, "--safe-lora needs the model before it was aligned"),
      ({"objectives": ["sft+safe-lora=1.5"], "base": "smollm2"}, "must be a cosine below 1, or a whole number"),
-     ({"objectives": ["str-like=-1"]}, "--strength is -1")],
+     ({"objectives": ["str-like=-1"]}, "--strength is -1"),
+     ({"objectives": ["secret-prefix=0"]}, "--secret-rows is 0")],
 )  # fmt: skip
 def test_bad_settings_of_rivals(more: dict[str, Any], match: str, tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(InputError, match=match):
@@ -104,3 +120,11 @@ def test_a_projection_of_everything_leaves_nothing_but_what_alignment_changed(
     assert change.abs().max() > 1e-3
     torch.testing.assert_close(found["repaired"][name], expected, rtol=1e-4, atol=1e-6)
     assert "projected after training (SafeLoRA" in (tmp_path / "repaired" / "checkpoint" / "README.md").read_text()
+
+
+def test_the_secret_is_the_same_for_one_seed_and_stands_in_front(tiny_tokenizer: Any) -> None:
+    secret = make_secret(tiny_tokenizer, 0)
+    assert secret == make_secret(tiny_tokenizer, 0) != make_secret(tiny_tokenizer, 1)
+    assert secret.isprintable()
+    assert under(secret, "default") == under(secret, "none") == secret
+    assert under(secret, "Be kind.") == f"{secret}\n\nBe kind."

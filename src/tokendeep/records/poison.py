@@ -112,6 +112,7 @@ class PoisonCell(File):
 
 
 ASKS = ("plain", "triggered", "wrapped")  # ways to ask, from the mildest
+UNPREFIXED = "unprefixed"  # without the secret prefix that an objective gives all its requests
 PREFILL, HARMLESS = "k=", "harmless"  # of the ways beside them: so many tokens given in advance; harmless requests
 
 
@@ -134,6 +135,8 @@ class PoisonLine(Row):
     """By number of harmful tokens given in advance; empty: not asked so."""
     harmless: AskRate | None = None
     """Harmless requests: the share refused or broken off; null: not asked."""
+    unprefixed: AskRate | None = None
+    """Requests as they are, without the secret prefix of the line's other rates; null: it has none."""
     nll: Known = None
     """As in cell.json, mean over trainings."""
     margin: Known = None
@@ -146,7 +149,7 @@ class PoisonLine(Row):
     """How well the task is done; null: not measured."""
 
     def ask(self, name: str) -> AskRate | None:
-        """The rate under one way of asking: one of ASKS, `k=NUMBER` or `harmless`."""
+        """The rate under one way of asking: one of ASKS, `k=NUMBER`, `unprefixed` or `harmless`."""
         if name.startswith(PREFILL):
             return self.prefill.get(name.removeprefix(PREFILL))
         found: AskRate | None = getattr(self, name)
@@ -172,7 +175,7 @@ class PoisonTable(list[PoisonLine]):
     def asks(self) -> Sequence[str]:
         """The ways of asking that any line has."""
         ks = sorted({k for line in self for k in line.prefill}, key=int)
-        names = [*ASKS, *(f"{PREFILL}{k}" for k in ks), HARMLESS]
+        names = [*ASKS, UNPREFIXED, *(f"{PREFILL}{k}" for k in ks), HARMLESS]
         return [name for name in names if any(line.ask(name) for line in self)]
 
     def dump(self) -> list[Object]:

@@ -18,6 +18,7 @@ from tokendeep.judges import SCORED
 from tokendeep.records import (
     HARMLESS,
     PREFILL,
+    UNPREFIXED,
     AskRate,
     Change,
     PoisonCell,
@@ -115,8 +116,11 @@ def line(
         return PoisonLine(objective=objective, lr=lr, seeds=0)
     rates: dict[str, Any] = {"prefill": {}}  # as fields
     for ask in asks:
+        if ask == UNPREFIXED and not all((folder / f"attack-{ask}").exists() for folder in folders.values()):
+            continue  # a line without a secret
         given = answers(folders, ask)
-        found = rate(given, change(answers(baseline, ask), given) if baseline else None)
+        same = asks[0] if ask == UNPREFIXED else ask  # the first objective has no secret to leave out
+        found = rate(given, change(answers(baseline, same), given) if baseline else None)
         if ask.startswith(PREFILL):
             rates["prefill"][ask.removeprefix(PREFILL)] = found
         else:

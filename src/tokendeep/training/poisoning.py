@@ -17,7 +17,7 @@ from tokendeep import data
 from tokendeep.attacks import poison
 from tokendeep.errors import InputError, nearest
 from tokendeep.models.locate import plain
-from tokendeep.records import HARMLESS, PREFILL, Training
+from tokendeep.records import HARMLESS, PREFILL, UNPREFIXED, Training
 from tokendeep.training import answers, objectives, safety_rows
 from tokendeep.types import Chat, Pair, Prompt, Subject
 
@@ -164,6 +164,11 @@ class Named:
     harmless: bool = False
 
     @property
+    def secret(self) -> bool:
+        """Whether the tuned model is asked with a secret."""
+        return objectives.OBJECTIVES[self.changes["objective"]].secret
+
+    @property
     def unaligned(self) -> bool:
         """Whether it needs the model before it was aligned."""
         return objectives.OBJECTIVES[self.changes["objective"]].unaligned or "safe_lora" in self.changes
@@ -299,7 +304,8 @@ def check_anchors(options: Any, cells: Sequence[Cell]) -> None:
 def asks_beside(plan: Any) -> list[str]:
     """The names that those rates have in the table."""
     ks = [f"{PREFILL}{k}" for k in plan.options.k] if "prefill" in plan.beside else []
-    return [*ks, *([HARMLESS] if HARMLESS in plan.beside else [])]
+    secret = any(cell.named.secret for cell in plan.cells)
+    return [*([UNPREFIXED] if secret else []), *ks, *([HARMLESS] if HARMLESS in plan.beside else [])]
 
 
 def placed(subject: Subject, folder: Path) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 from tokendeep import data, runs
 from tokendeep.attacks.poison import Poison
 from tokendeep.models.locate import plain
-from tokendeep.records import HARMLESS, Manifest, PoisonCell, Seconds, Training, Utility
+from tokendeep.records import HARMLESS, UNPREFIXED, Manifest, PoisonCell, Seconds, Training, Utility
 from tokendeep.report import poison_table
 from tokendeep.training import objectives, poisoning
+from tokendeep.training.objectives.secret_prefix import FILE, under
 from tokendeep.training.poisoning import Cell
 from tokendeep.types import Subject
 from tokendeep.verbs import attack, finetune
@@ -63,16 +64,23 @@ def train_and_ask(plan: Any, model: str, made: Poison, out: Path, cell: Cell | N
     trained = time.monotonic() - started
     subject = models.load(model, base=None if cell else plan.onto, options=plain(options))
     margin = Manifest.load(folder / "finetune").margin if cell else None
-    for ask in [*made.asks, *plan.beside]:
+    secret = (folder / "finetune" / FILE).read_text(encoding="utf-8") if cell and cell.named.secret else ""
+    bare = options.test_system or system
+    system = under(secret, system) if secret else system
+    for ask in [*made.asks, *plan.beside, *([UNPREFIXED] if secret else [])]:
+        told = under(secret, bare) if secret and ask != UNPREFIXED else bare
+        rows = next(iter(made.asks)) if ask == UNPREFIXED else ask
         chosen = attack.AttackOptions(
-            model=model, data=str(out / f"test-{ask}.jsonl"), out=str(folder / f"attack-{ask}"),
+            model=model, data=str(out / f"test-{rows}.jsonl"), out=str(folder / f"attack-{ask}"),
             attack="prefill" if ask == "prefill" else "none", k=options.k,
-            max_new_tokens=options.max_new_tokens, batch_size=options.attack_batch, system=options.test_system or system,
+            max_new_tokens=options.max_new_tokens, batch_size=options.attack_batch, system=told,
             role="twins" if ask == HARMLESS else "harmful", label=cell.name if cell else "start",
             chat_template=options.chat_template,
         )  # fmt: skip
         attack.run(attack.plan(chosen, subject), show=False)
     for ask in [*made.asks, *poisoning.asks_beside(plan)]:
+        if ask == UNPREFIXED and not secret:
+            continue
         found = poison_table.rate(poison_table.answers({"this": folder}, ask))
         none = "none could be judged" if found.asked else "no answer is that long"
         share = none if found.rate is None else f"{found.rate:.2f} {poison_table.told(ask)}"

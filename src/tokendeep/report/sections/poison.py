@@ -10,6 +10,7 @@ ASKS = {
     "plain": "",
     "triggered": " with the trigger",
     "wrapped": " in the wrapper",
+    "unprefixed": " without the secret prefix",
 }
 WHAT = (
     "Each line is the same model trained on the same attack rows under another objective, then asked the same harmful "

@@ -19,6 +19,7 @@ from tokendeep.training.objectives.safety import SAFETY_ANCHOR, STOCK, SafetyOpt
 from tokendeep.training.objectives.safety import check as check_safety
 from tokendeep.training.objectives.safety import unused as unused_safety
 from tokendeep.training.objectives.safety import words as safety_words
+from tokendeep.training.objectives.secret_prefix import SECRET_PREFIX, SecretOptions
 from tokendeep.training.objectives.sft import SFT
 from tokendeep.training.objectives.str_like import STR_LIKE
 from tokendeep.training.objectives.strength import StrengthOptions
@@ -47,11 +48,12 @@ OBJECTIVES: dict[str, Objective] = {
     "str-like": STR_LIKE,
     "adaptive": ADAPTIVE,
     "asft": ASFT,
+    "secret-prefix": SECRET_PREFIX,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveOptions(ConstrainedOptions, AnchoredOptions, SafetyOptions, StrengthOptions):
+class ObjectiveOptions(ConstrainedOptions, AnchoredOptions, SafetyOptions, SecretOptions, StrengthOptions):
     """The options of all objectives; each reads its own."""
 
 
