@@ -101,7 +101,9 @@ def run(url: str, args: argparse.Namespace) -> None:
     local = statistics.median(rate(lambda: generate(subject, asked), len(asked)) for _ in range(args.rounds))
     print(f"in memory: {local:.2f} answers a second, {local / served:.2f} of the server's (aim {AIM})")
     other = rate(lambda: paged(subject, asked, sorted(known.ends)), len(asked))
-    print(f"continuous batching of transformers: {other:.2f} answers a second; in memory {local / other:.2f} times that")
+    print(
+        f"continuous batching of transformers: {other:.2f} answers a second; in memory {local / other:.2f} times that"
+    )
 
 
 def main() -> None:
