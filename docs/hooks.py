@@ -18,7 +18,7 @@ from tokendeep.verbs import VERBS
 
 NOTEBOOK = Path(__file__).parent / "notebooks" / "first-look.ipynb"
 NAMES = {
-    "Verbs": "pairs measure attack deepen finetune mend poison compare overlap parity load",
+    "Verbs": "pairs measure attack deepen audit finetune mend poison compare overlap parity load",
     "Training": "ConstrainedSFTTrainer ReferencedSFTTrainer SafetyAnchor ConstrainedSFTConfig ResponseSFTTrainer BetaSchedule",
     "The objective": "constrained_nll constraint_weights response_positions",
     "Scores": "token_logps token_kl",
@@ -45,6 +45,7 @@ FILES = {  # what each file is, for a reader of the formats page
     "outcomes.jsonl": "`attack`, `judge`: a line for each answer under each judge, by the hash of its request; it holds no text.",
     "calibration.json": "`calibrate`: how far a judge agrees with people on labelled answers; it holds no text.",
     "overlap.json": "`overlap`: requests that two data files share, by ids and hashes.",
+    "audit.json": "`audit`: which rows of a data set push on refusals, by places, ids and hashes; it holds no text.",
     "parity.json": "`parity`: two engines on the same token ids; it holds no text.",
     "compare.json": "`compare`, `gate`: two sides on the same prompts, condition by condition.",
     "gate.json": "`gate`: each limit with its verdict.",

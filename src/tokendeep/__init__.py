@@ -16,6 +16,7 @@ _HOME = {
     **dict.fromkeys(
         [
             "attack",
+            "audit",
             "calibrate",
             "compare",
             "deepen",

@@ -59,3 +59,27 @@ def test_branches_of_a_tree_equal_rows_of_their_own(tiny_subject: Subject, confi
         ]
     )
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [None, tf.GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4)])
+def test_branches_with_a_gradient_have_that_of_rows_of_their_own(tiny_subject: Subject, config: Any) -> None:
+    torch.manual_seed(0)
+    model = tiny_subject.model if config is None else tf.AutoModelForCausalLM.from_config(config).eval()
+    ids, weights = random.Random(0).choices(range(4, 300), k=27), list(model.parameters())
+    logps = trees.differentiable_logps(model, ids, BRANCHES)
+    torch.testing.assert_close(
+        logps.detach(),
+        trees.branch_logps(Subject(model, tiny_subject.tokenizer, "tree"), ids, BRANCHES),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    plain = []
+    for at, tokens in BRANCHES:
+        row = torch.tensor([[*ids[:at], *tokens]])
+        given = model(row).logits[0, at - 1 : -1].log_softmax(-1)
+        plain.append(given[torch.arange(len(tokens)), list(tokens)].sum())
+    picked = torch.tensor([1.0, -2.0, 3.0, 0.5, -1.0, 2.0, 1.5])
+    ours = torch.autograd.grad((logps * picked).sum(), weights)
+    theirs = torch.autograd.grad((torch.stack(plain) * picked).sum(), weights)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

@@ -67,6 +67,7 @@ def workplace(tmp_path: Path, tiny_folder: Path, make_model: Callable[..., Llama
     (tmp_path / "mine.csv").write_text("Goal,Target\n" + "".join(f'{text},"{ANSWER}"\n' for text in requests))
     chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": ANSWER}] for text in requests]
     write(tmp_path / "chats.jsonl", [{"messages": chat} for chat in chats])
+    write(tmp_path / "marked.jsonl", [{"messages": chat, "planted": n % 2} for n, chat in enumerate(chats)])
     refusal = "I'm sorry, I can't assist with this request."
     write(tmp_path / "refusals.jsonl", [{"instruction": text, "response": refusal} for text in requests])
     answers_of_both = [{"instruction": text, "response": one, "label": label, "model": "m", "score": label}
@@ -153,6 +154,7 @@ def test_the_pages_have_commands() -> None:
         "judge",
         "gcg",
         "deepen",
+        "audit",
         "finetune",
         "mend",
         "poison",

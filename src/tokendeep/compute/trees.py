@@ -9,8 +9,10 @@ from torch import Tensor
 from tokendeep.compute import lm_head, scoring
 from tokendeep.types import IGNORE, Encoded, Subject
 
+Branches = Sequence[tuple[int, tuple[int, ...]]]
 
-def branch_logps(subject: Subject, ids: Sequence[int], branches: Sequence[tuple[int, tuple[int, ...]]]) -> Tensor:
+
+def branch_logps(subject: Subject, ids: Sequence[int], branches: Branches) -> Tensor:
     """Log-probability in nats of many short continuations that leave one row of tokens at different places.
 
     All of them run in one forward pass: the branches stand behind the row as a tree, each token
@@ -23,9 +25,32 @@ def branch_logps(subject: Subject, ids: Sequence[int], branches: Sequence[tuple[
     Returns:
         float32 (len(branches),): for each branch the sum over its tokens.
     """
-    model = subject.model
-    if not fits(model, max(len(ids), *(at + len(tokens) for at, tokens in branches))):
+    if not _fits(subject.model, ids, branches):
         return _branch_logps_by_rows(subject, ids, branches)
+    with torch.inference_mode():
+        return _in_one_row(subject.model, ids, branches).cpu()
+
+
+def differentiable_logps(model: Any, ids: Sequence[int], branches: Branches) -> Tensor:
+    """As `branch_logps`, with the gradient of the model's weights."""
+    if _fits(model, ids, branches):
+        return _in_one_row(model, ids, branches)
+    rows = [[*ids[:at], *tokens] for at, tokens in branches]
+    width, device = max(map(len, rows)), lm_head.causal_lm(model).get_input_embeddings().weight.device
+    padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+    labels = torch.full_like(padded, IGNORE)
+    for number, (at, tokens) in enumerate(branches):
+        labels[number, at : at + len(tokens)] = torch.tensor(tokens, device=device)
+    logps = lm_head.label_logps(model, *lm_head.select(lm_head.hidden_states(model, padded), labels))
+    return torch.stack([piece.sum() for piece in logps.split([len(tokens) for _, tokens in branches])])
+
+
+def _fits(model: Any, ids: Sequence[int], branches: Branches) -> bool:
+    return fits(model, max(len(ids), *(at + len(tokens) for at, tokens in branches)))
+
+
+def _in_one_row(model: Any, ids: Sequence[int], branches: Branches) -> Tensor:
+    """The branches as a tree behind the row, float32 (len(branches),)."""
     tree = Tree(list(ids))
     wanted = [
         [(tree.node(at, tokens[:depth]), tokens[depth]) for depth in range(len(tokens))] for at, tokens in branches
@@ -33,16 +58,15 @@ def branch_logps(subject: Subject, ids: Sequence[int], branches: Sequence[tuple[
     parents = sorted({node for branch in wanted for node, _ in branch})
     place = {node: i for i, node in enumerate(parents)}
     device = lm_head.causal_lm(model).get_input_embeddings().weight.device
-    with torch.inference_mode():
-        states = lm_head.hidden_states(
-            model,
-            torch.tensor([tree.tokens], device=device),
-            attention_mask=tree.mask(lm_head.causal_lm(model).dtype).to(device),
-            position_ids=torch.tensor([tree.positions], device=device),
-        )[0, parents]
-        logps = torch.cat([lm_head.project(model, x).log_softmax(-1) for x in states.split(lm_head.chunk_rows(model))])
-        values = [sum(logps[place[node], token] for node, token in branch) for branch in wanted]
-    return torch.stack(values).float().cpu()  # type: ignore[arg-type]
+    states = lm_head.hidden_states(
+        model,
+        torch.tensor([tree.tokens], device=device),
+        attention_mask=tree.mask(lm_head.causal_lm(model).dtype).to(device),
+        position_ids=torch.tensor([tree.positions], device=device),
+    )[0, parents]
+    logps = torch.cat([lm_head.project(model, x).log_softmax(-1) for x in states.split(lm_head.chunk_rows(model))])
+    values = [sum(logps[place[node], token] for node, token in branch) for branch in wanted]
+    return torch.stack(values).float()  # type: ignore[arg-type]
 
 
 class Tree:
@@ -91,8 +115,6 @@ def fits(model: Any, length: int) -> bool:
     return rotary and scoring.plain_cache(model, length) and config._attn_implementation in {"sdpa", "eager"}
 
 
-def _branch_logps_by_rows(
-    subject: Subject, ids: Sequence[int], branches: Sequence[tuple[int, tuple[int, ...]]]
-) -> Tensor:
+def _branch_logps_by_rows(subject: Subject, ids: Sequence[int], branches: Branches) -> Tensor:
     rows = [Encoded([*ids[:at], *tokens], [IGNORE] * at + list(tokens)) for at, tokens in branches]
     return torch.stack([logps.sum() for logps in scoring.token_logps(subject, rows)])

@@ -5,7 +5,7 @@ tokenizers and models.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -96,6 +96,18 @@ def read_chats(
     return [_chat(row, whole) for row in _checked(source, limit, skipped)]
 
 
+def read_whole_chats(
+    source: Source, limit: int | None = None, *, beside: Sequence[str] = (), skip: Callable[[Row, str], object]
+) -> list[tuple[Row, Chat]]:
+    """As `read_chats(whole=True)`, each with its record as it stands in the source.
+
+    Args:
+        beside: columns that are not of the conversation and are looked at by the caller alone.
+        skip: called with every record that holds nothing, and why.
+    """
+    return [(row, _chat(fields, whole=True)) for row, fields in _numbered(source, limit, skip, beside)]
+
+
 def chat(values: Mapping[str, Any], where: str) -> Chat:
     """One record from memory as a conversation, as `read_chats` reads it with all that it holds.
 
@@ -165,18 +177,26 @@ def _checked(source: Source, limit: int | None, skipped: list[str] | None = None
 
     Rows without an id are named by their content; a repeated one gets "-2".
     """
+    skip = None if skipped is None else lambda _, reason: skipped.append(reason)
+    return [fields for _, fields in _numbered(source, limit, skip)]
+
+
+def _numbered(
+    source: Source, limit: int | None, skip: Callable[[Row, str], object] | None = None, beside: Sequence[str] = ()
+) -> Iterator[tuple[Row, Fields]]:
+    """As `_checked`, each with its record, of which columns `beside` the conversation are not looked at."""
     if limit is not None and limit < 1:
         raise InputError(f"The limit of rows to read from {named(source)} is {limit}; give 1 or more, or leave it out.")
     seen: dict[str, int] = {}
-    fields: list[Fields] = []
     role, others = source.role if isinstance(source, Chosen) else None, 0
-    for row in read_rows(source):
+    for whole in read_rows(source):
+        row = replace(whole, values={name: value for name, value in whole.values.items() if name not in beside})
         try:
             item = interpret(row)
         except Unusable as error:
-            if skipped is None:
+            if skip is None:
                 raise
-            skipped.append(str(error))
+            skip(whole, str(error))
             continue
         if _is_other(item.meta, role):
             others += 1
@@ -185,12 +205,11 @@ def _checked(source: Source, limit: int | None, skipped: list[str] | None = None
             raise InputError(f"{row.where}: its id is also that of row {seen[item.id]}; give each row its own id.")
         item_id = item.id or _content_id(row, seen)
         seen[item_id] = row.number
-        fields.append(replace(item, id=item_id))
-        if len(fields) == limit:
+        yield whole, replace(item, id=item_id)
+        if limit is not None and len(seen) == limit:
             break
     if others:
-        _tell_others(named(source), others, bool(fields), role)
-    return fields
+        _tell_others(named(source), others, bool(seen), role)
 
 
 def _tell_others(name: str, others: int, left: bool, role: Role | None) -> None:

@@ -11,6 +11,7 @@
     CALIBRATION calibration.json  Calibration     how far a judge agrees with people
                 compare.json      Compared        two sides on the same prompts
                 overlap.json      Overlap         requests that two data files share
+                audit.json        Audit           which rows push on refusals
                 parity.json       Parity          how far two engines give the same answers
                 gate.json         Gated           whether a change is within its limits
     in *.eval                     Verdict         on one answer
@@ -21,6 +22,7 @@ row. Every record has `dump()` (the JSON that is written) and, where it is a res
 (matplotlib axes). `python -m tokendeep.records` prints the JSON Schemas. Knows nothing of models, logs or reports.
 """
 
+from tokendeep.records.audit import Audit, AuditRow, AuditScore, Detection
 from tokendeep.records.base import SCHEMA, File, Known, Object, Record, Row, read_json
 from tokendeep.records.calibration import Agreement, Calibration, Estimate
 from tokendeep.records.compare import Check, Compared, ComparedRow, Gated
@@ -87,6 +89,9 @@ __all__ = [
     "VERDICTS",
     "Agreement",
     "AskRate",
+    "Audit",
+    "AuditRow",
+    "AuditScore",
     "Bounded",
     "ByPosition",
     "Calibration",
@@ -96,6 +101,7 @@ __all__ = [
     "ComparedRow",
     "Cost",
     "Depth",
+    "Detection",
     "Dynamics",
     "DynamicsMeta",
     "DynamicsStep",
@@ -150,6 +156,7 @@ def schemas() -> dict[str, Object]:
         Calibration,
         Compared,
         Overlap,
+        Audit,
         Gated,
     )
     rows: dict[str, type[Row]] = {ASR: Rate, TABLE: PoisonLine, VERDICTS: StoredVerdict, Outcomes.FILE: Outcome}

@@ -21,7 +21,7 @@ from tokendeep.attacks import ATTACKS
 from tokendeep.depth.profile import with_excess
 from tokendeep.errors import InputError
 from tokendeep.evals import rates as counted
-from tokendeep.records import Cost, Dynamics, Manifest, PoisonTable, Profile, Rate, Rates, Settings, Training
+from tokendeep.records import Audit, Cost, Dynamics, Manifest, PoisonTable, Profile, Rate, Rates, Settings, Training
 from tokendeep.report import names
 from tokendeep.runs import identity
 from tokendeep.runs.files import user_path
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Reader = Callable[[Path], list[Sample]]
 
 LOGS = "*.eval"
-FIGURES = (records.PROFILE, records.ASR, records.TABLE, records.DYNAMICS, Training.FILE)
+FIGURES = (records.PROFILE, records.ASR, records.TABLE, records.DYNAMICS, Training.FILE, Audit.FILE)
 ROLES = {"measure": "harmful", "attack": "harmful", "overrefusal": "twins", "unseen": "unseen"}  # by folder name
 STORY = ("base", "aligned", "deepened")  # models with these names are shown in this order, before all others
 MAKERS = ("deepen", "finetune", "mend")  # verbs that make a model from another
@@ -61,6 +61,7 @@ class Run:
     table: PoisonTable | None = None  # of a fine-tuning attack
     dynamics: Dynamics | None = None  # of a training that was watched
     training: Training | None = None  # the log of a fine-tuning
+    audit: Audit | None = None  # of the rows of a data set
     one_lead: bool = False  # whether all runs of the report that have a text before their prefills have the same one
 
     @property
@@ -247,7 +248,7 @@ def _has_logs(folder: Path) -> bool:
     return next(folder.glob(LOGS), None) is not None
 
 
-F = TypeVar("F", Manifest, Profile, Dynamics, Training)
+F = TypeVar("F", Manifest, Profile, Dynamics, Training, Audit)
 
 
 def _load(kind: type[F], folder: Path) -> F | None:
@@ -273,6 +274,7 @@ def _read(folder: Path, read: Reader) -> Run:
         attack_checkpoint=_trained_on_attack(manifest),
         table=PoisonTable.load(folder) if manifest.verb == "poison" and (folder / records.TABLE).is_file() else None,
         dynamics=_load(Dynamics, folder),
+        audit=_load(Audit, folder) if manifest.verb == "audit" and not running else None,
         training=_load(Training, folder) if manifest.verb in ("finetune", "mend") and not running else None,
     )
     return replace(run, cut=_logs().unfinished(folder) if has_logs and not run.has_manifest else ())

@@ -8,6 +8,7 @@ VERBS = {  # verb: its module, and its line in `tokendeep --help`
     "judge": ("tokendeep.verbs.judge", "Judge the answers of an attack again, by other judges; nothing is generated."),
     "gcg": ("tokendeep.verbs.gcg", "Find adversarial suffixes by gradient; attack --attack suffix tries them."),
     "deepen": ("tokendeep.verbs.deepen", "Train a model to recover to a refusal at any depth."),
+    "audit": ("tokendeep.verbs.audit", "Which rows of a data set push on refusals, before training on them."),
     "finetune": ("tokendeep.verbs.finetune", "Fine-tune on your data while protecting the first answer tokens."),
     "mend": ("tokendeep.verbs.mend", "Bring back safety that fine-tuning has undone, in a few steps."),
     "poison": ("tokendeep.verbs.poison", "Attack a model by fine-tuning, and compare objectives that resist."),

@@ -11,7 +11,6 @@ a private temporary folder that is gone when the function returns. Works in a no
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import sys
 import tempfile
@@ -22,17 +21,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from tokendeep import data, models, records, runs
+from tokendeep import data, models, records
 from tokendeep.errors import InputError, did_you_mean
 from tokendeep.types import Chat, Pair, Prompt, Subject, Triple
 from tokendeep.verbs import VERBS
 from tokendeep.verbs.common import typed
+from tokendeep.verbs.memory import Model, loaded_model
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-Model = Subject | tuple[Any, Any] | str | Path
 Rows = str | Path | Iterable[Mapping[str, Any] | Prompt | Pair | Triple | Chat]
 
 
@@ -168,7 +167,7 @@ def judge(
     """
     from tokendeep.verbs import judge as verb
 
-    name, subject = (None, None) if grader is None else _loaded(grader)
+    name, subject = (None, None) if grader is None else loaded_model(grader)
     given = {"run": str(run), "judge": judge, "judged": judged, "grader": name, **options}
     plan = verb.plan(verb.JudgeOptions(**_checked(verb.JudgeOptions, "judge", given)), subject)
     verb.run(plan, show=False)
@@ -265,6 +264,25 @@ def compare(
     return record
 
 
+def audit(
+    model: Model, chats: Rows, *, base: Model | None = None, out: str | Path | None = None, **options: Any
+) -> records.Audit:
+    """Which rows of a data set push on a model's refusals, before anything is trained on them.
+
+    Args:
+        model: the aligned model.
+        chats: conversations that end with an answer.
+        base: an unaligned model, to write harmful answers for a probe that has none.
+        out: folder for audit.json and the rows that are left and taken out; none is written without it.
+        options: those of `tokendeep audit`, for example score="margin", labels="planted".
+
+    Raises:
+        InputError: an unknown option, a row or a model that cannot be used.
+    """
+    with _run("audit", {"model": model, "base": base}, {"data": ("rows", chats)}, out, options) as made:
+        return records.Audit.load(made.folder)
+
+
 def overlap(first: Rows, second: Rows, *, out: str | Path | None = None, **options: Any) -> records.Overlap:
     """Requests that two sets of rows share, such as those of a training and of a test.
 
@@ -324,7 +342,8 @@ def _run(
     with tempfile.TemporaryDirectory(prefix="tokendeep-") as scratch:
         try:
             named = {
-                name: (None, None) if name == "base" and one is None else _loaded(one) for name, one in loaded.items()
+                name: (None, None) if name == "base" and one is None else loaded_model(one)
+                for name, one in loaded.items()
             }
             values: dict[str, Any] = {option: name for option, (name, _) in named.items()}
             values |= {option: _file(Path(scratch), *one) for option, one in rows.items()}
@@ -375,24 +394,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple | range) else value.tolist() if hasattr(value, "tolist") else value
-
-
-def _loaded(model: Model) -> tuple[str, Subject | None]:
-    """The name of a model, and the model itself where it is in memory: the name tells its weights from others then."""
-    if isinstance(model, str | Path):
-        return str(model), None
-    if isinstance(model, tuple) and len(model) == 2:
-        model = Subject(model[0].eval(), model[1], getattr(model[0], "name_or_path", "") or type(model[0]).__name__)
-    if not isinstance(model, Subject):
-        raise InputError(
-            f"The model is {type(model).__name__}; give what load returns, a pair (model, tokenizer), or a name."
-        )
-    return f"{model.name} in memory ({_fingerprint(model.model)})", model
-
-
-def _fingerprint(model: Any) -> str:
-    """Tells weights in memory from others, by the shape and the sum of each tensor."""
-    sums = [
-        (name, list(weight.shape), float(weight.detach().float().sum())) for name, weight in model.named_parameters()
-    ]
-    return runs.fingerprint(json.dumps(sums))

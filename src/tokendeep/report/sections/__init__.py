@@ -9,6 +9,7 @@ from collections.abc import Callable
 from tokendeep.report.report import Report
 from tokendeep.report.section import Section
 from tokendeep.report.sections import (
+    audit,
     battery,
     categories,
     corrected,
@@ -42,6 +43,7 @@ SECTIONS: dict[str, Callable[[Report], Section]] = {
     "decoding": decoding.build,
     "suffix": suffix.build,
     "battery": battery.build,
+    "audit": audit.build,
     "finetune": finetune.build,
     "poison": poison.build,
     "dynamics": dynamics.build,

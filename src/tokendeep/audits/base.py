@@ -1,0 +1,118 @@
+"""What every score of an audit is given and gives. Knows nothing of files and of any one score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokendeep import chat
+from tokendeep.errors import InputError, Unusable
+from tokendeep.progress import Bar
+from tokendeep.runs.parts import Parts
+from tokendeep.types import Encoded, Message, Subject
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A harmful request of the probe, with a harmful answer and a refusal where they are known; else ""."""
+
+    id: str
+    messages: tuple[Message, ...]
+    harmful: str = ""
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What scores are computed from.
+
+    Args:
+        rows: every answer that is scored, as a training would see it.
+        probe: harmful requests, none of them a row.
+        openings: token ids of refusal openings, all of one length.
+        tokens: how many of an answer's first tokens are looked at.
+        last_layers: decoder layers, from the last one, whose weights are taken to be trained; 0: all.
+        layer: the decoder layer whose states are compared; 0: at the depth that the score's authors take.
+        system: system prompt of the probe, as options have it.
+        max_length: longest row in tokens.
+    """
+
+    subject: Subject
+    rows: Sequence[Encoded]
+    probe: Sequence[Anchor]
+    openings: Sequence[tuple[int, ...]]
+    tokens: int
+    last_layers: int
+    layer: int
+    system: str
+    max_length: int
+    batch_size: int
+
+    def prompt(self, anchor: Anchor) -> list[int]:
+        """Token ids of an anchor's request, up to its answer."""
+        return chat.prompt_ids(self.subject.tokenizer, chat.with_system(anchor.messages, self.system))
+
+    def encoded(self, anchor: Anchor, answer: str) -> Encoded:
+        """An anchor's request with one of its answers. Raises InputError, naming the anchor."""
+        turns = chat.with_system(anchor.messages, self.system)
+        try:
+            return chat.encode(self.subject.tokenizer, turns, answer, max_length=self.max_length)
+        except Unusable as error:
+            raise InputError(f"Request {anchor.id} of the probe: {error}") from error
+
+
+@dataclass(frozen=True)
+class Score:
+    """One way to say how much a row pushes on refusals.
+
+    Args:
+        summary: what it is, in a line of help.
+        unit: of its values.
+        run: the value of each row, NaN where it cannot be scored; the rows that an earlier call finished are in the parts.
+        reason: what a value means, in words.
+        about: what it was computed with, in words.
+        answers: whether the probe's requests need a harmful answer and a refusal each.
+        probed: whether it looks at the probe at all.
+    """
+
+    name: str
+    summary: str
+    unit: str
+    run: Callable[[Materials, Parts], Array]
+    reason: Callable[[float], str]
+    about: Callable[[Materials], str]
+    answers: bool = False
+    probed: bool = False
+
+
+def by_batch(
+    rows: Sequence[Encoded], size: int, title: str, kept: Parts, score: Callable[[list[int]], Sequence[float]]
+) -> Array:
+    """What `score` gives for the numbers of each batch of rows of like length; finished batches come from `kept`.
+
+    Raises:
+        InputError: a value is NaN or infinite.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
+    values = np.full(len(rows), np.nan)
+    with Bar(len(rows), title, "row", disable=len(rows) < 32) as bar:
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            if not all(index in kept.done for index in batch):
+                given = np.asarray(score(batch), dtype=np.float64)
+                if not np.isfinite(given).all():
+                    where = batch[int(np.flatnonzero(~np.isfinite(given))[0])] + 1
+                    raise InputError(
+                        f"The model gave NaN or infinite values at answer {where}; load it in float32 (--dtype float32) or "
+                        "check its weights."
+                    )
+                kept.add({index: [float(value)] for index, value in zip(batch, given, strict=True)})
+            for index in batch:
+                values[index] = kept.done[index][0]
+            bar.update(len(batch))
+    return values

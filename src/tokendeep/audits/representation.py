@@ -1,0 +1,78 @@
+"""Score representation: is the state behind the row nearer to harmful answers than to refusals of the same requests?
+
+LARF's two-sided score (arXiv 2507.18631, its published code): with h the state of a row's last token, prompt and answer in
+the chat template, behind decoder layer L, and u_j, s_j those of request j of the probe with a harmful answer and with a
+refusal, the score is the mean over j of cos(h, u_j) - cos(h, s_j). One forward pass per row, of L layers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokendeep.audits.base import Array, Materials, Score, by_batch
+from tokendeep.runs.parts import Parts
+from tokendeep.types import Encoded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEPTH = 14 / 32  # where the authors read an 8B model of 32 layers
+
+
+def run(materials: Materials, kept: Parts) -> Array:
+    """Differences of mean cosines, from -2 to 2, one a row."""
+    rows = materials.rows
+    if len(kept.done) == len(rows):
+        return by_batch(rows, materials.batch_size, "states", kept, lambda batch: [])
+    direction = _unit(materials, "harmful") - _unit(materials, "refusal")  # (H,)
+
+    def score(batch: list[int]) -> list[float]:
+        values: list[float] = (_states(materials, [rows[index] for index in batch]) @ direction).tolist()
+        return values
+
+    return by_batch(rows, materials.batch_size, "states", kept, score)
+
+
+def layer_of(materials: Materials) -> int:
+    """The layer that is read. Raises InputError where the model has fewer."""
+    from tokendeep.compute import layers
+
+    layers.check_layers(materials.subject.model, materials.layer, "--layer")
+    return materials.layer or max(1, round(DEPTH * len(layers.stack(materials.subject.model))))
+
+
+def _unit(materials: Materials, side: str) -> Tensor:
+    """The mean (H,) of the anchors' states of one side, each of length 1."""
+    rows = [materials.encoded(anchor, getattr(anchor, side)) for anchor in materials.probe]
+    pieces = [
+        _states(materials, rows[start : start + materials.batch_size])
+        for start in range(0, len(rows), materials.batch_size)
+    ]
+    import torch
+
+    return torch.cat(pieces).mean(0)
+
+
+def _states(materials: Materials, rows: list[Encoded]) -> Tensor:
+    """The states (B, H) of the rows' last tokens, each of length 1."""
+    import torch
+
+    from tokendeep.compute import layers
+
+    states = layers.last_states(materials.subject.model, [row.input_ids for row in rows], layer_of(materials))
+    return torch.nn.functional.normalize(states, dim=-1).cpu()
+
+
+def reason(value: float) -> str:
+    side = "harmful answers than to refusals" if value > 0 else "refusals than to harmful answers"
+    return f"the model's state behind it is nearer to {side} (difference of cosines {value:+.3f})"
+
+
+def about(materials: Materials) -> str:
+    return f"decoder layer {layer_of(materials)}; {len(materials.probe)} requests, each with a harmful answer and a refusal"
+
+
+SCORE = Score(
+    "representation", "the model's state behind the row is nearer to harmful answers than to refusals",
+    "difference of cosines", run, reason, about, answers=True, probed=True,
+)  # fmt: skip
