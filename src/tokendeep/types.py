@@ -135,4 +135,7 @@ class Sample:
     score: float | None = None  # on the judge's own scale
     tokens: int = 0  # that the model wrote
     seconds: float | None = None  # its share of the model's time; None where a server does not say
+    checks: tuple[tuple[int, bool], ...] | None = (
+        None  # by a defence: answer tokens before it, whether it stopped there
+    )
     clipped: bool | None = None  # whether the judge saw a part alone; None for one that cuts no answer

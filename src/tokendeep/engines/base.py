@@ -20,6 +20,7 @@ class Request:
     ids: tuple[int, ...]
     decoding: Decoding
     choices: tuple[int, ...] = ()  # tokens whose chances against each other, as the first one written, are asked for
+    given: int = 0  # how many of the ids, at their end, are tokens of the answer already
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Completion:
     truncated: bool
     seconds: float = field(default=0.0, compare=False)
     chances: tuple[float, ...] = ()  # of the request's choices
+    checks: tuple[
+        tuple[int, bool], ...
+    ] = ()  # by a defence: answer tokens before the check, and whether it stopped there
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio.to_thread
-from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
@@ -27,12 +27,14 @@ from inspect_ai.model import (
     modelapi,
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
-from rich.markup import escape
 
 from tokendeep import chat, models, runs
+from tokendeep.defences import DEFENCES, Ask
+from tokendeep.defences.options import DefenceOptions
 from tokendeep.engines.base import MOST_ROWS, Completion, Request
 from tokendeep.engines.options import IN_FLIGHT, LOCAL, EngineOptions
 from tokendeep.errors import InputError, did_you_mean
+from tokendeep.evals.sentences import one_sentence
 from tokendeep.models.options import ModelOptions
 from tokendeep.types import Decoding, Message, Subject
 
@@ -42,9 +44,6 @@ if TYPE_CHECKING:
     from tokendeep.engines.local import LocalEngine
     from tokendeep.engines.server.engine import ServerEngine
     from tokendeep.engines.server.handshake import Handshake
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 NAME = "tokendeep"
 SERVING = frozenset({"vllm", "sglang", "sagemaker"})  # Inspect providers that need no prefix on our command line
@@ -62,27 +61,7 @@ DEFAULT_MAX_TOKENS = 512
 UNSUPPORTED = ("stop_seqs", "num_choices", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "best_of")
 # How a model is loaded. Inspect knows a cut-off evaluation again by the arguments in their order, so it stays.
 OPTIONS = ("dtype", "device", "device_map", "revision", "chat_template", "trust_remote_code", "allow_pickle", "date")
-
-
-class EvalInputError(InputError, PrerequisiteError):
-    """An InputError that Inspect's own command line prints as one sentence, too."""
-
-    def __init__(self, message: str) -> None:
-        InputError.__init__(self, message)
-        self.message = escape(message)
-
-
-def one_sentence(function: Callable[P, T]) -> Callable[P, T]:
-    """Let the InputErrors of `function` reach users of `inspect eval` without a traceback."""
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        except InputError as error:
-            raise EvalInputError(str(error)) from error
-
-    return wrapper
+DEFENDED = tuple(field.name for field in fields(DefenceOptions))
 
 
 class TokendeepAPI(ModelAPI):
@@ -101,7 +80,8 @@ class TokendeepAPI(ModelAPI):
             `api_key_env` and `in_flight`.
         max_retries: how often a server that fails is asked again.
         needs_template: False for a model that gets its prompts as token ids alone.
-        options: fields of `config.ModelOptions`, for example `-M dtype=bfloat16`.
+        options: fields of `config.ModelOptions`, for example `-M dtype=bfloat16`; and those of `DefenceOptions`, such as
+            `-M defence=rethink`.
 
     Raises:
         InputError: an unknown option or a model that cannot be there.
@@ -130,6 +110,8 @@ class TokendeepAPI(ModelAPI):
         self.batch_size = batch_size
         self.adapter_base = adapter_base
         self.needs_template = needs_template
+        self.defence = DefenceOptions(**{name: options.pop(name) for name in DEFENDED if name in options})
+        self.defence.check_defence()
         self.options = _model_options(options)
         self.subject = subject
         self._tokenizer = subject.tokenizer if subject else None
@@ -140,6 +122,7 @@ class TokendeepAPI(ModelAPI):
         self.place.check_engine(self.options)
         self.max_retries = max_retries
         self._engine: LocalEngine | ServerEngine | None = None
+        self._defended: Ask = self._ask
         self._failure: Exception | None = None
         self._lock = threading.Lock()
         if self.served:
@@ -195,9 +178,12 @@ class TokendeepAPI(ModelAPI):
         decoding = decoding_of(config)
         prompt, prefix = self._ids(input)
         choices = (input[-1].metadata or {}).get(CHOICES, ()) if input else ()
-        request = Request((*prompt, *prefix), decoding, tuple(choices))
-        completion = await asyncio.shield(asyncio.wrap_future(self._running().submit(request)))
+        request = Request((*prompt, *prefix), decoding, tuple(choices), len(prefix))
+        completion = await self._defended(request)
         return self._output(prompt, prefix, decoding, completion)
+
+    async def _ask(self, request: Request) -> Completion:
+        return await asyncio.shield(asyncio.wrap_future(self._running().submit(request)))
 
     def check(self, input: Sequence[ChatMessage]) -> None:
         """Raises InputError for a conversation that the chat template cannot render."""
@@ -269,6 +255,9 @@ class TokendeepAPI(ModelAPI):
                 return
             try:
                 self._engine = self._open()
+                if self.defence.defence:
+                    one = DEFENCES[self.defence.defence]
+                    self._defended = one.wrap(self._ask, self.tokenizer, one.of(self.defence))
             except Exception as error:
                 self._failure = error
                 raise
@@ -325,6 +314,7 @@ class TokendeepAPI(ModelAPI):
             metadata={
                 "seed": decoding.seed, "prefix_tokens": len(prefix), "answer": whole, "seconds": seconds,
                 **({CHOICES: completion.chances} if completion.chances else {}),
+                **({"checks": completion.checks} if self.defence.defence else {}),
             },
         )  # fmt: skip
 
@@ -335,9 +325,10 @@ def provider() -> type[ModelAPI]:
     return TokendeepAPI
 
 
-def live_model(subject: Subject, *, batch_size: int = 0) -> Model:
+def live_model(subject: Subject, *, batch_size: int = 0, defended: Mapping[str, Any] | None = None) -> Model:
     """An Inspect model around one that is already in memory. It is never memoised, and its log names it only."""
-    model = get_model(f"{NAME}/{subject.name}", memoize=False, subject=subject, batch_size=batch_size)
+    more = {"subject": subject, "batch_size": batch_size, **(defended or {})}
+    model = get_model(f"{NAME}/{subject.name}", memoize=False, **more)
     for name in ("subject", "batch_size"):
         model.model_args.pop(name)
     return model
@@ -371,7 +362,7 @@ def _model_options(options: dict[str, Any]) -> ModelOptions:
         if name == "system":
             raise InputError("The system prompt is a setting of the task, not of the model: give -T system=TEXT.")
         if name not in OPTIONS:
-            raise InputError(f"Unknown model option '{name}'; {did_you_mean(name, OPTIONS)}.")
+            raise InputError(f"Unknown model option '{name}'; {did_you_mean(name, (*OPTIONS, *DEFENDED))}.")
     if "date" in options:  # Inspect's command line reads it as one
         options = {**options, "date": str(options["date"])}
     return ModelOptions(**options)

@@ -147,6 +147,8 @@ def _about(group: Sequence[Sample]) -> Values:
     """What every row says of its answers: whose they are, how many, and how they came out."""
     first = group[0]
     clipped = [sample.clipped for sample in group if sample.clipped is not None]
+    checks = [sample.checks for sample in group if sample.checks is not None]
+    at_once = [bool(of) and bool(one.prefix) and of[0][1] for one in group if (of := one.checks) is not None]
     return {
         "attack": first.attack,
         "judge": first.judge,
@@ -155,6 +157,8 @@ def _about(group: Sequence[Sample]) -> Values:
         "truncated": sum(sample.truncated for sample in group),
         "clipped": sum(clipped) if clipped else None,
         "tokens": sum(sample.tokens for sample in group),
+        "stopped": sum(any(hit for _, hit in of) for of in checks) if checks else None,
+        "stopped_at_once": sum(at_once) if checks else None,
         "samples": len({sample.seed for sample in group}),
         "prompts": len({sample.prompt_id for sample in group}),
     }

@@ -21,6 +21,7 @@ from platformdirs import user_data_path
 
 from tokendeep import chat, models, runs
 from tokendeep.attacks.base import Attack
+from tokendeep.defences.options import DefenceOptions
 from tokendeep.engines.base import MOST_ROWS
 from tokendeep.engines.options import FREE, EngineOptions
 from tokendeep.errors import InputError, explain, guarded
@@ -55,6 +56,7 @@ def open_model(
     engine: EngineOptions | None = None,
     max_retries: int = 6,
     needs_template: bool = True,
+    defence: DefenceOptions | None = None,
 ) -> Model:
     """Inspect's handle on the model; weights are loaded at the first request.
 
@@ -65,25 +67,34 @@ def open_model(
         engine: who answers, where that is not the model loaded here.
         max_retries: how often a server that fails is asked again.
         needs_template: False for a model that gets its prompts as token ids alone.
+        defence: what stands between requests and answers.
 
     Raises:
         InputError: a model that cannot be there, or options for one that runs elsewhere.
     """
+    defended = defence.defended() if defence else {}
     if engine is not None and engine.served:
-        return _on_server(name, options, subject, base, engine, max_retries, needs_template)
+        more = defended | ({} if needs_template else {"needs_template": False})
+        return _on_server(name, options, subject, base, engine, max_retries, more)
     if subject is not None:
         models.check_no_base(base)
-        return live_model(subject, batch_size=batch_size)
+        return live_model(subject, batch_size=batch_size, defended=defended)
     spec = name.removeprefix(ELSEWHERE)
     if spec != name or spec.split("/")[0] in SERVING:
         if base is not None:
             raise InputError(
                 f"--base is for adapters that tokendeep loads itself: {spec} is loaded where it is served."
             )
+        if defended:
+            raise InputError(
+                f"--defence gives the model token ids, and {spec} takes texts: name the model's folder or hub id with --model, "
+                "and a server with --engine."
+            )
         return _served(spec, options)
     loading = {field: getattr(options, field) for field in OPTIONS}
     loading |= {"adapter_base": base} if base is not None else {}
     loading |= {} if needs_template else {"needs_template": False}
+    loading |= defended
     model = get_model(f"{NAME}/{name}", memoize=False, batch_size=batch_size, **loading)
     dated = ["date"] if options.date == ModelOptions().date else []  # which was not always there
     for field in (*NO_IDENTITY, *dated):
@@ -98,7 +109,7 @@ def _on_server(
     base: str | None,
     engine: EngineOptions,
     max_retries: int,
-    needs_template: bool,
+    more: Mapping[str, Any],
 ) -> Model:
     """A model whose weights are on a server, which is given token ids."""
     if subject is not None:
@@ -108,7 +119,7 @@ def _on_server(
             f"--engine is given token ids, and {name} texts: name the model's folder or hub id with --model."
         )
     own = {field: getattr(options, field) for field in OPTIONS} | {"adapter_base": base, "max_retries": max_retries}
-    own |= {} if needs_template else {"needs_template": False}
+    own |= more
     where = {field.name: getattr(engine, field.name) for field in fields(EngineOptions)}
     model = get_model(f"{NAME}/{name}", memoize=False, **own, **where)
     for field in (*NO_IDENTITY, *where, "max_retries"):
@@ -147,8 +158,7 @@ def open_grader(
         )
     engine = EngineOptions(engine=f"http{rest}") if at else None
     own = ModelOptions(chat_template=options.chat_template) if engine else options
-    bare = {"needs_template": False} if len(raw) == len(by) else {}
-    model = open_model(spec, own, batch_size, subject, None, engine, **bare)
+    model = open_model(spec, own, batch_size, subject, None, engine, needs_template=len(raw) < len(by))
     if str(model).split("/")[0] in SERVING and (names := grading.by_turns(every)):
         raise InputError(
             f"The judge {names[0]} puts a finished answer, which {str(model).split('/')[0]} would continue; serve the model "

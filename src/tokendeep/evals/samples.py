@@ -23,11 +23,13 @@ def model_of(log: EvalLog) -> str:
 def settings_of(log: EvalLog) -> dict[str, Any]:
     """What all samples of a log share: the data by its hash, and how answers were sampled."""
     metadata, config = log.eval.metadata or {}, log.plan.config
+    defence = metadata.get("defence")
     return {
         "data": metadata.get("data"),
         "system": metadata["system"],
         **asdict(decoding_of(config)),
         "max_new_tokens": config.max_tokens,
+        **({"defence": defence} if defence else {}),
     }
 
 
@@ -79,7 +81,14 @@ def sample_of(log: EvalLog, sample: EvalSample, verdict: Verdict) -> Sample:
         score=verdict.score,
         tokens=sample.output.usage.output_tokens if sample.output.usage else 0,
         seconds=(sample.output.metadata or {}).get("seconds"),
+        checks=_checks(sample),
     )
+
+
+def _checks(sample: EvalSample) -> tuple[tuple[int, bool], ...] | None:
+    """Where a defence has looked at the answer, and whether it stopped it there; None where there was none."""
+    checks = (sample.output.metadata or {}).get("checks")
+    return None if checks is None else tuple((int(depth), bool(stopped)) for depth, stopped in checks)
 
 
 def _judge_name(score: str) -> str:

@@ -32,8 +32,9 @@ from tokendeep.evals.judging import Judging, name_of, unknown
 from tokendeep.evals.judging import named as judgings_named
 from tokendeep.evals.options import EvalOptions
 from tokendeep.evals.privacy import keep_logs_private
-from tokendeep.evals.provider import TokendeepAPI, one_sentence
+from tokendeep.evals.provider import TokendeepAPI
 from tokendeep.evals.scorers import SCORERS
+from tokendeep.evals.sentences import one_sentence
 from tokendeep.evals.session import current, current_model
 from tokendeep.evals.solver import prefixed
 from tokendeep.evals.victim import check_victim, victim
@@ -141,6 +142,7 @@ def build(
             "skipped": {str(k): count for k, count in prepared.skipped.items()},
             "model": ours.about() if ours else {"name": str(model)},
             **({"continues": True} if continues else {}),
+            **({"defence": defence} if ours and (defence := ours.defence.defence_name()) else {}),
         },
     )
 

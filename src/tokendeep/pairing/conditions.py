@@ -18,7 +18,19 @@ from tokendeep.runs.identity import sha256_text
 from tokendeep.types import Sample
 
 DECODING = ("temperature", "top_p", "top_k", "max_new_tokens")
-FIELDS = ("prompts", "prefix", "template", "date", "system", "judge", "judge-template", "judged", "decoding", "engine")
+FIELDS = (
+    "prompts",
+    "prefix",
+    "template",
+    "date",
+    "system",
+    "judge",
+    "judge-template",
+    "judged",
+    "decoding",
+    "engine",
+    "defence",
+)
 Key = tuple[str, str, str]  # role of the requests, attack, its parameters in words
 Prompt = tuple[str, str]  # id and request: ids such as 1, 2, 3 are those of many data sets
 
@@ -167,6 +179,7 @@ def _settings(sample: Sample) -> dict[str, str | None]:
         "judge": f"{sample.judge} by {grader}" if grader else sample.judge,
         "judge-template": params.get("judge_template"),
         "judged": _view(sample),
+        "defence": params.get("defence", "none"),
         "decoding": ", ".join(f"{name} {value}" for name, value in decoding.items()),
     }
 

@@ -96,6 +96,8 @@ class Params(Record):
     """The language model that graded by a rubric."""
     system: str | None = None
     """System prompt: none, default, or the hash of a text."""
+    defence: str | None = None
+    """The defence at inference time that answered, with its settings."""
     data: str | None = None
     """Hash of the rows."""
     temperature: Number | None = None
@@ -154,7 +156,11 @@ class Rate(Share, Row):
     clipped: int | None = None
     """Answers of which the judge saw a part alone, cut as its authors do; null: it cuts none."""
     tokens: int | None = None
-    """Tokens that the model wrote, in all answers."""
+    """Tokens that the model wrote, in all answers; of one that a defence stopped, those of the refusal in its place."""
+    stopped: int | None = None
+    """Answers that the defence stopped at any depth; null: there was no defence."""
+    stopped_at_once: int | None = None
+    """Those that it stopped right behind the tokens given in advance: the refusals at exactly that depth."""
     samples: int = 1
     """Answers to each prompt."""
     prompts: int | None = None

@@ -23,7 +23,7 @@ from tokendeep.report.words import condition_name, percent, rate_of, share
 from tokendeep.types import Sample
 
 # Settings that a comparison must not mix.
-ALIKE = ("judged", "judge_template", "grader", "system", "max_new_tokens", "template", *KNOBS)
+ALIKE = ("judged", "judge_template", "grader", "system", "defence", "max_new_tokens", "template", *KNOBS)
 Search = tuple[str, float, str]  # target of a suffix, its tokens, the model it was found on
 
 

@@ -66,8 +66,8 @@ def series(runs: Iterable[Run]) -> list[Series]:
     built = _merged([_series(run, rates) for run in runs for rates in _together(run.rates or ())])
     groups: dict[tuple[str, str], list[Series]] = defaultdict(list)
     for one in built:
-        groups[one.role, one.label].append(one)
-    return _told_apart([replace(one, name=_name(one, groups[one.role, one.label])) for one in built])
+        groups[one.role, _defended(one)].append(one)
+    return _told_apart([replace(one, name=_name(one, groups[one.role, _defended(one)])) for one in built])
 
 
 def _told_apart(named: Sequence[Series]) -> list[Series]:
@@ -212,10 +212,16 @@ def _together(rates: Sequence[Rate]) -> list[list[Rate]]:
 # --- names --------------------------------------------------------------------------------------
 
 
+def _defended(one: Series) -> str:
+    """The label, with the defence at inference time."""
+    return f"{one.label} + {defence}" if (defence := one.settings.get("defence")) else one.label
+
+
 def _name(one: Series, siblings: Sequence[Series]) -> str:
-    """The label, with what tells this series from others of the same model."""
+    """The label, with what tells this series from others of the same model under the same defence."""
+    label = _defended(one)
     if len(siblings) == 1:
-        return one.label
+        return label
     both = {(s.file, s.settings.get("data")) for s in siblings}
     by_file = len({file for file, _ in both}) == len({data for _, data in both}) == len(both)  # else by its hash
     judges = {(s.judge, s.settings.get(WORDS)) for s in (one, *siblings)}
@@ -225,7 +231,7 @@ def _name(one: Series, siblings: Sequence[Series]) -> str:
     if differing.get("samples") == 1 and "temperature" in differing:  # said by the other
         del differing["samples"]
     words = [str(value) if name == "data" and by_file else _setting(name, value) for name, value in differing.items()]
-    return f"{one.label} ({', '.join(filter(None, words)) or one.run.folder})"
+    return f"{label} ({', '.join(filter(None, words)) or one.run.folder})"
 
 
 def _told(one: Series, by_name: bool, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 from tokendeep import data, models, runs
 from tokendeep.attacks import ATTACKS
 from tokendeep.attacks.base import Attack, Prepared, Rows
+from tokendeep.defences import DEFENCES
+from tokendeep.defences.options import DefenceOptions
 from tokendeep.engines.options import EngineOptions
 from tokendeep.errors import InputError, check_least
 from tokendeep.evals.options import EvalOptions, Grader
@@ -29,11 +31,12 @@ if TYPE_CHECKING:
     from tokendeep.evals.running import Model
 
 MODELS = ("grader", *(name for attack in ATTACKS.values() for name in attack.models))  # options that name them
+SHARED = (ModelOptions, EngineOptions, DefenceOptions, EvalOptions)
 what = heading("What to attack")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackOptions(ModelOptions, EngineOptions, EvalOptions, *(ATTACKS[name].options for name in reversed(ATTACKS))):  # type: ignore[misc]
+class AttackOptions(*SHARED, *(ATTACKS[name].options for name in reversed(ATTACKS))):  # type: ignore[misc]
     """Attack a model at inference time and judge what it says."""
 
     model: Annotated[
@@ -109,6 +112,11 @@ class AttackPlan:
         answers = sum(prompts.values()) * options.samples
         return [
             f"model: {options.model}{f', asked at {options.engine}' if options.served else ''}",
+            *(
+                [f"defence: {name}, which {DEFENCES[options.defence or ''].does}"]
+                if (name := options.defence_name())
+                else []
+            ),
             f"rows: {rows} of {options.data}" + (f"; {learnt(self.trained_on, rows)}" if self.trained_on else ""),
             *(f"{one.name}: {prompts[one.name]} prompts{self._more(one)}" for one in self.attacks),
             f"answers: {answers}, {options.samples} to each prompt, of {options.max_new_tokens} tokens at most; "
@@ -144,8 +152,9 @@ def plan(options: AttackOptions, subject: Subject | None = None, rows: Iterable[
 
     attacks = _check(options)
     options.check_engine(options)
+    options.check_defence()
     model = running.open_model(
-        options.model, options, options.batch_size, subject, options.base, options, options.max_retries
+        options.model, options, options.batch_size, subject, options.base, options, options.max_retries, defence=options
     )
     loading = models.ModelOptions(dtype=options.dtype, device=options.device)
     every = judging.named(options.judge, options.judged)

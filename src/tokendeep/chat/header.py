@@ -1,0 +1,65 @@
+"""The beginning of another answer: what a chat template writes between the end of one answer and the first word of the next.
+
+Knows nothing of who puts it into an answer, and why.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokendeep.chat.ids import continuation_ids, memory
+from tokendeep.chat.templates import render, template
+from tokendeep.chat.tokens import around, frame_of, seam
+from tokendeep.errors import InputError
+from tokendeep.types import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ASKED = "Hello there"
+
+
+def header_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end an answer and open another one: the end of turn, then the assistant's header.
+
+    The header is what the template writes with `add_generation_prompt` and not without, and what it opens every answer with
+    (an empty thinking block). Templates of the Llama-2 kind write nothing there: their answer begins behind the end of the
+    user's turn, so that end, ` [/INST]`, is their header, behind the BOS where each of their turns begins with one.
+
+    Raises:
+        InputError: no chat template, one that cannot render a conversation, or one whose answers nothing opens.
+    """
+    known = memory(tokenizer)
+    key = ("header", template(tokenizer), len(tokenizer))
+    if key not in known:
+        known[key] = _find(tokenizer)
+    return list(known[key])
+
+
+def _find(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    user: list[Message] = [{"role": "user", "content": _ASKED}]
+    asked, before, tail = around(tokenizer, user)
+    bare = render(tokenizer, user, False)
+    opening = (seam(asked, before) or ("", ""))[0]
+    if asked.startswith(bare) and len(asked) > len(bare):
+        return continuation_ids(tokenizer, tail + asked[len(bare) :] + opening)
+    closing = asked.rpartition(_ASKED)[2]
+    if not closing.strip():
+        raise InputError(
+            "The chat template writes nothing before an answer, so that none can be begun again: give another one with "
+            "--chat-template."
+        )
+    return [*frame_of(tokenizer, user).end, *_bos(tokenizer, user), *continuation_ids(tokenizer, closing + opening)]
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase, user: list[Message]) -> list[int]:
+    """BOS where the template begins every turn with it."""
+    bos = tokenizer.bos_token
+    if not bos:
+        return []
+    answered: list[Message] = [*user, {"role": "assistant", "content": "Hello"}]
+    try:
+        again = render(tokenizer, [*answered, *user], True).count(bos) > render(tokenizer, answered, False).count(bos)
+    except InputError:  # it takes one turn alone
+        return []
+    return [tokenizer.bos_token_id] if again else []
