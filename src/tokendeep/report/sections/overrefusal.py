@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tokendeep.pairing.pairs import not_answered
 from tokendeep.records import Rate, plots
 from tokendeep.records.plots import Curve
-from tokendeep.report import figures, paired, trained
+from tokendeep.report import defended, figures, paired, trained
 from tokendeep.report.paired import Comparison
 from tokendeep.report.report import Report
 from tokendeep.report.section import Figure, Section, Table
@@ -61,6 +61,7 @@ def build(report: Report) -> Section:
         section.findings += [_deep(one) for one in swept]
     if tests:
         section.tables.append(Table("Paired tests of over-refusal", TESTS, [_test_row(one) for one in tests], NOTE))
+    section.tables += defended.tables(report.harmless)
     return section
 
 

@@ -7,7 +7,7 @@ from tokendeep.attacks import ATTACKS
 from tokendeep.judges import JUDGES, of_harm
 from tokendeep.records import Rate, Share, plots
 from tokendeep.records.plots import Curve
-from tokendeep.report import figures, trained
+from tokendeep.report import defended, figures, trained
 from tokendeep.report.report import Report
 from tokendeep.report.section import Figure, Section, Table
 from tokendeep.report.series import Condition, Series
@@ -51,7 +51,7 @@ def build(report: Report) -> Section:
         _add_sweep(section, group, what, where, report.styles)
     if not swept:
         section.text.append("No curve: prefill was not run.")
-    section.tables += _other_tables(harmful, what)
+    section.tables += [*_other_tables(harmful, what), *defended.tables(harmful)]
     return section
 
 
