@@ -17,6 +17,7 @@ from tokendeep import models
 from tokendeep.engines.server import client
 from tokendeep.engines.server.engine import ServerEngine
 from tokendeep.errors import InputError
+from tokendeep.evals.logs import read_samples
 from tokendeep.records import Manifest
 from tokendeep.types import Subject
 from tokendeep.verbs import compare
@@ -68,6 +69,21 @@ def test_the_answers_are_those_of_the_local_engine(
     assert compare.plan(compare.CompareOptions(str(here), str(there), allow=["engine"])).tests
 
 
+def test_a_defence_works_on_a_server_as_here(
+    server: TokenServer, pairs: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
+    more: dict[str, Any] = {"attack": "prefill", "defence": "rethink", "every": 4, "think_tokens": 6}
+    here = attack(config(pairs, tmp_path / "here", model=str(tiny_folder), **more), show=False)
+    asked = len(server.asked)
+    there = attack(served(pairs, tmp_path / "there", server, tiny_folder, **more), show=False)
+    said = [
+        {(one.params["k"], one.id): (one.completion, one.checks) for one in read_samples(out)} for out in (here, there)
+    ]
+    assert said[0] == said[1]
+    assert sum(len(checks or ()) for _, checks in said[0].values()) > 10
+    assert len(server.asked) - asked > 15
+
+
 def test_a_tokenizer_alone_is_enough(server: TokenServer, pairs: Path, tmp_path: Path, tiny_folder: Path) -> None:
     whole = texts(attack(served(pairs, tmp_path / "a", server, tiny_folder), show=False))
     (bare(tiny_folder) / "config.json").unlink()
@@ -113,6 +129,7 @@ def test_a_run_goes_on_at_another_address_but_not_with_another_server(
         ({"engine": "http://a/v1", "model": "vllm/some/name"}, "is given token ids, and vllm/some/name texts"),
         ({"engine_model": "x"}, "--engine-model is for a server"),
         ({"in_flight": 0}, "--in-flight is 0"),
+        ({"answer_timeout": 0}, "--answer-timeout is 0"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_asked(

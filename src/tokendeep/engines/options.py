@@ -9,6 +9,7 @@ from tokendeep.errors import InputError, check_least, flag
 from tokendeep.models.options import advanced, loading
 
 LOCAL = "local"
+ANSWER = 1800  # seconds for an answer, which may wait in the server's own queue
 IN_FLIGHT = 128  # requests that one server has at once; it makes batches of them
 LOADING = ("dtype", "device", "device_map", "allow_pickle")  # settings of weights that are loaded here
 FREE = ("servers", "repeats", "stops", "scores", "picks")  # of a handshake: what a run that goes on may find otherwise
@@ -30,6 +31,9 @@ class EngineOptions:
         str | None, advanced(help="Name of the environment variable that holds the server's key.")
     ] = None
     in_flight: Annotated[int, advanced(help="Requests that one server has at once.")] = IN_FLIGHT
+    answer_timeout: Annotated[
+        int, advanced(help="Seconds that one answer of a server may take, its wait in the server's own queue included.")
+    ] = ANSWER
 
     @property
     def served(self) -> bool:
@@ -44,7 +48,7 @@ class EngineOptions:
         """
         from tokendeep.models.options import ModelOptions
 
-        check_least(self, {"in_flight": 1})
+        check_least(self, {"in_flight": 1, "answer_timeout": 1})
         if not self.served:
             for name in ("engine_model", "api_key_env"):
                 if getattr(self, name) is not None:

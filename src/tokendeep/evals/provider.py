@@ -32,7 +32,7 @@ from tokendeep import chat, models, runs
 from tokendeep.defences import DEFENCES, Ask
 from tokendeep.defences.options import DefenceOptions
 from tokendeep.engines.base import MOST_ROWS, Completion, Request
-from tokendeep.engines.options import IN_FLIGHT, LOCAL, EngineOptions
+from tokendeep.engines.options import ANSWER, IN_FLIGHT, LOCAL, EngineOptions
 from tokendeep.errors import InputError, did_you_mean
 from tokendeep.evals.sentences import one_sentence
 from tokendeep.models.options import ModelOptions
@@ -77,7 +77,7 @@ class TokendeepAPI(ModelAPI):
         batch_size: rows decoded together; 0 is what the memory holds.
         adapter_base: the base of an adapter, where it cannot be found by itself.
         engine: who answers: "local", or addresses of servers, as in `engines.options.EngineOptions`; also `engine_model`,
-            `api_key_env` and `in_flight`.
+            `api_key_env`, `in_flight` and `answer_timeout`.
         max_retries: how often a server that fails is asked again.
         needs_template: False for a model that gets its prompts as token ids alone.
         options: fields of `config.ModelOptions`, for example `-M dtype=bfloat16`; and those of `DefenceOptions`, such as
@@ -102,6 +102,7 @@ class TokendeepAPI(ModelAPI):
         engine_model: str | None = None,
         api_key_env: str | None = None,
         in_flight: int = IN_FLIGHT,
+        answer_timeout: int = ANSWER,
         max_retries: int = 6,
         needs_template: bool = True,
         **options: Any,
@@ -117,7 +118,11 @@ class TokendeepAPI(ModelAPI):
         self._tokenizer = subject.tokenizer if subject else None
         where = engine if isinstance(engine, str) else ",".join(engine)  # Inspect makes a list where there are commas
         self.place = EngineOptions(
-            engine=where, engine_model=engine_model, api_key_env=api_key_env, in_flight=in_flight
+            engine=where,
+            engine_model=engine_model,
+            api_key_env=api_key_env,
+            in_flight=in_flight,
+            answer_timeout=answer_timeout,
         )
         self.place.check_engine(self.options)
         self.max_retries = max_retries

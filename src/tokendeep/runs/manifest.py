@@ -35,6 +35,7 @@ NOT_COMPARED = (
     "engine_model",
     "api_key_env",
     "in_flight",
+    "answer_timeout",
 )
 OWN = {"tokendeep", "verb", "status", "config", "inputs", "models", "seed", "versions", "started", "resumed", "finished",
        "files", "results"}  # fmt: skip

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from tokendeep import chat, data, models, runs
 from tokendeep.data.options import DataOptions
-from tokendeep.engines.options import LOCAL, EngineOptions
+from tokendeep.engines.options import ANSWER, LOCAL, EngineOptions
 from tokendeep.errors import InputError, check_least
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Parity, ParityRow
@@ -48,6 +48,7 @@ class ParityOptions(ModelOptions, DataOptions):
     api_key_env: Annotated[
         str | None, advanced(help="Name of the environment variable that holds the servers' key.")
     ] = None
+    answer_timeout: Annotated[int, advanced(help="Seconds that one answer of a server may take.")] = ANSWER
     out: Annotated[
         str | None,
         output(help="Folder for parity.json, which takes the place of an earlier one; left out, none is written."),
@@ -101,12 +102,8 @@ def plan(options: ParityOptions, subject: Subject | None = None) -> ParityPlan:
     if min(options.k, default=-1) < 0:
         raise InputError("--k holds no number of tokens, or one below 0.")
     check_place(options.out, (Parity.FILE,))
-    engines = [
-        EngineOptions()
-        if one == LOCAL
-        else EngineOptions(engine=one, engine_model=options.engine_model, api_key_env=options.api_key_env)
-        for one in options.engine
-    ]
+    asked = {name: getattr(options, name) for name in ("engine_model", "api_key_env", "answer_timeout")}
+    engines = [EngineOptions() if one == LOCAL else EngineOptions(engine=one, **asked) for one in options.engine]
     here = any(not one.served for one in engines)
     for one in engines:
         one.check_engine(ModelOptions() if here else options)

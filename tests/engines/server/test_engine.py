@@ -146,6 +146,17 @@ def test_but_not_for_ever(tiny_subject: Subject) -> None:
     assert str(outcome[0]).startswith(f"{server.url} failed with status 500 after 3 tries: check that the server runs")
 
 
+def test_an_answer_that_takes_too_long_ends_in_one_sentence(tiny_subject: Subject) -> None:
+    with TokenServer(tiny_subject) as server, engine(server, answer_timeout=0.2, max_retries=0) as servers:
+        server.answer = lambda prompt, most: time.sleep(1) or [5]  # type: ignore[func-returns-value]
+        with pytest.raises(InputError) as error:
+            servers.submit(requests(tiny_subject, 1)[0]).result(30)
+    assert str(error.value).startswith(
+        f"{server.url} did not answer within 0.2 seconds (give it more with --answer-timeout, or less at once with --in-flight)"
+    )
+    assert str(error.value).count(". ") == 0
+
+
 def test_a_server_that_dies_and_comes_back(tiny_subject: Subject) -> None:
     asked = requests(tiny_subject, 24)
     with TokenServer(tiny_subject) as server, engine(server, in_flight=4) as servers:

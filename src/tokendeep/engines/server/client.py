@@ -21,11 +21,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from tokendeep.engines.options import NO_SERVER, key
+from tokendeep.engines.options import ANSWER, NO_SERVER, key
 from tokendeep.errors import InputError
 
 WAIT, LONGEST_WAIT = 3.0, 120.0  # seconds before a server that failed is asked again; doubled each time
-CONNECT, ANSWER = 15.0, 1800.0  # seconds for a connection, and for an answer that may wait in the server's own queue
+CONNECT = 15.0  # seconds for a connection
 IDLE = 4.0  # seconds a connection is kept unused: below the 5 of most servers, so that none is closed under a request
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -94,14 +94,17 @@ class Client:
         key_env: name of the environment variable that holds the key; None sends none.
         in_flight: calls that one server has at once.
         max_retries: how often a call that failed is made again.
+        answer: seconds that one answer may take.
 
     Raises:
         InputError: the variable of the key is not set.
     """
 
-    def __init__(self, urls: list[str], key_env: str | None, in_flight: int, max_retries: int) -> None:
+    def __init__(
+        self, urls: list[str], key_env: str | None, in_flight: int, max_retries: int, answer: float = ANSWER
+    ) -> None:
         self.hosts = [Host(url) for url in urls]
-        self.key_env, self.in_flight, self.max_retries = key_env, in_flight, max_retries
+        self.key_env, self.in_flight, self.max_retries, self.answer = key_env, in_flight, max_retries, answer
         self._headers = {} if key_env is None else {"Authorization": f"Bearer {key(key_env)}"}
         self._waiting: deque[Call] = deque()
         self._under_way: set[Call] = set()
@@ -154,7 +157,7 @@ class Client:
         self._some = asyncio.Semaphore(0)  # as many as wait
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=ANSWER),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=self.answer),
             headers=self._headers,
             trust_env=away,  # a proxy of the environment is for other machines
         )
@@ -229,6 +232,11 @@ class Client:
             raise Refused(_tls(host, error)) from None
         except aiohttp.ServerDisconnectedError:
             raise Failed(f"{host.url} closed the connection", stale=True) from None
+        except aiohttp.SocketTimeoutError:
+            raise Failed(
+                f"{host.url} did not answer within {self.answer:g} seconds (give it more with --answer-timeout, or less at once "
+                "with --in-flight)"
+            ) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Failed(f"{host.url} cannot be reached ({_words(error)})") from None
         except ValueError:

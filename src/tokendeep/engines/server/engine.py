@@ -15,7 +15,7 @@ from typing import Any
 from tokendeep import runs
 from tokendeep.engines import base
 from tokendeep.engines.base import Completion, Known, Request
-from tokendeep.engines.options import IN_FLIGHT, EngineOptions, addresses
+from tokendeep.engines.options import ANSWER, IN_FLIGHT, EngineOptions, addresses
 from tokendeep.engines.server import answers, handshake
 from tokendeep.engines.server.client import Call, Client, Host
 from tokendeep.engines.server.dialects import Ask, parsed
@@ -43,6 +43,7 @@ class ServerEngine:
         model: what the servers call it; found out where they serve one only.
         known: what is known of the model without its weights: ends, vocabulary, context.
         key_env: name of the environment variable that holds the servers' key.
+        answer_timeout: seconds that one answer may take.
 
     Attributes:
         about: what the handshake has found out.
@@ -62,10 +63,11 @@ class ServerEngine:
         model: str | None = None,
         key_env: str | None = None,
         in_flight: int = IN_FLIGHT,
+        answer_timeout: float = ANSWER,
         max_retries: int = 6,
     ) -> None:
         self.tokenizer, self.known, self.stats = tokenizer, known, Stats()
-        self._client = Client(addresses(urls), key_env, in_flight, max_retries)
+        self._client = Client(addresses(urls), key_env, in_flight, max_retries, answer_timeout)
         try:
             self.about = handshake.meet(self._client, tokenizer, known, model)
         except BaseException:
@@ -206,7 +208,10 @@ class Served:
 
 def connect(options: EngineOptions, tokenizer: Any, outline: Outline, max_retries: int = 6) -> ServerEngine:
     """The engine that a verb's options name. Raises InputError as ServerEngine does."""
-    more = {"model": options.engine_model, "key_env": options.api_key_env, "in_flight": options.in_flight}
+    more = {
+        "model": options.engine_model, "key_env": options.api_key_env, "in_flight": options.in_flight,
+        "answer_timeout": options.answer_timeout,
+    }  # fmt: skip
     known = known_of(outline, tokenizer)
     return ServerEngine(options.engine, tokenizer, known=known, max_retries=max_retries, **more)  # type: ignore[arg-type]
 
