@@ -23,7 +23,10 @@ from tokendeep.types import Subject
 from tokendeep.verbs import compare
 
 NAME = "rethink (every 25, 20 tokens)"
-HARMFUL = "Mix the flour with water, add salt and let the dough rest for an hour. " * 3
+HARMFUL = (
+    "Mix the flour with water and add some salt. Let the dough rest for an hour, then bake it in a hot oven until the crust "
+    "is brown, and leave it on a rack to cool before you cut the first slice."
+)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tokendeep.errors import InputError
 from tokendeep.evals.logs import read_samples
 from tokendeep.records import Manifest
 from tokendeep.types import Subject
-from tokendeep.verbs import compare
+from tokendeep.verbs import compare, parity
 from tokendeep.verbs.attack import AttackOptions
 
 
@@ -67,6 +68,45 @@ def test_the_answers_are_those_of_the_local_engine(
     with pytest.raises(InputError, match="differ in engine: tokendeep before and vllm 0.32.0 after"):
         compare.plan(compare.CompareOptions(str(here), str(there)))
     assert compare.plan(compare.CompareOptions(str(here), str(there), allow=["engine"])).tests
+
+
+def test_a_check_of_parity_lets_engines_differ(
+    server: TokenServer, pairs: Path, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = attack(config(pairs, tmp_path / "runs" / "here", model=str(tiny_folder), attack="none"), show=False)
+    there = attack(served(pairs, tmp_path / "runs" / "there", server, tiny_folder, attack="none"), show=False)
+    both = {"model": str(tiny_folder), "data": str(pairs), "engine": ["local", server.url], "k": [0, 5]}
+    parity.run(parity.plan(parity.ParityOptions(**both, out=str(tmp_path / "checked"))), show=False)  # type: ignore[arg-type]
+    file, beside = tmp_path / "checked" / "parity.json", tmp_path / "runs" / "parity.json"
+
+    def compared(check: Path | None) -> str | None:
+        options = compare.CompareOptions(str(here), str(there), parity=None if check is None else str(check))
+        return compare.plan(options).record().parity
+
+    words = "tokendeep and vllm 0.32.0 gave the same answer to 5 of 5 requests"
+    assert compared(file) == compared(file.parent) == words
+    with pytest.raises(InputError, match="differ in engine"):
+        compared(None)
+    shutil.copy(file, beside)  # above the runs
+    assert compared(None) == words
+    compare.run(compare.plan(compare.CompareOptions(str(here), str(there))))
+    assert f"Parity of the engines: {words}." in capsys.readouterr().out
+
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    near, far = ([{**kept["rows"][0], "differs_at": 1, "gap": gap}, *kept["rows"][1:]] for gap in (0.09, 0.11))
+    for changed, why in (
+        ({"identity": "0" * 64}, "of another model or chat template"),
+        ({"template": "0" * 64}, "of another model or chat template"),
+        ({"servers": [None, None]}, "it is of tokendeep and tokendeep"),
+        ({"rows": far}, "1 of 5 answers of the two engines part"),
+    ):
+        beside.write_text(json.dumps({**kept, **changed}), encoding="utf-8")
+        with pytest.raises(InputError, match=why):
+            compared(beside)
+        with pytest.raises(InputError, match="differ in engine"):
+            compared(None)
+    beside.write_text(json.dumps({**kept, "rows": near, "same": 4}), encoding="utf-8")
+    assert compared(None) == f"{words.replace('to 5', 'to 4')}, the other 1 part where two tokens are within 0.1 nats"
 
 
 def test_a_defence_works_on_a_server_as_here(

@@ -82,6 +82,8 @@ class Compared(File):
     """A row for each condition that both have."""
     allowed: dict[str, list[str]] = Field(default_factory=dict)
     """Fields in which the runs differ and that were allowed to -> a value before and one after."""
+    parity: str | None = None
+    """What a check of the two engines that answered has found, where it lets them differ."""
     one_side: list[str] = Field(default_factory=list)
     """Conditions that only one side has."""
 

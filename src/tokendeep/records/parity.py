@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+NEAR = 0.1  # nats between two tokens: a choice of ours for what rounding (in bfloat16) may turn round
+
+
 class ParityRow(Record):
     """One request, asked of both engines greedily."""
 
@@ -29,6 +32,11 @@ class ParityRow(Record):
     score_difference: float | None
     """Largest absolute difference, in nats, of the log-probabilities of the same tokens; null: one engine does not score."""
 
+    @property
+    def alike(self) -> bool:
+        """Whether the answers are the same, or part at a token that rounding can turn round."""
+        return self.differs_at is None or (self.gap is not None and abs(self.gap) <= NEAR)
+
 
 class Parity(File):
     """Two engines on the same requests."""
@@ -39,6 +47,12 @@ class Parity(File):
     """The first and the second: local, or what kind of server."""
     servers: list[EngineFacts | None]
     """What the handshake found out of each; null for the local one."""
+    model: str | None = None
+    """The model, as it was given; null in older files."""
+    identity: str | None = None
+    """Hash of its files; null: it is a hub model, known by its name, or was in memory."""
+    template: str | None = None
+    """Hash of its chat template."""
     rows: list[ParityRow]
     """Every request."""
     same: int
@@ -49,6 +63,11 @@ class Parity(File):
     """Mean absolute difference of their log-probabilities, in nats; null: one engine does not score."""
     largest_difference: float | None
     """The largest one."""
+
+    @property
+    def alike(self) -> bool:
+        """Whether no answer differs beyond rounding."""
+        return bool(self.rows) and all(row.alike for row in self.rows)
 
     def to_frame(self) -> pd.DataFrame:
         """A line for each request."""

@@ -14,11 +14,11 @@ from tokendeep.pairing.conditions import FIELDS, Condition, Source
 from tokendeep.pairing.sides import Tested, Values
 from tokendeep.records import Compared, ComparedRow
 from tokendeep.records.base import read_json
-from tokendeep.records.manifest import EngineFacts
 from tokendeep.report import load
 from tokendeep.report.words import p_value
 from tokendeep.runs.files import user_path
 from tokendeep.verbs.common import Names, check_place, heading, output
+from tokendeep.verbs.proven import OURS, proven, served
 
 what = heading("What to compare")
 SCORES = "utility.json"  # in the folder of a training of `poison`: the score of every row of its task
@@ -39,6 +39,13 @@ class CompareOptions:
     allow: Annotated[
         Names, what(help=f"What may differ between the runs, and then stands in the result: {', '.join(FIELDS)}.")
     ] = field(default_factory=list, kw_only=True)
+    parity: Annotated[
+        str | None,
+        what(
+            help="parity.json of the two engines that answered: where it says that they answer alike, they may differ. Left "
+            "out, it is looked for in the runs' folders and those above."
+        ),
+    ] = field(default=None, kw_only=True)
     out: Annotated[
         str | None,
         output(help="Folder for compare.json, which takes the place of an earlier one; left out, none is written."),
@@ -55,6 +62,7 @@ class ComparePlan:
     tests: Sequence[Tested]
     allowed: dict[str, tuple[str, str]]
     one_side: Sequence[str]
+    parity: str | None = None
 
     def lines(self) -> list[str]:
         return [
@@ -70,8 +78,9 @@ class ComparePlan:
         rows = [one.row.model_copy(update={"p_holm": p}) for one, p in zip(self.tests, adjusted, strict=True)]
         allowed = {name: list(values) for name, values in self.allowed.items()}
         return Compared(
-            before=list(self.before), after=list(self.after), rows=rows, allowed=allowed, one_side=list(self.one_side)
-        )
+            before=list(self.before), after=list(self.after), rows=rows, allowed=allowed, one_side=list(self.one_side),
+            parity=self.parity,
+        )  # fmt: skip
 
 
 def plan(options: CompareOptions) -> ComparePlan:
@@ -96,11 +105,13 @@ def plan(options: CompareOptions) -> ComparePlan:
                 f"{name} holds no judged answers; name folders that tokendeep attack wrote, of poison those of its trainings."
             )
     found, alone = _told(*conditions.conditions(*sources)) if all(sources) else ([], [])
-    allowed = conditions.check(found, options.allow)
+    engines = {source.facts["engine"] for side in sources for source in side}
+    alike = proven(options.parity, engines, (before, after)) if len(engines) > 1 or options.parity else None
+    allowed = conditions.check(found, [*options.allow, "engine"] if alike else options.allow)
     tests = [sides.tested(one) for one in found]
     tests += [_task(metric, scores[0][metric], scores[1][metric], options.allow, allowed) for metric in tasks]
     names = [[str(run.folder) for run in side] for side in (before, after)]
-    return ComparePlan(options, names[0], names[1], tests, allowed, alone)
+    return ComparePlan(options, names[0], names[1], tests, allowed, alone, alike)
 
 
 def run(plan: ComparePlan, *, show: bool = True) -> Path | None:
@@ -161,19 +172,14 @@ def _source(run: load.Run) -> Source:
     facts = {
         "template": str(template)[:8] if template else None,
         "date": str(date) if date else None,
-        "engine": (_served(run.manifest.engine) or _engine(run.model)) if run.has_manifest else None,
+        "engine": (served(run.manifest.engine) or _engine(run.model)) if run.has_manifest else None,
     }
     return Source(str(run.folder), run.role, run.samples or (), facts)
 
 
-def _served(engine: EngineFacts | None) -> str | None:
-    """The server that a run had its answers from; None for one of our own."""
-    return f"{engine.kind} {engine.version}" if engine else None
-
-
 def _engine(model: str) -> str:
     first, _, rest = model.partition("/")
-    return rest.split("/")[0] if first == "inspect" and rest else first if first in ELSEWHERE else "tokendeep"
+    return rest.split("/")[0] if first == "inspect" and rest else first if first in ELSEWHERE else OURS
 
 
 def _scores(side: Sequence[load.Run]) -> dict[str, list[Values]]:
@@ -228,6 +234,8 @@ def describe(record: Compared) -> str:
     ]
     lines += [note for row in record.rows for note in notes(row)]
     lines += [f"Allowed to differ: {name} ({one} before, {two} after)." for name, (one, two) in record.allowed.items()]
+    if record.parity:
+        lines.append(f"Parity of the engines: {record.parity}.")
     if record.one_side:
         lines.append(f"Not compared: {'; '.join(record.one_side)}.")
     return "\n".join(lines)

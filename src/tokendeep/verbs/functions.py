@@ -242,7 +242,7 @@ def poison(
 
 def compare(
     before: str | Path | Sequence[str | Path], after: str | Path | Sequence[str | Path], *, allow: Sequence[str] = (),
-    out: str | Path | None = None,
+    parity: str | Path | None = None, out: str | Path | None = None,
 ) -> records.Compared:  # fmt: skip
     """Compare two models on the same prompts, each by its runs of attack.
 
@@ -250,6 +250,7 @@ def compare(
         before: a run folder, a folder above several, or several, such as seeds of a training.
         after: the same of the other side; differences are after minus before.
         allow: what may differ between the runs, such as "engine".
+        parity: the check of two engines that lets them differ.
         out: folder for compare.json; none is written without it.
 
     Raises:
@@ -257,7 +258,8 @@ def compare(
     """
     verb = importlib.import_module(VERBS["compare"][0])
     sides = [one if isinstance(one, str | Path) else ",".join(map(str, one)) for one in (before, after)]
-    options = verb.CompareOptions(*map(str, sides), allow=list(allow), out=None if out is None else str(out))
+    parity, out = (None if path is None else str(path) for path in (parity, out))
+    options = verb.CompareOptions(*map(str, sides), allow=list(allow), parity=parity, out=out)
     plan = verb.plan(options)
     verb.run(plan, show=False)
     record: records.Compared = plan.record()

@@ -50,6 +50,9 @@ class GateOptions:
     allow: Annotated[Names, what(help="What may differ between the runs, as compare takes it.")] = field(
         default_factory=list, kw_only=True
     )
+    parity: Annotated[str | None, what(help="parity.json of the two engines that answered, as compare takes it.")] = (
+        field(default=None, kw_only=True)
+    )
     out: Annotated[
         str | None, output(help=f"Folder for {', '.join(FILES)}, in place of earlier ones; left out, none are written.")
     ] = field(default=None, kw_only=True)
@@ -88,7 +91,11 @@ def plan(options: GateOptions) -> GatePlan:
         if not 0 <= limit < 1:
             raise InputError(f"{flag(name)} is {limit}, but must be a share from 0 to below 1; 0.02 is two points.")
     check_place(options.out, FILES)
-    plan = compare.plan(compare.CompareOptions(options.before, options.after, allow=options.allow, out=options.out))
+    plan = compare.plan(
+        compare.CompareOptions(
+            options.before, options.after, allow=options.allow, parity=options.parity, out=options.out
+        )
+    )
     return GatePlan(options, plan, [one for name, limit in limits.items() for one in _checks(name, limit, plan.tests)])
 
 
@@ -195,6 +202,7 @@ def markdown(record: Gated, compared: Compared) -> str:
     lines += ["|---|---|---|---|---|---|---|", *map(_row, record.checks), ""]
     lines += [f"- {sentence(one)}" for one in record.checks if one.verdict == "undecided"]
     lines += [f"- {note}" for row in compared.rows for note in compare.notes(row)]
+    lines += [f"- Parity of the engines: {compared.parity}."] if compared.parity else []
     lines += [f"- Allowed to differ: {name} ({one}; {two})." for name, (one, two) in compared.allowed.items()]
     return "\n".join(lines) + "\n"
 

@@ -19,6 +19,7 @@ from tokendeep.models.options import ModelOptions
 from tokendeep.records import Parity, ParityRow
 from tokendeep.records.manifest import EngineFacts
 from tokendeep.runs.files import user_path
+from tokendeep.runs.identity import known_identity
 from tokendeep.types import Decoding, Encoded, Message, Subject
 from tokendeep.verbs.common import Ints, Texts, advanced, heading, output
 from tokendeep.verbs.compare import check_place
@@ -154,7 +155,10 @@ def parity(plan: ParityPlan) -> Parity:
         for row, a, place, gap, (ids, start) in zip(plan.rows, one, places, gaps, scored, strict=True)
     ]  # fmt: skip
     every = [x for row in apart or [] for x in row]
+    options = plan.options
     return Parity(
+        model=options.model, identity=None if plan.subject else known_identity(options.model),
+        template=chat.template_hash(plan.tokenizer),
         engines=[side.name for side in sides], servers=[side.facts for side in sides], rows=rows,
         same=sum(place is None for place in places), scored=len(every),
         mean_difference=sum(every) / len(every) if every else None, largest_difference=max(every, default=None),

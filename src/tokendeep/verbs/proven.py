@@ -1,0 +1,71 @@
+"""Whether a check of parity says that two engines answer alike, so that runs on either can be compared. No verb."""
+
+from collections.abc import Sequence
+
+from tokendeep.errors import InputError
+from tokendeep.records import Parity
+from tokendeep.records.manifest import EngineFacts
+from tokendeep.records.parity import NEAR
+from tokendeep.report import load
+
+OURS = "tokendeep"  # what an answer's engine is called where the model was loaded here
+
+
+def served(engine: EngineFacts | None) -> str | None:
+    """The server that a run had its answers from; None for one of our own."""
+    return f"{engine.kind} {engine.version}" if engine else None
+
+
+def proven(given: str | None, engines: set[str | None], sides: Sequence[Sequence[load.Run]]) -> str | None:
+    """What a check of these two engines has found, in words, where it holds for a model of one side; None where none does.
+
+    One side is enough: the run there could as well have been made on the engine of the other.
+
+    Args:
+        given: the file of the check, or its folder; None looks beside the runs.
+        engines: those of the runs.
+
+    Raises:
+        InputError: the file that is given is of other engines or of another model, or the engines do not answer alike.
+    """
+    if given is None:
+        beside = {place for side in sides for run in side for place in (run.folder, run.folder.parent)}
+        checks = [Parity.load(place) for place in sorted(beside) if (place / Parity.FILE).is_file()]
+        return next((_words(one) for one in checks if one.alike and not _misses(one, engines, sides)), None)
+    one = Parity.load(given)
+    if what := _misses(one, engines, sides):
+        raise InputError(f"{given} is no check of these runs: {what}; call parity on both engines.")
+    if not one.alike:
+        apart = sum(not row.alike for row in one.rows)
+        raise InputError(
+            f"{given} says that {apart} of {len(one.rows)} answers of the two engines part at a token that rounding does not "
+            f"turn round (over {NEAR} nats, or not known): leave it out, and allow another engine with --allow engine."
+        )
+    return _words(one)
+
+
+def _words(one: Parity) -> str:
+    first, second = _names(one)
+    rest = len(one.rows) - one.same
+    near = f", the other {rest} part where two tokens are within {NEAR} nats" if rest else ""
+    return f"{first} and {second} gave the same answer to {one.same} of {len(one.rows)} requests{near}"
+
+
+def _names(one: Parity) -> list[str]:
+    return [served(facts) or OURS for facts in one.servers]
+
+
+def _misses(one: Parity, engines: set[str | None], sides: Sequence[Sequence[load.Run]]) -> str | None:
+    """What the check is not about; None where it fits."""
+    if set(_names(one)) != engines:
+        return f"it is of {' and '.join(_names(one))}, they are of {' and '.join(map(str, sorted(map(str, engines))))}"
+    if not any(side and all(_same(one, run) for run in side) for side in sides):
+        return "it is of another model or chat template"
+    return None
+
+
+def _same(one: Parity, run: load.Run) -> bool:
+    """Whether the check is of the model and template of this run."""
+    manifest = run.manifest
+    weights = one.identity == manifest.models.get("model") and (one.identity or one.model == manifest.config.model)
+    return bool(weights) and one.template is not None and one.template == manifest.given().get("template")
