@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from inspect_ai import eval as inspect_eval
 from inspect_ai.model import get_model
 
-from attacking import Answers, answers, attack, config, pairs  # noqa: F401  (fixtures)
+from attacking import Answers, answers, attack, config, evaluate, pairs  # noqa: F401  (fixtures)
 from tokendeep import chat
 from tokendeep.defences.rethink import REFUSAL
 from tokendeep.engines.base import Request
@@ -88,13 +87,7 @@ def test_inspect_takes_it_as_an_argument_of_the_model(
     pairs: Path, tmp_path: Path, tiny_folder: Path, shallow: Answers
 ) -> None:
     model = get_model(f"tokendeep/{tiny_folder}", memoize=False, defence="rethink", every=10)
-    [log] = inspect_eval(
-        TASKS["none"](str(pairs), max_new_tokens=200),
-        model=model,
-        log_dir=str(tmp_path / "logs"),
-        display="none",
-        log_realtime=False,
-    )
+    log = evaluate(TASKS["none"], model, tmp_path, data=str(pairs), max_new_tokens=200)
     assert log.eval.metadata is not None
     assert log.eval.metadata["defence"] == "rethink (every 10, 20 tokens)"
     assert [sample.output.completion == REFUSAL for sample in log.samples or ()] == [True, True, False]

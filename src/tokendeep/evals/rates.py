@@ -157,8 +157,11 @@ def _about(group: Sequence[Sample]) -> Values:
         "truncated": sum(sample.truncated for sample in group),
         "clipped": sum(clipped) if clipped else None,
         "tokens": sum(sample.tokens for sample in group),
-        "stopped": sum(any(hit for _, hit in of) for of in checks) if checks else None,
-        "stopped_at_once": sum(at_once) if checks else None,
+        **(
+            {"stopped": sum(any(hit for _, hit in of) for of in checks), "stopped_at_once": sum(at_once)}
+            if checks
+            else {}
+        ),
         "samples": len({sample.seed for sample in group}),
         "prompts": len({sample.prompt_id for sample in group}),
     }
