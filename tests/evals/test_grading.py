@@ -57,7 +57,9 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Reply], Grader]:
     def used(reply: Reply) -> Grader:
         grader = Grader(reply)
         monkeypatch.setattr(
-            running, "open_model", lambda name, *more: grader.model if name == "grader" else opened(name, *more)
+            running,
+            "open_model",
+            lambda name, *given, **more: grader.model if name == "grader" else opened(name, *given, **more),
         )
         return grader
 
@@ -261,6 +263,6 @@ def test_a_guard_is_put_the_closed_conversation(out: Path, tiny_subject: Subject
 
 
 def test_a_server_that_would_continue_the_answer_is_no_guard(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "open_model", lambda *given: "vllm/some-guard")
+    monkeypatch.setattr(running, "open_model", lambda *given, **more: "vllm/some-guard")
     with pytest.raises(InputError, match="puts a finished answer, which vllm would continue"):
         verb.plan(JudgeOptions(str(out), judge="qwen3guard", grader="vllm/some-guard"))
