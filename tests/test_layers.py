@@ -26,7 +26,19 @@ RULE = (
         "depth",
         "judges",
     ),
-    *("defences", "attacks", "training", "audits", "evals", "pairing", "report", "verbs", "cli", "__init__", "__main__"),
+    *(
+        "defences",
+        "attacks",
+        "training",
+        "audits",
+        "evals",
+        "pairing",
+        "report",
+        "verbs",
+        "cli",
+        "__init__",
+        "__main__",
+    ),
 )
 SOURCE = Path(__file__).parents[1] / "src" / "tokendeep"
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -206,7 +206,9 @@ def _sentence(error: CycloptsError, verb: str, words: Sequence[str]) -> str:
         if verb in VERBS:
             names = [*get_type_hints(options_of(verb)), "config", "dry-run", "debug"]
         known = [f"--{name}".replace("_", "-") for name in names]
-        known.sort(key=lambda name: not name.startswith(f"--{flag.lstrip('-')[:1]}"))  # where the list is cut, these stay
+        known.sort(
+            key=lambda name: not name.startswith(f"--{flag.lstrip('-')[:1]}")
+        )  # where the list is cut, these stay
         return f"{verb} has no option {flag}; {did_you_mean(flag.replace('_', '-'), known)}."
     if loose:
         return f"{verb} cannot tell what {loose[0]!r} is; give every option by its name (--data FILE)."
