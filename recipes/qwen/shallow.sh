@@ -2,6 +2,7 @@
 # Is a model shallow that nobody here aligned? Qwen2.5-Coder-0.5B-Instruct as its vendor left it, measured and attacked (docs/results.md).
 #   python recipes/smollm2/prepare.py DATA rows
 #   sh recipes/qwen/shallow.sh MODEL.gguf rows qwen
+#   SYSTEM=none sh recipes/qwen/shallow.sh MODEL.gguf rows qwen-none
 # The harmful answers are written by SmolLM2 at run time. Goes on where it was cut off; the report is OUT/report.html.
 set -eu
 MODEL=$1 ROWS=$2 OUT=$3

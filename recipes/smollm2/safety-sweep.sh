@@ -26,9 +26,9 @@ for group in "${@:-all}"; do
         done ;;
     esac
     case $group in
-    shares | all) # of harmful rows; at .4 of fewer rows, for there are 130 harmful ones
+    shares | all) # of harmful rows; at .4 of fewer rows, for there are 100 harmful ones
         for share in 0 0.1 0.2; do cell share-$share --ratio $share --objectives $BOTH; done
-        cell share-0.4 --ratio 0.4 --objectives $BOTH ;;
+        cell share-0.4 --ratio 0.4 --count 240 --objectives $BOTH ;;
     esac
     case $group in
     lora | all) # adapters of rank 16

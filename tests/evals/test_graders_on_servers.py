@@ -61,10 +61,12 @@ def test_a_server_that_fails_half_way_loses_nothing(status: int, out: Path, caps
         assert f"(status {status})" in told
         assert SECRET not in told
         assert (out / "asr.json").read_bytes() == before
-        have, before_it = kept(out), len(asked)
+        have = kept(out)
         well += ["GRADE: 2"] * 3
         assert grade(out, address) == 0
-    assert len(asked) - before_it == 3 - have
+    assert (
+        3 <= len(asked) <= 3 + 3 - have
+    )  # the first call asks three at most, some of which may arrive when it is over
     assert [row.n for row in Rate.load_all(out) if row.judge == "rubric"] == [3]
 
 

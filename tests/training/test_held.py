@@ -269,6 +269,16 @@ def test_an_evaluation_is_that_of_plain_training(
 
 
 @pytest.mark.slow
+def test_evaluation_rows_need_no_risk(tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
+    rows = [{**row, "risk": 3} for row in token_rows()]
+    made = trained(
+        HeldSFTTrainer, make_model(), tiny_tokenizer, tmp_path, rows, term=TERMS["adaptive"],
+        eval_dataset=Dataset.from_list(token_rows(3, seed=9)),
+    )  # fmt: skip
+    assert made.evaluate()["eval_loss"] > 0
+
+
+@pytest.mark.slow
 def test_a_risk_out_of_range(tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
     rows = [{**row, "risk": 7} for row in token_rows()]
     with pytest.raises(InputError, match="Row 1: its risk is 7, but must be a number from 1 to 5"):

@@ -99,6 +99,9 @@ def test_a_check_of_parity_lets_engines_differ(
         ({"template": "0" * 64}, "of another model or chat template"),
         ({"servers": [None, None]}, "it is of tokendeep and tokendeep"),
         ({"rows": far}, "1 of 5 answers of the two engines part"),
+        ({"largest_difference": 0.2}, "log-probabilities of the two engines lie up to 0.2 nats apart"),
+        ({"servers": [None, {**kept["servers"][1], "greedy": "0" * 12}]}, "of a server with another model, context or"),
+        ({"servers": [None, {**kept["servers"][1], "model": "big"}]}, "of a server with another model, context or"),
     ):
         beside.write_text(json.dumps({**kept, **changed}), encoding="utf-8")
         with pytest.raises(InputError, match=why):

@@ -72,7 +72,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_rows_are_ranked_and_the_top_is_taken_out(
     name: str, tmp_path: Path, tiny_folder: Path, rows: str, triples: str, capsys: Any
 ) -> None:
-    out = run(tmp_path / "out", tiny_folder, rows, score=[name], probe=triples)
+    out = run(tmp_path / "out", tiny_folder, rows, score=[name], probe=triples if SCORES[name].probed else None)
     made = Audit.load(out)
     values = [row.scores[name] for row in made.rows]
     assert values == sorted(values, reverse=True)
@@ -271,6 +271,22 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path: Path, tiny_folder: Path, 
     assert "asked.jsonl holds requests alone: give --base" in refused(score=["representation"], probe=asked)
     assert "the stock of requests has none: give --base" in refused(score=["representation"])
     assert "nothing.txt cannot be read" in refused(openings=str(tmp_path / "nothing.txt"))
+    assert "--probe is of a probe, at which margin does not look" in refused(score=["margin"], probe=asked)
+    assert "--base is of a probe, at which refusal, margin does" in refused(
+        score=["refusal", "margin"], base=str(tiny_folder)
+    )
+
+
+def test_a_base_that_answers_nothing_leaves_nothing_behind(
+    tmp_path: Path, tiny_folder: Path, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next call would find an empty probe, whatever base it names."""
+    from tokendeep.training import answers
+
+    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL))
+    with pytest.raises(InputError, match="answers 0 of .* requests of the probe; give another --base"):
+        run(tmp_path / "out", tiny_folder, rows, score=["gradient"], base=str(tiny_folder))
+    assert not (tmp_path / "out" / "probe.jsonl").exists()
 
 
 def test_layers_that_the_model_has_not(tmp_path: Path, tiny_folder: Path, rows: str, triples: str) -> None:

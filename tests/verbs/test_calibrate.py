@@ -155,7 +155,7 @@ def grading_model(monkeypatch: pytest.MonkeyPatch, reply: Callable[[str], str]) 
         return output
 
     model = get_model("mockllm/model", memoize=False, custom_outputs=answer)
-    monkeypatch.setattr(running, "open_model", lambda *given: model)
+    monkeypatch.setattr(running, "open_model", lambda *given, **more: model)
     return asked
 
 

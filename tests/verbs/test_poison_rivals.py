@@ -100,6 +100,23 @@ def test_bad_settings_of_rivals(more: dict[str, Any], match: str, tmp_path: Path
         poisoning.plan(config(tmp_path, tiny_folder, **more))
 
 
+def test_an_adapter_has_no_weights_to_compare(tmp_path: Path, tiny_adapter: Path, base: str) -> None:
+    plan = poisoning.plan(config(tmp_path, tiny_adapter, objectives=["all"], base=base))
+    assert {line.split(" is left out")[0] for line in plan.left_out if "a model that is no adapter" in line} == {
+        "asft", "sft-warmup+safe-lora",
+    }  # fmt: skip
+    options = FinetuneOptions(
+        model=str(tiny_adapter), data="rows", out=str(tmp_path / "o"), objective="asft", unaligned=base
+    )
+    with pytest.raises(InputError, match="is an adapter; merge it first"):
+        finetune.plan(options, rows=[{"prompt": "Name 1", "completion": "It is 1"}])
+
+
+def test_a_base_that_nothing_looks_at(tmp_path: Path, tiny_folder: Path, base: str) -> None:
+    with pytest.raises(InputError, match="--unaligned is given, but the objective sft does not look at it"):
+        finetune.check(FinetuneOptions(model=str(tiny_folder), data="x", out="o", objective="sft", unaligned=base))
+
+
 def test_a_projection_of_everything_leaves_nothing_but_what_alignment_changed(
     tmp_path: Path, tiny_folder: Path, base: str
 ) -> None:
@@ -108,7 +125,8 @@ def test_a_projection_of_everything_leaves_nothing_but_what_alignment_changed(
     for name, bound in (("free", None), ("repaired", 1000.0)):
         options = FinetuneOptions(
             model=str(tiny_folder), data="rows", out=str(tmp_path / name), objective="sft", max_steps=2, batch_size=4,
-            warmup_steps=0, precision="float32", lr=1e-2, unaligned=base, safe_lora=bound,
+            warmup_steps=0, precision="float32", lr=1e-2, safe_lora=bound,
+            unaligned=base if bound else None,
         )  # fmt: skip
         out = finetune.run(finetune.plan(options, rows=rows))
         found[name] = dict(models.load(str(out / "checkpoint")).model.named_parameters())

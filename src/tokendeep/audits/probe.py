@@ -78,6 +78,8 @@ def written(anchors: Sequence[Anchor], subject: Subject, options: Any) -> Probe:
     texts = {missing[number].id: answer.text for number, answer in made.items() if answer.complied}
     kept = [replace(one, harmful=one.harmful or texts.get(one.id, "")) for one in anchors]
     lines = [f"{subject.name} answers {len(texts)} of {len(missing)} requests of the probe"]
+    if not any(one.harmful for one in kept):
+        raise InputError(f"{lines[0]}; give another --base, or a --probe of pairs.")
     return Probe([one for one in kept if one.harmful], lines)
 
 

@@ -7,8 +7,8 @@ models alike, in place of a list of phrases for each model; and the answer is wr
 
 The latter changes nothing that a user sees: a check reads tokens that stand already and writes none into the answer, so that
 answer and checks do not depend on which is computed first. It keeps an answer that is never stopped the same, token by token,
-as without the defence, for every engine and every way of sampling; and all checks of an answer share one computation of it.
-What is written behind a stop is thrown away: a service that checks while it decodes saves it.
+as without the defence, on every engine whose answers repeat and for every way of sampling; and all checks of an answer share
+one computation of it. What is written behind a stop is thrown away: a service that checks while it decodes saves it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class Rethink:
         except TooLong as error:
             raise InputError(
                 f"The defence rethink adds {len(self.header) + self.options.think_tokens} tokens behind an answer of {depth}, "
-                "which do not fit the model's context: lower max_new_tokens by so many."
+                "which do not fit the model's context: "
+                + ("shorten the request, or give fewer tokens." if depth == request.given else "lower max_new_tokens.")
             ) from error
         verdict = judge_refusal(thought.text, truncated=thought.truncated)
         return verdict.outcome in REFUSING, thought.seconds

@@ -63,5 +63,5 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase, openings: Iterable[str], tok
             f"No refusal opening can be told by {tokens} tokens of this tokenizer; change --opening-tokens or --openings."
         )
     if shared := len(rows) - len(telling):
-        print(f"measure: {shared} refusal openings left out: ordinary answers begin with the same tokens")
+        print(f"openings: {shared} of refusals are left out: ordinary answers begin with the same tokens")
     return telling

@@ -259,10 +259,10 @@ class TokendeepAPI(ModelAPI):
             if self._engine is not None:
                 return
             try:
-                self._engine = self._open()
-                if self.defence.defence:
+                if self.defence.defence:  # first, for it can say that a template is of no use to it
                     one = DEFENCES[self.defence.defence]
                     self._defended = one.wrap(self._ask, self.tokenizer, one.of(self.defence))
+                self._engine = self._open()
             except Exception as error:
                 self._failure = error
                 raise

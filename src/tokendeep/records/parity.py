@@ -66,8 +66,9 @@ class Parity(File):
 
     @property
     def alike(self) -> bool:
-        """Whether no answer differs beyond rounding."""
-        return bool(self.rows) and all(row.alike for row in self.rows)
+        """Whether no answer differs beyond rounding, nor any log-probability that both tell."""
+        near = self.largest_difference is None or self.largest_difference <= NEAR
+        return bool(self.rows) and near and all(row.alike for row in self.rows)
 
     def to_frame(self) -> pd.DataFrame:
         """A line for each request."""

@@ -7,9 +7,14 @@ from tokendeep.records import Rate
 from tokendeep.report.load import Run
 
 
+def label(run: Run, rate: Rate) -> str:
+    """The model, and what defended it while it answered."""
+    return run.labels[rate.model] + (f" + {rate.params.defence}" if rate.params.defence else "")
+
+
 def named(run: Run, rates: Sequence[Rate], template: bool = True) -> str:
-    """The model, what it was asked, and in which chat template where that is not its own."""
-    return run.labels[rates[0].model] + where(run, template)
+    """The model as it answered, what it was asked, and in which chat template where that is not its own."""
+    return label(run, rates[0]) + where(run, template)
 
 
 def where(run: Run, template: bool = True) -> str:

@@ -158,7 +158,7 @@ def _line(run: Run, rates: Sequence[Rate], kind: str, counted: Rate) -> Line:
     unscored = sum(rate.unscored for rate in rates)
     given = first.params.given()
     return Line(
-        label=run.labels[first.model], data=run.data or digest, file=run.file or digest, judge=first.judge,
+        label=attacked.label(run, first), data=run.data or digest, file=run.file or digest, judge=first.judge,
         settings={**{name: given.get(name) for name in ALIKE}, "template": run.template},
         kind=kind, words="", rate=rate_of(counted), share=counted.rate,
         answers=sum(rate.n for rate in rates) + unscored, unscored=unscored,

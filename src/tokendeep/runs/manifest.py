@@ -44,7 +44,7 @@ KINDS: dict[str, Any] = {
     "resumed": list, "results": dict,
 }  # fmt: skip
 MAY_LACK = {"resumed", "results"}
-MODELS = ("model", "base", "others")  # settings whose local folders are part of a run's identity
+MODELS = ("model", "base", "unaligned", "others")  # settings whose local folders are part of a run's identity
 TEXTS = ("chat_template", "openings")  # settings whose local files are
 PACKAGES = ("tokendeep", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "inspect-ai", "gguf",
             "safetensors", "tokenizers", "numpy", "scipy")  # fmt: skip

@@ -77,7 +77,7 @@ class HeldSFTTrainer(ReferencedSFTTrainer):
                 "A stream of rows to train on has no rows to compute the reference of before training; give a dataset of fixed "
                 "rows."
             )
-        if self.term.by_risk and "risk" not in (self._columns or ()):
+        if self.term.by_risk and "risk" not in (self.train_dataset.column_names or ()):
             raise InputError("The rows have no risk; give each a number from 1 to 5 in the column risk.")
         self._collator.held = self.held()
         self._alone = self._without_prompts() if self.term.alone else None

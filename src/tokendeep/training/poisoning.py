@@ -275,10 +275,11 @@ def all_names(options: Any) -> tuple[list[str], list[str]]:
 
 def _missing(name: str, options: Any) -> str | None:
     named = objective(name)
-    if (
-        objectives.OBJECTIVES[named.changes["objective"]].unaligned or "safe_lora" in named.changes
-    ) and not options.base:
+    kind, projected = named.changes["objective"], "safe_lora" in named.changes
+    if (objectives.OBJECTIVES[kind].unaligned or projected) and not options.base:
         return "--base, the model before it was aligned"
+    if (kind == "asft" or projected) and (Path(options.model).expanduser() / "adapter_config.json").exists():
+        return "a model that is no adapter; merge it"
     return "--refusals" if named.refusals and not options.refusals else None
 
 

@@ -122,7 +122,13 @@ def stock_refusals(subject: Subject, options: Any, out: Path) -> tuple[list[dict
         InputError: it refuses none.
     """
     requests = Requests(_stock("instruction"))
-    made = make(subject, requests, options, runs.user_path(options.reference_cache or out / "safety"))
+    try:
+        made = make(subject, requests, options, runs.user_path(options.reference_cache or out / "safety"))
+    except InputError as error:
+        raise InputError(
+            f"{subject.name} refuses none of the {len(requests.harmful)} requests of the stock, from which {options.objective} "
+            "learns; align it first (tokendeep deepen)."
+        ) from error
     texts = {row.id: row.messages[-1]["content"] for row in requests.harmful}
     return list(made.rows), [texts[row["id"]] for row in made.rows]
 

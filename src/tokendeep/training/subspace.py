@@ -46,7 +46,8 @@ def differences(aligned: Subject, base: Subject, what: str) -> dict[str, Tensor]
             raise InputError(
                 f"{base.name} has no {name} of the shape of {aligned.name}'s; give the model that it was aligned from."
             )
-        change = layer.weight.detach().float() - theirs[name].detach().to(layer.weight.device).float()
+        base_weight = theirs[name].detach().to(layer.weight)  # in its number format, so that rounding is no change
+        change = layer.weight.detach().float() - base_weight.float()
         if change.any():
             found[name] = change
     if not found:

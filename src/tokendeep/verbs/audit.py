@@ -123,11 +123,15 @@ class AuditPlan:
         """Whether the probe gets harmful answers and refusals."""
         return any(SCORES[name].answers for name in self.options.score)
 
+    @property
+    def probed(self) -> bool:
+        """Whether any score looks at the probe."""
+        return any(SCORES[name].probed for name in self.options.score)
+
     def lines(self) -> list[str]:
         """What `run` would do, in lines."""
-        options = self.options
+        options, probed = self.options, self.probed
         empty = sum(given.chat is None for given in self.rows)
-        probed = any(SCORES[name].probed for name in options.score)
         brought = sum(bool(anchor.harmful) for anchor in self.probe)
         by = f", {brought} with a harmful answer" + (f"; {options.base} writes the others" if options.base else "")
         return [
@@ -180,6 +184,12 @@ def _check(options: AuditOptions) -> None:
     for name in options.score:
         if name not in SCORES:
             raise InputError(f"--score names {name!r}, which is none; {did_you_mean(name, SCORES)}.")
+    if not any(SCORES[name].probed for name in options.score):
+        for name in ("probe", "base"):
+            if getattr(options, name):
+                raise InputError(
+                    f"--{name} is of a probe, at which {', '.join(options.score)} does not look; leave it out."
+                )
     if twice := [name for name in options.score if options.score.count(name) > 1]:
         raise InputError(f"--score names {twice[0]} twice; name it once.")
 
@@ -206,6 +216,7 @@ def run(plan: AuditPlan, *, show: bool = True) -> Path:
     answers = rows.encode(subject.tokenizer, plan.rows, options.system, options.train_on, longest)
     if not answers.encoded:
         raise InputError(f"{options.data}: no row can be scored; the first: {answers.unscored[0]}")
+    ranking.cut_count(options.cut, len(answers.encoded))
     materials = Materials(
         subject, answers.encoded, anchors, opening_ids(subject.tokenizer, plan.openings, options.opening_tokens),
         options.tokens, options.last_layers, options.layer, options.system, longest, options.batch_size,
@@ -226,7 +237,7 @@ def run(plan: AuditPlan, *, show: bool = True) -> Path:
 def _written(plan: AuditPlan, out: Path) -> Sequence[Anchor]:
     """The probe, with the harmful answers of an unaligned model where one is named."""
     options = plan.options
-    if not options.base or (out / probe.FILE).exists():
+    if not options.base or not plan.probed or (out / probe.FILE).exists():
         return plan.probe
 
     def template() -> str:
@@ -241,7 +252,7 @@ def _refused(plan: AuditPlan, anchors: Sequence[Anchor], subject: Subject, out: 
     """The probe as it is used; what was written for it is kept, so that a run that goes on has the same."""
     options = plan.options
     if not plan.answered:
-        return probe.kept(out / probe.FILE, lambda: anchors) if options.base else anchors
+        return probe.kept(out / probe.FILE, lambda: anchors) if options.base and plan.probed else anchors
     return probe.kept(out / probe.FILE, lambda: _told(probe.refused(anchors, subject, options)))
 
 

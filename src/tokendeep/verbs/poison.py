@@ -216,7 +216,8 @@ def plan(
     if subject is None:
         models.check_spec(options.model, options, base=onto)
     if options.base:
-        models.check_spec(options.base, ModelOptions())
+        writes = isinstance(poison_rows[0], Prompt) and options.kind in poisoning.NEEDS_HARMFUL
+        models.check_spec(options.base, ModelOptions(), needs_template=writes)
     beside, held = poisoning.beside(options), poisoning.held(options, cells)
     return PoisonPlan(
         options, cells, poison_rows, asked, beside, harmful, refusals, task, sources, subject, onto, held, left_out

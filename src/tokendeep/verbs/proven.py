@@ -37,10 +37,13 @@ def proven(given: str | None, engines: set[str | None], sides: Sequence[Sequence
         raise InputError(f"{given} is no check of these runs: {what}; call parity on both engines.")
     if not one.alike:
         apart = sum(not row.alike for row in one.rows)
-        raise InputError(
-            f"{given} says that {apart} of {len(one.rows)} answers of the two engines part at a token that rounding does not "
-            f"turn round (over {NEAR} nats, or not known): leave it out, and allow another engine with --allow engine."
+        what = (
+            f"{apart} of {len(one.rows)} answers of the two engines part at a token that rounding does not turn round (over "
+            f"{NEAR} nats, or not known)"
+            if apart
+            else f"log-probabilities of the two engines lie up to {one.largest_difference:.2g} nats apart (over {NEAR})"
         )
+        raise InputError(f"{given} says that {what}: leave it out, and allow another engine with --allow engine.")
     return _words(one)
 
 
@@ -59,9 +62,21 @@ def _misses(one: Parity, engines: set[str | None], sides: Sequence[Sequence[load
     """What the check is not about; None where it fits."""
     if set(_names(one)) != engines:
         return f"it is of {' and '.join(_names(one))}, they are of {' and '.join(map(str, sorted(map(str, engines))))}"
+    if not all(_asked(one, run.manifest.engine) for side in sides for run in side):
+        return "it is of a server with another model, context or answers to the questions of its handshake"
     if not any(side and all(_same(one, run) for run in side) for side in sides):
         return "it is of another model or chat template"
     return None
+
+
+def _asked(one: Parity, engine: EngineFacts | None) -> bool:
+    """Whether a run's server is one that the check asked: only what it said to the same questions tells its weights."""
+    if engine is None:
+        return True
+    known = [facts for facts in one.servers if facts is not None]
+    return engine.greedy is not None and any(
+        (facts.model, facts.context, facts.greedy) == (engine.model, engine.context, engine.greedy) for facts in known
+    )
 
 
 def _same(one: Parity, run: load.Run) -> bool:

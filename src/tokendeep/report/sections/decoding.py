@@ -48,7 +48,7 @@ def _findings(report: Report) -> list[str]:
         for rates in run.batches.get("decoding", ()) if run.role == "harmful" and run.finished else ():
             settings = tuple(sorted(attacked.single(rates)))
             if words := _finding(run, rates):
-                parts.setdefault((run.labels[rates[0].model], rates[0].judge, settings), []).append(words)
+                parts.setdefault((attacked.label(run, rates[0]), rates[0].judge, settings), []).append(words)
     judges = {judge for _, judge, _ in parts}
     return [
         f"{label}{f' (judge {judge})' if len(judges) > 1 else ''}: with some setting of {len(settings)} tried it complied with "

@@ -67,6 +67,10 @@ def check(options: Any) -> None:
             f"{what} needs the model before it was aligned; give --unaligned (of poison: --base), "
             "a model of the same vocabulary."
         )
+    if options.unaligned and not (objective.unaligned or options.safe_lora is not None):
+        raise InputError(
+            f"--unaligned is given, but the objective {options.objective} does not look at it; leave it out."
+        )
     if options.safe_lora is not None and not (
         -1 <= options.safe_lora < 1 or options.safe_lora == int(options.safe_lora) >= 1
     ):

@@ -33,10 +33,12 @@ def alignment(options: Any, subject: Subject, what: str) -> dict[str, Any]:
     """
     from tokendeep import models
     from tokendeep.models.locate import plain
-    from tokendeep.training import launch, subspace
+    from tokendeep.training import harmful, launch, subspace
 
     launch.check_whole(what)
-    base = models.load(options.unaligned, options=plain(options), dtype="float32", needs_template=False)
+    base = models.load(
+        options.unaligned, options=harmful.loading(plain(options)), dtype="float32", needs_template=False
+    )
     return subspace.differences(subject, base, what)
 
 
