@@ -11,12 +11,15 @@ import pytest
 import torch
 from datasets import Dataset
 
+from tokendeep import models
 from tokendeep.errors import InputError
-from tokendeep.training import held, pact, risk, salient
+from tokendeep.models.options import ModelOptions
+from tokendeep.training import held, pact, risk, safety_rows, salient
 from tokendeep.training.held import HeldSFTTrainer, Term, header_ids, shares, without_prompt
 from tokendeep.training.pact import SafetyTokens
 from tokendeep.training.sft import ResponseSFTTrainer
 from tokendeep.types import IGNORE, Subject
+from tokendeep.verbs.finetune import FinetuneOptions
 from tuning import LORA, Kill, Killed, assert_same_weights, history, settings, token_rows
 
 IDS = torch.tensor([7, 40, 3, 250, 11])
@@ -185,10 +188,32 @@ def test_an_answer_without_its_prompt() -> None:
     }  # fmt: skip
 
 
+def test_no_refusal_of_the_stock_is_told_from_other_failures(
+    tmp_path: Path, tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = FinetuneOptions(model="tiny", data="rows", out=str(tmp_path), objective="pact", unaligned="base")
+    monkeypatch.setattr(safety_rows, "_written", lambda subject, requests, options: [])
+    with pytest.raises(InputError, match="refuses none of the 160 requests of the stock, from which pact learns"):
+        safety_rows.stock_refusals(tiny_subject, options, tmp_path / "none")
+
+    def fails(subject: Any, requests: Any, options: Any) -> Any:
+        raise InputError("The logits are NaN.")
+
+    monkeypatch.setattr(safety_rows, "_written", fails)
+    with pytest.raises(InputError, match=r"^The logits are NaN\.$"):
+        safety_rows.stock_refusals(tiny_subject, options, tmp_path / "nan")
+
+
 def test_the_header_is_what_the_template_opens_an_answer_with(tiny_tokenizer: Any) -> None:
     assert tiny_tokenizer.decode(header_ids(tiny_tokenizer)) == "<|im_start|>assistant\n"
     tiny_tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}!{% endfor %}"
     assert tiny_tokenizer.decode(header_ids(tiny_tokenizer)) == held.HEADER
+
+
+@pytest.mark.slow
+def test_the_header_is_found_where_its_tokens_merge_with_what_stands_before() -> None:
+    tokenizer = models.load_tokenizer("smollm2", ModelOptions(chat_template="alpaca"))
+    assert tokenizer.decode(header_ids(tokenizer)) == "### Response:\n"
 
 
 # --- equivalences ----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Conversations as token ids: THE tokenisation."""
 
 from tokendeep.chat.facts import check
-from tokendeep.chat.header import header_ids
+from tokendeep.chat.header import header_ids, opened
 from tokendeep.chat.ids import continuation_ids, control_ids, document_ids
 from tokendeep.chat.reasoning import answer, decode
 from tokendeep.chat.templates import (

@@ -36,13 +36,28 @@ def header_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(known[key])
 
 
-def _find(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def opened(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The assistant's header: what the template writes with `add_generation_prompt` and not without, and what it opens every
+    answer with; empty where it writes nothing there.
+    """
+    return _parts(tokenizer)[0]
+
+
+def _parts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str, str]:
+    """The header; a request up to its answer; what opens every answer; what ends one."""
     user: list[Message] = [{"role": "user", "content": _ASKED}]
     asked, before, tail = around(tokenizer, user)
     bare = render(tokenizer, user, False)
     opening = (seam(asked, before) or ("", ""))[0]
-    if asked.startswith(bare) and len(asked) > len(bare):
-        return continuation_ids(tokenizer, tail + asked[len(bare) :] + opening)
+    written = asked.startswith(bare) and len(asked) > len(bare)
+    return asked[len(bare) :] + opening if written else "", asked, opening, tail
+
+
+def _find(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    user: list[Message] = [{"role": "user", "content": _ASKED}]
+    header, asked, opening, tail = _parts(tokenizer)
+    if header:
+        return continuation_ids(tokenizer, tail + header)
     closing = asked.rpartition(_ASKED)[2]
     if not closing.strip():
         raise InputError(

@@ -22,7 +22,7 @@ from tokendeep.errors import InputError
 from tokendeep.training.batches import ROW, total
 from tokendeep.training.referenced import ReferencedSFTTrainer
 from tokendeep.training.safety import ALL
-from tokendeep.types import IGNORE, Message
+from tokendeep.types import IGNORE
 
 HEADER = "Assistant:"  # where the template writes none before an answer
 LEAST, MOST = 0.1, 0.9  # weights of either term under `by_risk`
@@ -119,10 +119,7 @@ class HeldSFTTrainer(ReferencedSFTTrainer):
 
 def header_ids(tokenizer: Any) -> list[int]:
     """What the template writes between a request and its answer; `Assistant:` where that is nothing."""
-    asked: list[Message] = [{"role": "user", "content": "Hello"}]
-    prompt, closed = chat.prompt_ids(tokenizer, asked), chat.closed_ids(tokenizer, asked)
-    header = prompt[len(closed) :] if prompt[: len(closed)] == closed else []
-    return header or list(tokenizer(HEADER, add_special_tokens=False)["input_ids"])
+    return chat.continuation_ids(tokenizer, chat.opened(tokenizer) or HEADER)
 
 
 def without_prompt(row: Mapping[str, Any], header: Sequence[int]) -> dict[str, Any]:

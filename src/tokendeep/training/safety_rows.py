@@ -122,15 +122,14 @@ def stock_refusals(subject: Subject, options: Any, out: Path) -> tuple[list[dict
         InputError: it refuses none.
     """
     requests = Requests(_stock("instruction"))
-    try:
-        made = make(subject, requests, options, runs.user_path(options.reference_cache or out / "safety"))
-    except InputError as error:
+    rows = _kept(subject, requests, options, _folder(options, out))
+    if not rows:
         raise InputError(
             f"{subject.name} refuses none of the {len(requests.harmful)} requests of the stock, from which {options.objective} "
             "learns; align it first (tokendeep deepen)."
-        ) from error
+        )
     texts = {row.id: row.messages[-1]["content"] for row in requests.harmful}
-    return list(made.rows), [texts[row["id"]] for row in made.rows]
+    return rows, [texts[row["id"]] for row in rows]
 
 
 def near(requests: Requests | None, rows: Sequence[Chat], asked: Sequence[Prompt | Pair]) -> list[str]:
@@ -159,7 +158,7 @@ def held(subject: Subject, requests: Requests, options: Any, out: Path, start: s
     """
     from tokendeep import models
 
-    folder = runs.user_path(options.reference_cache or out / "safety")
+    folder = _folder(options, out)
     if start is None:
         return make(subject, requests, options, folder)
     if start == "base":
@@ -183,14 +182,7 @@ def make(subject: Subject, requests: Requests, options: Any, folder: Path, *, ba
     Raises:
         InputError: the model refuses none of the harmful requests, or answers none of the harmless ones.
     """
-    from tokendeep.training import launch
-
-    path = folder / f"safety-{_key(subject, requests, options, base)}.jsonl"
-    if runs.is_main_process() and not path.exists():
-        runs.private_dir(folder)
-        runs.write_jsonl(path, _written(subject, requests, options), private=True)
-    launch.wait_for([path])
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = _kept(subject, requests, options, folder, base)
     held = Held(rows, ())
     count = held.counts()
     asked = len(requests.harmful)
@@ -215,6 +207,23 @@ def make(subject: Subject, requests: Requests, options: Any, folder: Path, *, ba
     if requests.harmless:
         lines.append(f"it answers {count[HARMLESS]} of {len(requests.harmless)} harmless requests; they are held too")
     return Held(rows, lines)
+
+
+def _folder(options: Any, out: Path) -> Path:
+    """Where what the model has answered is kept: with the run, unless there is a folder for several."""
+    return runs.user_path(options.reference_cache or out / "safety")
+
+
+def _kept(subject: Subject, requests: Requests, options: Any, folder: Path, base: bool = False) -> list[dict[str, Any]]:
+    """What the model answers to the requests, written by the first process where it is not there yet; of none refused, none."""
+    from tokendeep.training import launch
+
+    path = folder / f"safety-{_key(subject, requests, options, base)}.jsonl"
+    if runs.is_main_process() and not path.exists():
+        runs.private_dir(folder)
+        runs.write_jsonl(path, _written(subject, requests, options), private=True)
+    launch.wait_for([path])
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _key(subject: Subject, requests: Requests, options: Any, base: bool) -> str:
