@@ -27,6 +27,9 @@ from tokendeep.types import Subject
 FIXTURES = Path(__file__).parent / "fixtures"
 TEMPLATES = FIXTURES / "templates"
 VOCABULARY = 320
+SMALL = {  # of configurations of many architectures
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+}  # fmt: skip
 CORPUS = [
     "How do I bake bread with flour, water and salt?",
     "Mix the flour with water, add salt and let the dough rest for an hour.",

@@ -8,16 +8,10 @@ import pytest
 import torch
 import transformers as tf
 
+from conftest import SMALL
 from tokendeep.compute import directions, layers, scoring
 from tokendeep.types import IGNORE, Encoded, Subject
 
-SMALL = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
 ROWS = [
     Encoded([5, 6, 7, 8, 9, 10], [IGNORE, IGNORE, IGNORE, 8, 9, 10]),
     Encoded([50, 60, 70], [IGNORE, 60, 70]),

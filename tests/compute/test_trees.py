@@ -9,16 +9,10 @@ import pytest
 import torch
 import transformers as tf
 
+from conftest import SMALL
 from tokendeep.compute import scoring, trees
 from tokendeep.types import IGNORE, Encoded, Subject
 
-SMALL = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
 BRANCHES = [
     (21, (5, 6, 7)),
     (21, (5, 6, 8)),

@@ -8,6 +8,7 @@ need no harmful text. The weights are those of the last decoder layers, or of th
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -30,15 +31,21 @@ def run(materials: Materials, kept: Parts) -> Array:
     from tokendeep.compute import directions
 
     rows = [directions.opening(row, materials.tokens) for row in materials.rows]
-    if len(kept.done) == len(rows):
-        return by_batch(rows, materials.batch_size, "gradients", kept, lambda batch: [])
-    model, direction = materials.subject.model, margin_gradient(materials)
-    way, why = directions.way_for(model, rows[0], direction)
-    if why:
-        log.warning("gradient scores take one backward pass per row with this model, for forward mode fails (%s)", why)
+    model = materials.subject.model
+
+    @functools.cache
+    def way() -> tuple[directions.Along, directions.Direction]:
+        direction = margin_gradient(materials)
+        along, why = directions.way_for(model, rows[0], direction)
+        if why:
+            log.warning(
+                "gradient scores take one backward pass per row with this model, for forward mode fails (%s)", why
+            )
+        return along, direction
 
     def score(batch: list[int]) -> list[float]:
-        values: list[float] = way(model, [rows[index] for index in batch], direction).tolist()
+        along, direction = way()  # with the first batch that is not kept
+        values: list[float] = along(model, [rows[index] for index in batch], direction).tolist()
         return values
 
     return by_batch(rows, materials.batch_size, "gradients", kept, score)

@@ -7,6 +7,7 @@ refusal, the score is the mean over j of cos(h, u_j) - cos(h, s_j). One forward 
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from tokendeep.audits.base import Array, Materials, Score, by_batch
@@ -22,12 +23,13 @@ DEPTH = 14 / 32  # where the authors read an 8B model of 32 layers
 def run(materials: Materials, kept: Parts) -> Array:
     """Differences of mean cosines, from -2 to 2, one a row."""
     rows = materials.rows
-    if len(kept.done) == len(rows):
-        return by_batch(rows, materials.batch_size, "states", kept, lambda batch: [])
-    direction = _unit(materials, "harmful") - _unit(materials, "refusal")  # (H,)
+
+    @functools.cache
+    def direction() -> Tensor:  # (H,), with the first batch that is not kept
+        return _unit(materials, "harmful") - _unit(materials, "refusal")
 
     def score(batch: list[int]) -> list[float]:
-        values: list[float] = (_states(materials, [rows[index] for index in batch]) @ direction).tolist()
+        values: list[float] = (_states(materials, [rows[index] for index in batch]) @ direction()).tolist()
         return values
 
     return by_batch(rows, materials.batch_size, "states", kept, score)
@@ -43,13 +45,13 @@ def layer_of(materials: Materials) -> int:
 
 def _unit(materials: Materials, side: str) -> Tensor:
     """The mean (H,) of the anchors' states of one side, each of length 1."""
+    import torch
+
     rows = [materials.encoded(anchor, getattr(anchor, side)) for anchor in materials.probe]
     pieces = [
         _states(materials, rows[start : start + materials.batch_size])
         for start in range(0, len(rows), materials.batch_size)
     ]
-    import torch
-
     return torch.cat(pieces).mean(0)
 
 

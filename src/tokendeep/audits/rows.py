@@ -54,6 +54,11 @@ class Answers:
     unscored: Mapping[int, str]
     shortened: frozenset[int]
 
+    @property
+    def scored(self) -> int:
+        """How many rows have an answer to score."""
+        return len(set(self.owners))
+
 
 @dataclass(frozen=True)
 class Values:
@@ -169,7 +174,7 @@ def record(rows: Sequence[Given], answers: Answers, scores: Sequence[Values], op
     """The ranking, of which the first score decides."""
     tables = {one.score.name: by_row(len(rows), answers.owners, one.values) for one in scores}
     first = tables[scores[0].score.name]
-    scored = len(rows) - len(answers.unscored)
+    scored = answers.scored
     flagged = ranking.cut_count(options.cut, scored)
     ranked = ranking.order(first)
     made = [

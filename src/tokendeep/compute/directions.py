@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tokendeep.compute import lm_head
 from tokendeep.compute.gradients import check_differentiable
+from tokendeep.models.adapters import same_trainable
 from tokendeep.types import IGNORE, Encoded
 
 Direction = Mapping[str, Tensor]  # name of a weight in the decoder -> a tensor of its shape
@@ -56,22 +57,17 @@ def plain_along(model: Any, rows: Sequence[Encoded], direction: Direction) -> Te
     check_differentiable(model)
     weights = dict(lm_head.causal_lm(model).base_model.named_parameters())
     chosen = [weights[name] for name in direction]
-    flags = [p.requires_grad for p in chosen]
     values = []
-    try:
+    with same_trainable(model), torch.enable_grad():
         for weight in chosen:
             weight.requires_grad_(True)
         for row in rows:
             ids, labels = _padded(model, [row])
-            with torch.enable_grad():
-                logps = lm_head.label_logps(model, *lm_head.select(lm_head.hidden_states(model, ids), labels))
-                grads = torch.autograd.grad(-logps.mean(), chosen)
+            logps = lm_head.label_logps(model, *lm_head.select(lm_head.hidden_states(model, ids), labels))
+            grads = torch.autograd.grad(-logps.mean(), chosen)
             values.append(
                 sum((g.float() * way.float()).sum() for g, way in zip(grads, direction.values(), strict=True))
             )
-    finally:
-        for weight, flag in zip(chosen, flags, strict=True):
-            weight.requires_grad_(flag)
     return torch.stack(values).float().cpu()  # type: ignore[arg-type]
 
 
@@ -86,12 +82,9 @@ def way_for(model: Any, row: Encoded, direction: Direction) -> tuple[Along, str 
 
 
 def _padded(model: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-    """Token ids and labels (B, S), padded on the right."""
-    device = lm_head.causal_lm(model).get_input_embeddings().weight.device
-    width = max(len(row.input_ids) for row in rows)
-    ids = [[*row.input_ids, *[0] * (width - len(row.input_ids))] for row in rows]
-    labels = [[*row.labels, *[IGNORE] * (width - len(row.labels))] for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(labels, device=device)
+    """Token ids and labels (B, S)."""
+    ids, labels = [row.input_ids for row in rows], [row.labels for row in rows]
+    return lm_head.padded(model, ids), lm_head.padded(model, labels, IGNORE)
 
 
 def _means(values: Tensor, rows: Sequence[Encoded]) -> Tensor:

@@ -99,10 +99,11 @@ def _places(row: Encoded, positions: int) -> list[int]:
 
 def _norms(lm: Any, rows: Sequence[Sequence[int]]) -> Tensor:
     """Squared gradient norms (B,) of the last token of every row."""
-    device = lm.get_input_embeddings().weight.device
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)  # (B, S)
-    ends, numbers = torch.tensor([len(row) for row in rows], device=device), torch.arange(len(rows), device=device)
+    ids = lm_head.padded(lm, rows)  # (B, S)
+    ends, numbers = (
+        torch.tensor([len(row) for row in rows], device=ids.device),
+        torch.arange(len(rows), device=ids.device),
+    )
     with _Recorder(lm, ids).attached() as recorder, torch.enable_grad():
         states = lm_head.hidden_states(lm, ids)  # (B, S, H)
         last = states[numbers, ends - 2]  # (B, H): they predict the last tokens

@@ -73,9 +73,7 @@ def last_states(model: Any, rows: Sequence[Sequence[int]], layer: int) -> Tensor
         rows: token ids; they are padded on the right, which no token of theirs sees.
         layer: 1 to the number of layers.
     """
-    layers, lm = stack(model), lm_head.causal_lm(model)
-    device, width = lm.get_input_embeddings().weight.device, max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)  # (B, S)
+    layers, lm, ids = stack(model), lm_head.causal_lm(model), lm_head.padded(model, rows)
     if layer == len(layers):
         states = lm_head.hidden_states(model, ids)
     else:

@@ -10,7 +10,7 @@ model is never changed, and the head stays outside the graph where a model is co
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,12 @@ from tokendeep.errors import InputError
 from tokendeep.types import IGNORE
 
 CHUNK_BYTES = 32 * 2**20  # float32 logits held at once; at a vocabulary of 49,152 that is 170 positions
+
+
+def padded(model: Any, rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
+    """Rows of token ids or labels as (B, S), padded on the right, where the model takes its input."""
+    width, device = max(map(len, rows)), causal_lm(model).get_input_embeddings().weight.device
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=device)
 
 
 def causal_lm(model: Any) -> Any:
@@ -168,18 +174,12 @@ def forward_kl(logits: Tensor, ref_logits: Tensor, *beside: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(-1), ref, log_target=True, reduction="none").sum(-1)
 
 
-def kl_to(model: nn.Module, hidden: Tensor, ref_hidden: Tensor, ref_lm_head: Any = None) -> Tensor:
-    """D_KL(reference || model) (N,) in nats over the full vocabulary, float32; differentiable in `hidden` and the lm_head.
-
-    Args:
-        hidden, ref_hidden: (N, H) final states of the model and of the reference at the same positions.
-        ref_lm_head: what `frozen_lm_head` gave before training; None where the model's own is not trained and serves both.
-    """
-    return against(model, hidden, Anchor(torch.arange(len(hidden)), ref_hidden, ref_lm_head))
-
-
 def against(model: nn.Module, hidden: Tensor, anchor: "Anchor") -> Tensor:
-    """The value of an anchor (M,) at `hidden` (M, H), float32; differentiable in `hidden` and the lm_head."""
+    """The value of an anchor (M,) at the model's final states `hidden` (M, H), float32; differentiable in `hidden`
+    and the lm_head.
+
+    The anchor's head is what `frozen_lm_head` gave before training; None where the model's own is not trained and serves both.
+    """
     if not len(hidden):
         return hidden.sum(-1).float()
     head = model if anchor.lm_head is None else anchor.lm_head

@@ -59,15 +59,13 @@ def _response_states(model: Any, rows: Sequence[Encoded], prefix: _Prefix | None
 
     `prefix` is kept from batch to batch of one model (adapter on and off are two).
     """
-    device = lm_head.causal_lm(model).get_input_embeddings().weight.device
     decoder = lm_head.causal_lm(model).base_model
     ids = [row.input_ids for row in rows]
     unsupervised = min(row.start for row in rows)
     shared = min(shared_prefix(ids), unsupervised - 1) if len(rows) > 1 else 0
-    width = max(len(row) for row in ids)
-    input_ids = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=device)  # (B, S)
-    labels = torch.tensor([row.labels + [IGNORE] * (width - len(row.labels)) for row in rows], device=device)
-    if shared < MIN_SHARED or not plain_cache(model, width):
+    input_ids = lm_head.padded(model, ids)  # (B, S)
+    labels = lm_head.padded(model, [row.labels for row in rows], IGNORE)
+    if shared < MIN_SHARED or not plain_cache(model, input_ids.shape[1]):
         return lm_head.select(lm_head.hidden_states(model, input_ids), labels)
     prefix = prefix or _Prefix()
     cache = prefix.take(decoder, input_ids[:1, :shared])

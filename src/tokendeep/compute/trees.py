@@ -36,12 +36,9 @@ def differentiable_logps(model: Any, ids: Sequence[int], branches: Branches) -> 
     if _fits(model, ids, branches):
         return _in_one_row(model, ids, branches)
     rows = [[*ids[:at], *tokens] for at, tokens in branches]
-    width, device = max(map(len, rows)), lm_head.causal_lm(model).get_input_embeddings().weight.device
-    padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    labels = torch.full_like(padded, IGNORE)
-    for number, (at, tokens) in enumerate(branches):
-        labels[number, at : at + len(tokens)] = torch.tensor(tokens, device=device)
-    logps = lm_head.label_logps(model, *lm_head.select(lm_head.hidden_states(model, padded), labels))
+    labels = lm_head.padded(model, [[*[IGNORE] * at, *tokens] for at, tokens in branches], IGNORE)
+    states = lm_head.hidden_states(model, lm_head.padded(model, rows))
+    logps = lm_head.label_logps(model, *lm_head.select(states, labels))
     return torch.stack([piece.sum() for piece in logps.split([len(tokens) for _, tokens in branches])])
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tokendeep.engines.base import Completion, Request
+from tokendeep.models.options import own
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +43,4 @@ class Defence(Generic[Options]):
 
     def of(self, given: Any) -> Options:
         """Its own options out of an object that has them all."""
-        from dataclasses import fields
-
-        return self.options(**{field.name: getattr(given, field.name) for field in fields(self.options)})  # type: ignore[arg-type]
+        return own(self.options, given)

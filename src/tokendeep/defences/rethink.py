@@ -49,7 +49,6 @@ class Rethink:
         ask: the engine.
         header: ids that end an answer and open another one.
         canned: ids of the refusal that takes the place of an answer.
-        ends: ids that end an answer; none of them is part of a completion.
     """
 
     ask: Ask

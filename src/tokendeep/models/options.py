@@ -6,14 +6,15 @@ Its annotations are no strings (no `from __future__ import annotations`): they a
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from cyclopts import Group, Parameter, Token
 
 loading = partial(Parameter, group=Group("Model", sort_key=2))
 advanced = partial(Parameter, group=Group("Advanced", sort_key=9))
+T = TypeVar("T")
 LARGEST = 2**63 - 1  # whole number that every library takes
 
 
@@ -37,6 +38,15 @@ def _converter(convert: Callable[[str], object], meaning: str, commas: bool = Tr
         return values
 
     return converted
+
+
+def own(kind: type[T], given: Any) -> T:
+    """The options of one kind out of an object that has them and others.
+
+    Args:
+        kind: a dataclass of options.
+    """
+    return kind(**{field.name: getattr(given, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def whole_number(text: str) -> int:

@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 
 from tokendeep.records import Rate
+from tokendeep.report import names
 from tokendeep.report.load import Run
 
 
 def label(run: Run, rate: Rate) -> str:
     """The model, and what defended it while it answered."""
-    return run.labels[rate.model] + (f" + {rate.params.defence}" if rate.params.defence else "")
+    return names.defended(run.labels[rate.model], rate.params.defence)
 
 
 def named(run: Run, rates: Sequence[Rate], template: bool = True) -> str:

@@ -17,6 +17,11 @@ def short(models: Iterable[str]) -> dict[str, str]:
     return result
 
 
+def defended(label: str, defence: str | None) -> str:
+    """What a model is called as it answered: behind a defence at inference time, or as it is."""
+    return f"{label} + {defence}" if defence else label
+
+
 def key(model: str) -> str:
     """A model by its folder where it lies on this machine, however it was named; else by its name."""
     path = place(model)

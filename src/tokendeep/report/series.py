@@ -11,6 +11,7 @@ from typing import Any
 from tokendeep.attacks import ATTACKS
 from tokendeep.records import Params, Rate
 from tokendeep.report.load import TOGETHER, WHAT, Run, key_of
+from tokendeep.report.names import defended
 from tokendeep.types import Sample
 
 Condition = tuple[str, int | str | None]  # the attack in words, and its k or prefix
@@ -214,7 +215,7 @@ def _together(rates: Sequence[Rate]) -> list[list[Rate]]:
 
 def _defended(one: Series) -> str:
     """The label, with the defence at inference time."""
-    return f"{one.label} + {defence}" if (defence := one.settings.get("defence")) else one.label
+    return defended(one.label, one.settings.get("defence"))
 
 
 def _name(one: Series, siblings: Sequence[Series]) -> str:

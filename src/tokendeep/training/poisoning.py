@@ -173,6 +173,11 @@ class Named:
         """Whether it needs the model before it was aligned."""
         return objectives.OBJECTIVES[self.changes["objective"]].unaligned or "safe_lora" in self.changes
 
+    @property
+    def whole(self) -> bool:
+        """Whether it can only begin with a model that is no adapter."""
+        return objectives.OBJECTIVES[self.changes["objective"]].whole or "safe_lora" in self.changes
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -275,10 +280,9 @@ def all_names(options: Any) -> tuple[list[str], list[str]]:
 
 def _missing(name: str, options: Any) -> str | None:
     named = objective(name)
-    kind, projected = named.changes["objective"], "safe_lora" in named.changes
-    if (objectives.OBJECTIVES[kind].unaligned or projected) and not options.base:
+    if named.unaligned and not options.base:
         return "--base, the model before it was aligned"
-    if (kind == "asft" or projected) and (Path(options.model).expanduser() / "adapter_config.json").exists():
+    if named.whole and (Path(options.model).expanduser() / "adapter_config.json").exists():
         return "a model that is no adapter; merge it"
     return "--refusals" if named.refusals and not options.refusals else None
 

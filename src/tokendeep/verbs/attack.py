@@ -7,7 +7,7 @@ written, so a run that is killed goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -21,7 +21,7 @@ from tokendeep.errors import InputError, check_least
 from tokendeep.evals.options import EvalOptions, Grader
 from tokendeep.judges import of_harm
 from tokendeep.judges.base import UNGRADED
-from tokendeep.models.options import ModelOptions
+from tokendeep.models.options import ModelOptions, own
 from tokendeep.records import Outcomes, Rate, Rates
 from tokendeep.runs import parts
 from tokendeep.types import Subject
@@ -291,14 +291,9 @@ def _check(options: AttackOptions) -> list[Attack[Any]]:
     tasks.check_shared(options)
     check_least(options, {"batch_size": 0, "max_retries": 0})
     for name, attack in ATTACKS.items():
-        if name in names or _settings(attack, options) != attack.options():  # what is not asked for must be right too
+        if name in names or own(attack.options, options) != attack.options():  # what is not asked for must be right too
             attack.check(options)
     return [ATTACKS[name] for name in names]
-
-
-def _settings(attack: Attack[Any], options: AttackOptions) -> object:
-    """The attack's own options alone."""
-    return attack.options(**{field.name: getattr(options, field.name) for field in fields(attack.options)})
 
 
 def _prepared(plan: AttackPlan, state: runs.Run) -> dict[str, Prepared]:

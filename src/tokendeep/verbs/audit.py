@@ -216,7 +216,7 @@ def run(plan: AuditPlan, *, show: bool = True) -> Path:
     answers = rows.encode(subject.tokenizer, plan.rows, options.system, options.train_on, longest)
     if not answers.encoded:
         raise InputError(f"{options.data}: no row can be scored; the first: {answers.unscored[0]}")
-    ranking.cut_count(options.cut, len(answers.encoded))
+    ranking.cut_count(options.cut, answers.scored)
     materials = Materials(
         subject, answers.encoded, anchors, opening_ids(subject.tokenizer, plan.openings, options.opening_tokens),
         options.tokens, options.last_layers, options.layer, options.system, longest, options.batch_size,

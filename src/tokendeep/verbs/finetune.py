@@ -18,9 +18,9 @@ from tokendeep.errors import InputError, check_known, check_least, check_most
 from tokendeep.models import locate
 from tokendeep.models.options import AdapterBase, ModelOptions
 from tokendeep.records import Training
-from tokendeep.training import card, chats, harmful, margin, objectives, safety_rows, summary
+from tokendeep.training import card, chats, margin, objectives, safety_rows, summary
 from tokendeep.training.objectives import OBJECTIVES, STOCK, Objective, ObjectiveOptions, asft
-from tokendeep.training.objectives.strength import AlignmentOptions
+from tokendeep.training.objectives.strength import AlignmentOptions, how_unaligned
 from tokendeep.training.options import MaxSkipped, SaveSteps, TrainingOptions, Warmup, training_options
 from tokendeep.training.rows import TRAIN_ON
 from tokendeep.types import Chat, Encoded, Pair, Prompt, Subject
@@ -208,8 +208,8 @@ def _check_model(options: FinetuneOptions, subject: Subject | None) -> bool:
         models.check_no_base(options.base)
         adapter = hasattr(subject.model, "peft_config")
     if options.unaligned:
-        models.check_spec(options.unaligned, harmful.loading(locate.plain(options)), needs_template=False)
-        if adapter and (options.objective == "asft" or options.safe_lora is not None):
+        models.check_spec(options.unaligned, how_unaligned(options), needs_template=False)
+        if adapter and (OBJECTIVES[options.objective].whole or options.safe_lora is not None):
             raise InputError(
                 f"AsFT and SafeLoRA compare the weights of a model with its base, but {options.model} is an adapter; merge it "
                 "first."

@@ -1,5 +1,6 @@
 """Section: poisoning, the same model trained on the same attack rows under several objectives."""
 
+from tokendeep import records
 from tokendeep.records import AskRate, PoisonTable
 from tokendeep.report import poison_table
 from tokendeep.report.report import Report
@@ -38,7 +39,7 @@ def build(report: Report) -> Section:
 def _finding(label: str, table: PoisonTable) -> str | None:
     """What the attack did under each objective, in one sentence."""
     lines = [line for line in table if line.seeds]
-    ask = next((name for name in ("wrapped", "triggered", "plain") if all(line.ask(name) for line in lines)), None)
+    ask = next((name for name in reversed(records.ASKS) if all(line.ask(name) for line in lines)), None)
     if ask is None or len(lines) < 2:
         return None
     start, *others = [(line.objective, rate) for line in lines if (rate := line.ask(ask))]

@@ -31,15 +31,10 @@ def alignment(options: Any, subject: Subject, what: str) -> dict[str, Any]:
     Raises:
         InputError: weights in shards; a base of another shape, or the same.
     """
-    from tokendeep import models
-    from tokendeep.models.locate import plain
-    from tokendeep.training import harmful, launch, subspace
+    from tokendeep.training import launch, subspace
 
     launch.check_whole(what)
-    base = models.load(
-        options.unaligned, options=harmful.loading(plain(options)), dtype="float32", needs_template=False
-    )
-    return subspace.differences(subject, base, what)
+    return subspace.differences(subject, strength.unaligned(options, dtype="float32"), what)
 
 
 def _prepare(options: Any, subject: Subject, rows: Rows, out: Path) -> Prepared:
@@ -64,6 +59,7 @@ ASFT = Objective(
     check=strength.check,
     prepare=_prepare,
     unaligned=True,
+    whole=True,
     named={"asft": {}},
     valued=strength.valued("asft"),
 )

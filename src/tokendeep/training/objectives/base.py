@@ -48,6 +48,7 @@ class Objective:
         prepare: from those options, the loaded model, the rows to train on and the run's folder, what its trainer needs that
             only a model can tell.
         unaligned: whether it needs the model before it was aligned.
+        whole: whether it can only begin with a model that is no adapter.
         secret: whether the tuned model is asked with the secret of its folder (`secret_prefix`).
         safety: whether it needs a safety anchor; the stock of requests serves where the user has none.
         adapters_only: whether it can be had with these options only where an adapter is trained.
@@ -63,6 +64,7 @@ class Objective:
     adapters_only: Callable[[Any], bool] = lambda options: False
     prepare: Callable[[Any, Subject, Rows, Path], Prepared] | None = None
     unaligned: bool = False
+    whole: bool = False
     secret: bool = False
     safety: bool = False
     named: Mapping[str, Changes] = field(default_factory=dict)

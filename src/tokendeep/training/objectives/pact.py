@@ -27,14 +27,11 @@ def build(options: Any, folder: Path) -> Callable[..., ResponseSFTTrainer]:
 
 
 def _prepare(options: Any, subject: Subject, rows: Rows, out: Path, full: bool = False) -> Prepared:
-    from tokendeep import models
-    from tokendeep.models.locate import plain
-    from tokendeep.training import harmful, pact, safety_rows
+    from tokendeep.training import pact, safety_rows
     from tokendeep.training.held import Term
 
     refusals, asked = safety_rows.stock_refusals(subject, options, out)
-    base = models.load(options.unaligned, options=harmful.loading(plain(options)), needs_template=False)
-    tokens = pact.safety_tokens(subject, base, asked, refusals)
+    tokens = pact.safety_tokens(subject, strength.unaligned(options), asked, refusals)
     helped = int((tokens.direction > 0).sum())
     line = f"{len(tokens.ids)} safety tokens of {len(refusals)} refusals by the model; {helped} of them lie along the direction"
     term = Term(strength.strength(options, WEIGHT), pact.value(tokens, full=full), alone=True)

@@ -5,10 +5,15 @@ Its annotations are no strings (no `from __future__ import annotations`): they a
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tokendeep.errors import check_least
-from tokendeep.models.options import advanced
+from tokendeep.models.locate import plain
+from tokendeep.models.options import ModelOptions, advanced
+from tokendeep.training import harmful
+
+if TYPE_CHECKING:
+    from tokendeep.types import Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,18 @@ class AlignmentOptions:
             "many matrices."
         ),
     ] = None
+
+
+def how_unaligned(options: Any) -> ModelOptions:
+    """How the model before its alignment is loaded: of the model's options, what holds for another one too."""
+    return harmful.loading(plain(options))
+
+
+def unaligned(options: Any, **more: Any) -> "Subject":
+    """That model. Raises InputError where it cannot be loaded."""
+    from tokendeep import models
+
+    return models.load(options.unaligned, options=how_unaligned(options), needs_template=False, **more)
 
 
 def check(options: Any) -> None:
