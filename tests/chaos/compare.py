@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-CLOCK = re.compile("seconds|started|finished|[a-z_]*runtime|[a-z_]*per_second|total_flos")
+CLOCK = re.compile("[a-z_]*seconds|started|finished|[a-z_]*runtime|[a-z_]*per_second|total_flos")
 TIMES = re.compile(rf'("(?:{CLOCK.pattern})": )("[^"]*"|[-\d.e+]+|null)')
-SECONDS = re.compile(r"\| \d+ \|$", re.MULTILINE)  # the last column of a table of trainings
+SECONDS = re.compile(r"\| \d+ \|(?: [-.\d]* \|)?$", re.MULTILINE)  # the last columns of a table of trainings
 DATES = re.compile(r"\d{4}-\d\d-\d\d.{1,8}?\d\d:\d\d")
 TEXTS = (".json", ".jsonl", ".md", ".txt", ".csv", ".html", ".jinja")
 OWN = (

@@ -7,6 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
+
+from tokendeep import records
+
+sys.path.append(str(Path(__file__).parent))
+import compare
+
+
+def test_every_time_that_a_result_holds_is_no_difference() -> None:
+    # a new one that the campaign does not know makes each killed training differ from one that was not
+    kinds = [kind for kind in vars(records).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    times = {name for kind in kinds for name in kind.model_fields if "seconds" in name or "runtime" in name}
+    assert {"step_seconds", "seconds"} <= times
+    assert [name for name in sorted(times) if not compare.CLOCK.fullmatch(name)] == []
 
 
 @pytest.mark.slow
