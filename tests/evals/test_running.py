@@ -26,8 +26,9 @@ from attacking import ANSWER, ROWS, Answers, answers, attack, config, judge, pai
 from tokendeep import models
 from tokendeep.engines import local
 from tokendeep.errors import InputError
-from tokendeep.evals import logs, provider, running
+from tokendeep.evals import logs, outcomes, provider, running
 from tokendeep.evals.provider import live_model
+from tokendeep.models import ModelOptions
 from tokendeep.types import Subject
 
 
@@ -137,6 +138,23 @@ def test_an_unfinished_run_goes_on_with_smaller_batches(
     attack(replace(settings, batch_size=2))
     assert (answers.batch_sizes, len(answers.requests)) == ([8, 2], 3 - kept)
     assert len(logs.read_samples(out)) == 3
+
+
+def test_a_run_that_only_had_to_be_counted_knows_its_model(
+    pairs: Path, tmp_path: Path, tiny_folder: Path, answers: Answers, judge: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when every answer was there, and gone on with: no weights are loaded, and the manifest names them."""
+    answers.reply = lambda request: ANSWER
+    settings = config(pairs, tmp_path / "out", model=str(tiny_folder), attack="none")
+    with monkeypatch.context() as patch:
+        patch.setattr(outcomes, "write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            attack(settings)
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("the weights are loaded"))
+    attack(settings)
+    told = json.loads((tmp_path / "out" / "manifest.json").read_text())["model"]
+    known = models.facts(str(tiny_folder), ModelOptions())
+    assert told == {"name": str(tiny_folder), "revision": known["revision"], "adapter": None}
 
 
 def test_a_failure_in_one_attack_ends_the_others(

@@ -206,11 +206,11 @@ def _served(spec: str, options: ModelOptions) -> Model:
 
 
 def facts(model: Model, name: str) -> dict[str, Any]:
-    """What the manifest keeps of the model; a run that only had to be counted has not loaded it."""
+    """What the manifest keeps of the model, also where it was not loaded since all answers were there."""
     if not isinstance(model.api, TokendeepAPI):
         return {"model": {"name": name}}  # what a prefill becomes there stands in the logs
-    loaded = model.api.subject
-    about = {"revision": loaded.revision, "adapter": loaded.adapter} if loaded else {}
+    known = {} if model.api.served else model.api.about()
+    about = {field: known[field] for field in ("revision", "adapter") if field in known}
     return {"model": {"name": name, **about}, "template": chat.template_hash(model.api.tokenizer)}
 
 
