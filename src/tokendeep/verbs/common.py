@@ -40,14 +40,14 @@ from cyclopts import Group, Parameter
 from tokendeep import data, runs
 from tokendeep.errors import InputError, flag
 from tokendeep.models.options import Floats, Ints, Names, Texts, advanced, check_range, loading
-from tokendeep.records.base import read_json
+from tokendeep.records.base import File, read_json
 from tokendeep.runs.files import user_path
 
 if TYPE_CHECKING:
     import yaml
 
 __all__ = ["Floats", "Ints", "Names", "Place", "Texts", "advanced", "beside", "check_place", "ending", "heading", "loading",
-           "meaning", "output", "trained", "typed", "yaml_settings"]  # fmt: skip
+           "made_in", "meaning", "output", "trained", "typed", "yaml_settings"]  # fmt: skip
 
 
 def heading(title: str) -> partial[Parameter]:
@@ -114,6 +114,22 @@ def check_place(out: str | None, names: Sequence[str]) -> None:
     for path in [user_path(out) / name for name in names] if out else []:
         if os.path.lexists(path) and not _ours(path):
             raise InputError(f"{path} is there already and was not written by tokendeep; give another --out.")
+
+
+def made_in(out: str | None, record: File, told: str | None) -> Path | None:
+    """Write the record into `out` where a folder is named, and return its file.
+
+    Args:
+        told: what it says, which is printed with the place; None: nothing is.
+    """
+    path = user_path(out) / record.FILE if out else None
+    if path:
+        runs.write_json(path, record.dump())
+    if told is not None:
+        print(told)
+        if path:
+            print(f"made: {path} (no texts)")
+    return path
 
 
 def _ours(path: Path) -> bool:

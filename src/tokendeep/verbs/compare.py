@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tokendeep import runs, stats
+from tokendeep import stats
 from tokendeep.errors import InputError, did_you_mean
 from tokendeep.judges import of_harm
 from tokendeep.pairing import conditions, sides
@@ -17,7 +17,7 @@ from tokendeep.records.base import read_json
 from tokendeep.report import load
 from tokendeep.report.words import p_value
 from tokendeep.runs.files import user_path
-from tokendeep.verbs.common import Names, check_place, heading, output
+from tokendeep.verbs.common import Names, check_place, heading, made_in, output
 from tokendeep.verbs.proven import OURS, proven, served
 
 what = heading("What to compare")
@@ -117,14 +117,7 @@ def plan(options: CompareOptions) -> ComparePlan:
 def run(plan: ComparePlan, *, show: bool = True) -> Path | None:
     """Write compare.json where a folder is named, print the table, and return the file."""
     record = plan.record()
-    path = plan.options.out and user_path(plan.options.out) / Compared.FILE
-    if path:
-        runs.write_json(path, record.dump())
-    if show:
-        print(describe(record))
-        if path:
-            print(f"made: {path} (no texts)")
-    return path or None
+    return made_in(plan.options.out, record, describe(record) if show else None)
 
 
 def _told(found: Sequence[Condition], alone: Sequence[str]) -> tuple[list[Condition], list[str]]:

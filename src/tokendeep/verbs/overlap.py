@@ -10,7 +10,7 @@ from tokendeep.errors import InputError
 from tokendeep.records import Overlap, Shared, Side
 from tokendeep.runs.files import user_path
 from tokendeep.types import Prompt
-from tokendeep.verbs.common import Names, check_place, heading, output
+from tokendeep.verbs.common import Names, check_place, heading, made_in, output
 
 what = heading("What to compare")
 SHOWN = 20  # pairs that are listed in a terminal
@@ -74,14 +74,7 @@ def plan(options: OverlapOptions) -> OverlapPlan:
 def run(plan: OverlapPlan, *, show: bool = True) -> Path | None:
     """Compare the files; writes overlap.json where a folder is named, and returns it."""
     record = overlap(plan)
-    path = plan.options.out and user_path(plan.options.out) / Overlap.FILE
-    if path:
-        runs.write_json(path, record.dump())
-    if show:
-        print(describe(record))
-        if path:
-            print(f"made: {path} (no texts)")
-    return path or None
+    return made_in(plan.options.out, record, describe(record) if show else None)
 
 
 def overlap(plan: OverlapPlan) -> Overlap:

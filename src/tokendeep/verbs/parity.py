@@ -11,18 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from tokendeep import chat, data, models, runs
+from tokendeep import chat, data, models
 from tokendeep.data.options import DataOptions
 from tokendeep.engines.options import ANSWER, LOCAL, EngineOptions
 from tokendeep.errors import InputError, check_least
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Parity, ParityRow
 from tokendeep.records.manifest import EngineFacts
-from tokendeep.runs.files import user_path
 from tokendeep.runs.identity import known_identity
 from tokendeep.types import Decoding, Encoded, Message, Subject
-from tokendeep.verbs.common import Ints, Texts, advanced, heading, output
-from tokendeep.verbs.compare import check_place
+from tokendeep.verbs.common import Ints, Texts, advanced, check_place, heading, made_in, output
 
 if TYPE_CHECKING:
     from tokendeep.engines.base import Completion, Request
@@ -121,14 +119,7 @@ def run(plan: ParityPlan, *, show: bool = True) -> Path | None:
         InputError: a server that cannot be used, or a request that does not fit a context.
     """
     record = parity(plan)
-    path = plan.options.out and user_path(plan.options.out) / Parity.FILE
-    if path:
-        runs.write_json(path, record.dump())
-    if show:
-        print(describe(record))
-        if path:
-            print(f"made: {path} (no texts)")
-    return path or None
+    return made_in(plan.options.out, record, describe(record) if show else None)
 
 
 def parity(plan: ParityPlan) -> Parity:
