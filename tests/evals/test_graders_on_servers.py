@@ -12,14 +12,19 @@ from inspect_ai.model import ModelOutput, get_model
 
 from attacking import Answers, answers, attack, config, pairs  # noqa: F401  (fixtures)
 from serving import Turns, serve
+from token_server import TokenServer
 from tokendeep import cli
+from tokendeep.engines.base import Request
 from tokendeep.errors import InputError
-from tokendeep.evals import grading
+from tokendeep.evals import grading, logs
+from tokendeep.evals.provider import TokendeepAPI
 from tokendeep.judges import JUDGES
-from tokendeep.records import Rate, StoredVerdict
+from tokendeep.records import Outcomes, Rate, StoredVerdict
 from tokendeep.types import Subject
+from tokendeep.verbs import attack as attack_verb
 from tokendeep.verbs import calibrate
 from tokendeep.verbs import judge as verb
+from tokendeep.verbs.attack import AttackOptions
 from tokendeep.verbs.calibrate import CalibrateOptions
 from tokendeep.verbs.judge import JudgeOptions
 
@@ -125,3 +130,175 @@ def test_an_answer_that_a_server_has_no_room_for_is_unscored(said: str) -> None:
 def test_a_reply_that_inspect_made_of_such_an_error_is_no_cut_reply() -> None:
     output = ModelOutput.from_content("m", "the prompt is too long", "model_length")
     assert grading.read(JUDGES["rubric"], output).reason == "grader-context"
+
+
+# --- a grader that dies while the model is asked -------------------------------------------------
+
+
+def graded(pairs: Path, out: Path, grader: str, **more: Any) -> AttackOptions:
+    settings: dict[str, Any] = {"attack": "none", "judge": "refusal,rubric", "grader": grader, "max_new_tokens": 90}
+    return config(pairs, out, **settings, **{"max_retries": 0, **more})
+
+
+def row_of(out: Path) -> Rate:
+    [row] = [row for row in Rate.load_all(out) if row.judge == "rubric"]
+    return row
+
+
+def test_answers_outlive_their_grader(
+    pairs: Path,
+    tmp_path: Path,
+    tiny_subject: Subject,
+    answers: Answers,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    answers.reply = lambda request: ANSWER
+    out, well = tmp_path / "out", ["GRADE: 5"]  # so many answers are graded, then the server fails
+    with serve(lambda turns: well.pop() if well else 503) as (address, asked):
+        options = graded(pairs, out, f"inspect/http/{address}")
+        with pytest.raises(InputError) as told:
+            attack(options, tiny_subject)
+        [warned] = [said for one in caplog.records if "without a grade" in (said := one.getMessage())]
+        for said in (str(told.value), warned):
+            assert "(status 503)" in said
+            assert SECRET not in said
+        assert str(told.value).startswith(f"All answers are in {out}, and 2 verdicts on them are missing: The grader")
+        assert (len(answers.requests), row_of(out).n) == (3, 1)
+        assert row_of(out).outcomes == {"harmful": 1, "grader-failed": 2}
+        assert row_of(out).worst == 1.0
+        assert [row.n for row in Rate.load_all(out) if row.judge == "refusal"] == [3]
+        before = len(asked)
+        well += ["GRADE: 2"] * 2
+        attack(options, tiny_subject)
+        assert (len(answers.requests), len(asked)) == (3, before + 2)  # nothing is generated or graded again
+        assert row_of(out).outcomes == {"harmful": 1, "harmless": 2}
+        assert [one.outcome for one in Outcomes.load(out) if one.judge == "rubric"].count("harmless") == 2
+        assert [one.outcome for one in logs.read_samples(out)].count("grader-failed") == 0
+        attack(options, tiny_subject)
+        assert len(asked) == before + 2
+    assert "refusal" not in (out / StoredVerdict.FILE).read_text()
+
+
+def test_a_grader_that_fails_once_is_asked_again_at_the_end(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers
+) -> None:
+    answers.reply = lambda request: ANSWER
+    ill = [503]
+    with serve(lambda turns: ill.pop() if ill else "GRADE: 2") as (address, _):
+        out = attack(graded(pairs, tmp_path / "out", f"inspect/http/{address}"), tiny_subject)
+    assert row_of(out).outcomes == {"harmless": 3}
+
+
+def test_another_grader_can_take_over(pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers) -> None:
+    answers.reply = lambda request: ANSWER
+    with serve(lambda turns: 503) as (address, _), pytest.raises(InputError, match="3 verdicts on them are missing"):
+        attack(graded(pairs, tmp_path / "out", f"inspect/http/{address}"), tiny_subject)
+    with serve(lambda turns: "GRADE: 2") as (address, _):
+        assert grade(tmp_path / "out", address) == 0
+    rows = [row for row in Rate.load_all(tmp_path / "out") if row.judge == "rubric"]
+    assert sorted(row.n for row in rows) == [0, 3]
+
+
+@pytest.fixture
+def words_folder(tiny_folder: Path) -> Path:
+    """A tokenizer alone: a server has the weights, and says how long a prompt may be."""
+    for file in [tiny_folder / "config.json", tiny_folder / "generation_config.json", *tiny_folder.glob("*.safe*")]:
+        file.unlink()
+    return tiny_folder
+
+
+def served_grader(subject: Subject, well: list[str]) -> TokenServer:
+    """A server of token ids that grades as long as `well` lasts; then it drops connections."""
+
+    server = TokenServer(subject, context=8192)
+    plain = server.answer
+
+    def answer(prompt: list[int], most: int) -> list[int]:
+        if "GRADE" not in subject.tokenizer.decode(prompt):  # of the handshake
+            return plain(prompt, most)
+        if not well:
+            raise ConnectionError
+        return [*subject.tokenizer(well.pop()).input_ids, subject.tokenizer.eos_token_id][:most]
+
+    server.answer = answer
+    return server
+
+
+def test_answers_outlive_a_grader_that_is_given_ids(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, words_folder: Path, answers: Answers
+) -> None:
+    answers.reply = lambda request: ANSWER
+    well = ["GRADE: 2"]
+    with served_grader(tiny_subject, well) as server:
+        options = graded(pairs, tmp_path / "out", f"{words_folder}@{server.url}")
+        with pytest.raises(InputError, match="2 verdicts on them are missing: .* closed the connection"):
+            attack(options, tiny_subject)
+        well += ["GRADE: 2"] * 2
+        attack(options, tiny_subject)
+    assert row_of(tmp_path / "out").outcomes == {"harmless": 3}
+    assert (len(answers.requests), well) == (3, [])
+
+
+def test_answers_outlive_a_grader_that_runs_here(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, tiny_folder: Path, answers: Answers
+) -> None:
+    well = ["GRADE: 2"]
+
+    def reply(request: Request) -> str | Exception:
+        if "GRADE" not in tiny_subject.tokenizer.decode(request.ids):
+            return ANSWER
+        return well.pop() if well else InputError("The logits are NaN or infinite: load it in float32.")
+
+    answers.reply = reply
+    options = graded(pairs, tmp_path / "out", str(tiny_folder))
+    with pytest.raises(InputError, match="2 verdicts on them are missing: .* NaN"):
+        attack(options, tiny_subject)
+    well += ["GRADE: 2"] * 2
+    attack(options, tiny_subject)
+    assert row_of(tmp_path / "out").outcomes == {"harmless": 3}
+    assert sum("GRADE" not in tiny_subject.tokenizer.decode(one.ids) for one in answers.requests) == 3
+
+
+# --- how long a grader's server is waited for ----------------------------------------------------
+
+
+def test_the_time_limit_reaches_graders_that_are_given_ids(
+    out: Path, pairs: Path, tmp_path: Path, tiny_subject: Subject, tiny_folder: Path, answers: Answers
+) -> None:
+    with TokenServer(tiny_subject) as server:
+        named = f"{tiny_folder}@{server.url}"
+        given: dict[str, Any] = {"judge": "rubric", "grader": named, "max_retries": 3}
+        (tmp_path / "l.csv").write_text("instruction,response,label\nHow?,So.,1\nWhy?,Thus.,0\n")
+        labelled = {"labels": [str(tmp_path / "l.csv")], "out": str(tmp_path / "c")}
+        graders = [
+            verb.plan(JudgeOptions(str(out), timeout=7, **given)).grader,
+            calibrate.plan(CalibrateOptions(**given, **labelled, timeout=7)).grader,
+            attack_verb.plan(
+                graded(pairs, tmp_path / "o", named, max_retries=3, answer_timeout=7), tiny_subject
+            ).grader,
+        ]
+    for grader in graders:
+        assert grader is not None
+        assert isinstance(grader.api, TokendeepAPI)
+        assert (grader.api.place.answer_timeout, grader.api.max_retries) == (7, 3)
+
+
+def test_attack_waits_for_no_grader_without_end(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers
+) -> None:
+    options = graded(pairs, tmp_path / "o", "inspect/http/nowhere", answer_timeout=7, max_retries=3)
+    grader = attack_verb.plan(options, tiny_subject).grader
+    assert grader is not None
+    assert (grader.config.max_retries, grader.config.attempt_timeout) == (3, 7)
+
+
+def test_a_grader_that_is_given_ids_and_never_answers(
+    out: Path, tiny_subject: Subject, words_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with TokenServer(tiny_subject, context=8192) as server:
+        words = ["judge", "--run", str(out), "--judge", "rubric", "--grader", f"{words_folder}@{server.url}"]
+        plain = server.answer
+        server.answer = lambda prompt, most: [time.sleep(3 * (most > 99)), *plain(prompt, most)][1:]  # type: ignore[func-returns-value, list-item]
+        assert cli.main([*words, "--max-retries", "0", "--timeout", "1"]) == 2
+    assert "did not answer within 1 seconds" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from tokendeep.evals.judging import LENGTH_LIMITS, Answer, Judging
 from tokendeep.evals.provider import CHOICES, CLOSED, EXACT, TokendeepAPI
 from tokendeep.evals.session import Session, current, outside_loops
 from tokendeep.judges import Judge, Verdict, judge_refusal
-from tokendeep.judges.base import Grade, Rubric
+from tokendeep.judges.base import FAILED, Grade, Rubric
 from tokendeep.judges.grades import filled, one_turn
 
 ROLE = "grader"  # of the model, in Inspect
@@ -86,14 +86,26 @@ def together(grader: Model, work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def verdict(one: Judging, answer: Answer, grader: Model | None = None) -> Verdict:
-    """What a judge finds in an answer, by its rule or by asking a grader. Raises InputError as `grade`."""
+    """What a judge finds in an answer, by its rule or by asking a grader. Under plain Inspect raises InputError as `grade`."""
     if (seen := judging.seen_by(one, answer)) is None:
         found = judging.unseen(answer)
     elif one.by.rubric and grader is not None:
-        found = await grade(one.by, seen, grader)
+        found = await _grade_or_keep(one.by, seen, grader)
     else:
         found = judging.by_rule(one, answer, seen[1])
     return found.model_copy(update=judging.signed(one, answer, grader))
+
+
+async def _grade_or_keep(judge: Judge, seen: tuple[str, str], grader: Model) -> Verdict:
+    """As `grade`; in a run of ours an answer for which the grader fails is kept without a grade, and no other is sent."""
+    if (run := current()) is None:
+        return await grade(judge, seen, grader)
+    if run.grader_failure is None:
+        try:
+            return await grade(judge, seen, grader)
+        except InputError as error:
+            run.lose_grader(error)
+    return Verdict(outcome=FAILED, truncated=False)
 
 
 async def grade(judge: Judge, seen: tuple[str, str], grader: Model) -> Verdict:

@@ -18,6 +18,7 @@ from tokendeep.evals.judging import Answer, Judging
 from tokendeep.evals.samples import identity, sample_of
 from tokendeep.evals.stored import Store, Words
 from tokendeep.judges import JUDGES
+from tokendeep.judges.base import FAILED
 from tokendeep.records import Verdict
 from tokendeep.types import Sample
 
@@ -121,10 +122,11 @@ def _text(look: Look) -> tuple[str, str, str]:
 
 
 def _from_log(sample: EvalSample, signed: Mapping[str, Any]) -> Verdict | None:
-    """The verdict of the same judge, by the same words, that the evaluation itself has kept."""
+    """The verdict of the same judge, by the same words, that the evaluation itself has kept; none where its grader failed."""
     by = ("judge", "template", "grader", "judged")
     told = (score.metadata or {} for score in (sample.scores or {}).values())
-    same = (metadata for metadata in told if all(metadata.get(name) == signed.get(name) for name in by))
+    found = (metadata for metadata in told if metadata.get("outcome") != FAILED)
+    same = (metadata for metadata in found if all(metadata.get(name) == signed.get(name) for name in by))
     return next((Verdict.model_validate(metadata) for metadata in same), None)
 
 

@@ -23,10 +23,10 @@ from tokendeep import chat, models, runs
 from tokendeep.attacks.base import Attack
 from tokendeep.defences.options import DefenceOptions
 from tokendeep.engines.base import MOST_ROWS
-from tokendeep.engines.options import FREE, EngineOptions
+from tokendeep.engines.options import ANSWER, FREE, EngineOptions
 from tokendeep.errors import InputError, explain, guarded
 from tokendeep.evals import grading, inputs, judging, logs, served
-from tokendeep.evals.classifier import ClassifierAPI, open_classifier
+from tokendeep.evals.classifier import open_classifier
 from tokendeep.evals.judging import Judging
 from tokendeep.evals.provider import NAME, OPTIONS, SERVING, TokendeepAPI, live_model
 from tokendeep.evals.session import Session, outside_loops, use
@@ -129,9 +129,20 @@ def _on_server(
 
 
 def open_grader(
-    name: str | None, every: Sequence[Judging], options: ModelOptions, batch_size: int, subject: Subject | None = None
+    name: str | None,
+    every: Sequence[Judging],
+    options: ModelOptions,
+    batch_size: int,
+    subject: Subject | None = None,
+    *,
+    max_retries: int = 6,
+    timeout: int = ANSWER,
 ) -> Model | None:
     """The model that grades, as `open_model`, or MODEL@URL for one on a server; None where no judge asks one.
+
+    Args:
+        max_retries: how often its server is asked again.
+        timeout: seconds that one reply of its server may take.
 
     Raises:
         InputError: a judge asks a model and none is named, or the other way round.
@@ -156,23 +167,19 @@ def open_grader(
             f"The judge {raw[0]} gives its model token ids of its own, which {name.split('/')[0]} does not take: give --grader "
             "its folder or hub id, or MODEL@URL where a server has it."
         )
-    engine = EngineOptions(engine=f"http{rest}") if at else None
+    engine = EngineOptions(engine=f"http{rest}", answer_timeout=timeout) if at else None
     own = ModelOptions(chat_template=options.chat_template) if engine else options
-    model = open_model(spec, own, batch_size, subject, None, engine, needs_template=len(raw) < len(by))
+    needs_template = len(raw) < len(by)
+    model = open_model(spec, own, batch_size, subject, None, engine, max_retries, needs_template)
     if str(model).split("/")[0] in SERVING and (names := grading.by_turns(every)):
         raise InputError(
             f"The judge {names[0]} puts a finished answer, which {str(model).split('/')[0]} would continue; serve the model "
             "elsewhere and give --grader inspect/openai-api/SERVER/NAME, or its folder."
         )
     _check_words(by, model)
+    if not isinstance(model.api, TokendeepAPI):  # Inspect would ask and wait for ever
+        model.config = model.config.merge(GenerateConfig(max_retries=max_retries, attempt_timeout=timeout))
     return model
-
-
-def patient(grader: Model | None, max_retries: int, timeout: int) -> Model | None:
-    """A grader whose server is asked so often and waited for so long; outside an evaluation Inspect would do so for ever."""
-    if grader is not None and not isinstance(grader.api, TokendeepAPI | ClassifierAPI):
-        grader.config = grader.config.merge(GenerateConfig(max_retries=max_retries, attempt_timeout=timeout))
-    return grader
 
 
 def _classifier(name: str, by: Mapping[str, Rubric], options: ModelOptions, batch_size: int) -> Model:

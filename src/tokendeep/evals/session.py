@@ -5,6 +5,7 @@ A context variable, because a task's arguments are written to its log and must s
 
 import asyncio
 import contextvars
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from tokendeep.attacks.base import Prepared
 from tokendeep.errors import InputError
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Session:
         verdicts: attack -> how many there are.
         on_failure: called with the first thing that goes wrong.
         failures: all that went wrong.
+        grader_failure: what the grader failed with; it is asked no more, and answers are kept without a grade.
         interrupted: the user stopped the run: answers that still come are dropped.
         answers: what was asked already, with its answer.
     """
@@ -58,6 +61,7 @@ class Session:
     verdicts: Counter[str] = field(default_factory=Counter)
     on_failure: Callable[[Exception], None] = lambda error: None
     failures: list[Exception] = field(default_factory=list)
+    grader_failure: InputError | None = None
     interrupted: bool = False
     answers: dict[str, Once] = field(default_factory=dict)
 
@@ -66,6 +70,12 @@ class Session:
         self.failures.append(error)
         if len(self.failures) == 1:
             self.on_failure(error)
+
+    def lose_grader(self, error: InputError) -> None:
+        """Keep the first error of the grader, and say it at once."""
+        if self.grader_failure is None:
+            self.grader_failure = error
+            log.warning("%s Answers that come meanwhile are kept without a grade.", error)
 
     def judged(self, attack: str) -> None:
         """Count a verdict; an answer is judged when it has them all."""

@@ -9,6 +9,7 @@ from tokendeep.records import VALUES, Verdict
 
 SCORED = tuple(VALUES)  # the outcomes that a rate is counted over
 HITS = tuple(outcome for outcome, value in VALUES.items() if value)  # those that it counts
+FAILED = "grader-failed"  # of an answer for whose grade it must be asked again
 UNGRADED = (
     "unparsed",
     "grader-refused",
@@ -16,6 +17,7 @@ UNGRADED = (
     "grader-empty",
     "grader-filtered",
     "grader-context",
+    FAILED,
 )  # no grade, and why
 OUTCOMES = (*SCORED, "empty", "degenerate", "other-language", "thought", "filtered", *UNGRADED, "judge-error")
 # What a judge may see: what the model wrote, that behind the prefill, or both behind the request.

@@ -19,13 +19,13 @@ from tokendeep.defences.options import DefenceOptions
 from tokendeep.engines.options import EngineOptions
 from tokendeep.errors import InputError, check_least
 from tokendeep.evals.options import EvalOptions, Grader
-from tokendeep.judges import of_harm
-from tokendeep.judges.base import UNGRADED
+from tokendeep.judges.base import FAILED
 from tokendeep.models.options import ModelOptions, own
 from tokendeep.records import Outcomes, Rate, Rates
 from tokendeep.runs import parts
 from tokendeep.types import Subject
 from tokendeep.verbs.common import Place, advanced, beside, ending, heading, loading, output
+from tokendeep.verbs.rated import describe
 
 if TYPE_CHECKING:
     from tokendeep.evals.running import Model
@@ -147,7 +147,7 @@ def plan(options: AttackOptions, subject: Subject | None = None, rows: Iterable[
     Raises:
         InputError: an option out of range, a file or row that cannot be used, or a model that is not there.
     """
-    from tokendeep.evals import judging, running, tasks
+    from tokendeep.evals import running, tasks
     from tokendeep.evals.victim import check_victim, victim
 
     attacks = _check(options)
@@ -156,9 +156,7 @@ def plan(options: AttackOptions, subject: Subject | None = None, rows: Iterable[
     model = running.open_model(
         options.model, options, options.batch_size, subject, options.base, options, options.max_retries, defence=options
     )
-    loading = models.ModelOptions(dtype=options.dtype, device=options.device)
-    every = judging.named(options.judge, options.judged)
-    grader = running.open_grader(options.grader, every, loading, options.batch_size)
+    grader = _open_grader(options)
     for attack in attacks:
         check_victim(attack, model)
         for spec in filter(None, (getattr(options, name) for name in attack.models)):
@@ -174,6 +172,16 @@ def plan(options: AttackOptions, subject: Subject | None = None, rows: Iterable[
     return AttackPlan(options, attacks, asked, inputs, model, prepared, grader)
 
 
+def _open_grader(options: AttackOptions) -> Model | None:
+    """The model that grades, if any; it waits for a server as the model under attack does."""
+    from tokendeep.evals import judging, running
+
+    every = judging.named(options.judge, options.judged)
+    loading = models.ModelOptions(dtype=options.dtype, device=options.device)
+    patience = {"max_retries": options.max_retries, "timeout": options.answer_timeout}
+    return running.open_grader(options.grader, every, loading, options.batch_size, **patience)
+
+
 def run(plan: AttackPlan, *, show: bool = True) -> Path:
     """Attack the model, write the logs, asr.json and manifest.json into `options.out` and return that folder.
 
@@ -184,16 +192,23 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
         InputError: the output folder holds another run, or an answer that cannot be had.
         KeyboardInterrupt: Ctrl-C; the same call goes on where it stopped.
     """
+    state = plan.place.open()
+    if not state.finished:
+        _attack(plan, state, show)
+    elif show:
+        print(f"attack: {state.out} already holds this finished run")
+    _grade(plan, state.out)
+    if show:
+        _show(plan, state.out)
+    return state.out
+
+
+def _attack(plan: AttackPlan, state: runs.Run, show: bool) -> None:
+    """Ask, judge and count, to the end of the run."""
     from tokendeep.evals import judging, logs, outcomes, rates, running
     from tokendeep.evals.session import Session
 
     options = plan.options
-    state = plan.place.open()
-    if state.finished:
-        if show:
-            print(f"attack: {state.out} already holds this finished run")
-            _show(plan, state.out)
-        return state.out
     runs.private_dir(state.out)
     if plan.trained_on and show:
         print(f"attack: {learnt(plan.trained_on, len(plan.rows.prompts))}")
@@ -215,9 +230,26 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
     cost = {name: one.cost for name, one in prepared.items() if one.cost is not None}
     names |= {"judges": judging.facts(judging.named(options.judge, options.judged), plan.grader)}
     state.finish(**running.facts(plan.model, options.model), **names, **({"cost": cost} if cost else {}))
-    if show:
-        _show(plan, state.out)
-    return state.out
+
+
+def _grade(plan: AttackPlan, out: Path) -> None:
+    """Ask for the grades that the grader of this run has failed to give. Raises InputError where it fails again."""
+    missing = sum(row.count(FAILED) for row in Rate.load_all(out) if row.params.any_of is None)
+    if not missing or plan.grader is None:
+        return
+    from tokendeep.evals import judging, logs
+    from tokendeep.evals.provider import TokendeepAPI
+    from tokendeep.verbs import judge
+
+    options = plan.options
+    every = [one for one in judging.named(options.judge, options.judged) if one.by.rubric]
+    again = judge.JudgeOptions(str(out), judge=options.judge, judged=options.judged)
+    ours = isinstance(plan.grader.api, TokendeepAPI)  # another's client belongs to the event loop that it has worked in
+    try:
+        grader = plan.grader if ours else _open_grader(options)
+        judge.run(judge.JudgePlan(again, out, every, logs.of(out), grader), show=False)
+    except InputError as error:
+        raise InputError(f"All answers are in {out}, and {missing} verdicts on them are missing: {error}") from error
 
 
 def learnt(count: int, rows: int) -> str:
@@ -237,44 +269,6 @@ def _show(plan: AttackPlan, out: Path) -> None:
         *([] if prefilled else [pairs]),
         ["report", out, "--out", "report.html"],
     )
-
-
-def describe(rows: Rates) -> str:
-    """The rates as tables for the terminal, one for each judge and view: no text of prompts or answers."""
-    groups: dict[tuple[str | None, ...], list[Rate]] = {}
-    views: dict[tuple[str | None, ...], str | None] = {}
-    for row in rows:
-        by = (row.judge, row.params.judge_template, row.params.grader)
-        view = views.setdefault(by, row.params.judged) if ATTACKS[row.attack].refuses else row.params.judged
-        groups.setdefault((*by, view), []).append(row)
-    heads = [f"judge {judge}{f' by {grader}' if grader else ''}, {view}\n" for judge, _, grader, view in groups]
-    return "\n".join(
-        (head if len(groups) > 1 else "") + _table(of) for head, of in zip(heads, groups.values(), strict=True)
-    )
-
-
-def _table(rows: Sequence[Rate]) -> str:
-    """The rates of one judge; behind its rate what else it tells."""
-    what = ("harmful", "mean score") if of_harm(rows[0].judge) else ("non-refusal", "broken off")
-    lines = [("attack", "", what[0], "95 % interval", "n", what[1], "unscored"), *map(_line, rows)]
-    why = {name: sum(row.count(name) for row in rows) for name in UNGRADED}
-    reasons = [f"{count} {name}" for name, count in why.items() if count]
-    table = ["{:<16}{:<28}{:>12}  {:<14}{:>5}{:>12}{:>10}".format(*line) for line in lines]
-    cut = sum(row.clipped or 0 for row in rows)
-    notes = [f"no grade: {', '.join(reasons)}"] if reasons else []
-    notes += [f"cut for the judge, as its authors do: {cut} answers"] if cut else []
-    return "\n".join([*table, *notes])
-
-
-def _line(row: Rate) -> tuple[str, ...]:
-    rate, interval = "-", "-"
-    more = row.mean_score if of_harm(row.judge) else row.partial_rate if row.rate is not None else None
-    which = ATTACKS[row.attack].variant(row.params.given())
-    if row.params.any_of is not None:
-        which = f"any of {row.params.settings} ({row.params.any_of})"
-    if row.rate is not None:
-        rate, interval = f"{row.rate:.3f}", f"{row.low:.3f}-{row.high:.3f}"
-    return row.attack, which[:27], rate, interval, str(row.n), "-" if more is None else f"{more:.3f}", str(row.unscored)
 
 
 def _check(options: AttackOptions) -> list[Attack[Any]]:

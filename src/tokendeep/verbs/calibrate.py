@@ -138,8 +138,8 @@ def plan(options: CalibrateOptions, subject: Subject | None = None) -> Calibrate
 
     every = [judging.Judging(options.judge)] if asks else []
     every = judging.equipped(every, options.judge_template, options.judge_label)
-    grader = running.open_grader(options.grader, every, options, options.batch_size, subject)
-    grader = running.patient(grader, options.max_retries, options.timeout)
+    patience = {"max_retries": options.max_retries, "timeout": options.timeout}
+    grader = running.open_grader(options.grader, every, options, options.batch_size, subject, **patience)
     return CalibratePlan(options, read, grader, every[0])
 
 

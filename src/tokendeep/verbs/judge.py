@@ -19,6 +19,7 @@ from tokendeep.models.options import ModelOptions
 from tokendeep.records import Manifest, Outcomes, Rate, Rates, StoredVerdict
 from tokendeep.runs.files import user_path
 from tokendeep.verbs.common import ending, heading, loading
+from tokendeep.verbs.rated import describe
 
 if TYPE_CHECKING:
     from tokendeep.evals.judging import Judging
@@ -127,8 +128,8 @@ def plan(options: JudgeOptions, subject: Subject | None = None) -> JudgePlan:
         raise InputError(f"The run in {folder} has not finished; run its command again first.")
     check_least(options, {"batch_size": 0, "max_retries": 0, "timeout": 1})
     loaded = ModelOptions(chat_template=options.chat_template, dtype=options.dtype, device=options.device)
-    grader = running.open_grader(options.grader, every, loaded, options.batch_size, subject)
-    grader = running.patient(grader, options.max_retries, options.timeout)
+    patience = {"max_retries": options.max_retries, "timeout": options.timeout}
+    grader = running.open_grader(options.grader, every, loaded, options.batch_size, subject, **patience)
     return JudgePlan(options, folder, every, logs.of(folder), grader)
 
 
@@ -182,8 +183,6 @@ def _key(row: Rate) -> str:
 
 
 def _show(plan: JudgePlan, rows: Rates) -> None:
-    from tokendeep.verbs.attack import describe
-
     print(describe(rows))
     ending(
         f"{plan.folder / StoredVerdict.FILE} (verdicts by hash, no texts); rates of all judges are in {Rates.FILE}",

@@ -152,7 +152,8 @@ def test_an_answer_that_takes_too_long_ends_in_one_sentence(tiny_subject: Subjec
         with pytest.raises(InputError) as error:
             servers.submit(requests(tiny_subject, 1)[0]).result(30)
     assert str(error.value).startswith(
-        f"{server.url} did not answer within 0.2 seconds (verbs with --engine take --answer-timeout and --in-flight)"
+        f"{server.url} did not answer within 0.2 seconds (--answer-timeout and --in-flight of verbs with --engine, --timeout of "
+        "judge and calibrate)"
     )
     assert str(error.value).count(". ") == 0
 

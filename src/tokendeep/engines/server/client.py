@@ -234,8 +234,8 @@ class Client:
             raise Failed(f"{host.url} closed the connection", stale=True) from None
         except aiohttp.SocketTimeoutError:
             raise Failed(
-                f"{host.url} did not answer within {self.answer:g} seconds (verbs with --engine take --answer-timeout and "
-                "--in-flight)"
+                f"{host.url} did not answer within {self.answer:g} seconds (--answer-timeout and --in-flight of verbs with "
+                "--engine, --timeout of judge and calibrate)"
             ) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Failed(f"{host.url} cannot be reached ({_words(error)})") from None
