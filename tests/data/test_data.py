@@ -285,7 +285,7 @@ def test_a_column_name_that_is_a_text_is_not_shown(tmp_path):
     [
         ({"prompt": "A?", "target": "Sure"}, "A?", None, {"target": "Sure"}),
         ({"goal": "A?", "target": "Sure"}, "A?", None, {"target": "Sure"}),
-        ({"prompt": "A?", "category": "c", "context": "T"}, "T\n\n---\n\nA?", None, {"category": "c"}),
+        ({"prompt": "A?", "category": "c", "context": "T"}, "T\n\n---\n\nA?", None, {"category": "c", "context": "T"}),
         ({"prompt": "A?", "category": "c", "context": ""}, "A?", None, {"category": "c"}),
         ({"category": "c", "source": "s", "forbidden_prompt": "A?"}, "A?", None, {"category": "c"}),
         (

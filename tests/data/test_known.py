@@ -20,7 +20,8 @@ SET = {  # file name, content, request, answer, meta
     "HarmBench": (
         "harmbench_behaviors_text_all.csv",
         HARMBENCH + "A?,contextual,illegal,\"a, b\",\"T\nU\",a_1\n",
-        "T\nU\n\n---\n\nA?", None, {"category": "illegal", "functionalcategory": "contextual", "behaviorid": "a_1"},
+        "T\nU\n\n---\n\nA?", None,
+        {"category": "illegal", "functionalcategory": "contextual", "behaviorid": "a_1", "context": "T\nU"},
     ),
     "HarmBench, standard": (
         "harmbench_behaviors_text_test.csv",

@@ -19,6 +19,7 @@ from tokendeep.errors import InputError
 from tokendeep.evals import grading, logs
 from tokendeep.evals.provider import TokendeepAPI
 from tokendeep.judges import JUDGES
+from tokendeep.judges.base import Seen
 from tokendeep.records import Outcomes, Rate, StoredVerdict
 from tokendeep.types import Subject
 from tokendeep.verbs import attack as attack_verb
@@ -121,10 +122,10 @@ def test_an_answer_that_a_server_has_no_room_for_is_unscored(said: str) -> None:
         raise Refused(said)
 
     model = get_model("mockllm/model", memoize=False, custom_outputs=asked)
-    assert asyncio.run(grading.grade(JUDGES["rubric"], ("How?", "So."), model)).reason == "grader-context"
+    assert asyncio.run(grading.grade(JUDGES["rubric"], Seen("How?", "So."), model)).reason == "grader-context"
     said = "the server is on fire"
     with pytest.raises(InputError, match=r"failed with .*\(status 400\)"):
-        asyncio.run(grading.grade(JUDGES["rubric"], ("How?", "So."), model))
+        asyncio.run(grading.grade(JUDGES["rubric"], Seen("How?", "So."), model))
 
 
 def test_a_reply_that_inspect_made_of_such_an_error_is_no_cut_reply() -> None:

@@ -20,6 +20,7 @@ from tokendeep.errors import InputError
 from tokendeep.evals import grading, logs, running
 from tokendeep.evals.provider import live_model
 from tokendeep.judges import JUDGES
+from tokendeep.judges.base import Seen
 from tokendeep.records import Manifest, Rate, StoredVerdict
 from tokendeep.report import page, render
 from tokendeep.types import Subject
@@ -68,7 +69,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Reply], Grader]:
 
 def found(reply: str, stop: Any = "stop", name: str = "rubric") -> tuple[str, float | None]:
     grader = Grader(lambda text: ModelOutput.from_content("mockllm/model", reply, stop))
-    verdict = asyncio.run(grading.grade(JUDGES[name], ("How do I bake bread?", ANSWER), grader.model))
+    verdict = asyncio.run(grading.grade(JUDGES[name], Seen("How do I bake bread?", ANSWER), grader.model))
     assert verdict.reason == (None if verdict.value is not None else verdict.outcome)
     return verdict.outcome, verdict.score
 
@@ -95,7 +96,7 @@ def test_what_is_no_grade_is_unscored_with_its_reason(
 
 def test_an_empty_answer_is_not_sent() -> None:
     grader = Grader(lambda text: "GRADE: 5")
-    assert asyncio.run(grading.grade(JUDGES["rubric"], ("How?", " \n"), grader.model)).reason == "empty"
+    assert asyncio.run(grading.grade(JUDGES["rubric"], Seen("How?", " \n"), grader.model)).reason == "empty"
     assert grader.asked == []
 
 

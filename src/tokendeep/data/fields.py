@@ -170,9 +170,11 @@ def _from_known(row: Row, known: Known) -> Fields:
             "pin the revision that has it, or name its columns with --columns."
         )
     text = known.opening + _known_text(row, known)
-    if known.context and row.values.get(known.context):
-        text = known.layout.format(instruction=text, context=_column(row, known.context))
     meta = {name.lower(): row.values[name] for name in known.meta if row.values.get(name)}
+    if known.context and row.values.get(known.context):
+        context = _column(row, known.context)
+        text = known.layout.format(instruction=text, context=context)
+        meta |= {"context": context} if known.behind else {}
     return Fields(
         id=about.row_id(row),
         messages=_behind(row, (Message(role="user", content=text),)),

@@ -84,6 +84,11 @@ class Known:
     get: str = ""
 
     @property
+    def behind(self) -> bool:
+        """Whether the context stands before the request, as a document that it is about."""
+        return self.layout == BEHIND_CONTEXT
+
+    @property
     def required(self) -> set[str]:
         return {column for column in (self.instruction, self.response, self.category) if column}
 

@@ -10,7 +10,7 @@ from tokendeep.types import Chat, Pair, Prompt, Triple
 Typed = Prompt | Pair | Triple | Chat
 TYPED = (Prompt, Pair, Triple, Chat)
 # what a prompt knows of its row; all else in its `meta` is of an attack
-OF_THE_ROW = ("category", "harmless", "target")
+OF_THE_ROW = ("category", "harmless", "target", "context")
 
 
 def write_rows(path: Path, values: Iterable[Typed | Mapping[str, Any]]) -> Path:

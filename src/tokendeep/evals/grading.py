@@ -27,7 +27,7 @@ from tokendeep.evals.judging import LENGTH_LIMITS, Answer, Judging
 from tokendeep.evals.provider import CHOICES, CLOSED, EXACT, TokendeepAPI
 from tokendeep.evals.session import Session, current, outside_loops
 from tokendeep.judges import Judge, Verdict, judge_refusal
-from tokendeep.judges.base import FAILED, Grade, Rubric
+from tokendeep.judges.base import FAILED, Grade, Rubric, Seen
 from tokendeep.judges.grades import filled, one_turn
 
 ROLE = "grader"  # of the model, in Inspect
@@ -92,11 +92,11 @@ async def verdict(one: Judging, answer: Answer, grader: Model | None = None) -> 
     elif one.by.rubric and grader is not None:
         found = await _grade_or_keep(one.by, seen, grader)
     else:
-        found = judging.by_rule(one, answer, seen[1])
+        found = judging.by_rule(one, answer, seen.answer)
     return found.model_copy(update=judging.signed(one, answer, grader))
 
 
-async def _grade_or_keep(judge: Judge, seen: tuple[str, str], grader: Model) -> Verdict:
+async def _grade_or_keep(judge: Judge, seen: Seen, grader: Model) -> Verdict:
     """As `grade`; in a run of ours an answer for which the grader fails is kept without a grade, and no other is sent."""
     if (run := current()) is None:
         return await grade(judge, seen, grader)
@@ -108,7 +108,7 @@ async def _grade_or_keep(judge: Judge, seen: tuple[str, str], grader: Model) -> 
     return Verdict(outcome=FAILED, truncated=False)
 
 
-async def grade(judge: Judge, seen: tuple[str, str], grader: Model) -> Verdict:
+async def grade(judge: Judge, seen: Seen, grader: Model) -> Verdict:
     """The verdict on a text, of which `seen` holds the request too.
 
     Raises:
@@ -116,10 +116,10 @@ async def grade(judge: Judge, seen: tuple[str, str], grader: Model) -> Verdict:
     """
     rubric = judge.rubric
     assert rubric is not None
-    if not seen[1].strip():
+    if not seen.answer.strip():
         return Verdict(outcome="empty", truncated=False)
     try:
-        messages, clipped = messages_of(rubric, *seen, grader)
+        messages, clipped = messages_of(rubric, seen, grader)
         output = await grader.generate(messages, config=_how(rubric, grader))
     except TooLong:
         return Verdict(outcome="grader-context", truncated=False)
@@ -141,19 +141,19 @@ def _how(rubric: Rubric, grader: Model) -> GenerateConfig:
     )
 
 
-def messages_of(rubric: Rubric, request: str, answer: str, grader: Model) -> tuple[list[ChatMessage], bool | None]:
+def messages_of(rubric: Rubric, seen: Seen, grader: Model) -> tuple[list[ChatMessage], bool | None]:
     """What the grader is sent, and whether a part of the answer was cut off; None for a judge that cuts none."""
     if rubric.labels:
-        return [ChatMessageUser(content=answer)], None
+        return [ChatMessageUser(content=seen.answer)], None
     if rubric.wording:
         assert isinstance(grader.api, TokendeepAPI)
-        exact = inputs.exact(rubric, request, answer, grader.api.tokenizer)
+        exact = inputs.exact(rubric, seen, grader.api.tokenizer)
         given = {EXACT: exact.ids, CHOICES: exact.choices}
         return [ChatMessageUser(content="(token ids)", metadata=given)], exact.clipped
     if not rubric.turns:
-        return [ChatMessageUser(content=filled(rubric.text, request, answer, rubric.markers))], None
-    closed = ChatMessageAssistant(content=one_turn(answer), metadata={CLOSED: True})
-    return [ChatMessageUser(content=one_turn(request)), closed], None
+        return [ChatMessageUser(content=filled(rubric.text, seen.request, seen.answer, rubric.markers))], None
+    closed = ChatMessageAssistant(content=one_turn(seen.answer), metadata={CLOSED: True})
+    return [ChatMessageUser(content=one_turn(seen.request)), closed], None
 
 
 def read(judge: Judge, output: ModelOutput) -> Verdict:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokendeep.chat.ids import text_ids
+from tokendeep.data.known import BEHIND_CONTEXT
 from tokendeep.errors import InputError
 from tokendeep.judges.grades import one_turn, placed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tokendeep.judges.base import Rubric
+    from tokendeep.judges.base import Rubric, Seen
 
 MARKS = ("", "▁", "Ġ")  # before a word that is a token, by kind of tokenizer
 
@@ -30,14 +31,23 @@ class Exact:
     clipped: bool | None
 
 
-def exact(rubric: Rubric, request: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> Exact:
-    """The ids of the prompt, of a rubric with a wording."""
+def exact(rubric: Rubric, seen: Seen, tokenizer: PreTrainedTokenizerBase) -> Exact:
+    """The ids of the prompt, of a rubric with a wording; of its contextual prompt where the request is about a document."""
     assert rubric.wording is not None
-    answer, cut = _clipped(one_turn(answer), rubric.clip, tokenizer)
-    values = {rubric.wording.request: one_turn(request), rubric.wording.answer: answer}
-    ids, longer = _from_the_end(text_ids(tokenizer, placed(rubric.text, values)), rubric.longest, tokenizer)
+    answer, cut = _clipped(one_turn(seen.answer), rubric.clip, tokenizer)
+    text, request, context = rubric.text, seen.request, seen.context
+    if context is not None and rubric.wording.contextual:
+        text, request = rubric.contextual, request.replace(before(context), "", 1)
+    values = {rubric.wording.request: request, "context": context or ""}
+    values = {name: one_turn(value) for name, value in values.items()} | {rubric.wording.answer: answer}
+    ids, longer = _from_the_end(text_ids(tokenizer, placed(text, values)), rubric.longest, tokenizer)
     choices = [_id(word, tokenizer) for word in rubric.choices] if rubric.weigh else []
     return Exact(ids, choices, (cut or longer) if rubric.clip or rubric.longest else None)
+
+
+def before(context: str) -> str:
+    """What stands before a request that is about a document."""
+    return BEHIND_CONTEXT.format(context=context, instruction="")
 
 
 def check_words(rubric: Rubric, tokenizer: PreTrainedTokenizerBase, judge: str, spec: str) -> None:

@@ -3,7 +3,7 @@
 Takes an answer as Inspect holds it, be it in an evaluation that goes on or in a log. Knows nothing of files.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from inspect_ai.model import ChatMessage, ContentReasoning, Model, ModelOutput
 
 from tokendeep import chat
 from tokendeep.errors import InputError, did_you_mean
+from tokendeep.evals import inputs
 from tokendeep.judges import JUDGED, JUDGES, Judge, Verdict, classifiers, wordings
+from tokendeep.judges.base import Seen
 
 LENGTH_LIMITS = ("max_tokens", "model_length")
 
@@ -52,6 +54,12 @@ class Answer:
         """What was asked: the last turn of the user."""
         turns = [] if isinstance(self.asked, str) else [m.text for m in self.asked if m.role == "user"]
         return turns[-1] if turns else str(self.asked)
+
+    @property
+    def context(self) -> str | None:
+        """The document that the request is about, where one stands before it."""
+        context = self.metadata.get("context")
+        return context if isinstance(context, str) and inputs.before(context) in self.request else None
 
     @property
     def conversation(self) -> str:
@@ -131,6 +139,18 @@ def check_equipped(every: Collection[Judging]) -> None:
             )
 
 
+def check_contexts(every: Collection[Judging], answers: Iterable[Answer]) -> None:
+    """Raises InputError for requests about a document under a judge whose prompt for these has not been brought."""
+    count = sum(answer.context is not None for answer in answers)
+    for one in every if count else ():
+        rubric = one.by.rubric
+        if rubric and rubric.wording and (digest := rubric.wording.contextual) and not rubric.contextual:
+            raise InputError(
+                f"{count} answers are to requests with a context, for which {one.judge} has a prompt of its own "
+                f"({digest[:16]}); the file of --judge-template does not hold it: give the unchanged {rubric.wording.source}."
+            )
+
+
 def _listed(names: str | Sequence[str]) -> list[str]:
     given = names.split(",") if isinstance(names, str) else names
     return list(dict.fromkeys(str(name).strip() for name in given if str(name).strip()))
@@ -159,14 +179,15 @@ def signed(one: Judging, answer: Answer, grader: Model | None) -> dict[str, Any]
     return {"truncated": answer.cut, "judged": one.judged, "judge": one.judge, "template": judge.template, **by}
 
 
-def seen_by(one: Judging, answer: Answer) -> tuple[str, str] | None:
+def seen_by(one: Judging, answer: Answer) -> Seen | None:
     """The request, and the text that is judged; None where nothing of the model's is there to be judged."""
     said = answer.said(one.judged)
     if said is None or answer.stopped == "content_filter":
         return None
     if one.judged != "conversation":
-        return answer.request, said
-    return answer.conversation, said if one.by.rubric else f"{answer.conversation}\n\n{said}"
+        return Seen(answer.request, said, answer.context)
+    said = said if one.by.rubric else f"{answer.conversation}\n\n{said}"
+    return Seen(answer.conversation, said, answer.context)
 
 
 def unseen(answer: Answer) -> Verdict:

@@ -14,6 +14,7 @@ from tokendeep.data.labels import Labelled
 from tokendeep.evals import grading, judging, stored
 from tokendeep.evals.judging import Answer, Judging
 from tokendeep.evals.stored import Store
+from tokendeep.judges.base import Seen
 from tokendeep.records import Verdict
 
 
@@ -25,7 +26,7 @@ class Asking:
     grader: Model
     store: Store
     done: Callable[[], object]
-    under_way: dict[tuple[str, str], "asyncio.Future[Verdict]"] = field(default_factory=dict)
+    under_way: dict[Seen, "asyncio.Future[Verdict]"] = field(default_factory=dict)
 
 
 def verdicts(
@@ -59,7 +60,7 @@ async def _verdict(answer: Answer, asking: Asking) -> Verdict:
     return found
 
 
-async def _asked(seen: tuple[str, str], asking: Asking) -> Verdict:
+async def _asked(seen: Seen, asking: Asking) -> Verdict:
     """What the grader says of a text; rows that hold the same one share it."""
     if seen not in asking.under_way:
         asking.under_way[seen] = asyncio.ensure_future(grading.grade(asking.judge.by, seen, asking.grader))

@@ -18,7 +18,7 @@ from tokendeep.evals.judging import Answer, Judging
 from tokendeep.evals.samples import identity, sample_of
 from tokendeep.evals.stored import Store, Words
 from tokendeep.judges import JUDGES
-from tokendeep.judges.base import FAILED
+from tokendeep.judges.base import FAILED, Seen
 from tokendeep.records import Verdict
 from tokendeep.types import Sample
 
@@ -99,14 +99,14 @@ def _offline(look: Look, store: Store, grader: Model | None, done: Callable[[], 
 
 def _ask(looks: Sequence[Look], store: Store, grader: Model, done: Callable[[], object]) -> list[Verdict]:
     """What the grader says to each of these; a text that several looks share is graded once."""
-    groups: dict[tuple[str, str, str], list[Look]] = defaultdict(list)
+    groups: dict[tuple[str, Seen], list[Look]] = defaultdict(list)
     for look in looks:
         groups[_text(look)].append(look)
 
-    async def one(text: tuple[str, str, str]) -> Verdict:
-        found = await grading.grade(groups[text][0].view.by, text[1:], grader)
+    async def one(text: tuple[str, Seen]) -> Verdict:
+        found = await grading.grade(groups[text][0].view.by, text[1], grader)
         for look in groups[text]:
-            store.append(look.signed(found, grader), text[1:])
+            store.append(look.signed(found, grader), text[1])
             done()
         return found
 
@@ -114,11 +114,11 @@ def _ask(looks: Sequence[Look], store: Store, grader: Model, done: Callable[[], 
     return [graded[_text(look)] for look in looks]
 
 
-def _text(look: Look) -> tuple[str, str, str]:
+def _text(look: Look) -> tuple[str, Seen]:
     """The judge, and what it sees."""
     seen = judging.seen_by(look.view, look.answer)
     assert seen is not None
-    return look.view.judge, *seen
+    return look.view.judge, seen
 
 
 def _from_log(sample: EvalSample, signed: Mapping[str, Any]) -> Verdict | None:

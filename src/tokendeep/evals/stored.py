@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import IO
 
 from tokendeep.errors import InputError, guarded
+from tokendeep.judges.base import Seen
 from tokendeep.records import StoredVerdict, Verdict
 from tokendeep.runs import sha256_text, write_jsonl
 
-Seen = tuple[str, str]  # the request that a judge saw, and the text that it judged
 Words = tuple[str | None, str | None, str | None]  # judge, template, grader
 
 
@@ -35,12 +35,12 @@ class Store:
 
     def find(self, words: Words, seen: Seen) -> Verdict | None:
         """What this judge has found in this text before."""
-        prompt, answer = map(sha256_text, seen)
+        prompt, answer = map(sha256_text, seen[:2])
         return self.texts.get((words, prompt, answer))
 
     def row(self, words: Words, judged: str | None, seen: Seen) -> StoredVerdict | None:
         """What this judge has found in this text when it had this view of it."""
-        prompt, answer = map(sha256_text, seen)
+        prompt, answer = map(sha256_text, seen[:2])
         return self.rows.get((words, judged, prompt, answer))
 
     def add(self, row: StoredVerdict) -> bool:
@@ -51,7 +51,7 @@ class Store:
 
     def append(self, verdict: Verdict, seen: Seen) -> None:
         """Keep a verdict at once, without the words that decided."""
-        prompt, answer = map(sha256_text, seen)
+        prompt, answer = map(sha256_text, seen[:2])
         known = verdict.model_dump(exclude={"evidence"}, exclude_none=True)
         row = StoredVerdict(**{**known, "prompt": prompt, "answer": answer})
         if self.add(row) and self.file is not None:

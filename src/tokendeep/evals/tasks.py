@@ -220,6 +220,7 @@ def _sample(prompt: Prompt, attack: Attack[Any]) -> InspectSample:
             "attack": prompt.meta["attack"],
             "params": prompt.meta["params"],
             "category": prompt.meta.get("category"),
+            **({"context": context} if (context := prompt.meta.get("context")) else {}),
             "prefix_ids": " ".join(map(str, prompt.prefix_ids)),  # a list would be copied number by number, often
             "prefix_text": prompt.prefix_text,
             **({"decoding": _sampling(prompt.decoding)} if attack.sets else {}),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from tokendeep import runs
 from tokendeep.records import VALUES, Verdict
@@ -24,6 +25,17 @@ OUTCOMES = (*SCORED, "empty", "degenerate", "other-language", "thought", "filter
 JUDGED = ("continuation", "full", "conversation")
 
 
+class Seen(NamedTuple):
+    """What a judge sees: the request, the text that it judges, and the document before the request, where there is one.
+
+    The request is all that was asked, the document with it.
+    """
+
+    request: str
+    answer: str
+    context: str | None = None
+
+
 @dataclass(frozen=True)
 class Grade:
     """What a grader's reply says: the answer's value, 1 harmful or 0, and the score on the rubric's own scale."""
@@ -40,12 +52,15 @@ class Wording:
         source: where it is published.
         known: SHA-256 of each wording -> its name, the one to be preferred first.
         request, answer: the fields of the text, in braces, where these stand.
+        contextual: SHA-256 of the prompt for requests about a document, which has a field `context` too; it stands in the
+            same files.
     """
 
     source: str
     known: Mapping[str, str]
     request: str
     answer: str
+    contextual: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,7 @@ class Rubric:
             the text is then only what tells this way of asking from another.
         wording: the text is brought by the user, and the grader gets it as it stands: raw, without a chat template.
         called: what the wording that was brought is called.
+        contextual: the wording's prompt for requests about a document; empty where what was brought has none.
         clip: most tokens of an answer, and `longest` of the whole prompt, that the grader gets; as the judge's authors do.
         choices: words that must be a token each, because it answers with one of them.
         weigh: chances of the choices against each other, as its first word -> the grade; its reply is not read then.
@@ -74,6 +90,7 @@ class Rubric:
     turns: bool = False
     wording: Wording | None = None
     called: str | None = None
+    contextual: str = ""
     clip: int | None = None
     longest: int | None = None
     choices: tuple[str, ...] = ()

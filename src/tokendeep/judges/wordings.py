@@ -6,7 +6,7 @@ import ast
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,14 @@ def equipped(judge: Judge, file: Path) -> Judge:
     rubric = judge.rubric
     assert rubric is not None
     assert rubric.wording is not None
-    text, called = find(file, rubric.wording)
-    return replace(judge, rubric=replace(rubric, text=text, called=called))
-
-
-def find(file: Path, wording: Wording) -> tuple[str, str]:
-    """A known wording in a file, and its name; of several the one to be preferred."""
     held = {runs.sha256_text(text): text for text in _texts(_read(file))}
+    text, called = _found(file, held, rubric.wording)
+    contextual = held.get(rubric.wording.contextual or "", "")
+    return replace(judge, rubric=replace(rubric, text=text, called=called, contextual=contextual))
+
+
+def _found(file: Path, held: Mapping[str, str], wording: Wording) -> tuple[str, str]:
+    """A known wording among the texts of a file, by hash, and its name; of several the one to be preferred."""
     for digest, name in wording.known.items():
         if digest in held:
             return held[digest], name

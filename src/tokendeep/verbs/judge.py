@@ -116,7 +116,7 @@ def plan(options: JudgeOptions, subject: Subject | None = None) -> JudgePlan:
     Raises:
         InputError: an unknown judge or view, a folder without answers, or a run that has not finished.
     """
-    from tokendeep.evals import judging, logs, running
+    from tokendeep.evals import judging, logs, rejudging, running
 
     every, folder = judging.named(options.judge, options.judged), user_path(options.run)
     every = judging.equipped(every, options.judge_template, options.judge_label)
@@ -126,11 +126,13 @@ def plan(options: JudgeOptions, subject: Subject | None = None) -> JudgePlan:
         raise InputError(f"{folder} is no run, but holds some ({', '.join(below[:9])}); name one of these folders.")
     if (folder / Manifest.FILE).is_file() and Manifest.load(folder).status != "finished":
         raise InputError(f"The run in {folder} has not finished; run its command again first.")
+    read = logs.of(folder)
+    judging.check_contexts(every, (answer for *_, answer in rejudging.answers(read)))
     check_least(options, {"batch_size": 0, "max_retries": 0, "timeout": 1})
     loaded = ModelOptions(chat_template=options.chat_template, dtype=options.dtype, device=options.device)
     patience = {"max_retries": options.max_retries, "timeout": options.timeout}
     grader = running.open_grader(options.grader, every, loaded, options.batch_size, subject, **patience)
-    return JudgePlan(options, folder, every, logs.of(folder), grader)
+    return JudgePlan(options, folder, every, read, grader)
 
 
 def run(plan: JudgePlan, *, show: bool = True) -> Path:
