@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test test-fast chaos bench bench-gcg bench-vllm lint docs wheel lock clean
+.PHONY: env demo test test-fast chaos bench bench-client bench-gcg bench-vllm lint docs wheel lock clean
 
 env: $(STAMP)
 
@@ -49,6 +49,10 @@ bench-gcg: env
 	.venv-nanogcg/bin/python benchmarks/gcg.py nano build/gcg-nano.json --model $$($(BIN)/python -c \
 		'from tokendeep import models; print(models.smollm2_folder())')
 	$(BIN)/python benchmarks/gcg.py compare build/gcg-ours.json build/gcg-nano.json
+
+# What the engine on servers costs itself, against a server that answers at once (10 minutes).
+bench-client: env
+	$(BIN)/python benchmarks/client.py
 
 # A vLLM server for CPUs, in an environment of its own (once, 3 GB), against our engine on the same token ids.
 bench-vllm: env .venv-vllm/.installed

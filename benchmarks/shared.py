@@ -35,7 +35,7 @@ def timed(run: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
 
 def peak_memory() -> float:
     """Peak memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def in_a_process(script: str, *arguments: str) -> dict[str, Any]:

@@ -73,9 +73,14 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, tail: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids that are no text: special tokens, and whatever was added to the vocabulary."""
-    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    known = memory(tokenizer)
+    key = ("no text", len(tokenizer))
+    if key not in known:
+        known[key] = frozenset({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
+    ids: frozenset[int] = known[key]
+    return ids
 
 
 def control_words(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:

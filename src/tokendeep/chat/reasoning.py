@@ -57,11 +57,12 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     key = ("hidden", len(tokenizer))
     if key not in known:
         added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        known[key] = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)) | added
-    marks = {number for number in ids if known[key].get(number) in _PARTS}
-    if not marks:
+        hidden = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)) | added
+        known[key] = frozenset(hidden), frozenset(number for number, token in hidden.items() if token in _PARTS)
+    hides, marks = known[key]
+    if marks.isdisjoint(ids):
         return str(tokenizer.decode(list(ids), skip_special_tokens=True))
-    shown = [number for number in ids if number in marks or number not in known[key]]
+    shown = [number for number in ids if number in marks or number not in hides]
     return str(tokenizer.decode(shown, skip_special_tokens=False))
 
 

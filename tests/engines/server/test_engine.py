@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+import weakref
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -193,3 +197,43 @@ def test_a_closed_engine_lets_nobody_wait(tiny_subject: Subject) -> None:
         assert any(isinstance(future.exception(10), RuntimeError) for future in futures)
         with pytest.raises(RuntimeError):
             servers.submit(requests(tiny_subject, 1)[0])
+
+
+class Body(dict[str, Any]):
+    """A request's body that can be counted while it is alive."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+def test_only_what_is_in_flight_is_held(tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many requests wait, there are no more bodies than are asked at once, and tasks for these alone."""
+    alive: weakref.WeakSet[Body] = weakref.WeakSet()
+    seen: list[tuple[int, int]] = []
+
+    def put(servers: client.Client, call: client.Call) -> Future[Any]:
+        plain = call.ask
+
+        def ask(host: client.Host) -> tuple[str, Body]:
+            address, body = plain(host)
+            alive.add(made := Body(body))
+            return address, made
+
+        return queue(servers, replace(call, ask=ask))
+
+    queue = client.Client.put
+    monkeypatch.setattr(client.Client, "put", put)
+    with TokenServer(tiny_subject) as server, engine(server, in_flight=4) as servers:
+
+        def answer(prompt: list[int], most: int) -> list[int]:
+            seen.append((len(alive), len(asyncio.all_tasks(servers._client._loop))))
+            return [5] * most
+
+        server.answer = answer
+        ids = requests(tiny_subject, 1)[0].ids
+        futures = [servers.submit(Request((*ids, n), Decoding(max_new_tokens=2))) for n in range(200)]
+        assert [future.result(60).ids for future in futures] == [(5, 5)] * 200
+        time.sleep(0.1)
+        assert not alive
+    assert len(seen) == 200
+    assert max(bodies for bodies, _ in seen) == 4
+    assert 4 <= max(tasks for _, tasks in seen) <= 12  # a connection has tasks of its own while it is made

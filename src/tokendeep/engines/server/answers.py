@@ -48,9 +48,10 @@ def completion(tokenizer: Any, ask: Ask, reply: Reply) -> Completion:
             f"The server was asked for {longest} tokens at most and stopped for length at {len(written)}: its context is "
             "shorter than it says, so lower max_new_tokens."
         )
-    if reply.ids is not None:
+    text = chat.decode(tokenizer, written)
+    if reply.ids is not None and _bare(text) != _bare(reply.text):
         check_text(tokenizer, ids, reply.text)
-    return Completion(written, chat.decode(tokenizer, written), len(written) == longest)
+    return Completion(written, text, len(written) == longest)
 
 
 def check_text(tokenizer: Any, ids: Ids, text: str, whole: bool = False) -> None:

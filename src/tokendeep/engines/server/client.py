@@ -68,7 +68,7 @@ class Host:
             log.warning("%s and is asked again in %.0f seconds", why, pause)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """A request on its way: `ask` writes path and body for a server, `read` turns its answer into a result."""
 
@@ -154,7 +154,7 @@ class Client:
 
     async def _open(self) -> None:
         away = not any(urlsplit(host.url).hostname in LOCAL for host in self.hosts)
-        self._some = asyncio.Semaphore(0)  # as many as wait
+        self._some: asyncio.Queue[None] = asyncio.Queue()  # as many as wait; a semaphore looks at all who wait for it
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=self.answer),
@@ -175,14 +175,14 @@ class Client:
 
     def _add(self, call: Call, first: bool = False) -> None:
         (self._waiting.appendleft if first else self._waiting.append)(call)
-        self._some.release()
+        self._some.put_nowait(None)
 
     async def _work(self, host: Host) -> None:
         while True:
             await asyncio.sleep(max(0.0, host.resting - time.monotonic()))
-            await self._some.acquire()
+            await self._some.get()
             if host.resting > time.monotonic():  # it failed meanwhile: another server may take this call
-                self._some.release()
+                self._some.put_nowait(None)
                 continue
             call = self._waiting.popleft()
             if not call.tries and not call.future.set_running_or_notify_cancel():

@@ -197,7 +197,7 @@ def _read_sglang_scores(answer: Mapping[str, Any], ids: Ids, start: int) -> list
 
 
 def _ids(given: Sequence[Any] | None) -> Ids | None:
-    return None if given is None else tuple(int(one) for one in given)
+    return None if given is None else tuple(map(int, given))
 
 
 COMPLETIONS = Dialect(
