@@ -113,6 +113,16 @@ class Subject:
     revision: str | None = None
     adapter: str | None = None
 
+    @property
+    def dtype(self) -> str:
+        """The number format of the weights, such as bfloat16."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def facts(self) -> dict[str, str | None]:
+        """Which weights these are, as manifests keep it."""
+        return {"name": self.name, "revision": self.revision, "adapter": self.adapter, "dtype": self.dtype}
+
 
 @dataclass(frozen=True)
 class Sample:

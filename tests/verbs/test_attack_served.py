@@ -93,10 +93,16 @@ def test_a_check_of_parity_lets_engines_differ(
     assert f"Parity of the engines: {words}." in capsys.readouterr().out
 
     kept = json.loads(file.read_text(encoding="utf-8"))
+    assert (kept["dtype"], kept["revision"]) == ("float32", Manifest.load(here).model.revision)  # type: ignore[union-attr]
+    old = {name: value for name, value in kept.items() if name not in ("dtype", "revision")}
+    file.write_text(json.dumps(old), encoding="utf-8")  # of an older version, which did not know them
+    assert compared(file) == words
     near, far = ([{**kept["rows"][0], "differs_at": 1, "gap": gap}, *kept["rows"][1:]] for gap in (0.09, 0.11))
     for changed, why in (
         ({"identity": "0" * 64}, "of another model or chat template"),
         ({"template": "0" * 64}, "of another model or chat template"),
+        ({"revision": "0" * 12}, "of another revision of the model"),
+        ({"dtype": "bfloat16"}, "of weights that were loaded here in bfloat16, they are of some in float32"),
         ({"servers": [None, None]}, "it is of tokendeep and tokendeep"),
         ({"rows": far}, "1 of 5 answers of the two engines part"),
         ({"largest_difference": 0.2}, "log-probabilities of the two engines lie up to 0.2 nats apart"),

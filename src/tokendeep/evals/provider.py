@@ -227,8 +227,7 @@ class TokendeepAPI(ModelAPI):
         elif (loaded := self.subject) is None:
             known = models.facts(self.model_name, self.options, base=self.adapter_base)
         else:
-            dtype = str(loaded.model.dtype).removeprefix("torch.")
-            known = {"revision": loaded.revision, "adapter": loaded.adapter, "dtype": dtype}
+            known = {"revision": loaded.revision, "adapter": loaded.adapter, "dtype": loaded.dtype}
         template = chat.template_hash(self.tokenizer) if self.needs_template else None
         return {**known, "template": template, "date": str(chat.date_of(self.tokenizer))}
 

@@ -217,8 +217,8 @@ def facts(model: Model, name: str) -> dict[str, Any]:
     if not isinstance(model.api, TokendeepAPI):
         return {"model": {"name": name}}  # what a prefill becomes there stands in the logs
     known = {} if model.api.served else model.api.about()
-    about = {field: known[field] for field in ("revision", "adapter") if field in known}
-    return {"model": {"name": name, **about}, "template": chat.template_hash(model.api.tokenizer)}
+    about = {field: known[field] for field in ("revision", "adapter", "dtype") if field in known}
+    return {"model": {**about, "name": name}, "template": chat.template_hash(model.api.tokenizer)}
 
 
 def tasks_of(attacks: Sequence[Attack[Any]], options: Any, session: Session) -> list[Task]:

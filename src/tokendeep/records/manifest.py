@@ -76,6 +76,8 @@ class ModelFacts(Record):
     """Commit of a hub model, or a hash of local weights; null: not known, such as of a served model."""
     adapter: str | None = None
     """Hash of the adapter's weights and settings; null: there is none."""
+    dtype: str | None = None
+    """Number format that the weights were loaded in; null: not known, such as of a served model or in older files."""
 
 
 class EngineFacts(Record):

@@ -51,6 +51,10 @@ class Parity(File):
     """The model, as it was given; null in older files."""
     identity: str | None = None
     """Hash of its files; null: it is a hub model, known by its name, or was in memory."""
+    revision: str | None = None
+    """Commit of a hub model, or a hash of local weights, that were loaded here; null: none were, or an older file."""
+    dtype: str | None = None
+    """Number format that they were loaded in; null: likewise."""
     template: str | None = None
     """Hash of its chat template."""
     rows: list[ParityRow]

@@ -224,8 +224,7 @@ def run(plan: AuditPlan, *, show: bool = True) -> Path:
     record = rows.record(plan.rows, answers, _scores(plan, materials, parts.folder(state)), options)
     _write(record, plan, state.out)
     parts.remove(state)
-    model = {"name": subject.name, "revision": subject.revision, "adapter": subject.adapter}
-    state.finish(model=model, **({"label": options.label} if options.label else {}))
+    state.finish(model=subject.facts, **({"label": options.label} if options.label else {}))
     if show:
         _show(record, options)
     return state.out

@@ -208,7 +208,7 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
         print(f"measure: {trained_on} of {len(plan.pairs)} requests are among those that this model was trained on")
     label |= {} if trained_on is None else {"trained_on": trained_on}
     state.finish(
-        model={"name": subject.name, "revision": subject.revision, "adapter": subject.adapter},
+        model=subject.facts,
         **label,
     )
     if show:

@@ -147,8 +147,10 @@ def parity(plan: ParityPlan) -> Parity:
     ]  # fmt: skip
     every = [x for row in apart or [] for x in row]
     options = plan.options
+    here = next((side.subject for side in sides if isinstance(side, _Local)), None)
     return Parity(
         model=options.model, identity=None if plan.subject else known_identity(options.model),
+        revision=here.revision if here else None, dtype=here.dtype if here else None,
         template=chat.template_hash(plan.tokenizer),
         engines=[side.name for side in sides], servers=[side.facts for side in sides], rows=rows,
         same=sum(place is None for place in places), scored=len(every),

@@ -64,6 +64,12 @@ def _misses(one: Parity, engines: set[str | None], sides: Sequence[Sequence[load
         return f"it is of {' and '.join(_names(one))}, they are of {' and '.join(map(str, sorted(map(str, engines))))}"
     if not all(_asked(one, run.manifest.engine) for side in sides for run in side):
         return "it is of a server with another model, context or answers to the questions of its handshake"
+    here = [run for side in sides for run in side if run.manifest.engine is None]
+    loaded = {run.manifest.model.dtype for run in here if run.manifest.model and run.manifest.model.dtype}
+    if one.dtype and (others := loaded - {one.dtype}):
+        return f"it is of weights that were loaded here in {one.dtype}, they are of some in {', '.join(sorted(others))}"
+    if any(_weights(one, run) and not _same_revision(one, run) for run in here):
+        return "it is of another revision of the model"
     if not any(side and all(_same(one, run) for run in side) for side in sides):
         return "it is of another model or chat template"
     return None
@@ -81,6 +87,16 @@ def _asked(one: Parity, engine: EngineFacts | None) -> bool:
 
 def _same(one: Parity, run: load.Run) -> bool:
     """Whether the check is of the model and template of this run."""
+    return _weights(one, run) and one.template is not None and one.template == run.manifest.given().get("template")
+
+
+def _weights(one: Parity, run: load.Run) -> bool:
+    """Whether it is of the model of this run, which a hub model's name tells, and of others their files."""
     manifest = run.manifest
-    weights = one.identity == manifest.models.get("model") and (one.identity or one.model == manifest.config.model)
-    return bool(weights) and one.template is not None and one.template == manifest.given().get("template")
+    return one.identity == manifest.models.get("model") and bool(one.identity or one.model == manifest.config.model)
+
+
+def _same_revision(one: Parity, run: load.Run) -> bool:
+    """Whether both had the same revision, as far as it is known."""
+    known = {one.revision, run.manifest.model.revision if run.manifest.model else None}
+    return len(known - {None}) < 2
