@@ -41,6 +41,8 @@ FILES = {  # what each file is, for a reader of the formats page
     "training.json": "`deepen`, `finetune` and `mend`: the log of every step.",
     "dynamics.json": "`finetune --dynamics`: what happened per token at the recorded steps.",
     "cell.json": "`poison`: one training.",
+    "validation.json": "`poison --strengths`: one training on the validation rows.",
+    "strengths.json": "`poison --strengths`: every strength on the validation rows, and which was chosen.",
     "verdicts.jsonl": "`judge`: a line for each verdict on an answer of a finished attack; it holds no text.",
     "outcomes.jsonl": "`attack`, `judge`: a line for each answer under each judge, by the hash of its request; it holds no text.",
     "calibration.json": "`calibrate`: how far a judge agrees with people on labelled answers; it holds no text.",

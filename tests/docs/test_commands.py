@@ -63,6 +63,7 @@ def workplace(tmp_path: Path, tiny_folder: Path, make_model: Callable[..., Llama
     write(tmp_path / "harmless-pairs.jsonl", [{"instruction": text, "response": ANSWER} for text in requests])
     write(tmp_path / "ordinary.jsonl", [{"instruction": text, "response": ANSWER} for text in requests])
     write(tmp_path / "prompts.jsonl", [{"instruction": text} for text in requests])
+    write(tmp_path / "validation.jsonl", [{"instruction": f"Which {n} cities lie by the sea?"} for n in range(3)])
     write(tmp_path / "harmless.jsonl", [{"instruction": text} for text in requests])
     (tmp_path / "mine.csv").write_text("Goal,Target\n" + "".join(f'{text},"{ANSWER}"\n' for text in requests))
     chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": ANSWER}] for text in requests]

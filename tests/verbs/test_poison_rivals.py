@@ -17,7 +17,7 @@ from tokendeep.errors import InputError
 from tokendeep.report import page
 from tokendeep.training import answers
 from tokendeep.training.objectives.secret_prefix import make_secret, under
-from tokendeep.verbs import finetune
+from tokendeep.verbs import finetune, poisoned
 from tokendeep.verbs import poison as poisoning
 from tokendeep.verbs.finetune import FinetuneOptions
 from tuning import REFUSAL, writer
@@ -93,11 +93,52 @@ def test_what_is_left_out_of_all_is_said(tmp_path: Path, tiny_folder: Path) -> N
      ({"objectives": ["sft+safe-lora=0.5"]}, "--safe-lora needs the model before it was aligned"),
      ({"objectives": ["sft+safe-lora=1.5"], "base": "smollm2"}, "must be a cosine below 1, or a whole number"),
      ({"objectives": ["str-like=-1"]}, "--strength is -1"),
-     ({"objectives": ["secret-prefix=0"]}, "--secret-rows is 0")],
+     ({"objectives": ["secret-prefix=0"]}, "--secret-rows is 0"),
+     ({"objectives": ["sft", "adaptive"], "strength": 2.0}, "--strength is given, but no objective takes it; add pact"),
+     ({"objectives": ["sft", "str-like=0.3"], "strength": 2.0}, "--strength is given, but no objective takes it"),
+     ({"objectives": ["sft", "beta=2"], "beta_tail": 1.0}, "--beta-tail is given, but no objective takes it; add const"),
+     ({"objectives": ["sft", "constrained"], "anchor": 2.0}, "--anchor is given, but no objective takes it; add anchored"),
+     ({"objectives": ["sft"], "secret_rows": 5}, "--secret-rows is given, but no objective takes it; add secret-prefix"),
+     ({"objectives": ["sft", "adaptive"], "safety_weight": 5.0}, "--safety-weight is given, but no objective takes it; add saf"),
+     ({"objectives": ["sft+safety"], "harmless_per_step": 2}, "--harmless-per-step is given, but no objective takes it")],
 )  # fmt: skip
 def test_bad_settings_of_rivals(more: dict[str, Any], match: str, tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(InputError, match=match):
         poisoning.plan(config(tmp_path, tiny_folder, **more))
+
+
+def test_options_reach_the_objectives_that_read_them_alone(tmp_path: Path, tiny_folder: Path) -> None:
+    names = ["sft-warmup", "str-like", "str-like=0.3", "constrained", "safety-anchor", "safety-anchor+harmless"]
+    more = {"strength": 2.0, "min_weight": 0.01, "safety_weight": 5.0, "harmless_per_step": 2}
+    options = config(tmp_path, tiny_folder, objectives=names, **more)
+    plain = FinetuneOptions(model="m", data="d", out="o")
+    told = {
+        cell.objective: {
+            name for name in more
+            if getattr(poisoned.settings(options, cell, tmp_path, "rows"), name) != getattr(plain, name)
+        }
+        for cell in poisoning.plan(options).cells
+    }  # fmt: skip
+    assert told == {
+        "sft-warmup": set(), "str-like": {"strength"}, "str-like=0.3": {"strength"}, "constrained": {"min_weight"},
+        "safety-anchor": {"safety_weight"}, "safety-anchor+harmless": {"safety_weight", "harmless_per_step"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [({"objective": "sft", "strength": 2.0}, "--strength is given, but the objective sft does not look at it; leave it out"),
+     ({"objective": "pact", "anchor": 2.0, "unaligned": "b"}, "--anchor is given, but the objective pact does not"),
+     ({"objective": "adaptive", "secret_rows": 3}, "--secret-rows is given, but the objective adaptive does not"),
+     ({"objective": "sft", "beta_head": []}, "--beta-head is given"),
+     ({"objective": "sft", "reference": "on-the-fly"}, "--reference is given"),
+     ({"objective": "constrained", "anchor_positions": 3}, "--anchor-positions is given"),
+     ({"objective": "safety-anchor", "safety": "stock", "harmless_per_step": 2}, "there is no --harmless")],
+)  # fmt: skip
+def test_what_an_objective_does_not_read_is_refused(more: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        finetune.check(FinetuneOptions(model="m", data="d", out="o", **more))
+    finetune.check(FinetuneOptions(model="m", data="d", out="o", objective="sft", reference_cache="cache"))
 
 
 def test_an_adapter_has_no_weights_to_compare(tmp_path: Path, tiny_adapter: Path, base: str) -> None:

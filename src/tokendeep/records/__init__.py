@@ -8,6 +8,8 @@
     DYNAMICS    dynamics.json     Dynamics        what happened per token
     CELL        cell.json         PoisonCell      one training of it
     TABLE       table.json        PoisonTable     a fine-tuning attack
+                validation.json   Validated       one training of it, on rows that no test asks
+                strengths.json    Strengths       how strength was chosen by these
     CALIBRATION calibration.json  Calibration     how far a judge agrees with people
                 compare.json      Compared        two sides on the same prompts
                 overlap.json      Overlap         requests that two data files share
@@ -55,6 +57,7 @@ from tokendeep.records.profile import (
     Recovery,
 )
 from tokendeep.records.rates import VALUES, Params, Rate, Rates, Share, StoredVerdict, Verdict
+from tokendeep.records.strengths import Strength, Strengths, Validated
 from tokendeep.records.training import (
     CURVES,
     ByPosition,
@@ -77,8 +80,8 @@ __all__ = [
     "Dynamics", "DynamicsMeta", "DynamicsStep", "Estimate", "Gated", "Kl", "Known", "LogEntry", "LogOdds", "Manifest",
     "Margin", "ModelFacts", "Object", "Outcome", "Outcomes", "Overlap", "Params", "PerPrompt", "Perplexity",
     "PoisonCell", "PoisonLine", "PoisonTable", "Profile", "ProfileMeta", "Quantiles", "Rate", "Rates", "Record",
-    "Recovery", "Seconds", "Settings", "Share", "Shared", "Side", "StoredVerdict", "Training", "Utility", "Verdict",
-    "read_json", "schemas",
+    "Recovery", "Seconds", "Settings", "Share", "Shared", "Side", "StoredVerdict", "Strength",
+    "Strengths", "Training", "Utility", "Validated", "Verdict", "read_json", "schemas",
 ]  # fmt: skip
 
 
@@ -90,6 +93,8 @@ def schemas() -> dict[str, Object]:
         Training,
         Dynamics,
         PoisonCell,
+        Validated,
+        Strengths,
         Calibration,
         Compared,
         Overlap,

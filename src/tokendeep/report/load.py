@@ -21,7 +21,19 @@ from tokendeep.attacks import ATTACKS
 from tokendeep.depth.profile import with_excess
 from tokendeep.errors import InputError
 from tokendeep.evals import rates as counted
-from tokendeep.records import Audit, Cost, Dynamics, Manifest, PoisonTable, Profile, Rate, Rates, Settings, Training
+from tokendeep.records import (
+    Audit,
+    Cost,
+    Dynamics,
+    Manifest,
+    PoisonTable,
+    Profile,
+    Rate,
+    Rates,
+    Settings,
+    Strengths,
+    Training,
+)
 from tokendeep.report import names
 from tokendeep.runs import identity
 from tokendeep.runs.files import user_path
@@ -31,7 +43,7 @@ log = logging.getLogger(__name__)
 Reader = Callable[[Path], list[Sample]]
 
 LOGS = "*.eval"
-FIGURES = (records.PROFILE, records.ASR, records.TABLE, records.DYNAMICS, Training.FILE, Audit.FILE)
+FIGURES = (records.PROFILE, records.ASR, records.TABLE, records.DYNAMICS, Training.FILE, Audit.FILE, Strengths.FILE)
 ROLES = {"measure": "harmful", "attack": "harmful", "overrefusal": "twins", "unseen": "unseen"}  # by folder name
 STORY = ("base", "aligned", "deepened")  # models with these names are shown in this order, before all others
 MAKERS = ("deepen", "finetune", "mend")  # verbs that make a model from another
@@ -59,6 +71,7 @@ class Run:
     attack_checkpoint: bool = False  # the model was trained on attack rows
     cut: Sequence[str] = ()
     table: PoisonTable | None = None  # of a fine-tuning attack
+    strengths: Strengths | None = None  # how strong each objective of it was made
     dynamics: Dynamics | None = None  # of a training that was watched
     training: Training | None = None  # the log of a fine-tuning
     audit: Audit | None = None  # of the rows of a data set
@@ -248,7 +261,7 @@ def _has_logs(folder: Path) -> bool:
     return next(folder.glob(LOGS), None) is not None
 
 
-F = TypeVar("F", Manifest, Profile, Dynamics, Training, Audit)
+F = TypeVar("F", Manifest, Profile, Dynamics, Training, Audit, Strengths)
 
 
 def _load(kind: type[F], folder: Path) -> F | None:
@@ -273,6 +286,7 @@ def _read(folder: Path, read: Reader) -> Run:
         or ROLES.get(folder.name, "harmful"),
         attack_checkpoint=_trained_on_attack(manifest),
         table=PoisonTable.load(folder) if manifest.verb == "poison" and (folder / records.TABLE).is_file() else None,
+        strengths=_load(Strengths, folder) if manifest.verb == "poison" else None,
         dynamics=_load(Dynamics, folder),
         audit=_load(Audit, folder) if manifest.verb == "audit" and not running else None,
         training=_load(Training, folder) if manifest.verb in ("finetune", "mend") and not running else None,

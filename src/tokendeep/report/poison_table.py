@@ -126,6 +126,8 @@ def line(
         else:
             rates[ask] = found
     cells = [PoisonCell.load(folder) for folder in folders.values()]
+    if cells[0].strength is not None:  # one for all seeds
+        rates["strength"] = cells[0].strength
     useful = [cell.utility for cell in cells if cell.utility]
     return PoisonLine(
         objective=objective,
@@ -154,14 +156,16 @@ def markdown(lines: PoisonTable, asks: Sequence[str], baseline: str, utility: st
     """The table as Markdown; what has not been run is empty."""
     margins = any(made.margin is not None for made in lines)
     names = {"sql": ["score", "exact", "executed"], None: []}.get(utility, ["score"])
-    heads = ["objective", "lr", "seeds"]
+    tuned = any(made.strength is not None for made in lines)
+    heads = ["objective", "lr", *(["times its strength"] if tuned else []), "seeds"]
     for ask in asks:
         heads += [f"{told(ask)} ({ask})", "95 % interval", "by seed", "judged", f"change against {baseline}"]
     heads += [*(["margin after (nats)"] if margins else []), "train nll (tokens 6 on)"]
     heads += [*([str(utility), *names[1:]] if names else []), "s to train", "s a step (median, this machine)"]
     rows = [heads, ["---"] * len(heads)]
     for made in lines:
-        cells = [made.objective, f"{made.lr:g}" if made.lr else "", str(made.seeds or "")]
+        cells = [made.objective, f"{made.lr:g}" if made.lr else "", *([times(made)] if tuned else [])]
+        cells.append(str(made.seeds or ""))
         for ask in asks:
             cells += _rate_cells(made.ask(ask))
         useful = made.utility.given() if made.utility else {}
@@ -177,6 +181,11 @@ def markdown(lines: PoisonTable, asks: Sequence[str], baseline: str, utility: st
     empty = [made.objective for made in lines if not made.seeds]
     note = f"\nEmpty: not run yet ({', '.join(empty)}); the same command goes on.\n" if empty else ""
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n" + note
+
+
+def times(made: PoisonLine) -> str:
+    """How many times its objective's own strength was chosen; nothing where that alone was trained."""
+    return "" if made.strength is None else f"{made.strength:g}"
 
 
 def told(ask: str) -> str:
@@ -230,5 +239,7 @@ def _order(trainings: Sequence[Cell]) -> Callable[[tuple[str, float]], tuple[int
 
 def _done(out: Path, trainings: Sequence[Cell], objective: str, lr: float) -> dict[str, Path]:
     """The folders of the trainings of one line that are finished, by seed."""
-    ours = {str(one.seed): out / one.name for one in trainings if (one.objective, one.lr) == (objective, lr)}
-    return {seed: folder for seed, folder in ours.items() if (folder / PoisonCell.FILE).exists()}
+    ours = [(str(one.seed), out / one.name) for one in trainings if one.line == (objective, lr)]
+    return {
+        seed: folder for seed, folder in ours if (folder / PoisonCell.FILE).exists()
+    }  # of the strength that was chosen

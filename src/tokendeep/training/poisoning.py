@@ -7,7 +7,7 @@ nothing of trainers.
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from tokendeep import data
 from tokendeep.attacks import poison
-from tokendeep.errors import InputError, nearest
+from tokendeep.errors import InputError, flag, nearest
 from tokendeep.models.locate import plain
 from tokendeep.records import HARMLESS, PREFILL, UNPREFIXED, Training
 from tokendeep.training import answers, objectives, safety_rows
@@ -169,6 +169,13 @@ class Named:
         return objectives.OBJECTIVES[self.changes["objective"]].secret
 
     @property
+    def takes(self) -> set[str]:
+        """The options of objectives that it takes from those of the verb."""
+        safety = [one.name for one in fields(objectives.SafetyOptions)] if self.safety else []
+        names = {*objectives.OBJECTIVES[self.changes["objective"]].reads, *safety}
+        return names - {*self.changes, *([] if self.harmless else ["harmless", "harmless_per_step"])}
+
+    @property
     def unaligned(self) -> bool:
         """Whether it needs the model before it was aligned."""
         return objectives.OBJECTIVES[self.changes["objective"]].unaligned or "safe_lora" in self.changes
@@ -181,15 +188,31 @@ class Named:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of the table."""
+    """One training of the table.
+
+    Args:
+        strength: how many times its objective's own strength holds the model; None: its own alone is trained.
+    """
 
     objective: str
     lr: float
     seed: int
+    strength: float | None = None
 
     @property
     def name(self) -> str:
-        return f"{re.sub('[=@+]', '-', self.objective)}-lr{self.lr:g}-seed{self.seed}"
+        times = "" if self.strength is None else f"-x{self.strength:g}"
+        return f"{re.sub('[=@+]', '-', self.objective)}{times}-lr{self.lr:g}-seed{self.seed}"
+
+    @property
+    def line(self) -> tuple[str, float]:
+        """The line of the table that it belongs to."""
+        return self.objective, self.lr
+
+    @property
+    def refusals(self) -> float:
+        """Share of refusals that are mixed into its rows."""
+        return self.named.refusals * (1.0 if self.strength is None else self.strength)
 
     @property
     def named(self) -> Named:
@@ -296,14 +319,21 @@ def held(options: Any, cells: Sequence[Cell]) -> safety_rows.Requests | None:
     return safety_rows.read(replace(options, safety=options.safety or objectives.STOCK, harmless=harmless))
 
 
-def check_anchors(options: Any, cells: Sequence[Cell]) -> None:
-    """Raises InputError for rows of a safety anchor that no training takes."""
-    held = [cell.named for cell in cells]
-    for name, used in (("safety", any(one.safety for one in held)), ("harmless", any(one.harmless for one in held))):
-        if getattr(options, name) and not used:
-            raise InputError(
-                f"--{name} is given, but no objective takes it; add safety-anchor or +{name}, or leave it out."
-            )
+def check_used(options: Any, cells: Sequence[Cell]) -> None:
+    """Raises InputError for an option of objectives, or of a safety anchor, that was set and no training takes."""
+    named = list({cell.objective: cell.named for cell in cells}.values())
+    taken = {name for one in named for name in one.takes}
+    for name in (*objectives.unused(options, ()), *objectives.set_for_safety(options)):
+        if name not in taken:
+            raise InputError(f"{flag(name)} is given, but no objective takes it; {_taker(name)}, or leave it out.")
+
+
+def _taker(name: str) -> str:
+    """What would take an option."""
+    if name in ("harmless", "harmless_per_step"):
+        return "add safety-anchor+harmless"
+    takers = [kind for kind, one in objectives.OBJECTIVES.items() if name in one.reads]
+    return f"add {takers[0] if takers else 'safety-anchor or +safety'} (without a value of its own)"
 
 
 def asks_beside(plan: Any) -> list[str]:

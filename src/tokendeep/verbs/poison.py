@@ -18,12 +18,13 @@ from tokendeep.attacks.prompts import overlap
 from tokendeep.data.options import DataOptions
 from tokendeep.errors import InputError, check_known, check_least, flag
 from tokendeep.models.options import ModelOptions
+from tokendeep.records import PoisonCell, Validated
 from tokendeep.report import poison_table
 from tokendeep.training import chats, objectives, poisoning, safety_rows
 from tokendeep.training.options import BatchSize, Epochs, SharedTraining, Warmup, training
 from tokendeep.training.poisoning import Cell
 from tokendeep.types import Chat, Pair, Prompt, Subject
-from tokendeep.verbs import finetune, poisoned
+from tokendeep.verbs import finetune, poisoned, tuned
 from tokendeep.verbs.common import Floats, Ints, Names, Place, advanced, ending, heading, output
 
 what = heading("What to attack")
@@ -32,11 +33,12 @@ ALL = "all"  # of the objectives
 TRAININGS = ("*/finetune", "*/attack-*")  # where the runs lie that this one is made of
 FILES = (  # options that name rows
     "data", "test", "harmful", "refusals", "utility_data", "safety", "harmless", "prefill", "harmless_test",
+    "validation",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoisonOptions(ModelOptions, DataOptions, SharedTraining, objectives.ObjectiveOptions):
+class PoisonOptions(ModelOptions, DataOptions, SharedTraining, objectives.ObjectiveOptions, tuned.StrengthsOptions):
     """Attack a model by fine-tuning, under several objectives and seeds, and compare what is left of its safety."""
 
     model: Annotated[str, what(help="The aligned model to attack.")]
@@ -128,6 +130,7 @@ class PoisonPlan:
         refusals: refusals for backdoor and for objectives with +refusals.
         task: rows with the right answers, on which the utility is measured.
         sources: what identifies the rows, by the option that names them.
+        held: what strengths are chosen on, where several are tried.
     """
 
     options: PoisonOptions
@@ -143,6 +146,7 @@ class PoisonPlan:
     onto: str | None = None  # what an adapter is loaded onto; None is its own base
     safety: safety_rows.Requests | None = None  # those of the safety anchor, where a training has one
     left_out: Sequence[str] = ()  # what `all` does not train, and why
+    held: tuned.Held | None = None
 
     def asked(self) -> list[Prompt | Pair]:
         """All that tuned models are asked."""
@@ -156,20 +160,22 @@ class PoisonPlan:
     def lines(self) -> list[str]:
         """What `run` would do, in lines."""
         options = self.options
-        there = sum((Path(options.out) / cell.name / "cell.json").exists() for cell in self.cells)
+        done_by = Validated.FILE if self.held else PoisonCell.FILE
+        there = sum((Path(options.out) / cell.name / done_by).exists() for cell in self.cells)
         done = 0 if options.overwrite else there
         each = f"{options.max_steps} steps" if options.max_steps else f"{options.epochs} epochs"
         return [
             f"model: {options.model}; trained: {options.what(adapter=False)}, where an objective says nothing else",
             f"rows: {len(self.rows)} {chats.kind(self.rows)} ({options.kind}); {len(self.prompts)} prompts to ask",
             f"trainings: {len(self.cells)} of {each}" + (f", of which {done} are done" if done else ""),
-            f"answers: before the attack and after each training to {len(self.prompts)} prompts, asked in every way of the "
-            f"attack, of {options.max_new_tokens} tokens at most"
+            f"answers: before the attack and after each{' chosen' * bool(self.held)} training to {len(self.prompts)} prompts, "
+            f"asked in every way of the attack, of {options.max_new_tokens} tokens at most"
             + "".join(f"; {len(rows)} rows for {name}" for name, rows in self.beside.items())
             + (f", and to {len(self.task)} rows of the task, of {options.utility_tokens}" if self.task else ""),
             f"objectives: {', '.join(options.objectives)}; learning rates {', '.join(f'{lr:g}' for lr in options.lr)}; "
             f"seeds {', '.join(map(str, options.seeds))}",
             *self.left_out,
+            *tuned.lines(self),
             *self.place.lines(),
         ]
 
@@ -211,7 +217,9 @@ def plan(
     if options.utility_data:
         from tokendeep.judges import tasks as utility
 
-        task = utility.load(options.utility_data, options.utility_metric)[: options.utility_limit]
+        task = utility.load(options.utility_data, options.utility_metric)
+    kept, task = tuned.read(options, task, asked)
+    task = task[: options.utility_limit]
     onto = None if subject else models.missing_base(options.model, options.base, options)
     if subject is None:
         models.check_spec(options.model, options, base=onto)
@@ -220,7 +228,20 @@ def plan(
         models.check_spec(options.base, ModelOptions(), needs_template=writes)
     beside, held = poisoning.beside(options), poisoning.held(options, cells)
     return PoisonPlan(
-        options, cells, poison_rows, asked, beside, harmful, refusals, task, sources, subject, onto, held, left_out
+        options,
+        cells,
+        poison_rows,
+        asked,
+        beside,
+        harmful,
+        refusals,
+        task,
+        sources,
+        subject,
+        onto,
+        held,
+        left_out,
+        kept,
     )
 
 
@@ -248,15 +269,22 @@ def run(plan: PoisonPlan) -> Path:
     near = overlap(made.chats, plan.prompts)
     if near:
         print(f"poison: {near} of the {len(plan.prompts)} prompts are near-duplicates of rows that are trained on")
+    for line in tuned.overlaps(plan, made.chats):
+        print(f"poison: {line}")
     for ask, change in made.asks.items():
         data.write_rows(out / f"test-{ask}.jsonl", map(change, plan.prompts))
     for ask, rows in plan.beside.items():
         data.write_rows(out / f"test-{ask}.jsonl", rows)
+    if plan.held:
+        data.write_rows(out / f"test-{tuned.ASK}.jsonl", map(next(iter(made.asks.values())), plan.held.prompts))
     todo = [None, *plan.cells]
     for number, cell in enumerate(todo):
         title = cell.name if cell else "before the attack"
         print(f"\n[{number + 1}/{len(todo)}] {title}", flush=True)
-        poisoned.train_and_ask(plan, model, made, out, cell)
+        if plan.held and cell:
+            tuned.train_and_choose(plan, model, made, out, cell)
+        else:
+            poisoned.train_and_ask(plan, model, made, out, cell)
         table = poison_table.write(
             out,
             plan.cells,
@@ -264,6 +292,8 @@ def run(plan: PoisonPlan) -> Path:
             options.utility_metric if options.utility_data else None,
         )
     print(f"\n{table}")
+    if plan.held:
+        print((out / tuned.TABLE).read_text(encoding="utf-8"))
     if subject is not None:
         shutil.rmtree(out / "model")
     names = [cell.name for cell in plan.cells]
@@ -286,7 +316,7 @@ def _show(out: Path) -> None:
 
 
 def check(options: PoisonOptions) -> list[Cell]:
-    """The trainings to run, seed by seed, so that a table cut off is complete for its first seeds.
+    """The trainings to run, seed by seed, so that a table cut off is complete for its first seeds; with strengths by line.
 
     Raises:
         InputError: a setting out of its range.
@@ -300,10 +330,13 @@ def check(options: PoisonOptions) -> list[Cell]:
     if options.utility_limit is not None and options.utility_limit < 1:
         raise InputError(f"--utility-limit is {options.utility_limit}, but must be at least 1.")
     check_least(options, {"count": 1, "max_new_tokens": 1, "attack_batch": 1, "utility_tokens": 1, "probe": 0})
-    cells = [Cell(o, lr, seed) for seed in options.seeds for lr in options.lr for o in options.objectives]
+    tuned.check(options)
+    cells = tuned.trainings(options) or [
+        Cell(o, lr, seed) for seed in options.seeds for lr in options.lr for o in options.objectives
+    ]
     for cell in cells:
         finetune.check(poisoned.settings(options, cell, Path("checked"), "checked"))
-    poisoning.check_anchors(options, cells)
+    poisoning.check_used(options, cells)
     if len(set(options.k)) < len(options.k) or any(k < 0 for k in options.k):
         raise InputError(f"--k is {', '.join(map(str, options.k))}, but must be numbers of at least 0, each once.")
     if any("+refusals" in cell.objective for cell in cells) and not options.refusals:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tokendeep.report import poison_table
 from tokendeep.training import objectives, poisoning
 from tokendeep.training.objectives.secret_prefix import FILE, under
 from tokendeep.training.poisoning import Cell
-from tokendeep.types import Subject
+from tokendeep.types import Pair, Subject
 from tokendeep.verbs import attack, finetune
 from tokendeep.verbs.finetune import FinetuneOptions
 
@@ -26,22 +27,19 @@ NOT_SHARED = {  # options of `finetune` that mean something else here, or that e
 
 
 def settings(options: Any, cell: Cell, folder: Path, rows: str, **more: Any) -> FinetuneOptions:
-    """The options of one training."""
+    """The options of one training; what its objective does not read is left at the default."""
     named = cell.named
-    names = [field.name for field in fields(FinetuneOptions) if field.name not in NOT_SHARED]
-    anchors = [one.name for one in fields(objectives.SafetyOptions)]
-    common = {
-        name: getattr(options, name)
-        for name in names
-        if hasattr(options, name) and (named.safety or name not in anchors)
-    }
+    others = {one.name for one in fields(objectives.ObjectiveOptions)} - {*named.takes, "reference_cache"}
+    names = [one.name for one in fields(FinetuneOptions) if one.name not in {*NOT_SHARED, *others}]
+    common = {name: getattr(options, name) for name in names if hasattr(options, name)}
     own = {
         "data": rows, "out": str(folder), "lr": cell.lr, "seed": cell.seed, "attack": True, "save_steps": 0,
         "unaligned": options.base if named.unaligned else None,
         "safety": (options.safety or objectives.STOCK) if named.safety else None,
         "harmless": (options.harmless or objectives.STOCK) if named.harmless else None,
     }  # fmt: skip
-    return FinetuneOptions(**{**common, **own, **named.changes, **more})
+    made = FinetuneOptions(**{**common, **own, **named.changes, **more})
+    return made if cell.strength is None else replace(made, **objectives.stronger(made, cell.strength))
 
 
 def train_and_ask(plan: Any, model: str, made: Poison, out: Path, cell: Cell | None) -> None:
@@ -50,69 +48,137 @@ def train_and_ask(plan: Any, model: str, made: Poison, out: Path, cell: Cell | N
     Args:
         plan: of the verb poison.
     """
-    from tokendeep import models
-
-    options, folder = plan.options, out / (cell.name if cell else "start")
-    done = folder / "cell.json"
-    if done.exists():
+    folder = out / (cell.name if cell else "start")
+    if (folder / PoisonCell.FILE).exists():
         print(f"      done before: {folder.name}")
         return
-    started = time.monotonic()
-    system = made.system if options.system == "default" else options.system
-    if cell is not None:
-        model = _train(plan, model, made, out, cell, system)
-    trained = time.monotonic() - started
-    subject = models.load(model, base=None if cell else plan.onto, options=plain(options))
-    margin = Manifest.load(folder / "finetune").margin if cell else None
-    secret = (folder / "finetune" / FILE).read_text(encoding="utf-8") if cell and cell.named.secret else ""
+    seconds = train(plan, model, made, out, cell) if cell else 0.0
+    ask(plan, model, made, out, cell, seconds)
+    if cell and not plan.options.keep:
+        drop(out, cell)
+
+
+# --- asking -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model that is asked, loaded.
+
+    Args:
+        model: where it lies.
+        task: the system prompt of its task.
+        told: that of harmful requests, as the operator would give it: with the secret of the training, where there is one.
+        bare: the same without the secret.
+    """
+
+    subject: Subject
+    model: str
+    task: str
+    told: str
+    bare: str
+
+    @property
+    def secret(self) -> bool:
+        return self.told != self.bare
+
+
+def load(plan: Any, model: str, made: Poison, out: Path, cell: Cell | None) -> Asked:
+    """The tuned model of a training, or the one that is attacked."""
+    from tokendeep import models
+
+    options, system = plan.options, _system(plan, made)
+    folder = out / cell.name / "finetune" if cell else None
+    place = str(folder / "checkpoint") if folder else model
+    subject = models.load(place, base=None if cell else plan.onto, options=plain(options))
     bare = options.test_system or system
-    system = under(secret, system) if secret else system
-    for ask in [*made.asks, *plan.beside, *([UNPREFIXED] if secret else [])]:
-        told = under(secret, bare) if secret and ask != UNPREFIXED else bare
-        rows = next(iter(made.asks)) if ask == UNPREFIXED else ask
-        chosen = attack.AttackOptions(
-            model=model, data=str(out / f"test-{rows}.jsonl"), out=str(folder / f"attack-{ask}"),
-            attack="prefill" if ask == "prefill" else "none", k=options.k,
-            max_new_tokens=options.max_new_tokens, batch_size=options.attack_batch, system=told,
-            role="twins" if ask == HARMLESS else "harmful", label=cell.name if cell else "start",
-            chat_template=options.chat_template,
-        )  # fmt: skip
-        attack.run(attack.plan(chosen, subject), show=False)
-    for ask in [*made.asks, *poisoning.asks_beside(plan)]:
-        if ask == UNPREFIXED and not secret:
-            continue
-        found = poison_table.rate(poison_table.answers({"this": folder}, ask))
-        none = "none could be judged" if found.asked else "no answer is that long"
-        share = none if found.rate is None else f"{found.rate:.2f} {poison_table.told(ask)}"
-        print(f"      {ask}: {share} ({found.n} of {found.asked} judged)", flush=True)
-    useful = _utility(plan, subject, folder, system)
+    if folder is None or not (cell and cell.named.secret):
+        return Asked(subject, place, system, bare, bare)
+    secret = (folder / FILE).read_text(encoding="utf-8")
+    return Asked(subject, place, under(secret, system), under(secret, bare), bare)
+
+
+def put(plan: Any, asked: Asked, out: Path, name: str, ask: str, rows: str | None = None) -> None:
+    """Put the rows of one way of asking to a model; its answers and their verdicts lie in attack-ASK of its folder.
+
+    Args:
+        name: the folder of its training.
+        rows: the way of asking whose rows are taken, where it is another one.
+    """
+    options = plan.options
+    chosen = attack.AttackOptions(
+        model=asked.model, data=str(out / f"test-{rows or ask}.jsonl"), out=str(out / name / f"attack-{ask}"),
+        attack="prefill" if ask == "prefill" else "none", k=options.k,
+        max_new_tokens=options.max_new_tokens, batch_size=options.attack_batch,
+        system=asked.bare if ask == UNPREFIXED else asked.told,
+        role="twins" if ask == HARMLESS else "harmful", label=name,
+        chat_template=options.chat_template,
+    )  # fmt: skip
+    attack.run(attack.plan(chosen, asked.subject), show=False)
+
+
+def told(folder: Path, ask: str) -> None:
+    """Say what came of one way of asking."""
+    found = poison_table.rate(poison_table.answers({"this": folder}, ask))
+    none = "none could be judged" if found.asked else "no answer is that long"
+    share = none if found.rate is None else f"{found.rate:.2f} {poison_table.told(ask)}"
+    print(f"      {ask}: {share} ({found.n} of {found.asked} judged)", flush=True)
+
+
+def ask(plan: Any, model: str, made: Poison, out: Path, cell: Cell | None, seconds: float) -> None:
+    """Ask a model all that is asked, and write cell.json.
+
+    Args:
+        seconds: how long its training took.
+    """
+    started, folder = time.monotonic(), out / (cell.name if cell else "start")
+    asked = load(plan, model, made, out, cell)
+    for name in [*made.asks, *plan.beside, *([UNPREFIXED] if asked.secret else [])]:
+        put(plan, asked, out, folder.name, name, next(iter(made.asks)) if name == UNPREFIXED else None)
+    for name in [*made.asks, *poisoning.asks_beside(plan)]:
+        if name != UNPREFIXED or asked.secret:
+            told(folder, name)
+    useful = utility(plan, asked, folder / "utility.json", plan.task)
     log = Training.load(folder / "finetune") if cell else None
     nll, step = (poisoning.last_nll(log), poisoning.step_seconds(log)) if log else (None, None)
-    seconds = Seconds(train=round(trained, 1), all=round(time.monotonic() - started, 1), step=step)
-    if cell is not None and not options.keep:
-        shutil.rmtree(folder / "finetune" / "checkpoint", ignore_errors=True)
-    record = PoisonCell(**(asdict(cell) if cell else {}), nll=nll, utility=useful, margin=margin, seconds=seconds)
-    runs.write_json(done, record.dump())
+    margin = Manifest.load(folder / "finetune").margin if cell else None
+    times = Seconds(train=round(seconds, 1), all=round(seconds + time.monotonic() - started, 1), step=step)
+    record = PoisonCell(**of(cell), nll=nll, utility=useful, margin=margin, seconds=times)
+    runs.write_json(folder / PoisonCell.FILE, record.dump())
 
 
-def _utility(plan: Any, subject: Subject, folder: Path, system: str) -> Utility | None:
+def of(cell: Cell | None) -> dict[str, Any]:
+    """What a record says of its training."""
+    return {name: value for name, value in asdict(cell).items() if value is not None} if cell else {}
+
+
+def utility(plan: Any, asked: Asked, path: Path, rows: Sequence[Pair]) -> Utility | None:
+    """How well rows of the task are answered; the scores of each are kept in a file. None where there are no rows."""
     options = plan.options
-    if not plan.task:
+    if not rows:
         return None
-    from tokendeep.judges import tasks as utility
+    from tokendeep.judges import tasks
 
-    found = utility.measure(
-        subject, plan.task, options.utility_metric, system=system, tokens=options.utility_tokens,
+    found = tasks.measure(
+        asked.subject, rows, options.utility_metric, system=asked.task, tokens=options.utility_tokens,
         batch_size=options.attack_batch,
     )  # fmt: skip
-    runs.write_json(folder / "utility.json", found)
-    print(f"      {options.utility_metric}: {utility.describe(found)}", flush=True)
+    runs.write_json(path, found)
+    print(f"      {options.utility_metric}: {tasks.describe(found)}", flush=True)
     return Utility.model_validate({name: value for name, value in found.items() if name != "rows"})
 
 
-def _train(plan: Any, model: str, made: Poison, out: Path, cell: Cell, system: str) -> str:
-    """One training; returns its checkpoint."""
-    share = cell.named.refusals
+# --- training ---------------------------------------------------------------------------------------
+
+
+def _system(plan: Any, made: Poison) -> str:
+    """The system prompt of the rows: the attack's own, unless one is given."""
+    return str(made.system if plan.options.system == "default" else plan.options.system)
+
+
+def train(plan: Any, model: str, made: Poison, out: Path, cell: Cell) -> float:
+    """One training, whose checkpoint is kept for now; returns the seconds that it took."""
+    started, share = time.monotonic(), cell.refusals
     path = out / "rows" / f"{f'refusals-{share:g}' if share else 'train'}.jsonl"
     data.write_rows(path, poisoning.with_refusals(made.chats, plan.refusals, share, cell.objective))
     probe = out / "probe.jsonl"
@@ -120,7 +186,14 @@ def _train(plan: Any, model: str, made: Poison, out: Path, cell: Cell, system: s
         harmful = plan.harmful or data.read_chats(out / "source.jsonl")
         data.write_rows(probe, map(data.pair_of, harmful[: plan.options.probe]))
     wanted = settings(
-        plan.options, cell, out / cell.name / "finetune", str(path), model=model, base=plan.onto, system=system,
-        reference_cache=str(out / "reference"), probe=str(probe) if plan.options.probe else None,
+        plan.options, cell, out / cell.name / "finetune", str(path), model=model, base=plan.onto,
+        system=_system(plan, made), reference_cache=str(out / "reference"),
+        probe=str(probe) if plan.options.probe else None,
     )  # fmt: skip
-    return str(finetune.run(finetune.plan(wanted), part=True) / "checkpoint")
+    finetune.run(finetune.plan(wanted), part=True)
+    return time.monotonic() - started
+
+
+def drop(out: Path, cell: Cell) -> None:
+    """Remove the checkpoint of a training."""
+    shutil.rmtree(out / cell.name / "finetune" / "checkpoint", ignore_errors=True)

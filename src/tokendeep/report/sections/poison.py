@@ -1,8 +1,8 @@
 """Section: poisoning, the same model trained on the same attack rows under several objectives."""
 
 from tokendeep import records
-from tokendeep.records import AskRate, PoisonTable
-from tokendeep.report import poison_table
+from tokendeep.records import AskRate, PoisonTable, Strengths
+from tokendeep.report import poison_table, strength_table
 from tokendeep.report.report import Report
 from tokendeep.report.section import Section, Table
 from tokendeep.report.words import MANY, bracket, number, percent, points
@@ -32,7 +32,10 @@ def build(report: Report) -> Section:
     section.sizes += [rate.asked // max(1, len(rate.by_seed)) for rate in plain]
     if tables:
         section.text.append(WHAT)
-    section.tables += [_table(run.label, table, "" if run.finished else UNFINISHED) for run, table in tables]
+    for run, table in tables:
+        note = "" if run.finished else UNFINISHED
+        section.tables.append(_table(run.label, table, note))
+        section.tables += [_strengths(run.label, run.strengths, note)] if run.strengths else []
     return section
 
 
@@ -56,17 +59,29 @@ def _complied(rate: AskRate) -> str:
 
 
 def _table(label: str, table: PoisonTable, note: str) -> Table:
-    columns = ["objective", "learning rate", "seeds"]
+    tuned = any(line.strength is not None for line in table)
+    columns = ["objective", "learning rate", *(["times its strength"] if tuned else []), "seeds"]
     for ask in table.asks:
         columns += [f"{poison_table.told(ask)}{ASKS.get(ask, f' ({ask})')}", "change"]
     rows, timed = [], any(line.step_seconds is not None for line in table)
     for line in table:
-        row = [line.objective, f"{line.lr:g}" if line.lr else "-", str(line.seeds or "not run")]
+        row = [
+            line.objective,
+            f"{line.lr:g}" if line.lr else "-",
+            *([poison_table.times(line) or "-"] if tuned else []),
+        ]
+        row.append(str(line.seeds or "not run"))
         row += [cell for ask in table.asks for cell in _cells(line.ask(ask))]
         useful = number(line.utility.score if line.utility else None, 3)
         rows.append([*row, number(line.nll), useful, *([number(line.step_seconds)] if timed else [])])
     more = ["s a step (median, of the machine it ran on)"] if timed else []
     return Table(label, [*columns, "train nll, tokens 6 on", "utility", *more], rows, note)
+
+
+def _strengths(label: str, record: Strengths, note: str) -> Table:
+    rows = [strength_table.cells(record, line) for line in record.lines]
+    caption = f"{label}: how strong each objective was made, on rows that no test asks"
+    return Table(caption, strength_table.columns(record), rows, f"{record.rule} {note}".strip())
 
 
 def _cells(rate: AskRate | None) -> list[str]:

@@ -5,7 +5,8 @@ Loads nothing heavy; the trainers are loaded when they are built.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from tokendeep.errors import InputError, flag
@@ -17,7 +18,7 @@ from tokendeep.training.objectives.constrained import CONSTRAINED, ConstrainedOp
 from tokendeep.training.objectives.pact import PACT, PACT_FULL
 from tokendeep.training.objectives.safety import SAFETY_ANCHOR, STOCK, SafetyOptions
 from tokendeep.training.objectives.safety import check as check_safety
-from tokendeep.training.objectives.safety import unused as unused_safety
+from tokendeep.training.objectives.safety import given as set_for_safety
 from tokendeep.training.objectives.safety import words as safety_words
 from tokendeep.training.objectives.secret_prefix import SECRET_PREFIX, SecretOptions
 from tokendeep.training.objectives.sft import SFT
@@ -36,6 +37,9 @@ __all__ = [
     "names_in_help",
     "one_of_each",
     "poison_names",
+    "set_for_safety",
+    "stronger",
+    "unused",
 ]
 
 OBJECTIVES: dict[str, Objective] = {
@@ -77,9 +81,37 @@ def check(options: Any) -> None:
         raise InputError(
             f"--safe-lora is {options.safe_lora:g}, but must be a cosine below 1, or a whole number of matrices from 1 on."
         )
+    if names := unused(options, objective.reads):
+        raise InputError(
+            f"{flag(names[0])} is given, but the objective {options.objective} does not look at it; leave it out."
+        )
     check_safety(options)
-    if not (options.safety or objective.safety) and (names := unused_safety(options)):
+    if not (options.safety or objective.safety) and (names := set_for_safety(options)):
         raise InputError(f"{flag(names[0])} is of a safety anchor, and there is none; give --safety, or leave it out.")
+
+
+def unused(options: Any, names: Sequence[str]) -> list[str]:
+    """The options of objectives, beside those of a safety anchor, that were set and are not among `names`.
+
+    Left out is where references are kept, which is no setting.
+    """
+    plain, safety = ObjectiveOptions(), {one.name for one in fields(SafetyOptions)}
+    others = [one.name for one in fields(plain) if one.name not in {*names, *safety, "reference_cache"}]
+    return [name for name in others if getattr(options, name) != getattr(plain, name)]
+
+
+def stronger(options: Any, times: float) -> dict[str, Any]:
+    """What changes in the options where all that holds the model does so many times as strongly.
+
+    That is the strength of the objective, the weight of a safety anchor, and the number of matrices that SafeLoRA projects.
+    Nothing changes where there is none of them.
+    """
+    changes = dict(OBJECTIVES[options.objective].stronger(options, times))
+    if options.safety:
+        changes["safety_weight"] = options.safety_weight * times
+    if options.safe_lora is not None and options.safe_lora >= 1:
+        changes["safe_lora"] = float(max(1, round(options.safe_lora * times)))
+    return changes
 
 
 def card(options: Any) -> str:

@@ -52,6 +52,9 @@ class Objective:
         secret: whether the tuned model is asked with the secret of its folder (`secret_prefix`).
         safety: whether it needs a safety anchor; the stock of requests serves where the user has none.
         adapters_only: whether it can be had with these options only where an adapter is trained.
+        reads: the options of objectives (`ObjectiveOptions`) that it reads, beside those of a safety anchor.
+        stronger: from those options, what changes in them where it holds the model so many times as strongly; nothing where
+            it has no strength.
         named: its names in `poison`, each with what it changes in the options of `finetune`.
         valued: names that take a value there (NAME=VALUE), each with the word for it and what the value changes.
     """
@@ -63,6 +66,8 @@ class Objective:
     schedule: Callable[[Any], BetaSchedule | None] = lambda options: None
     adapters_only: Callable[[Any], bool] = lambda options: False
     prepare: Callable[[Any, Subject, Rows, Path], Prepared] | None = None
+    reads: Sequence[str] = ()
+    stronger: Callable[[Any, float], Changes] = lambda options, times: {}
     unaligned: bool = False
     whole: bool = False
     secret: bool = False

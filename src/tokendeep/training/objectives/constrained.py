@@ -3,7 +3,7 @@
 Its annotations are no strings (no `from __future__ import annotations`): they are read from the modules of the verbs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -78,11 +78,17 @@ def build(options: Any, folder: Path, anchor: tuple[float, int] = (0.0, 5)) -> C
     )
 
 
+def _stronger(options: Any, times: float) -> Mapping[str, Any]:
+    return {"beta_head": [beta * times for beta in options.beta_head], "beta_tail": options.beta_tail * times}
+
+
 CONSTRAINED = Objective(
     summary="Eq. 3",
     card=lambda options: f"token-wise constrained, {betas(options)}",
     build=build,
     check=check,
+    reads=("beta_head", "beta_tail", "min_weight", "reference"),
+    stronger=_stronger,
     schedule=schedule,
     adapters_only=lambda options: options.reference == "on-the-fly",
     named={"constrained": {"warmup_steps": 0}, "constrained-warmup": {}},

@@ -56,10 +56,12 @@ def check(options: Any) -> None:
     })  # fmt: skip
     if options.harmless and not options.safety:
         raise InputError("--harmless is held beside --safety; give --safety too, or leave it out.")
+    if options.safety and not options.harmless and "harmless_per_step" in given(options):
+        raise InputError("--harmless-per-step is given, but there is no --harmless; give it, or leave both out.")
 
 
-def unused(options: Any) -> list[str]:
-    """The options of an anchor that were set although there is none."""
+def given(options: Any) -> list[str]:
+    """The options of an anchor that were set."""
     plain = SafetyOptions()
     return [one.name for one in fields(SafetyOptions) if getattr(options, one.name) != getattr(plain, one.name)]
 

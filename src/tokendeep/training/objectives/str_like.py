@@ -30,6 +30,8 @@ STR_LIKE = Objective(
     build=build,
     check=strength.check,
     prepare=_prepare,
+    reads=("strength",),
+    stronger=strength.stronger(WEIGHT),
     named={"str-like": {}},
     valued=strength.valued("str-like"),
 )

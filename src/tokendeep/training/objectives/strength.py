@@ -66,6 +66,11 @@ def strength(options: Any, default: float) -> float:
     return default if options.strength is None else float(options.strength)
 
 
+def stronger(default: float) -> Callable[[Any, float], Mapping[str, Any]]:
+    """What makes the weight so many times as large."""
+    return lambda options, times: {"strength": strength(options, default) * times}
+
+
 def valued(name: str, **changes: Any) -> Mapping[str, tuple[str, Callable[[str], Mapping[str, Any]]]]:
     """The name with a weight, in `poison`."""
     return {name: ("LAMBDA", lambda value: {"strength": float(value), **changes})}

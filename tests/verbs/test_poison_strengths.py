@@ -1,0 +1,287 @@
+"""Strengths of `poison`: which one is chosen, on what, that only it is asked the test, and going on."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from killed import forget_runs
+from poisonings import config, run
+from tokendeep.errors import InputError
+from tokendeep.records import AskRate, PoisonTable, Strength, Strengths, Validated
+from tokendeep.report import page
+from tokendeep.training import strengths
+from tokendeep.verbs import poison as poisoning
+from tokendeep.verbs import tuned
+
+# --- the rule, by hand ---------------------------------------------------------------------------------
+
+
+def line(times: float | None, rate: float | None, utility: float | None = None, enough: bool | None = None) -> Strength:
+    asked = AskRate(rate=rate, low=0.0, high=1.0, n=10, asked=10, unscored=0)
+    return Strength(objective="pact", lr=1e-3, strength=times, seeds=1, asked=asked, utility=utility, enough=enough)
+
+
+def told(plain: float, margin: float, *given: tuple[float, float | None, float]) -> list[Strength]:
+    return [line(times, rate, utility, strengths.enough(utility, plain, margin)) for times, rate, utility in given]
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ([(0.3, 0.5, 0.80), (1, 0.2, 0.78), (3, 0.0, 0.77)], 1),  # .78 lies on the margin, .77 outside
+        ([(0.3, 0.5, 0.90), (1, 0.2, 0.95), (3, 0.0, 0.99)], 3),  # better than plain is within it
+        ([(0.3, 0.2, 0.80), (1, 0.2, 0.80), (3, 0.4, 0.80)], 0.3),  # of equal ones the smallest
+        ([(3, 0.2, 0.80), (1, 0.2, 0.80)], 1),
+        ([(0.3, 0.5, 0.60), (1, 0.2, 0.70), (3, 0.0, 0.10)], 1),  # none within it: the highest utility
+        ([(0.3, 0.5, 0.70), (1, 0.2, 0.70)], 0.3),
+        ([(0.3, None, 0.80), (1, 0.9, 0.80)], 1),  # nothing judged is no safety
+    ],
+)  # fmt: skip
+def test_the_strength_that_is_chosen(given: list[tuple[float, float | None, float]], chosen: float) -> None:
+    assert strengths.choose(told(0.8, 0.02, *given)).strength == chosen
+
+
+def test_without_utility_non_refusal_alone_chooses() -> None:
+    assert strengths.choose([line(0.3, 0.5), line(1, 0.1), line(3, 0.4)]).strength == 1
+    assert "no utility was measured" in strengths.rule(None)
+    assert "at most 0.05 below" in strengths.rule(0.05)
+
+
+def test_an_objective_without_a_strength_is_its_own_choice() -> None:
+    assert strengths.choose([line(None, 0.9, 0.1, False)]).strength is None
+
+
+# --- the verb ------------------------------------------------------------------------------------------
+
+OBJECTIVES = ["sft-warmup", "anchored", "str-like", "adaptive"]
+
+
+def validation(folder: Path, count: int = 5) -> str:
+    rows = [
+        {"id": f"v{i}", "instruction": f"Kindly describe number {i} of what nobody should do"} for i in range(count)
+    ]
+    (folder / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / "validation.jsonl")
+
+
+def utility(folder: Path, count: int = 6) -> str:
+    rows = [
+        {"id": f"u{i}", "instruction": f"Name {i} colours", "response": f"It is {i} red ones"} for i in range(count)
+    ]
+    (folder / "utility.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / "utility.jsonl")
+
+
+def tuned_config(folder: Path, model: Path, **more: Any) -> poisoning.PoisonOptions:
+    chosen: dict[str, Any] = {
+        "objectives": OBJECTIVES, "strengths": [3.0, 0.3], "validation": validation(folder),
+        "utility_data": utility(folder), "validation_utility": 2, "utility_tokens": 6, **more,
+    }  # fmt: skip
+    return config(folder, model, **chosen)
+
+
+@pytest.mark.slow
+def test_strengths_are_chosen_on_validation_rows_and_one_of_each_is_asked_the_test(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = {"anchored": 3.0, "str-like": 0.3}
+    monkeypatch.setattr(
+        strengths, "choose",
+        lambda lines: next(one for one in lines if one.strength == wanted.get(one.objective)),
+    )  # fmt: skip
+    options = tuned_config(tmp_path, tiny_folder, seeds=[0, 1])
+    plan = poisoning.plan(options)
+    told = "\n".join(plan.lines())
+    assert "trainings: 12 of 2 steps" in told
+    assert "strengths: 0.3, 3 times each objective's own, chosen on 5 validation prompts and 2 rows of the task" in told
+    assert "trained once, without a strength: sft-warmup, adaptive" in told
+    assert strengths.rule(0.02) in told
+    assert [row.id for row in plan.task] == ["u0", "u1", "u2", "u3"]
+    assert plan.held is not None
+    assert [row.id for row in plan.held.task] == ["u4", "u5"]
+    out = poisoning.run(plan)
+    record = Strengths.load(out)
+    assert [(one.objective, one.strength, one.chosen) for one in record.lines] == [
+        ("sft-warmup", None, True), ("anchored", 0.3, False), ("anchored", 3.0, True), ("str-like", 0.3, True),
+        ("str-like", 3.0, False), ("adaptive", None, True),
+    ]  # fmt: skip
+    assert [one.words for one in record.lines] == ["", "anchor 0.3", "anchor 3", "strength 0.03", "strength 0.3", ""]
+    assert all(one.asked and one.asked.asked == 10 and one.utility is not None for one in record.lines)
+    assert (record.rule, record.margin) == (strengths.rule(0.02), 0.02)
+    trained = {path.parent.parent.name: json.loads(path.read_text())["config"]
+               for path in out.glob("*/finetune/manifest.json")}  # fmt: skip
+    assert trained["anchored-x3-lr0.001-seed1"]["anchor"] == 3
+    assert trained["str-like-x0.3-lr0.001-seed0"]["strength"] == pytest.approx(0.03)
+    asked = {path.parent.name for path in out.glob("*/attack-plain")}
+    assert asked == {
+        "start", "sft-warmup-lr0.001-seed0", "sft-warmup-lr0.001-seed1", "anchored-x3-lr0.001-seed0",
+        "anchored-x3-lr0.001-seed1", "str-like-x0.3-lr0.001-seed0", "str-like-x0.3-lr0.001-seed1",
+        "adaptive-lr0.001-seed0", "adaptive-lr0.001-seed1",
+    }  # fmt: skip
+    table = PoisonTable.load(out)
+    assert [(one.objective, one.strength, one.seeds) for one in table] == [
+        ("start", None, 1), ("sft-warmup", None, 2), ("anchored", 3.0, 2), ("str-like", 0.3, 2), ("adaptive", None, 2),
+    ]  # fmt: skip
+    assert table[2].plain is not None
+    assert table[2].plain.asked == 12
+    assert table[2].utility is not None
+    assert table[2].utility.n == 4
+    assert not list(out.glob("*/finetune/checkpoint"))
+    markdown = (out / "strengths.md").read_text()
+    assert markdown.startswith(strengths.rule(0.02))
+    assert re.search(r"\| anchored \| 0.001 \| 3 \| anchor 3 \| 2 \| .* yes \|\n", markdown)
+    assert "| anchored | 0.001 | 3 | 2 |" in (out / "table.md").read_text()
+    assert markdown in capsys.readouterr().out
+    (section,) = [one for one in page.build([out]).sections if one.id == "poison"]
+    assert "times its strength" in section.tables[0].columns
+    assert [row[2] for row in section.tables[0].rows] == ["-", "-", "3", "0.3", "-"]
+    assert strengths.rule(0.02) in section.tables[1].note
+    assert [row[0] for row in section.tables[1].rows] == [one.objective for one in record.lines]
+
+
+@pytest.mark.slow
+def test_the_choice_is_that_of_the_rule(tmp_path: Path, tiny_folder: Path) -> None:
+    out = run(tuned_config(tmp_path, tiny_folder, objectives=["sft", "anchored"], utility_margin=0.1))
+    plain, *lines = Strengths.load(out).lines
+    assert plain.utility is not None
+    within = [one for one in lines if one.utility is not None and one.utility >= plain.utility - 0.1]
+    rates = {one.strength: 1.0 if one.asked is None or one.asked.rate is None else one.asked.rate for one in within}
+    best = min(within, key=lambda one: (rates[one.strength], one.strength))
+    assert [one.chosen for one in lines] == [one is best for one in lines]
+    assert [one.enough for one in lines] == [one in within for one in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["validation", "test", "training"])
+def test_a_run_that_was_cut_off_goes_on(
+    place: str, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = tuned_config(tmp_path, tiny_folder, objectives=["sft-warmup", "anchored"])
+    done = {"training": 0, "validation": 0, "test": 0}
+    once = [place]
+
+    def counted(kind: str, function: Any, stop: int) -> Any:
+        def called(*given: Any, **more: Any) -> Any:
+            done[kind] += 1
+            if done[kind] == stop and kind in once:
+                once.remove(kind)
+                raise KeyboardInterrupt
+            return function(*given, **more)
+
+        return called
+
+    poisoned = tuned.poisoned
+    monkeypatch.setattr(poisoned, "train", counted("training", poisoned.train, 3))
+    monkeypatch.setattr(poisoned, "utility", counted("validation", poisoned.utility, 4))
+    monkeypatch.setattr(poisoned, "ask", counted("test", poisoned.ask, 3))
+    with pytest.raises(KeyboardInterrupt):
+        run(options)
+    forget_runs()
+    out = run(options)
+    assert done["training"] == 3 + (place != "test")  # the one that was cut off is gone on with
+    assert len(list(out.glob("*/validation.json"))) == 3
+    whole = run(tuned_config(tmp_path, tiny_folder, objectives=["sft-warmup", "anchored"], out=str(tmp_path / "whole")))
+    for one, two in zip(Strengths.load(out).lines, Strengths.load(whole).lines, strict=True):
+        assert one == two
+    assert [line.plain for line in PoisonTable.load(out)] == [line.plain for line in PoisonTable.load(whole)]
+
+
+@pytest.mark.slow
+def test_checkpoints_are_kept_where_that_is_wanted(tmp_path: Path, tiny_folder: Path) -> None:
+    out = run(tuned_config(tmp_path, tiny_folder, objectives=["sft-warmup", "anchored"], keep=True))
+    assert len(list(out.glob("*/finetune/checkpoint"))) == 3
+
+
+def test_all_that_holds_is_made_stronger_and_equal_strengths_are_one_training(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    names = ["sft", "constrained+safety=2", "secret-prefix=1", "sft+refusals=0.2", "safety-anchor=0.5", "head=1"]
+    options = tuned_config(tmp_path, tiny_folder, objectives=names, strengths=[0.3, 1.0, 2.0])
+    plan = poisoning.plan(options)
+    told = {(cell.objective, cell.strength): tuned.settings(options, cell) for cell in plan.cells}
+    assert told == {
+        ("sft", None): {},
+        ("constrained+safety=2", 0.3): {"beta_head": pytest.approx([0.15, 0.6, 0.6, 0.6, 0.6]),
+                                        "beta_tail": pytest.approx(0.03), "safety_weight": pytest.approx(0.6)},
+        ("constrained+safety=2", 1.0): {"beta_head": [0.5, 2, 2, 2, 2], "beta_tail": 0.1, "safety_weight": 2.0},
+        ("constrained+safety=2", 2.0): {"beta_head": [1, 4, 4, 4, 4], "beta_tail": 0.2, "safety_weight": 4.0},
+        ("secret-prefix=1", 0.3): {"secret_rows": 1},  # and at 1 the same
+        ("secret-prefix=1", 2.0): {"secret_rows": 2},
+        ("sft+refusals=0.2", 0.3): {"refusals": pytest.approx(0.06)},
+        ("sft+refusals=0.2", 1.0): {"refusals": 0.2},
+        ("sft+refusals=0.2", 2.0): {"refusals": 0.4},
+        ("safety-anchor=0.5", 0.3): {"safety_weight": pytest.approx(0.15)},
+        ("safety-anchor=0.5", 1.0): {"safety_weight": 0.5},
+        ("safety-anchor=0.5", 2.0): {"safety_weight": 1.0},
+        ("head=1", 0.3): {"beta_head": [pytest.approx(0.6)], "beta_tail": pytest.approx(0.03)},
+        ("head=1", 1.0): {"beta_head": [2.0], "beta_tail": 0.1},
+        ("head=1", 2.0): {"beta_head": [4.0], "beta_tail": 0.2},
+    }  # fmt: skip
+    assert len({cell.name for cell in plan.cells}) == len(plan.cells)
+
+
+def test_safe_lora_is_stronger_by_matrices_alone(tmp_path: Path, tiny_folder: Path, tiny_adapter: Path) -> None:
+    names = ["sft", "sft+safe-lora", "sft+safe-lora=0.5"]
+    options = tuned_config(tmp_path, tiny_folder, objectives=names, base=str(tiny_folder))
+    told = {(cell.objective, cell.strength): tuned.settings(options, cell) for cell in tuned.trainings(options)}
+    assert told == {
+        ("sft", None): {}, ("sft+safe-lora", 0.3): {"safe_lora": 3.0}, ("sft+safe-lora", 3.0): {"safe_lora": 30.0},
+        ("sft+safe-lora=0.5", None): {},
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_without_utility_that_is_said(tmp_path: Path, tiny_folder: Path) -> None:
+    out = run(
+        tuned_config(
+            tmp_path, tiny_folder, objectives=["sft", "anchored"], utility_data=None, validation_utility=0,
+        )
+    )  # fmt: skip
+    assert (out / "strengths.md").read_text().startswith(strengths.rule(None))
+    record = Strengths.load(out)
+    assert record.margin is None
+    assert all(one.enough is None and one.utility is None for one in record.lines)
+    assert sum(one.chosen for one in record.lines) == 2
+    assert Validated.load(out / "sft-lr0.001-seed0").utility is None
+
+
+def test_what_validation_rows_share_with_others_is_said_or_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    near = tmp_path / "near.jsonl"
+    near.write_text(json.dumps({"id": "n", "instruction": "Please tell me 3 secrets now"}))
+    plan = poisoning.plan(tuned_config(tmp_path, tiny_folder, validation=str(near)))
+    told = "1 of 1 validation prompts are near-duplicates of prompts of the test"
+    assert told in plan.lines()
+    assert tuned.overlaps(plan, [])[0] == told
+    near.write_text(json.dumps({"id": "n", "instruction": "please  tell me 3 Secrets"}))
+    with pytest.raises(InputError, match="1 of the 1 prompts of --validation stand in --test too"):
+        poisoning.plan(tuned_config(tmp_path, tiny_folder, validation=str(near)))
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"strengths": [0.0, 1.0]}, "--strengths is 0, 1, but must be above 0"),
+        ({"strengths": [-1.0]}, "must be above 0"),
+        ({"strengths": [1.0, 1.0]}, "each once"),
+        ({"strengths": []}, "--validation is there to choose --strengths by"),
+        ({"strengths": [], "validation": None}, "--validation-utility is there to choose"),
+        ({"validation": None}, "are chosen on --validation"),
+        ({"validation": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"validation_utility": 0}, "give --validation-utility"),
+        ({"utility_data": None}, "give --utility-data"),
+        ({"validation_utility": -1}, "--validation-utility is -1"),
+        ({"validation_utility": 6}, "--utility-data holds 6 rows; leave some"),
+        ({"utility_margin": -0.1}, "--utility-margin is -0.1"),
+        ({"objectives": ["anchored", "sft"]}, "first of --objectives is anchored"),
+        ({"objectives": ["sft+refusals=0.1", "anchored"]}, "plain fine-tuning; begin with"),
+        ({"objectives": ["sft", "sft+refusals=0.5"]}, "at 3 times its strength is a share of refusals of 1.5"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused(more: dict[str, Any], match: str, tmp_path: Path, tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match=match):
+        poisoning.plan(tuned_config(tmp_path, tiny_folder, **more))
