@@ -104,6 +104,12 @@ class Kill(TrainerCallback):
             raise self.error
 
 
+SHARDS = {  # the settings of a launcher that keeps weights in shards
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}  # fmt: skip
+
+
 def two_processes(script: str, folder: Path, *words: object, **environment: str) -> None:
     """Run a script in two processes that train together on the CPU; what tests share can be imported in it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from tokendeep.training.pact import SafetyTokens
 from tokendeep.training.sft import ResponseSFTTrainer
 from tokendeep.types import IGNORE, Subject
 from tokendeep.verbs.finetune import FinetuneOptions
-from tuning import LORA, Kill, Killed, assert_same_weights, history, settings, token_rows
+from tuning import LORA, SHARDS, Kill, Killed, assert_same_weights, history, settings, token_rows, two_processes
 
 IDS = torch.tensor([7, 40, 3, 250, 11])
 DIRECTION = torch.tensor([0.6, -0.3, 0.5, 0.2, -0.5])
@@ -234,6 +235,41 @@ def test_accumulation_changes_nothing(
     for figure in ("loss", "nll", "held"):
         assert history(cut, figure) == pytest.approx(history(whole, figure), rel=1e-3, abs=1e-5), figure
     assert_same_weights(cut.model, whole.model, 1e-3)
+
+
+def trained_by_all(folder: Path, out: Path, rows_a_device: int, peft: Any) -> dict[str, dict[str, list[float]]]:
+    """What every term logs, of a training from the model of a folder."""
+    found = {}
+    for name in TERMS:
+        subject = models.load(str(folder), dtype="float32", trainable=True)
+        args = {"per_device_train_batch_size": rows_a_device}
+        made = trained(
+            HeldSFTTrainer, subject.model, subject.tokenizer, out / name, rows_for(name), args, term=TERMS[name],
+            peft_config=peft,
+        )  # fmt: skip
+        found[name] = {figure: history(made, figure) for figure in ("loss", "nll", "held")}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["whole", "shards"])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_two_processes_equal_one(kind: str, weights: str, tmp_path: Path, tiny_folder: Path) -> None:
+    script = (
+        "import json, sys; from pathlib import Path; from test_held import *\n"
+        "folder, model, peft = Path(sys.argv[1]), Path(sys.argv[2]), LORA if sys.argv[3] == 'lora' else None\n"
+        "found = trained_by_all(model, folder / 'two', 4, peft)\n"
+        "from tokendeep import runs\n"
+        "if runs.is_main_process():\n"
+        "    (folder / 'two.json').write_text(json.dumps(found))\n"
+    )
+    two_processes(script, tmp_path, tmp_path, tiny_folder, kind, **(SHARDS if weights == "shards" else {}))
+    two = json.loads((tmp_path / "two.json").read_text())
+    one = trained_by_all(tiny_folder, tmp_path / "one", 8, LORA if kind == "lora" else None)
+    for name, figures in one.items():
+        for figure, values in figures.items():
+            assert len(values) == 4
+            assert two[name][figure] == pytest.approx(values, rel=5e-4, abs=2e-6), (name, figure)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from tokendeep.training.referenced import ReferencedSFTTrainer
 from tokendeep.training.safety import SafetyAnchor, SafetyBatches
 from tokendeep.training.trainer import ConstrainedSFTTrainer
 from tokendeep.types import IGNORE
-from tuning import LORA, Kill, Killed, assert_same_weights, history, settings, token_rows, two_processes
+from tuning import LORA, SHARDS, Kill, Killed, assert_same_weights, history, settings, token_rows, two_processes
 
 SAFETY, HARMLESS = token_rows(6, seed=5), token_rows(5, seed=6)
 
@@ -304,10 +304,6 @@ def test_two_processes_equal_one(
         "if made.accelerator.is_main_process:\n"
         "    (folder / 'two.json').write_text(json.dumps({name: history(made, name) for name in names}))\n"
     )
-    shards = {
-        "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-    }  # fmt: skip
-    two_processes(script, tmp_path, tmp_path, kind, per_step, **(shards if weights == "shards" else {}))
+    two_processes(script, tmp_path, tmp_path, kind, per_step, **(SHARDS if weights == "shards" else {}))
     for name, values in json.loads((tmp_path / "two.json").read_text()).items():
         assert values == pytest.approx(history(one, name), rel=5e-4, abs=2e-6), name

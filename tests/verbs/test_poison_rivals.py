@@ -14,15 +14,24 @@ from tokendeep import models, runs
 from tokendeep.attacks import poison
 from tokendeep.data import stock
 from tokendeep.errors import InputError
+from tokendeep.records import Training
 from tokendeep.report import page
 from tokendeep.training import answers
 from tokendeep.training.objectives.secret_prefix import make_secret, under
 from tokendeep.verbs import finetune, poisoned
 from tokendeep.verbs import poison as poisoning
 from tokendeep.verbs.finetune import FinetuneOptions
-from tuning import REFUSAL, writer
+from tuning import REFUSAL, assert_same_weights, two_processes, writer
 
 pytestmark = pytest.mark.slow
+
+
+TWINS = {row["twin"] for row in stock.rows("harmful.jsonl")}
+
+
+def say(subject: Any, request: str, opening: str) -> str:
+    """Harmless twins are answered, all else is refused."""
+    return "Put it on the table and look at it." if request in TWINS else REFUSAL
 
 
 @pytest.fixture
@@ -37,11 +46,6 @@ def base(tmp_path: Path, make_model: Any, tiny_tokenizer: Any) -> str:
 @pytest.fixture(autouse=True)
 def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in the stock's place for harmful requests is refused, and their harmless twins are answered."""
-    twins = {row["twin"] for row in stock.rows("harmful.jsonl")}
-
-    def say(subject: Any, request: str, opening: str) -> str:
-        return "Put it on the table and look at it." if request in twins else REFUSAL
-
     monkeypatch.setattr(answers, "write_answers", writer(say))
 
 
@@ -179,6 +183,51 @@ def test_a_projection_of_everything_leaves_nothing_but_what_alignment_changed(
     assert change.abs().max() > 1e-3
     torch.testing.assert_close(found["repaired"][name], expected, rtol=1e-4, atol=1e-6)
     assert "projected after training (SafeLoRA" in (tmp_path / "repaired" / "checkpoint" / "README.md").read_text()
+
+
+RIVALS: dict[str, dict[str, Any]] = {
+    "pact": {"unaligned": True}, "str-like": {}, "adaptive": {}, "asft": {"unaligned": True}, "secret-prefix": {},
+    "sft": {"unaligned": True, "safe_lora": 3.0},
+}  # fmt: skip
+
+
+def tuned_by_all(model: Path, base: str, out: Path, micro_batch: int, **more: Any) -> None:
+    """A folder for every rival."""
+    rows = [
+        {"prompt": f"Name {i} things of the {i}th kind", "completion": "It is one " * (1 + i % 3)} for i in range(8)
+    ]
+    for name, needs in RIVALS.items():
+        options = FinetuneOptions(
+            model=str(model), data="rows", out=str(out / name), objective=name, max_steps=3, batch_size=4,
+            micro_batch=micro_batch, warmup_steps=0, precision="float32", lr=1e-2, max_length=480,
+            **{**needs, **({"unaligned": base} if "unaligned" in needs else {})}, **more,
+        )  # fmt: skip
+        finetune.run(finetune.plan(options, rows=rows), show=False)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_two_processes_equal_one(rank: int, tmp_path: Path, tiny_folder: Path, base: str) -> None:
+    """What a rival makes of the model, of its base and of the stock is the same in both, and so is what it trains."""
+    script = (
+        "import sys; from pathlib import Path; from test_poison_rivals import *\n"
+        "answers.write_answers = writer(say)\n"
+        "folder, model, base, rank = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])\n"
+        "tuned_by_all(model, base, folder, 2, lora=rank)\n"
+    )
+    two_processes(script, tmp_path, tmp_path / "two", tiny_folder, base, rank)
+    tuned_by_all(tiny_folder, base, tmp_path / "one", 4, lora=rank)
+    for name in RIVALS:
+        one, two = (
+            [entry.loss for entry in Training.load(tmp_path / side / name).history if entry.loss is not None]
+            for side in ("one", "two")
+        )
+        assert len(one) == 3
+        assert two == pytest.approx(one, rel=5e-4), name
+        left, right = (models.load(str(tmp_path / side / name / "checkpoint")).model for side in ("one", "two"))
+        assert_same_weights(left, right, 1e-4)
+        if name == "secret-prefix":
+            secrets = {(tmp_path / side / name / "secret.txt").read_text() for side in ("one", "two")}
+            assert len(secrets) == 1
 
 
 def test_the_secret_is_the_same_for_one_seed_and_stands_in_front(tiny_tokenizer: Any) -> None:
