@@ -229,7 +229,8 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_folder: Path, monke
         run(settings)
     out = Path(settings.out)
     table = (out / "table.md").read_text()
-    assert table.count("| sft |") == 1
+    rates, behind = table.split("\nRates with")
+    assert (rates.count("| sft |"), behind.count("| sft |")) == (1, 0)  # not run yet
     trained.clear()
     monkeypatch.setattr(
         poisoning.finetune,

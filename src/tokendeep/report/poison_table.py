@@ -6,7 +6,7 @@ Few seeds tell little about the spread of trainings, so the rate of each seed st
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,34 +153,66 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def markdown(lines: PoisonTable, asks: Sequence[str], baseline: str, utility: str | None) -> str:
-    """The table as Markdown; what has not been run is empty."""
+    """The lines as two tables in Markdown: the rates beside what else was measured, and what stands behind each rate.
+
+    What has not been run is empty.
+    """
+    empty = [made.objective for made in lines if not made.seeds]
+    note = f"\nEmpty: not run yet ({', '.join(empty)}); the same command goes on.\n" if empty else ""
+    behind = _rows(
+        [["objective", "lr", "asked", "by seed", "judged", f"change against {baseline}"], *_behind(lines, asks)]
+    )
+    words = f"Rates with their 95 % intervals; seed by seed, of how many answers, and against {baseline}:"
+    return f"{_rows(_measured(lines, asks, utility))}{note}\n{words}\n\n{behind}"
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> str:
+    head, *rest = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rest)) + "\n"
+
+
+def _measured(lines: PoisonTable, asks: Sequence[str], utility: str | None) -> Iterator[list[str]]:
     margins = any(made.margin is not None for made in lines)
     names = {"sql": ["score", "exact", "executed"], None: []}.get(utility, ["score"])
     tuned = any(made.strength is not None for made in lines)
-    heads = ["objective", "lr", *(["times its strength"] if tuned else []), "seeds"]
-    for ask in asks:
-        heads += [f"{told(ask)} ({ask})", "95 % interval", "by seed", "judged", f"change against {baseline}"]
+    heads = [
+        "objective",
+        "lr",
+        *(["times its strength"] if tuned else []),
+        "seeds",
+        *(f"{told(ask)} ({ask})" for ask in asks),
+    ]
     heads += [*(["margin after (nats)"] if margins else []), "train nll (tokens 6 on)"]
-    heads += [*([str(utility), *names[1:]] if names else []), "s to train", "s a step (median, this machine)"]
-    rows = [heads, ["---"] * len(heads)]
+    yield [*heads, *([str(utility), *names[1:]] if names else []), "s to train", "s a step (median, this machine)"]
     for made in lines:
-        cells = [made.objective, f"{made.lr:g}" if made.lr else "", *([times(made)] if tuned else [])]
-        cells.append(str(made.seeds or ""))
-        for ask in asks:
-            cells += _rate_cells(made.ask(ask))
         useful = made.utility.given() if made.utility else {}
-        cells += [*([_number(made.margin, 1)] if margins else []), _number(made.nll)]
-        rows.append(
-            [
-                *cells,
-                *(_number(useful.get(name), 3) for name in names),
-                _number(made.seconds, 0),
-                _number(made.step_seconds),
-            ]
-        )
-    empty = [made.objective for made in lines if not made.seeds]
-    note = f"\nEmpty: not run yet ({', '.join(empty)}); the same command goes on.\n" if empty else ""
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n" + note
+        yield [
+            *(*_which(made), *([times(made)] if tuned else []), str(made.seeds or "")),
+            *(_share(made.ask(ask)) for ask in asks),
+            *(*([_number(made.margin, 1)] if margins else []), _number(made.nll)),
+            *(_number(useful.get(name), 3) for name in names),
+            *(_number(made.seconds, 0), _number(made.step_seconds)),
+        ]
+
+
+def _behind(lines: PoisonTable, asks: Sequence[str]) -> Iterator[list[str]]:
+    """Each rate seed by seed, how many answers it is of, and how far it is from the baseline's."""
+    for made in lines:
+        for ask, found in ((ask, found) for ask in asks if (found := made.ask(ask))):
+            moved = found.change
+            change = f"{moved.mean:+.2f} ({moved.low:+.2f} to {moved.high:+.2f})" if moved else ""
+            seeds = " ".join(_number(value) or "-" for value in found.by_seed)
+            yield [*_which(made), ask, seeds, f"{found.n} of {found.asked}", change]
+
+
+def _which(made: PoisonLine) -> list[str]:
+    return [made.objective, f"{made.lr:g}" if made.lr else ""]
+
+
+def _share(found: AskRate | None) -> str:
+    if found is None:
+        return ""
+    return f"{found.rate:.2f} [{found.low:.2f}, {found.high:.2f}]" if found.rate is not None else "none judged"
 
 
 def times(made: PoisonLine) -> str:
@@ -191,19 +223,6 @@ def times(made: PoisonLine) -> str:
 def told(ask: str) -> str:
     """What the rate under a way of asking counts."""
     return "refused or broken off" if ask == HARMLESS else "not refused"
-
-
-def _rate_cells(rate: AskRate | None) -> list[str]:
-    if rate is None:
-        return [""] * 5
-    moved = rate.change
-    return [
-        _number(rate.rate) or "none judged",
-        f"{rate.low:.2f} to {rate.high:.2f}",
-        " ".join(_number(value) or "-" for value in rate.by_seed),
-        f"{rate.n} of {rate.asked}",
-        f"{moved.mean:+.2f} ({moved.low:+.2f} to {moved.high:+.2f})" if moved else "",
-    ]
 
 
 def _number(value: object, digits: int = 2) -> str:
