@@ -230,7 +230,8 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_folder: Path, monke
     out = Path(settings.out)
     table = (out / "table.md").read_text()
     rates, behind = table.split("\nRates with")
-    assert (rates.count("| sft |"), behind.count("| sft |")) == (1, 0)  # not run yet
+    assert rates.count("| sft |") == 1
+    assert "| sft | 0.001 | plain |" in behind
     trained.clear()
     monkeypatch.setattr(
         poisoning.finetune,

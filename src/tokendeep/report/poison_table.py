@@ -6,7 +6,7 @@ Few seeds tell little about the spread of trainings, so the rate of each seed st
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def markdown(lines: PoisonTable, asks: Sequence[str], baseline: str, utility: st
     return f"{_rows(_measured(lines, asks, utility))}{note}\n{words}\n\n{behind}"
 
 
-def _rows(rows: Sequence[Sequence[str]]) -> str:
+def _rows(rows: Iterable[Sequence[str]]) -> str:
     head, *rest = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rest)) + "\n"
 
