@@ -30,13 +30,15 @@ class Case:
 
 
 Maker = Callable[[World, random.Random, Path], Case]
-TAKEN = ("measure", "attack", "deepen", "finetune", "mend", "poison", "gcg", "pairs")
+TAKEN = ("measure", "attack", "deepen", "finetune", "mend", "audit", "poison", "gcg", "pairs")
+READS = {"deepen": "triples", "finetune": "chats", "mend": "chats", "audit": "chats", "pairs": "prompts"}  # else pairs
 SMALL = {  # so that what is no mistake ends soon
     "measure": ["--k", "0,2", "--positions", "6", "--bootstrap", "100"],
     "attack": ["--k", "0,2", "--max-new-tokens", "3"],
     "deepen": ["--max-steps", "1", "--safety-rows", "2", "--utility-rows", "2", "--micro-batch", "4"],
     "finetune": ["--max-steps", "1", "--batch-size", "2", "--micro-batch", "2"],
     "mend": ["--max-steps", "1", "--batch-size", "2", "--micro-batch", "2"],
+    "audit": ["--score", "margin,gradient", "--probe-size", "2", "--last-layers", "1", "--cut", "2"],
     "pairs": ["--answer-tokens", "3"],
     "poison": ["--max-steps", "1", "--count", "2", "--batch-size", "2", "--micro-batch", "2", "--max-new-tokens", "3",
                "--objectives", "sft"],
@@ -73,8 +75,11 @@ def cases(world: World, seed: int, count: int, work: Path) -> Iterator[Case]:
 
 def line(world: World, verb: str, folder: Path, **changes: str) -> list[str]:
     """A command line that is right, but for the changes."""
-    rows = {"deepen": "triples", "finetune": "chats", "mend": "chats", "pairs": "prompts"}.get(verb, "pairs")
-    given = {"model": world.path("model"), "data": world.path(f"{rows}.jsonl"), "out": str(folder / "out")}
+    given = {
+        "model": world.path("model"),
+        "data": world.path(f"{READS.get(verb, 'pairs')}.jsonl"),
+        "out": str(folder / "out"),
+    }
     given |= {"utility": world.path("chats.jsonl")} if verb == "deepen" else {}
     given |= {"test": world.path("prompts.jsonl")} if verb == "poison" else {}
     given |= {"aligned": world.path("base")} if verb == "mend" else {}
@@ -143,11 +148,11 @@ def rows(world: World, draw: random.Random, folder: Path) -> Case:
         path = broken.rows(draw, Path(world.path(ADDING[verb][name])), folder)
         return Case(f"rows {verb} {name}", looking(world, verb, folder, **{name: str(path)}))
     name = draw.choice({"deepen": ["data", "utility"], "finetune": ["data", "eval_data", "probe", "safety", "harmless"],
-                        "poison": ["data", "test"], "measure": ["data", "benign", "openings"],
+                        "audit": ["data", "probe", "openings"], "poison": ["data", "test"],
+                        "measure": ["data", "benign", "openings"],
                         "attack": ["data", "suffixes"]}.get(verb, ["data"]))  # fmt: skip
     source = {"utility": "chats", "eval_data": "chats", "test": "prompts"}.get(name, "pairs")
-    own = {"deepen data": "triples", "finetune data": "chats", "mend data": "chats", "pairs data": "prompts"}
-    source = own.get(f"{verb} {name}", source)
+    source = READS.get(verb, source) if name == "data" else source
     path = broken.rows(draw, Path(world.path(f"{source}.jsonl")), folder)
     more = {"attack": "suffix"} if name == "suffixes" else {}
     return Case(f"rows {verb} {name}", line(world, verb, folder, **{name: str(path)}, **more))
@@ -156,7 +161,7 @@ def rows(world: World, draw: random.Random, folder: Path) -> Case:
 def model(world: World, draw: random.Random, folder: Path) -> Case:
     """A model's folder, or that of an adapter."""
     verb, name = (
-        draw.choice(("measure", "attack", "finetune", "gcg", "deepen")),
+        draw.choice(("measure", "attack", "finetune", "gcg", "deepen", "audit")),
         draw.choice(("model", "model", "adapter")),
     )
     place = folder / name

@@ -20,7 +20,7 @@ LOADED = (
     *("torch", "transformers", "trl", "peft", "datasets", "inspect_ai", "matplotlib.pyplot", "pandas", "scipy.stats"),
     *("transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto", "tokendeep.cli"),
     *(f"tokendeep.verbs.{verb}" for verb in ("measure", "attack", "deepen", "finetune", "mend", "pairs", "poison", "gcg")),
-    *("tokendeep.verbs.report", "tokendeep.verbs.demo"),
+    *("tokendeep.verbs.audit", "tokendeep.verbs.report", "tokendeep.verbs.demo"),
     *("tokendeep.evals.running", "tokendeep.evals.logs", "tokendeep.training.fit", "tokendeep.training.trainer"),
     *("tokendeep.report.render", "tokendeep.training.watch", "tokendeep.attacks.gcg.search", "tokendeep.models.loading"),
 )  # fmt: skip

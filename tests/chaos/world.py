@@ -120,6 +120,8 @@ def jobs(world: World, made: Path) -> list[Job]:
     grid = ["--grid", "greedy,temperature=0.7,top_k=5", "--suffixes", world.path("suffixes.jsonl"), "--k", "0,3"]
     rank = ["--rank-length", "3", "--rank-budget", "6"]
     plain = ["--attack", "none,prefill", "--k", "0,3", "--judge", "refusal-keywords", *short]
+    scores = ["--score", "refusal,margin,gradient,representation,likelihood", "--last-layers", "1"]
+    audited = ["--probe", world.path("pairs.jsonl"), "--cut", "2", "--batch-size", "2"]
     sides = [str(made / "attack-one"), str(made / "attack-two")]
     names = "none,prefill,refusal-prefix,decoding,suffix,rank-prefill"
     return [
@@ -160,6 +162,11 @@ def jobs(world: World, made: Path) -> list[Job]:
         Job(
             "mend",
             ["mend", *base, "--aligned", model[1], "--data", chats, "--safety", "stock", *tuned, *out],
+            refuses=True,
+        ),
+        Job(
+            "audit",
+            ["audit", *model, "--data", chats, *scores, *audited, *out],
             refuses=True,
         ),
         Job(
@@ -231,4 +238,4 @@ def jobs(world: World, made: Path) -> list[Job]:
     ]
 
 
-REPORTED = ("measure", "measure-adapter", "attack", "finetune", "poison")
+REPORTED = ("measure", "measure-adapter", "attack", "finetune", "audit", "poison")
