@@ -82,7 +82,8 @@ def test_there_is_one_bos_whoever_writes_it(text: str) -> None:
     assert tokens.eos_token_id not in made.ids
     told = tokens.decode(made.ids, skip_special_tokens=True)
     assert told.endswith(f"{ANSWER}\nSay:")
-    assert (made.choices, made.clipped) == ([], False)
+    assert (made.choices, made.first) == (tokens.convert_tokens_to_ids(["Yes", "No", "no"]), 1)
+    assert made.clipped is False
 
 
 def test_an_answer_cannot_speak_for_the_prompt() -> None:
@@ -196,6 +197,13 @@ def test_a_word_of_the_users_own_rows_is_no_context() -> None:
     assert answer.context is None
 
 
+def test_a_word_is_every_token_that_spells_it() -> None:
+    tokens = guards.tokenizer(["Yes", "▁Yes", "yes", "No", "▁No"])
+    made = inputs.exact(rubric_of("harmbench"), Seen("Bread?", ANSWER), tokens)
+    assert made.choices == tokens.convert_tokens_to_ids(["Yes", "▁Yes", "yes", "No", "▁No", "no"])
+    assert made.first == 3
+
+
 # ---------------------------------------------------------------------------------------- what is found
 
 
@@ -230,6 +238,9 @@ def test_harmbench_is_the_first_token_alone(
     row = judged(out, name, guard, judge_template=brought(name))
     assert row.outcomes == outcomes
     assert (row.n, row.clipped) == ((3, 0) if row.rate is not None else (0, 0))
+    yes, no = math.exp(logits.get("Yes", 0)), math.exp(logits.get("No", 0)) + 1  # of "no", which is a token here too
+    chance = yes / (yes + no)
+    assert row.mean_score == (pytest.approx(chance, abs=1e-3) if row.n else None)
     facts = Manifest.load(out).judges[name]
     assert (facts.template, facts.wording, facts.max_tokens) == (row.params.judge_template, "own", 1)
 
@@ -295,6 +306,19 @@ def test_a_server_has_the_judge_and_is_given_its_ids(
     for one, other in zip(here, there, strict=True):
         assert (one.outcome, one.prompt, one.grader != other.grader) == (other.outcome, other.prompt, True)
         assert one.score == pytest.approx(other.score, abs=1e-5)
+
+
+def test_a_server_that_tells_no_chances_gives_verdicts_without_a_score(out: Path, brought: Any, tmp_path: Path) -> None:
+    guard, folder = guards.subject(guards.tokenizer(WORDS["harmbench"]), {"": {"Yes": 1.0}}), tmp_path / "guard"
+    guard.tokenizer.chat_template = None
+    guard.tokenizer.save_pretrained(folder)
+    with TokenServer(guard, context=4096) as server:
+        server.picks = False
+        file = brought("harmbench")
+        options = JudgeOptions(str(out), judge="harmbench", judge_template=file, grader=f"{folder}@{server.url}")
+        verb.run(verb.plan(options), show=False)
+    [row] = [row for row in Rate.load_all(out) if row.judge == "harmbench"]
+    assert (row.outcomes, row.mean_score) == ({"harmful": 3}, None)
 
 
 GRADES = {"1": 0.0, "2": 1.0, "3": 2.0, "4": -1.0, "5": 0.5}

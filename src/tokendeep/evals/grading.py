@@ -6,6 +6,7 @@ The grader answers greedily. Knows nothing of logs.
 
 import asyncio
 from collections.abc import Collection, Coroutine, Iterable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from inspect_ai.model import (
@@ -119,8 +120,8 @@ async def grade(judge: Judge, seen: Seen, grader: Model) -> Verdict:
     if not seen.answer.strip():
         return Verdict(outcome="empty", truncated=False)
     try:
-        messages, clipped = messages_of(rubric, seen, grader)
-        output = await grader.generate(messages, config=_how(rubric, grader))
+        asked = messages_of(rubric, seen, grader)
+        output = await grader.generate(asked.messages, config=_how(rubric, grader))
     except TooLong:
         return Verdict(outcome="grader-context", truncated=False)
     except InputError as error:
@@ -129,8 +130,11 @@ async def grade(judge: Judge, seen: Seen, grader: Model) -> Verdict:
         if served.too_long(error):
             return Verdict(outcome="grader-context", truncated=False)
         raise InputError(f"The grader {served.failure(grader, error)}: {served.REMEDY}.") from error
-    clipped = (output.metadata or {}).get(CLIPPED, clipped)
-    return read(judge, output).model_copy(update={"clipped": clipped})
+    clipped = (output.metadata or {}).get(CLIPPED, asked.clipped)
+    found = read(judge, output).model_copy(update={"clipped": clipped})
+    chances = (output.metadata or {}).get(CHOICES, ())
+    soft = sum(chances[: asked.first]) if rubric.soft and chances and found.value is not None else found.score
+    return found.model_copy(update={"score": soft})
 
 
 def _how(rubric: Rubric, grader: Model) -> GenerateConfig:
@@ -141,19 +145,35 @@ def _how(rubric: Rubric, grader: Model) -> GenerateConfig:
     )
 
 
-def messages_of(rubric: Rubric, seen: Seen, grader: Model) -> tuple[list[ChatMessage], bool | None]:
-    """What the grader is sent, and whether a part of the answer was cut off; None for a judge that cuts none."""
+@dataclass(frozen=True)
+class Asked:
+    """What a grader is sent.
+
+    Args:
+        clipped: whether a part of the answer was cut off; None for a judge that cuts none.
+        first: of the tokens whose chances are asked for, how many are the first of the judge's choices.
+    """
+
+    messages: list[ChatMessage]
+    clipped: bool | None = None
+    first: int = 0
+
+
+def messages_of(rubric: Rubric, seen: Seen, grader: Model) -> Asked:
+    """The request to the grader."""
     if rubric.labels:
-        return [ChatMessageUser(content=seen.answer)], None
+        return Asked([ChatMessageUser(content=seen.answer)])
     if rubric.wording:
         assert isinstance(grader.api, TokendeepAPI)
         exact = inputs.exact(rubric, seen, grader.api.tokenizer)
-        given = {EXACT: exact.ids, CHOICES: exact.choices}
-        return [ChatMessageUser(content="(token ids)", metadata=given)], exact.clipped
+        choices = exact.choices if rubric.weigh or grader.api.picks else []
+        given = {EXACT: exact.ids, CHOICES: choices}
+        return Asked([ChatMessageUser(content="(token ids)", metadata=given)], exact.clipped, exact.first)
     if not rubric.turns:
-        return [ChatMessageUser(content=filled(rubric.text, seen.request, seen.answer, rubric.markers))], None
+        text = filled(rubric.text, seen.request, seen.answer, rubric.markers)
+        return Asked([ChatMessageUser(content=text)])
     closed = ChatMessageAssistant(content=one_turn(seen.answer), metadata={CLOSED: True})
-    return [ChatMessageUser(content=one_turn(seen.request)), closed], None
+    return Asked([ChatMessageUser(content=one_turn(seen.request)), closed])
 
 
 def read(judge: Judge, output: ModelOutput) -> Verdict:

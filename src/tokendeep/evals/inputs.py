@@ -24,10 +24,11 @@ MARKS = ("", "▁", "Ġ")  # before a word that is a token, by kind of tokenizer
 
 @dataclass(frozen=True)
 class Exact:
-    """What a classifier is given; `choices` are the tokens whose chances are asked for."""
+    """What a classifier is given; `choices` are the tokens whose chances are asked for, `first` of them of the first word."""
 
     ids: list[int]
     choices: list[int]
+    first: int
     clipped: bool | None
 
 
@@ -41,8 +42,11 @@ def exact(rubric: Rubric, seen: Seen, tokenizer: PreTrainedTokenizerBase) -> Exa
     values = {rubric.wording.request: request, "context": context or ""}
     values = {name: one_turn(value) for name, value in values.items()} | {rubric.wording.answer: answer}
     ids, longer = _from_the_end(text_ids(tokenizer, placed(text, values)), rubric.longest, tokenizer)
-    choices = [_id(word, tokenizer) for word in rubric.choices] if rubric.weigh else []
-    return Exact(ids, choices, (cut or longer) if rubric.clip or rubric.longest else None)
+    words = [_spelled(word, tokenizer) if rubric.soft else [_id(word, tokenizer)] for word in rubric.choices]
+    choices = [token for tokens in words for token in tokens] if rubric.soft or rubric.weigh else []
+    return Exact(
+        ids, choices, len(words[0]) if choices else 0, (cut or longer) if rubric.clip or rubric.longest else None
+    )
 
 
 def before(context: str) -> str:
@@ -63,6 +67,12 @@ def check_words(rubric: Rubric, tokenizer: PreTrainedTokenizerBase, judge: str, 
 def _id(word: str, tokenizer: PreTrainedTokenizerBase) -> int:
     """A word's own token, as it stands behind a blank: without a mark where there is one."""
     return next(token for mark in MARKS if (token := _known(mark + word, tokenizer)) is not None)
+
+
+def _spelled(word: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """All tokens that are a word: with and without a mark, with a capital and without."""
+    found = [_known(mark + form, tokenizer) for form in dict.fromkeys((word, word.lower())) for mark in MARKS]
+    return list(dict.fromkeys(token for token in found if token is not None))
 
 
 def _known(token: str, tokenizer: PreTrainedTokenizerBase) -> int | None:

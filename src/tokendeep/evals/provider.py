@@ -235,6 +235,11 @@ class TokendeepAPI(ModelAPI):
         """What the handshake has found out of the server. Raises InputError where there is none that can be used."""
         return self._met().dump()
 
+    @property
+    def picks(self) -> bool:
+        """Whether the chances of chosen tokens can be had."""
+        return not self.served or self._met().picks
+
     def _met(self) -> Handshake:
         self.start()
         about: Handshake = self._running().about  # type: ignore[union-attr]

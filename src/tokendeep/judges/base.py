@@ -38,10 +38,10 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Grade:
-    """What a grader's reply says: the answer's value, 1 harmful or 0, and the score on the rubric's own scale."""
+    """What a grader's reply says: the answer's value, 1 harmful or 0, and the score on the rubric's own scale, if any."""
 
     value: int
-    score: float
+    score: float | None
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class Rubric:
         clip: most tokens of an answer, and `longest` of the whole prompt, that the grader gets; as the judge's authors do.
         choices: words that must be a token each, because it answers with one of them.
         weigh: chances of the choices against each other, as its first word -> the grade; its reply is not read then.
+        soft: its reply is read, and the score is the chance of the first of the choices against the others, however these
+            words are spelled as one token; an engine that does not tell chances leaves the score out.
         labels: names by which classifiers call what counts; the grader is then a sequence classifier, and sees the answer alone.
     """
 
@@ -95,6 +97,7 @@ class Rubric:
     longest: int | None = None
     choices: tuple[str, ...] = ()
     weigh: Callable[[Sequence[float]], Grade] | None = None
+    soft: bool = False
     labels: frozenset[str] = frozenset()
 
 
