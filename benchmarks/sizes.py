@@ -31,6 +31,7 @@ LARGE = {  # sizes as the config.json of these models gives them
     "70B": Shape(80, 8192, 64, 8, 128, 28672, 128256),  # Llama-3.1-70B
 }
 CARDS = {24: (125, 0.6), 48: (362, 0.864), 80: (312, 2.04), 141: (989, 4.8)}  # GB: the vendor's TFLOP/s and TB/s
+ALONE = "… the first process reads alone"  # all weights
 USABLE = 0.9  # of a card, beside the context of the GPU and gaps between allocations
 BUSY = 0.4  # of the peak of products in training and scoring; assumed
 READING = 0.5  # of the peak of memory in decoding; assumed
@@ -171,7 +172,12 @@ def computed(name: str, found: dict[str, int]) -> int:
 
 def whole(shape: Shape, cards: int) -> int:
     """Bytes on each card for training all weights: every process loads the whole model before it is cut into shards."""
-    return max(memory.training(shape, FULL, TRAINED, cards), 4 * shape.parameters)
+    return max(sharded(shape, cards), 4 * shape.parameters)
+
+
+def sharded(shape: Shape, cards: int) -> int:
+    """The same where the first process alone reads the model, into the machine's memory."""
+    return memory.training(shape, FULL, TRAINED, cards)
 
 
 def spread(peak: int, shape: Shape, cards: int) -> int:
@@ -194,6 +200,7 @@ def needs(shape: Shape) -> dict[str, Callable[[int], int]]:
         "attack": over(memory.attacking(shape, 2, WRITTEN)),
         "finetune, deepen: LoRA": over(memory.training(shape, LORA, TRAINED)),
         "finetune, deepen: all weights": lambda cards: whole(shape, cards),
+        ALONE: lambda cards: sharded(shape, cards),
     }  # fmt: skip
 
 
@@ -208,11 +215,11 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def memory_table() -> str:
-    names = list(needs(LARGE["1B"]))
+    names = [name for name in needs(LARGE["1B"]) if name != ALONE]
     lines = [[f"{name} (one card)", *(gb(needs(shape)[name](1)) for shape in LARGE.values())] for name in names]
-    lines += [
-        [f"all weights, each of {n} cards", *(gb(whole(shape, n)) for shape in LARGE.values())] for n in COUNTS[1:]
-    ]
+    ways = {"all weights": whole, "the first process reads alone": sharded}
+    for name, way in ways.items():
+        lines += [[f"{name}, each of {n} cards", *(gb(way(shape, n)) for shape in LARGE.values())] for n in COUNTS[1:]]
     return table(["GB, computed", *LARGE], lines)
 
 

@@ -321,9 +321,9 @@ def test_precision_is_as_asked_for_or_as_the_device_has_it(monkeypatch: Any, has
     monkeypatch.setattr(launch, "has_bf16", lambda device: has)
     for kind in (torch.float32, torch.bfloat16, torch.float16):
         weights = torch.zeros(1, dtype=kind)
-        assert launch.mixed_precision("auto", weights) == {"bf16": has, "fp16": False}
-        assert launch.mixed_precision("float32", weights) == {"bf16": False, "fp16": False}
-        assert launch.mixed_precision("bfloat16", weights) == {"bf16": True, "fp16": False}
+        assert launch.mixed_precision("auto", weights, weights.device) == {"bf16": has, "fp16": False}
+        assert launch.mixed_precision("float32", weights, weights.device) == {"bf16": False, "fp16": False}
+        assert launch.mixed_precision("bfloat16", weights, weights.device) == {"bf16": True, "fp16": False}
 
 
 def test_weights_and_groups_come_together_with_any_objective(tmp_path: Path, tiny_folder: Path) -> None:

@@ -229,7 +229,7 @@ def test_the_reference_is_kept_and_another_ones_is_not_used(
 
 
 TWO = """
-import sys, json, torch
+import os, pytest, sys, json, torch
 if "shards" in sys.argv[4]:  # accelerate shards on GPUs only, torch anywhere: what it asks for is a kind of process group
     from accelerate import state
     from accelerate.utils import DistributedType
@@ -242,10 +242,19 @@ if "shards" in sys.argv[4]:  # accelerate shards on GPUs only, torch anywhere: w
 from pathlib import Path
 from datasets import Dataset
 from tuning import *
+from tokendeep.errors import InputError
 from tokendeep.training import launch
 from tokendeep.types import Subject
-from transformers import AutoTokenizer, LlamaForCausalLM
-model = LlamaForCausalLM.from_pretrained(sys.argv[1]); tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+from transformers import AutoTokenizer
+spared = sys.argv[4].startswith("spared")
+model = models.load(sys.argv[1], trainable=True, dtype="float32", device="cpu", needs_template=False).model
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+if spared and int(os.environ["RANK"]):  # it is not read here, and must not be run before it is sent
+    with pytest.raises(InputError, match="fsdp_cpu_ram_efficient_loading"):
+        model(torch.tensor([[1]]))
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.fill_(7.0)
 bf16 = sys.argv[4].startswith("bf16")
 made = trained(model, tokenizer, Path(sys.argv[2]),
                args={"per_device_train_batch_size": 4, "max_steps": 3, "bf16": bf16},
@@ -270,7 +279,7 @@ FSDP2 = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", ["whole", "shards", "bf16 shards"])
+@pytest.mark.parametrize("weights", ["whole", "shards", "spared shards", "bf16 shards"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_two_processes_equal_one(
     kind: str, weights: str, tmp_path: Path, tiny_folder: Path, tiny_tokenizer: Any
@@ -278,6 +287,7 @@ def test_two_processes_equal_one(
     two_processes(
         TWO, tmp_path, tiny_folder, tmp_path / "two", kind, weights,
         ACCELERATE_MIXED_PRECISION="bf16" if weights.startswith("bf16") else "no", **(FSDP2 if "shards" in weights else {}),
+        FSDP_CPU_RAM_EFFICIENT_LOADING=str(weights.startswith("spared")).lower(),
     )  # fmt: skip
     saved = tmp_path / "two-saved"
     log, found = json.loads((saved / "log.json").read_text())

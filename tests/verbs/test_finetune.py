@@ -459,6 +459,23 @@ def test_whole_weights_may_be_measured(
     train.check_whole("--probe")
 
 
+@pytest.mark.parametrize("more", [{"safety": "stock"}, {"objective": "safety-anchor"}, {"objective": "adaptive"}])
+def test_what_looks_at_a_model_that_only_the_first_process_reads_is_refused(
+    more: dict[str, str], tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+        "WORLD_SIZE": "2",
+    }
+    launch(asked, tmp_path, monkeypatch)
+    what = "--objective adaptive" if more.get("objective") == "adaptive" else "--safety"
+    with pytest.raises(InputError, match=f"{what} needs the model before it is trained"):
+        run(config(tmp_path, tiny_folder, **more))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_deepspeed_configuration_that_says_no_stage_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

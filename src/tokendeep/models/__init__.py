@@ -8,3 +8,4 @@ from tokendeep.models.locate import adapter_base, is_adapter, on_hub
 from tokendeep.models.options import AdapterBase, ModelOptions
 from tokendeep.models.outline import Outline, outline
 from tokendeep.models.packaged import cache_dir, smollm2_folder
+from tokendeep.models.unread import check_read, first_reads

@@ -13,9 +13,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokendeep import chat
+from tokendeep import chat, runs
 from tokendeep.errors import InputError, did_you_mean
-from tokendeep.models import packaged
+from tokendeep.models import packaged, unread
 from tokendeep.models.checks import check_spec, check_tokenizer
 from tokendeep.models.compare import rows_of
 from tokendeep.models.devices import device_map, dtype_of
@@ -53,7 +53,8 @@ def load(
         dtype: overrides that of the options.
         needs_template: False also takes a tokenizer without chat template, for a model that is only compared with.
         trainable: leave an adapter's weights open to training, in float32; those of a full model always are. A GGUF file
-            is converted once into the cache, so that an adapter can name a base that every library loads.
+            is converted once into the cache, so that an adapter can name a base that every library loads. Where the launcher
+            asks for it (see `unread`), the model stays in the machine's memory, and the first process alone has its weights.
         settings: fields of ModelOptions by name, such as `device="cpu"`; they override those of `options`.
 
     Returns:
@@ -80,12 +81,18 @@ def load(
     devices = device_map(options)
     tokenizer = _load_tokenizer(place if place.has_tokenizer else whole, options, needs_template)  # faults come early
     kind = dtype_of(options) if dtype is None or isinstance(dtype, str) else dtype
-    model = _load_weights(whole, whole_options, kind, devices)
+    own = True  # whether this process reads the weights
+    if trainable and unread.first_reads():
+        unread.meet(_one_device(devices))
+        devices, own = {"": "cpu"}, runs.is_main_process()
+        model = _shared(whole, whole_options, kind, devices) if own else _unread(whole, whole_options, kind)
+    else:
+        model = _load_weights(whole, whole_options, kind, devices)
     if place.adapter:
         with explained(spec):
             fit_vocabulary(place.adapter, model, len(tokenizer) if place.has_tokenizer else 0)
         model = _load_adapter(place, model, devices, trainable)
-    _check_weights(spec, model, tokenizer)
+    _check_weights(spec, model, tokenizer, own)
     adapter = adapter_hash(place.adapter) if place.adapter else None
     return Subject(model.eval(), tokenizer, spec, revision, adapter)
 
@@ -160,6 +167,31 @@ def _load_weights(place: Place, options: ModelOptions, dtype: torch.dtype, devic
             f"{place.spec} is incomplete: {len(report['missing_keys'])} tensors such as {example} are missing from its "
             "weights, so copy or download the model again."
         )
+    return _named(place, model)
+
+
+def _one_device(devices: Any) -> torch.device:
+    if not isinstance(devices, dict):
+        raise InputError(f"Shards and device_map {devices} do not go together: leave --device-map out.")
+    device: torch.device = devices[""]
+    return device
+
+
+def _shared(place: Place, options: ModelOptions, dtype: torch.dtype, devices: Any) -> PreTrainedModel:
+    """The weights, read for all processes."""
+    model = _load_weights(place, options, dtype, devices)
+    unread.share(model)
+    return model
+
+
+def _unread(place: Place, options: ModelOptions, dtype: torch.dtype) -> PreTrainedModel:
+    """The same model without its weights."""
+    with explained(place.spec), hub(place.offline):
+        model = unread.unread(place, dtype, options.trust_remote_code)
+    return _named(place, model)
+
+
+def _named(place: Place, model: PreTrainedModel) -> PreTrainedModel:
     if place.local:  # an adapter trained on it names it so, and is loaded from anywhere
         model.name_or_path = model.config._name_or_path = str(Path(place.source).resolve())
     return model
@@ -199,8 +231,8 @@ def _load_tokenizer(place: Place, options: ModelOptions, needs_template: bool) -
     return tokenizer
 
 
-def _check_weights(spec: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Weights must be numbers, and there must be one row of them for every token."""
+def _check_weights(spec: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own: bool) -> None:
+    """Weights must be numbers where they are this process's `own`, and there must be one row of them for every token."""
     import torch
 
     rows = rows_of(model.get_input_embeddings())
@@ -209,7 +241,7 @@ def _check_weights(spec: str, model: PreTrainedModel, tokenizer: PreTrainedToken
             f"The tokenizer of {spec} knows {len(tokenizer)} tokens but the model only {rows}: use its own one."
         )
     _check_ends(spec, model)
-    for name, tensor in model.named_parameters():
+    for name, tensor in model.named_parameters() if own else ():
         if tensor.is_meta or tensor.detach().sum(dtype=torch.float32).isfinite():  # one quick pass
             continue
         if not tensor.isfinite().all():

@@ -104,7 +104,8 @@ def _dataset(rows: Rows) -> Dataset:
 
 def _arguments(subject: Subject, folder: Path, options: TrainingOptions) -> ConstrainedSFTConfig:
     first = next(subject.model.parameters())
-    on_cpu = first.device.type == "cpu"
+    device = launch.device_of(subject.model)
+    on_cpu = device.type == "cpu"
     same = ("warmup_steps", "adam_beta1", "adam_beta2", "packing", "max_length", "seed")  # ours and the library's
     return ConstrainedSFTConfig(
         output_dir=str(folder),
@@ -113,7 +114,7 @@ def _arguments(subject: Subject, folder: Path, options: TrainingOptions) -> Cons
         gradient_accumulation_steps=options.batch_size // (options.micro_batch * launch.processes()),
         learning_rate=options.lr, lr_scheduler_type=SCHEDULES[options.schedule],
         optim=OPTIMIZERS[options.optimizer], weight_decay=0.0,
-        **launch.mixed_precision(options.precision, first),
+        **launch.mixed_precision(options.precision, first, device),
         **{name: getattr(options, name) for name in same},
         use_cpu=on_cpu, activation_checkpointing=not on_cpu,
         save_strategy="steps" if options.save_steps else "no", save_steps=options.save_steps or 500, save_total_limit=1,

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolic
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
+from tokendeep import models
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError, enough_memory, flag
 from tokendeep.records import Manifest
@@ -34,16 +35,26 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
-def mixed_precision(precision: str, weights: torch.Tensor) -> dict[str, Any]:
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a training computes: where its model lies, or its shards will, if the first process alone has read it."""
+    if models.first_reads():
+        from accelerate import PartialState
+
+        return PartialState().device
+    return next(model.parameters()).device
+
+
+def mixed_precision(precision: str, weights: torch.Tensor, device: torch.device) -> dict[str, Any]:
     """In what a training multiplies, as the training library's `bf16` and `fp16`.
 
     Args:
         precision: float32, bfloat16, or auto: bfloat16 where the device has it, else float16 for half weights on a GPU,
             else float32.
         weights: any weights of the model.
+        device: where it computes.
     """
-    bf16 = has_bf16(weights.device) if precision == "auto" else precision == "bfloat16"
-    half = weights.dtype.itemsize == 2 and weights.device.type == "cuda"
+    bf16 = has_bf16(device) if precision == "auto" else precision == "bfloat16"
+    half = weights.dtype.itemsize == 2 and device.type == "cuda"
     return {"bf16": bf16, "fp16": precision == "auto" and half and not bf16}
 
 
@@ -61,7 +72,7 @@ def wait_for_everyone(subject: Subject, out: Path) -> None:
     if processes() > 1:
         from accelerate import PartialState
 
-        cpu = next(subject.model.parameters()).device.type == "cpu"
+        cpu = device_of(subject.model).type == "cpu"
         PartialState(cpu=cpu, timeout=timedelta(minutes=30)).wait_for_everyone()
         if not (out / Manifest.FILE).exists():
             raise InputError(

@@ -155,6 +155,8 @@ def plan(
         adapter = locate.locate(options.model, options).adapter is not None
     else:
         adapter = hasattr(subject.model, "peft_config")
+    if not all(isinstance(row, Triple | Chat) for rows_read in read.values() for row in rows_read):
+        models.check_read("Writing refusals and answers (--data other than triples, --utility of instructions)")
     training = _training(options, len(read["data"]))
     launch.check_trained(options.model, training, adapter=adapter, dtype=options.dtype)
     launch.check_batches(training.batch_size, training.micro_batch)

@@ -224,6 +224,9 @@ def _check_model(options: FinetuneOptions, subject: Subject | None) -> bool:
     launch.check_batches(how.batch_size, how.micro_batch)
     if options.probe:
         launch.check_whole("--probe")
+    prepared = f"--objective {options.objective}" if OBJECTIVES[options.objective].prepare else None
+    for what in filter(None, (options.safety and "--safety", options.unaligned and "--unaligned", prepared)):
+        models.check_read(what)
     return adapter
 
 
