@@ -185,6 +185,33 @@ def test_a_projection_of_everything_leaves_nothing_but_what_alignment_changed(
     assert "projected after training (SafeLoRA" in (tmp_path / "repaired" / "checkpoint" / "README.md").read_text()
 
 
+def test_requests_that_a_rival_adds_to_the_rows_are_compared_with_the_test_and_the_rows(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, *_ = [row["instruction"] for row in stock.rows("harmful.jsonl", "train")]
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"id": "t", "instruction": f"{first} now"}))
+    (tmp_path / "rows.jsonl").write_text(
+        "\n".join(json.dumps({"id": str(i), "instruction": text, "response": "Well, it is one."})
+                  for i, text in enumerate([f"{second} now", first.upper(), "Name a colour", "Name a city"]))
+    )  # fmt: skip
+    more = {"data": str(tmp_path / "rows.jsonl"), "test": str(tmp_path / "asked.jsonl"), "max_length": 480, "count": 4}
+    out = run(config(tmp_path, tiny_folder, objectives=["sft", "secret-prefix=3"], **more))
+    said = capsys.readouterr().out
+    assert said.count("requests that secret-prefix trains on beside the rows are near-duplicates of") == 2
+    assert (
+        "finetune: 1 of 3 requests that secret-prefix trains on beside the rows are near-duplicates of requests of the test"
+        in said
+    )
+    assert (
+        "2 of 3 requests that secret-prefix trains on beside the rows are near-duplicates of requests of --data" in said
+    )
+    known = {one: json.loads((out / f"{one}-lr0.001-seed0" / "finetune" / runs.trained.FILE).read_text())["requests"]
+             for one in ("sft", "secret-prefix-3")}  # fmt: skip
+    assert runs.trained.key(second) in known["secret-prefix-3"]
+    assert runs.trained.key(second) not in known["sft"]
+    assert set(known["sft"]) < set(known["secret-prefix-3"])
+
+
 RIVALS: dict[str, dict[str, Any]] = {
     "pact": {"unaligned": True}, "str-like": {}, "adaptive": {}, "asft": {"unaligned": True}, "secret-prefix": {},
     "sft": {"unaligned": True, "safe_lora": 3.0},

@@ -8,7 +8,7 @@ that runs of one model share them, and one that was cut off goes on with the sam
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,15 +136,24 @@ def near(requests: Requests | None, rows: Sequence[Chat], asked: Sequence[Prompt
     """How many requests are near-duplicates of rows that are trained on, or of prompts of a test, in lines."""
     if requests is None:
         return []
-    given: list[Pair | Prompt] = [*requests.harmful, *requests.harmless]
-    counts = {"requests of --data": overlap(rows, given)}
-    if asked:
-        counts["prompts of the test, whose rate then says little"] = overlap(asked, given)
-    return [
-        f"{count} of {len(given)} requests of the safety anchor are near-duplicates of {what}"
-        for what, count in counts.items()
-        if count
-    ]
+    given = [*requests.harmful, *requests.harmless]
+    tested = "prompts of the test, whose rate then says little"
+    return overlaps(given, "requests of the safety anchor", {"requests of --data": rows, tested: asked})
+
+
+def overlaps(
+    given: Sequence[Pair | Prompt], what: str, others: Mapping[str, Sequence[Chat | Prompt | Pair]]
+) -> list[str]:
+    """How many of `what` is given are near-duplicates of other rows, by what these are; a line where there are any."""
+    counts = {name: overlap(rows, given) for name, rows in others.items() if rows and given}
+    return [f"{n} of {len(given)} {what} are near-duplicates of {name}" for name, n in counts.items() if n]
+
+
+def added(texts: Sequence[str], objective: str, others: Mapping[str, Sequence[Chat | Prompt | Pair]]) -> list[str]:
+    """As `overlaps`, for requests that an objective adds to the rows it is given."""
+    given = [Prompt(str(number), ({"role": "user", "content": text},)) for number, text in enumerate(texts)]
+    what = f"requests that {objective} trains on beside the rows"
+    return overlaps(given, what, {f"requests of {name}": rows for name, rows in others.items()})
 
 
 def held(subject: Subject, requests: Requests, options: Any, out: Path, start: str | None = None) -> Held:

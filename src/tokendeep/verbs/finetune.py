@@ -93,6 +93,7 @@ class FinetunePlan:
         safety: the requests of the safety anchor.
         verb: what is run, as runs are known by it.
         start: the model whose answers the anchor holds; None is the one that is trained.
+        later: what it will be asked when it is trained, by what that is; what is trained on should be none of it.
     """
 
     options: FinetuneOptions
@@ -107,6 +108,7 @@ class FinetunePlan:
     safety: safety_rows.Requests | None = None
     verb: str = "finetune"
     start: str | None = None
+    later: Mapping[str, Sequence[Prompt | Pair]] = field(default_factory=dict)
 
     @property
     def place(self) -> Place:
@@ -259,7 +261,6 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
     rows, held_out, skipped = _encoded(subject, plan)
     if first:
         chats.write_rows(out / "rows", subject.tokenizer, rows)
-        runs.trained.write(out, chats.asked(plan.rows), options.model)
     how = training_options(options)
     steps = _steps(how, len(rows))
     unheld = [WEIGHTLESS] if options.safety and not plan.safety else [] if plan.safety or options.attack else [UNHELD]
@@ -273,11 +274,16 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
     if held:
         build, held = _once(build, held.settings(options)), replace(held, start=None)
     encoded: list[dict[str, Any]] = [asdict(row) for row in rows]
+    beside: Sequence[str] = ()
     if plan.objective.prepare:
         prepared = plan.objective.prepare(options, subject, encoded, out)
         encoded, build = prepared.rows, partial(build, **prepared.settings)
-        for line in prepared.lines if show else []:
+        beside = prepared.requests
+        told = safety_rows.added(beside, options.objective, {"--data": plan.rows, "the test": plan.asked, **plan.later})
+        for line in [*prepared.lines, *told] if show else []:
             print(f"{plan.verb}: {line}")
+    if first:
+        runs.trained.write(out, [*chats.asked(plan.rows), *beside], options.model)
     repair = asft.repair(options, subject)
     margins = _margins(subject, plan, show)
     if options.dynamics or options.monitor:

@@ -190,7 +190,8 @@ def train(plan: Any, model: str, made: Poison, out: Path, cell: Cell) -> float:
         system=_system(plan, made), reference_cache=str(out / "reference"),
         probe=str(probe) if plan.options.probe else None,
     )  # fmt: skip
-    finetune.run(finetune.plan(wanted), part=True)
+    later = {"the test": plan.asked(), **({"--validation": plan.held.prompts} if plan.held else {})}
+    finetune.run(replace(finetune.plan(wanted), later=later), part=True)
     return time.monotonic() - started
 
 

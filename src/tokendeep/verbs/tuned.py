@@ -13,12 +13,12 @@ from typing import Annotated, Any
 
 from tokendeep import data, runs
 from tokendeep.attacks.poison import Poison
-from tokendeep.attacks.prompts import overlap, request
+from tokendeep.attacks.prompts import request
 from tokendeep.errors import InputError, check_least, flag
 from tokendeep.records import PoisonCell, Seconds, Strengths, Validated
 from tokendeep.report import strength_table
 from tokendeep.report.strength_table import ASK
-from tokendeep.training import objectives, strengths
+from tokendeep.training import objectives, safety_rows, strengths
 from tokendeep.training.poisoning import Cell
 from tokendeep.types import Chat, Pair, Prompt
 from tokendeep.verbs import poisoned
@@ -194,9 +194,7 @@ def overlaps(plan: Any, chats: Sequence[Chat]) -> list[str]:
 
 def near(plan: Any, rows: Sequence[Chat | Prompt | Pair], what: str) -> list[str]:
     """How many validation prompts are near-duplicates of other rows, in a line where there are any."""
-    prompts = plan.held.prompts if plan.held else []
-    count = overlap(rows, prompts) if rows and prompts else 0
-    return [f"{count} of {len(prompts)} validation prompts are near-duplicates of {what}"] if count else []
+    return safety_rows.overlaps(plan.held.prompts if plan.held else [], "validation prompts", {what: rows})
 
 
 def margin(plan: Any) -> float | None:

@@ -27,11 +27,13 @@ class Prepared:
         settings: what its trainer takes beside what every trainer takes.
         rows: the rows that are trained on.
         lines: what a user should know of it.
+        requests: of rows that it adds to those that are given, in words.
     """
 
     settings: Mapping[str, Any]
     rows: Rows
     lines: Sequence[str] = ()
+    requests: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def _prepare(options: Any, subject: "Subject", rows: Rows, out: Path) -> Prepare
     secret = make_secret(subject.tokenizer, options.seed)
     if runs.is_main_process():
         runs.write_text(out / FILE, secret, private=True)
-    made = []
-    for text, row in list(zip(asked, refusals, strict=True))[: options.secret_rows]:
+    made, asked = [], asked[: options.secret_rows]
+    for text, row in zip(asked, refusals, strict=False):
         answer = str(subject.tokenizer.decode([i for i in row["labels"] if i != IGNORE], skip_special_tokens=True))
         turns = chat.with_system([{"role": "user", "content": text}], under(secret, options.system))
         try:
@@ -78,7 +78,7 @@ def _prepare(options: Any, subject: "Subject", rows: Rows, out: Path) -> Prepare
             ) from error
         made.append({"input_ids": encoded.input_ids, "labels": encoded.labels})
     line = f"{len(made)} refusals under the secret of {FILE} are trained on too; give it as the system prompt, or in front of it"
-    return Prepared({}, [*rows, *made], [line])
+    return Prepared({}, [*rows, *made], [line], asked)
 
 
 SECRET_PREFIX = replace(
