@@ -139,6 +139,36 @@ def test_the_header_is_what_the_template_writes_between_two_answers(name: str) -
     assert tokenizer.decode(chat.header_ids(tokenizer)).replace(" </s>", "</s>") == HEADERS[name]
 
 
+@pytest.mark.parametrize(
+    ("end", "header", "written"),
+    [
+        ("\n", "assistant: ", "</s>\nassistant: "),  # the template marks no end of turn, so EOS does, as in rows
+        ("", "<|im_start|>assistant\n", "</s><|im_start|>assistant\n"),
+        (" END\n", "assistant: ", " END</s>\nassistant: "),
+        ("<|im_end|>\n", "assistant: ", "<|im_end|>\nassistant: "),
+        ("</s>", "assistant: ", "</s>assistant: "),
+    ],
+)
+def test_an_answer_is_ended_before_another_one_begins(end: str, header: str, written: str) -> None:
+    template = (
+        (
+            "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + END }}{% endfor %}"
+            "{% if add_generation_prompt %}HEADER{% endif %}"
+        )
+        .replace("HEADER", header.replace("\n", "{{ '\\n' }}"))
+        .replace("END", repr(end))
+    )
+    if header.startswith("<"):
+        template = template.replace("m['role'] + ': '", "'<|im_start|>' + m['role'] + '\\n'")
+    control = ["<s>", "</s>", *CONTROL]
+    tokenizer = build_tokenizer("byte-level", control=control, bos="<s>", eos="</s>", template=template)
+    ids = chat.header_ids(tokenizer)
+    assert "".join(tokenizer.decode([one]) for one in ids) == written
+    answer = chat.response_ids(tokenizer, ASKED, "Mix it.")
+    count = len(chat.response_ids(tokenizer, ASKED, "Mix it.", end=False))
+    assert ids[: len(answer) - count] == list(answer)[count:], "an answer ends there as rows do"
+
+
 def test_a_template_that_opens_no_answer_is_refused(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     tiny_tokenizer.chat_template = read_template("plain")
     with pytest.raises(InputError, match="writes nothing before an answer"):

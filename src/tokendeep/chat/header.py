@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokendeep.chat.ids import continuation_ids, memory
+from tokendeep.chat.ids import continuation_ids, control_ids, memory
 from tokendeep.chat.templates import render, template
 from tokendeep.chat.tokens import around, frame_of, seam
 from tokendeep.errors import InputError
@@ -24,7 +24,8 @@ def header_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     The header is what the template writes with `add_generation_prompt` and not without, and what it opens every answer with
     (an empty thinking block). Templates of the Llama-2 kind write nothing there: their answer begins behind the end of the
-    user's turn, so that end, ` [/INST]`, is their header, behind the BOS where each of their turns begins with one.
+    user's turn, so that end, ` [/INST]`, is their header, behind the BOS where each of their turns begins with one. Where the
+    template marks no end of a turn, it is what rows are trained to end with: its text there, and EOS.
 
     Raises:
         InputError: no chat template, one that cannot render a conversation, or one whose answers nothing opens.
@@ -56,15 +57,18 @@ def _parts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str, str]:
 def _find(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     user: list[Message] = [{"role": "user", "content": _ASKED}]
     header, asked, opening, tail = _parts(tokenizer)
-    if header:
+    end = frame_of(tokenizer, user).end
+    if header and control_ids(tokenizer).intersection(continuation_ids(tokenizer, tail)):
         return continuation_ids(tokenizer, tail + header)
+    if header:  # the template marks no end of turn: the one that the answers of rows have
+        return [*end, *continuation_ids(tokenizer, tail[len(tail.rstrip()) :] + header)]
     closing = asked.rpartition(_ASKED)[2]
     if not closing.strip():
         raise InputError(
             "The chat template writes nothing before an answer, so that none can be begun again: give another one with "
             "--chat-template."
         )
-    return [*frame_of(tokenizer, user).end, *_bos(tokenizer, user), *continuation_ids(tokenizer, closing + opening)]
+    return [*end, *_bos(tokenizer, user), *continuation_ids(tokenizer, closing + opening)]
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase, user: list[Message]) -> list[int]:
