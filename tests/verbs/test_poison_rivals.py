@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tokendeep.training.objectives.secret_prefix import make_secret, under
 from tokendeep.verbs import finetune, poisoned
 from tokendeep.verbs import poison as poisoning
 from tokendeep.verbs.finetune import FinetuneOptions
-from tuning import REFUSAL, assert_same_weights, two_processes, writer
+from tuning import REFUSAL, SHARDS, assert_same_weights, two_processes, writer
 
 pytestmark = pytest.mark.slow
 
@@ -218,12 +219,13 @@ RIVALS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def tuned_by_all(model: Path, base: str, out: Path, micro_batch: int, **more: Any) -> None:
+def tuned_by_all(names: Sequence[str], model: Path, base: str, out: Path, micro_batch: int, **more: Any) -> None:
     """A folder for every rival."""
     rows = [
         {"prompt": f"Name {i} things of the {i}th kind", "completion": "It is one " * (1 + i % 3)} for i in range(8)
     ]
-    for name, needs in RIVALS.items():
+    for name in names:
+        needs = RIVALS[name]
         options = FinetuneOptions(
             model=str(model), data="rows", out=str(out / name), objective=name, max_steps=3, batch_size=4,
             micro_batch=micro_batch, warmup_steps=0, precision="float32", lr=1e-2, max_length=480,
@@ -232,18 +234,22 @@ def tuned_by_all(model: Path, base: str, out: Path, micro_batch: int, **more: An
         finetune.run(finetune.plan(options, rows=rows), show=False)
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-def test_two_processes_equal_one(rank: int, tmp_path: Path, tiny_folder: Path, base: str) -> None:
+@pytest.mark.parametrize(("rank", "weights"), [(0, "whole"), (4, "whole"), (0, "shards")])
+def test_two_processes_equal_one(rank: int, weights: str, tmp_path: Path, tiny_folder: Path, base: str) -> None:
     """What a rival makes of the model, of its base and of the stock is the same in both, and so is what it trains."""
     script = (
         "import sys; from pathlib import Path; from test_poison_rivals import *\n"
         "answers.write_answers = writer(say)\n"
         "folder, model, base, rank = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])\n"
-        "tuned_by_all(model, base, folder, 2, lora=rank)\n"
+        "tuned_by_all(sys.argv[5].split(), model, base, folder, 2, lora=rank)\n"
     )
-    two_processes(script, tmp_path, tmp_path / "two", tiny_folder, base, rank)
-    tuned_by_all(tiny_folder, base, tmp_path / "one", 4, lora=rank)
-    for name in RIVALS:
+    shards = weights == "shards"
+    names = [name for name in RIVALS if not (shards and name in ("asft", "sft"))]  # these look at whole weights
+    two_processes(
+        script, tmp_path, tmp_path / "two", tiny_folder, base, rank, " ".join(names), **(SHARDS if shards else {})
+    )
+    tuned_by_all(names, tiny_folder, base, tmp_path / "one", 4, lora=rank)
+    for name in names:
         one, two = (
             [entry.loss for entry in Training.load(tmp_path / side / name).history if entry.loss is not None]
             for side in ("one", "two")
