@@ -249,6 +249,30 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_folder: Path, monke
     assert lines[2]["plain"]["change"]["seeds"] == 2
 
 
+def test_a_finished_table_takes_more_objectives_and_seeds(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config(tmp_path, tiny_folder, objectives=["sft"], seeds=[0]))
+    trained: list[str] = []
+    train = poisoning.finetune.run
+    monkeypatch.setattr(
+        poisoning.finetune,
+        "run",
+        lambda plan, **more: trained.append(Path(plan.options.out).parent.name) or train(plan, **more),
+    )
+    forget_runs()
+    more = config(tmp_path, tiny_folder, objectives=["sft", "constrained"], seeds=[0, 1])
+    assert "with fewer objectives and seeds: what is new is added" in "\n".join(poisoning.plan(more).lines())
+    out = run(more)
+    assert trained == ["constrained-lr0.001-seed0", "sft-lr0.001-seed1", "constrained-lr0.001-seed1"]
+    assert [line["seeds"] for line in json.loads((out / "table.json").read_text())] == [1, 2, 2]
+    assert json.loads((out / "manifest.json").read_text())["config"]["seeds"] == [0, 1]
+    forget_runs()
+    for less in ({"objectives": ["sft"], "seeds": [0, 1]}, {"objectives": ["constrained", "sft"], "seeds": [0, 1]}):
+        with pytest.raises(InputError, match=r"a finished poison run that differs in objectives \("):
+            run(config(tmp_path, tiny_folder, **less))
+
+
 def test_the_system_prompt_is_that_of_the_attack_or_as_given(tmp_path: Path, tiny_folder: Path) -> None:
     out = run(config(tmp_path, tiny_folder, objectives=["sft"], system="none", test_system="Be good."))
     trained = json.loads((out / "sft-lr0.001-seed0" / "finetune" / "manifest.json").read_text())["config"]

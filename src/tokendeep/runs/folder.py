@@ -107,6 +107,7 @@ def open_run(
     kind: type | None = None,
     models: Iterable[str] = (),
     begun: Callable[[Path], bool] | None = None,
+    grows: Sequence[str] = (),
 ) -> Run:
     """Take `out` for this run: a new one, the same one to go on with, or the same one finished.
 
@@ -135,7 +136,7 @@ def open_run(
     folder = _make_folder(out)
     manifest = manifests.new(verb, config, inputs or {}, BY_LIBRARIES, models)
     with _locked(folder):
-        run = _take(folder, manifest, overwrite, nested, manifests.defaults(kind), begun)
+        run = _take(folder, manifest, overwrite, nested, manifests.defaults(kind), begun, grows)
         if run.finished:
             _relabel(run, manifest["config"].get("label"))
         else:
@@ -157,6 +158,7 @@ def look(
     kind: type | None = None,
     models: Iterable[str] = (),
     begun: Callable[[Path], bool] | None = None,
+    grows: Sequence[str] = (),
 ) -> str:
     """What `open_run` with these arguments would meet in `out`, in words. Reads only.
 
@@ -179,6 +181,7 @@ def look(
     if overwrite:
         return f"holds a run of {old['verb']}, {state}; --overwrite replaces it once this run has finished"
     new = manifests.new(verb, config, inputs or {}, BY_LIBRARIES, models)
+    old, grown = _grown(old, new, grows)
     if differences := _differences(old, new, manifests.defaults(kind)):
         if _holds_nothing(folder, old, new, begun):
             return f"holds a run of {old['verb']} that has finished no row yet; it is replaced"
@@ -187,6 +190,8 @@ def look(
         )
     if state == "unfinished":
         return "holds this run, unfinished: it goes on"
+    if grown:
+        return f"holds this run, finished with fewer {' and '.join(grown)}: what is new is added"
     if damaged := results.damaged(folder, old):
         return f"holds this run, finished, but {', '.join(damaged[:3])} is not as it was written: it is made again"
     return "holds this run, finished: nothing is left to do"
@@ -200,6 +205,18 @@ def set_aside() -> list[str]:
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     """What makes two runs different, in words; a setting that the older one did not have was at its default there."""
     return manifests.differences({**old, "config": {**defaults, **old["config"]}}, new)
+
+
+def _grown(old: dict[str, Any], new: Mapping[str, Any], grows: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The old run as it will be with all parts of the new one, and the settings that list more parts than before."""
+    before, after = old["config"], new["config"]
+    pairs = {name: (before.get(name), after.get(name)) for name in grows if before.get(name) != after.get(name)}
+    grown = [
+        name
+        for name, (few, more) in pairs.items()
+        if isinstance(few, list) and isinstance(more, list) and few[:1] == more[:1] and set(few) <= set(more)
+    ]
+    return {**old, "config": {**before, **{name: after[name] for name in grown}}}, grown
 
 
 def _holds_nothing(
@@ -221,9 +238,12 @@ def _take(
     nested: Sequence[str],
     defaults: Mapping[str, Any],
     begun: Callable[[Path], bool] | None,
+    grows: Sequence[str],
 ) -> Run:
     """The run to do in `folder`, by what lies there."""
-    old = manifests.read(folder)
+    old, grown = manifests.read(folder), list[str]()
+    if old is not None:
+        old, grown = _grown(old, manifest, grows)
     if old is None:
         _refuse_foreign(folder)
     elif overwrite:
@@ -240,15 +260,17 @@ def _take(
             f"differs in {differences}; give another --out, or --overwrite to replace it."
         )
     else:
-        return _same_run(folder, old, manifest["config"])
+        return _same_run(folder, old, manifest["config"], more=bool(grown))
     return Run(folder, manifest)
 
 
-def _same_run(folder: Path, manifest: dict[str, Any], config: Mapping[str, Any]) -> Run:
-    """The run that is already here. A finished one whose results are gone or damaged is to be gone through again."""
+def _same_run(folder: Path, manifest: dict[str, Any], config: Mapping[str, Any], *, more: bool) -> Run:
+    """The run that is already here. A finished one that is to have `more`, or whose results are gone or damaged, is gone
+    through again.
+    """
     if manifest["status"] == "finished":
         damaged = results.damaged(folder, manifest)
-        if not damaged:
+        if not damaged and not more:
             return Run(folder, manifest, finished=True)
         if is_main_process():
             results.set_aside(folder, damaged)

@@ -70,6 +70,7 @@ class Place:
         models: options that name models, beside those of all verbs.
         nested: patterns of folders below whose runs are parts of this one.
         begun: whether an unfinished run of this verb has finished a row (see `runs.open_run`).
+        grows: options that list parts of the run, of which it may have more when it is called again.
     """
 
     verb: str
@@ -79,6 +80,7 @@ class Place:
     models: Sequence[str] = ()
     nested: Sequence[str] = ()
     begun: Callable[[Path], bool] | None = None
+    grows: Sequence[str] = ()
 
     def _arguments(self) -> dict[str, Any]:
         """What `runs.open_run` and `runs.look` take alike."""
@@ -86,7 +88,7 @@ class Place:
         return {
             "out": self.options.out, "verb": self.verb, "config": config, "inputs": self.inputs,
             "overwrite": self.options.overwrite, "kind": type(self.options), "models": self.models,
-            "begun": self.begun,
+            "begun": self.begun, "grows": self.grows,
         }  # fmt: skip
 
     def open(self) -> runs.Run:

@@ -155,7 +155,7 @@ class PoisonPlan:
     @property
     def place(self) -> Place:
         """The output folder, and what tells this run from another."""
-        return Place("poison", self.options, self.sources, nested=TRAININGS)
+        return Place("poison", self.options, self.sources, nested=TRAININGS, grows=("objectives", "lr", "seeds"))
 
     def lines(self) -> list[str]:
         """What `run` would do, in lines."""
