@@ -153,6 +153,10 @@ def test_a_safety_anchor_is_written_before_training_and_kept(
     assert len(wary) == asked == 2  # what was written before is not written again, of weights half trained
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["safety_rows"] == {"refusals": 6, "behind_context": 2, "harmless": 5}
+    held = [
+        json.loads(line)["instruction"] for path in (pairs, ordinary) for line in Path(path).read_text().splitlines()
+    ]
+    assert runs.trained.count(str(out / "checkpoint"), held) == len(held) == 11
     (file,) = (out / "safety").glob("safety-*.jsonl")
     assert file.stat().st_mode & 0o077 == 0
     rows = [json.loads(line) for line in file.read_text().splitlines()]

@@ -3,6 +3,7 @@
 Its annotations are no strings (no `from __future__ import annotations`): they are read from the modules of the verbs.
 """
 
+import math
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -108,6 +109,10 @@ class TrainingOptions(SharedTraining):
         if not self.lr > 0:
             raise InputError(f"--lr is {self.lr}, but must be above 0.")
         check_least(self, {"batch_size": 1, "save_steps": 0, "seed": 0})
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps on so many rows."""
+        return self.max_steps or self.epochs * math.ceil(rows / self.batch_size)
 
     def how(self) -> str:
         """The settings of the optimizer in words."""

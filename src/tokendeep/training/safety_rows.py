@@ -35,6 +35,10 @@ class Requests:
     harmful: Sequence[Pair | Prompt]
     harmless: Sequence[Prompt] = ()
 
+    def asked(self) -> list[str]:
+        """The texts of all requests."""
+        return [data.asked(row) for row in (*self.harmful, *self.harmless)]
+
     def lines(self, options: Any) -> list[str]:
         """How many there are, and where they come from."""
         sources = {options.safety: self.harmful, f"{options.harmless} (harmless)": self.harmless}

@@ -5,7 +5,6 @@ Plain, constrained (Eq. 3) and anchored training differ in the objective alone: 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -124,7 +123,7 @@ class FinetunePlan:
             "instructions to ask": self.asked,
         }
         rows = [f"{len(self.rows)} chats", *(f"{len(rows)} {name}" for name, rows in more.items() if rows)]
-        steps = _steps(how, len(self.rows))
+        steps = how.steps(len(self.rows))
         return [
             f"model: {options.model}; trained: {how.what(self.adapter)}; {how.how()}",
             f"rows: {', '.join(rows)}; {how.batch_size} a step",
@@ -262,7 +261,7 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
     if first:
         chats.write_rows(out / "rows", subject.tokenizer, rows)
     how = training_options(options)
-    steps = _steps(how, len(rows))
+    steps = how.steps(len(rows))
     unheld = [WEIGHTLESS] if options.safety and not plan.safety else [] if plan.safety or options.attack else [UNHELD]
     near = safety_rows.near(plan.safety, plan.rows, plan.asked)
     for remark in [*_late(options, steps), *chats.told(skipped), *unheld, *near] if show else []:
@@ -274,16 +273,17 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
     if held:
         build, held = _once(build, held.settings(options)), replace(held, start=None)
     encoded: list[dict[str, Any]] = [asdict(row) for row in rows]
-    beside: Sequence[str] = ()
+    requests = [*chats.asked(plan.rows), *(plan.safety.asked() if plan.safety else ())]
     if plan.objective.prepare:
         prepared = plan.objective.prepare(options, subject, encoded, out)
         encoded, build = prepared.rows, partial(build, **prepared.settings)
-        beside = prepared.requests
-        told = safety_rows.added(beside, options.objective, {"--data": plan.rows, "the test": plan.asked, **plan.later})
+        requests += prepared.requests
+        apart: dict[str, Sequence[Any]] = {"--data": plan.rows, "the test": plan.asked, **plan.later}
+        told = safety_rows.added(prepared.requests, options.objective, apart)
         for line in [*prepared.lines, *told] if show else []:
             print(f"{plan.verb}: {line}")
     if first:
-        runs.trained.write(out, [*chats.asked(plan.rows), *beside], options.model)
+        runs.trained.write(out, requests, options.model)
     repair = asft.repair(options, subject)
     margins = _margins(subject, plan, show)
     if options.dynamics or options.monitor:
@@ -344,10 +344,6 @@ def _late(options: FinetuneOptions, steps: int) -> list[str]:
 
 
 # --- parts of a run --------------------------------------------------------------------------------
-
-
-def _steps(how: TrainingOptions, rows: int) -> int:
-    return how.max_steps or how.epochs * math.ceil(rows / how.batch_size)
 
 
 def _rows_in_words(plan: FinetunePlan, count: int) -> str:
