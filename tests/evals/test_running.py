@@ -154,7 +154,7 @@ def test_a_run_that_only_had_to_be_counted_knows_its_model(
     attack(settings)
     told = json.loads((tmp_path / "out" / "manifest.json").read_text())["model"]
     known = models.facts(str(tiny_folder), ModelOptions())
-    assert told == {"name": str(tiny_folder), "revision": known["revision"], "adapter": None}
+    assert told == {"name": str(tiny_folder), "revision": known["revision"], "adapter": None, "dtype": "float32"}
 
 
 def test_a_failure_in_one_attack_ends_the_others(
