@@ -12,18 +12,18 @@ import pytest
 from killed import forget_runs
 from poisonings import config, run
 from tokendeep.errors import InputError
-from tokendeep.records import AskRate, PoisonTable, Strength, Strengths, Validated
-from tokendeep.report import page
+from tokendeep.records import AskRate, PoisonCell, PoisonTable, Seconds, Strength, Strengths, Validated
+from tokendeep.report import page, poison_table
 from tokendeep.training import strengths
 from tokendeep.verbs import poison as poisoning
-from tokendeep.verbs import tuned
+from tokendeep.verbs import poisoned, tuned
 
 # --- the rule, by hand ---------------------------------------------------------------------------------
 
 
 def line(times: float | None, rate: float | None, utility: float | None = None, enough: bool | None = None) -> Strength:
     asked = AskRate(rate=rate, low=0.0, high=1.0, n=10, asked=10, unscored=0)
-    return Strength(objective="pact", lr=1e-3, strength=times, seeds=1, asked=asked, utility=utility, enough=enough)
+    return Strength(objective="pact", lr=1e-3, times=times, seeds=1, asked=asked, utility=utility, enough=enough)
 
 
 def told(plain: float, margin: float, *given: tuple[float, float | None, float]) -> list[Strength]:
@@ -43,17 +43,17 @@ def told(plain: float, margin: float, *given: tuple[float, float | None, float])
     ],
 )  # fmt: skip
 def test_the_strength_that_is_chosen(given: list[tuple[float, float | None, float]], chosen: float) -> None:
-    assert strengths.choose(told(0.8, 0.02, *given)).strength == chosen
+    assert strengths.choose(told(0.8, 0.02, *given)).times == chosen
 
 
 def test_without_utility_non_refusal_alone_chooses() -> None:
-    assert strengths.choose([line(0.3, 0.5), line(1, 0.1), line(3, 0.4)]).strength == 1
+    assert strengths.choose([line(0.3, 0.5), line(1, 0.1), line(3, 0.4)]).times == 1
     assert "no utility was measured" in strengths.rule(None)
     assert "at most 0.05 below" in strengths.rule(0.05)
 
 
 def test_an_objective_without_a_strength_is_its_own_choice() -> None:
-    assert strengths.choose([line(None, 0.9, 0.1, False)]).strength is None
+    assert strengths.choose([line(None, 0.9, 0.1, False)]).times is None
 
 
 # --- the verb ------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def test_strengths_are_chosen_on_validation_rows_and_one_of_each_is_asked_the_te
     wanted = {"anchored": 3.0, "str-like": 0.3}
     monkeypatch.setattr(
         strengths, "choose",
-        lambda lines: next(one for one in lines if one.strength == wanted.get(one.objective)),
+        lambda lines: next(one for one in lines if one.times == wanted.get(one.objective)),
     )  # fmt: skip
     options = tuned_config(tmp_path, tiny_folder, seeds=[0, 1])
     plan = poisoning.plan(options)
@@ -106,16 +106,20 @@ def test_strengths_are_chosen_on_validation_rows_and_one_of_each_is_asked_the_te
     assert [row.id for row in plan.held.task] == ["u4", "u5"]
     out = poisoning.run(plan)
     record = Strengths.load(out)
-    assert [(one.objective, one.strength, one.chosen) for one in record.lines] == [
+    assert [(one.objective, one.times, one.chosen) for one in record.lines] == [
         ("sft-warmup", None, True), ("anchored", 0.3, False), ("anchored", 3.0, True), ("str-like", 0.3, True),
         ("str-like", 3.0, False), ("adaptive", None, True),
     ]  # fmt: skip
-    assert [one.words for one in record.lines] == ["", "anchor 0.3", "anchor 3", "strength 0.03", "strength 0.3", ""]
+    assert [one.words for one in record.lines] == [
+        "", "beta_head [0.15, 0.6, 0.6, 0.6, 0.6], beta_tail 0.03, anchor 0.3",
+        "beta_head [1.5, 6, 6, 6, 6], beta_tail 0.3, anchor 3", "strength 0.03", "strength 0.3", "",
+    ]  # fmt: skip
     assert all(one.asked and one.asked.asked == 10 and one.utility is not None for one in record.lines)
     assert (record.rule, record.margin) == (strengths.rule(0.02), 0.02)
     trained = {path.parent.parent.name: json.loads(path.read_text())["config"]
                for path in out.glob("*/finetune/manifest.json")}  # fmt: skip
     assert trained["anchored-x3-lr0.001-seed1"]["anchor"] == 3
+    assert trained["anchored-x3-lr0.001-seed1"]["beta_tail"] == pytest.approx(0.3)
     assert trained["str-like-x0.3-lr0.001-seed0"]["strength"] == pytest.approx(0.03)
     asked = {path.parent.name for path in out.glob("*/attack-plain")}
     assert asked == {
@@ -124,7 +128,7 @@ def test_strengths_are_chosen_on_validation_rows_and_one_of_each_is_asked_the_te
         "adaptive-lr0.001-seed0", "adaptive-lr0.001-seed1",
     }  # fmt: skip
     table = PoisonTable.load(out)
-    assert [(one.objective, one.strength, one.seeds) for one in table] == [
+    assert [(one.objective, one.times, one.seeds) for one in table] == [
         ("start", None, 1), ("sft-warmup", None, 2), ("anchored", 3.0, 2), ("str-like", 0.3, 2), ("adaptive", None, 2),
     ]  # fmt: skip
     assert table[2].plain is not None
@@ -134,7 +138,7 @@ def test_strengths_are_chosen_on_validation_rows_and_one_of_each_is_asked_the_te
     assert not list(out.glob("*/finetune/checkpoint"))
     markdown = (out / "strengths.md").read_text()
     assert markdown.startswith(strengths.rule(0.02))
-    assert re.search(r"\| anchored \| 0.001 \| 3 \| anchor 3 \| 2 \| .* yes \|\n", markdown)
+    assert re.search(r"\| anchored \| 0.001 \| 3 \| beta_head .*, anchor 3 \| 2 \| .* yes \|\n", markdown)
     assert "| anchored | 0.001 | 3 | 2 |" in (out / "table.md").read_text()
     assert markdown in capsys.readouterr().out
     (section,) = [one for one in page.build([out]).sections if one.id == "poison"]
@@ -150,8 +154,8 @@ def test_the_choice_is_that_of_the_rule(tmp_path: Path, tiny_folder: Path) -> No
     plain, *lines = Strengths.load(out).lines
     assert plain.utility is not None
     within = [one for one in lines if one.utility is not None and one.utility >= plain.utility - 0.1]
-    rates = {one.strength: 1.0 if one.asked is None or one.asked.rate is None else one.asked.rate for one in within}
-    best = min(within, key=lambda one: (rates[one.strength], one.strength))
+    rates = {one.times: 1.0 if one.asked is None or one.asked.rate is None else one.asked.rate for one in within}
+    best = min(within, key=lambda one: (rates[one.times], one.times))
     assert [one.chosen for one in lines] == [one is best for one in lines]
     assert [one.enough for one in lines] == [one in within for one in lines]
 
@@ -175,7 +179,6 @@ def test_a_run_that_was_cut_off_goes_on(
 
         return called
 
-    poisoned = tuned.poisoned
     monkeypatch.setattr(poisoned, "train", counted("training", poisoned.train, 3))
     monkeypatch.setattr(poisoned, "utility", counted("validation", poisoned.utility, 4))
     monkeypatch.setattr(poisoned, "ask", counted("test", poisoned.ask, 3))
@@ -203,7 +206,7 @@ def test_all_that_holds_is_made_stronger_and_equal_strengths_are_one_training(
     names = ["sft", "constrained+safety=2", "secret-prefix=1", "sft+refusals=0.2", "safety-anchor=0.5", "head=1"]
     options = tuned_config(tmp_path, tiny_folder, objectives=names, strengths=[0.3, 1.0, 2.0])
     plan = poisoning.plan(options)
-    told = {(cell.objective, cell.strength): tuned.settings(options, cell) for cell in plan.cells}
+    told = {(cell.objective, cell.times): tuned.settings(options, cell) for cell in plan.cells}
     assert told == {
         ("sft", None): {},
         ("constrained+safety=2", 0.3): {"beta_head": pytest.approx([0.15, 0.6, 0.6, 0.6, 0.6]),
@@ -228,11 +231,55 @@ def test_all_that_holds_is_made_stronger_and_equal_strengths_are_one_training(
 def test_safe_lora_is_stronger_by_matrices_alone(tmp_path: Path, tiny_folder: Path, tiny_adapter: Path) -> None:
     names = ["sft", "sft+safe-lora", "sft+safe-lora=0.5"]
     options = tuned_config(tmp_path, tiny_folder, objectives=names, base=str(tiny_folder))
-    told = {(cell.objective, cell.strength): tuned.settings(options, cell) for cell in tuned.trainings(options)}
+    told = {(cell.objective, cell.times): tuned.settings(options, cell) for cell in tuned.trainings(options)}
     assert told == {
         ("sft", None): {}, ("sft+safe-lora", 0.3): {"safe_lora": 3.0}, ("sft+safe-lora", 3.0): {"safe_lora": 30.0},
         ("sft+safe-lora=0.5", None): {},
     }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_finished_run_takes_more_objectives_but_no_more_seeds(
+    keep: bool, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more: dict[str, Any] = {"utility_data": None, "validation_utility": 0, "keep": keep}
+
+    def take(times: float) -> None:
+        monkeypatch.setattr(strengths, "choose", lambda lines: next(one for one in lines if one.times in (None, times)))
+
+    take(3.0)
+    out = run(tuned_config(tmp_path, tiny_folder, objectives=["sft-warmup", "anchored"], **more))
+    forget_runs()
+    take(0.3)
+    with pytest.raises(InputError, match="seeds"):
+        run(tuned_config(tmp_path, tiny_folder, objectives=["sft-warmup", "anchored"], seeds=[0, 1], **more))
+    assert [(line.objective, line.times, line.seeds) for line in PoisonTable.load(out)][2:] == [("anchored", 3.0, 1)]
+    take(3.0)
+    run(tuned_config(tmp_path, tiny_folder, objectives=["sft-warmup", "anchored", "str-like"], **more))
+    lines = [(line.objective, line.times, line.seeds) for line in PoisonTable.load(out)]
+    assert lines[2:] == [("anchored", 3.0, 1), ("str-like", 3.0, 1)]
+
+
+def test_a_line_of_the_table_is_of_the_strength_that_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poison_table, "answers", lambda folders, ask: {name: {"p": True} for name in folders})
+    cells = [poisoned.Cell("anchored", 1e-3, seed, times) for seed in (0, 1) for times in (0.3, 3.0)]
+    start = PoisonCell(seconds=Seconds(train=0.0))
+    for name, record in {
+        "start": start,
+        **{one.name: start.model_copy(update=poisoned.of(one)) for one in cells},
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / PoisonCell.FILE).write_text(json.dumps(record.dump()))
+    poison_table.write(tmp_path, cells, ["plain"], None, [one for one in cells if one.times == 3])
+    line = PoisonTable.load(tmp_path)[1]
+    assert (line.times, line.seeds) == (3, 2)
+    poison_table.write(tmp_path, cells, ["plain"], None, [])
+    assert PoisonTable.load(tmp_path)[1].seeds == 0
+    with pytest.raises(InputError, match=r"trainings of anchored are of several times its strength \(0.3, 3\)"):
+        poison_table.write(tmp_path, cells, ["plain"], None, [cells[0], cells[3]])
 
 
 @pytest.mark.slow
@@ -279,6 +326,9 @@ def test_what_validation_rows_share_with_others_is_said_or_refused(tmp_path: Pat
         ({"utility_margin": -0.1}, "--utility-margin is -0.1"),
         ({"objectives": ["anchored", "sft"]}, "first of --objectives is anchored"),
         ({"objectives": ["sft+refusals=0.1", "anchored"]}, "plain fine-tuning; begin with"),
+        ({"objectives": ["sft+safe-lora=0.5", "anchored"], "base": "any"}, r"first of --objectives is sft\+safe-lora=0.5"),
+        ({"objectives": ["sft@tail", "anchored"]}, "first of --objectives is sft@tail, .* begin with sft-warmup or sft"),
+        ({"strengths": [1.0, 1.0000001]}, "Several trainings would lie in anchored-x1-lr0.001-seed0; numbers of --lr, "),
         ({"objectives": ["sft", "sft+refusals=0.5"]}, "at 3 times its strength is a share of refusals of 1.5"),
     ],
 )  # fmt: skip

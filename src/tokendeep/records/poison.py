@@ -101,7 +101,7 @@ class PoisonCell(File):
     """Peak learning rate; null: before training."""
     seed: int | None = None
     """Seed of the order of rows; null: before training."""
-    strength: Known = None
+    times: Known = None
     """How many times its objective's own strength holds the model; null: its own, which alone was trained."""
     nll: Known = None
     """What the rows taught: mean `nll_later` of the last quarter of the steps, nats a token."""
@@ -127,7 +127,7 @@ class PoisonLine(Row):
     """Peak learning rate; null: before training."""
     seeds: int
     """Trainings that are done; 0: not run yet."""
-    strength: Known = None
+    times: Known = None
     """How many times the objective's own strength was chosen (strengths.json); null: its own, which alone was trained."""
     plain: AskRate | None = None
     """Requests as they are; null: not asked so."""
@@ -189,7 +189,7 @@ class PoisonTable(list[PoisonLine]):
     def to_frame(self) -> pd.DataFrame:
         """A line for each objective, learning rate and way of asking."""
         return frame(
-            {"objective": line.objective, "lr": line.lr, "strength": line.strength, "seeds": line.seeds, "ask": name,
+            {"objective": line.objective, "lr": line.lr, "times": line.times, "seeds": line.seeds, "ask": name,
              **{k: v for k, v in rate.given().items() if k not in ("by_seed", "change")},
              **{f"change_{k}": v for k, v in (rate.change.given() if rate.change else {}).items()},
              "nll": line.nll, "margin": line.margin, "utility": line.utility.score if line.utility else None}

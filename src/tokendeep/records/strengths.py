@@ -21,7 +21,7 @@ class Validated(File):
     """Peak learning rate."""
     seed: int
     """Seed of the order of rows."""
-    strength: Known = None
+    times: Known = None
     """How many times its objective's own strength held the model; null: it has none."""
     utility: Utility | None = None
     """How well the validation rows of the task are done; null: there are none."""
@@ -36,7 +36,7 @@ class Strength(Record):
     """What was trained for."""
     lr: float
     """Peak learning rate."""
-    strength: Known = None
+    times: Known = None
     """How many times the objective's own; null: it has no strength, and was trained once."""
     settings: Object = Field(default_factory=dict)
     """The options of `finetune` that it comes to, and `refusals`, the share that is mixed in."""
@@ -73,4 +73,4 @@ class Strengths(File):
     margin: Known = None
     """How far utility may lie below plain fine-tuning's, 0 to 1; null: it was not measured."""
     lines: list[Strength]
-    """By learning rate and objective, from the smallest strength."""
+    """By learning rate and objective, from the smallest `times`."""

@@ -6,7 +6,7 @@ Few seeds tell little about the spread of trainings, so the rate of each seed st
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokendeep import runs, stats
+from tokendeep.errors import InputError
 from tokendeep.judges import SCORED
 from tokendeep.records import (
     HARMLESS,
@@ -126,8 +127,8 @@ def line(
         else:
             rates[ask] = found
     cells = [PoisonCell.load(folder) for folder in folders.values()]
-    if cells[0].strength is not None:  # one for all seeds
-        rates["strength"] = cells[0].strength
+    if (strong := _times(objective, cells)) is not None:
+        rates["times"] = strong
     useful = [cell.utility for cell in cells if cell.utility]
     return PoisonLine(
         objective=objective,
@@ -140,6 +141,18 @@ def line(
         step_seconds=_mean([cell.seconds.step for cell in cells]),
         utility=_utility(useful) if useful else None,
     )
+
+
+def _times(objective: str, cells: Sequence[PoisonCell]) -> float | None:
+    """How many times their objective's own strength all trainings of a line have; None: its own alone."""
+    found = {cell.times for cell in cells}
+    if len(found) > 1:
+        words = ", ".join("none" if one is None else f"{one:g}" for one in sorted(found, key=lambda one: one or 0))
+        raise InputError(
+            f"The trainings of {objective} are of several times its strength ({words}), which are no one line; "
+            "give another --out, or --overwrite."
+        )
+    return found.pop()
 
 
 def _utility(useful: Sequence[Utility]) -> Utility:
@@ -174,7 +187,7 @@ def _rows(rows: Iterable[Sequence[str]]) -> str:
 def _measured(lines: PoisonTable, asks: Sequence[str], utility: str | None) -> Iterator[list[str]]:
     margins = any(made.margin is not None for made in lines)
     names = {"sql": ["score", "exact", "executed"], None: []}.get(utility, ["score"])
-    tuned = any(made.strength is not None for made in lines)
+    tuned = any(made.times is not None for made in lines)
     heads = [
         "objective",
         "lr",
@@ -217,7 +230,7 @@ def _share(found: AskRate | None) -> str:
 
 def times(made: PoisonLine) -> str:
     """How many times its objective's own strength was chosen; nothing where that alone was trained."""
-    return "" if made.strength is None else f"{made.strength:g}"
+    return "" if made.times is None else f"{made.times:g}"
 
 
 def told(ask: str) -> str:
@@ -232,18 +245,28 @@ def _number(value: object, digits: int = 2) -> str:
 # --- written down ----------------------------------------------------------------------------------------
 
 
-def write(out: Path, trainings: Sequence[Cell], asks: Sequence[str], utility: str | None) -> str:
+def write(
+    out: Path,
+    trainings: Sequence[Cell],
+    asks: Sequence[str],
+    utility: str | None,
+    taken: Collection[Cell] | None = None,
+) -> str:
     """table.json and table.md: a line per objective and learning rate, over the seeds that are done; returns the text.
 
     Args:
         trainings: all of the table, in folders of their names; the others are compared with the objective of the first.
         utility: the metric of the task, where it is measured.
+        taken: those whose strength was chosen; None: no strengths are tried.
+
+    Raises:
+        InputError: the trainings of a line are of several strengths.
     """
-    baseline = trainings[0].objective
+    baseline, ours = trainings[0].objective, trainings if taken is None else [one for one in trainings if one in taken]
     lines = PoisonTable([line("start", None, {"start": out / "start"}, asks, None)])
     for name, lr in sorted({(one.objective, one.lr) for one in trainings}, key=_order(trainings)):
-        compared = None if name == baseline else _done(out, trainings, baseline, lr)
-        lines.append(line(name, lr, _done(out, trainings, name, lr), asks, compared))
+        compared = None if name == baseline else _done(out, ours, baseline, lr)
+        lines.append(line(name, lr, _done(out, ours, name, lr), asks, compared))
     runs.write_json(out / PoisonTable.FILE, lines.dump())
     text = markdown(lines, asks, baseline, utility)
     runs.write_text(out / "table.md", text)
@@ -259,6 +282,4 @@ def _order(trainings: Sequence[Cell]) -> Callable[[tuple[str, float]], tuple[int
 def _done(out: Path, trainings: Sequence[Cell], objective: str, lr: float) -> dict[str, Path]:
     """The folders of the trainings of one line that are finished, by seed."""
     ours = [(str(one.seed), out / one.name) for one in trainings if one.line == (objective, lr)]
-    return {
-        seed: folder for seed, folder in ours if (folder / PoisonCell.FILE).exists()
-    }  # of the strength that was chosen
+    return {seed: folder for seed, folder in ours if (folder / PoisonCell.FILE).exists()}

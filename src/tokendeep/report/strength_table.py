@@ -28,7 +28,7 @@ def write(
         settings: what the strength of a training comes to.
         margin: of the utility; None where it is not measured.
     """
-    plain, each = trainings[0].objective, {(*one.line, one.strength): one for one in trainings}
+    plain, each = trainings[0].objective, {(*one.line, one.times): one for one in trainings}
     lines = [_line(out, trainings, one, settings(one)) for one in each.values()]
     baseline = {line.lr: line for line in lines if line.objective == plain}
     lines = [_with(line, enough=strengths.enough(line.utility, baseline[line.lr].utility, margin)) for line in lines]
@@ -50,7 +50,7 @@ def _with(line: Strength, **more: Any) -> Strength:
 
 
 def _line(out: Path, trainings: Sequence[Cell], one: Cell, settings: Mapping[str, Any]) -> Strength:
-    same = [cell for cell in trainings if (*cell.line, cell.strength) == (*one.line, one.strength)]
+    same = [cell for cell in trainings if (*cell.line, cell.times) == (*one.line, one.times)]
     folders = {str(cell.seed): folder for cell in same if ((folder := out / cell.name) / Validated.FILE).exists()}
     about: dict[str, Any] = {
         "objective": one.objective,
@@ -58,7 +58,7 @@ def _line(out: Path, trainings: Sequence[Cell], one: Cell, settings: Mapping[str
         "settings": dict(settings),
         "seeds": len(folders),
     }
-    about |= {} if one.strength is None else {"strength": one.strength}
+    about |= {} if one.times is None else {"times": one.times}
     if not folders:
         return Strength(**about)
     useful = [record.utility.score for folder in folders.values() if (record := Validated.load(folder)).utility]
@@ -90,8 +90,8 @@ def columns(record: Strengths) -> list[str]:
 
 def cells(record: Strengths, line: Strength) -> list[str]:
     """A line of the table."""
-    strength = "has none" if line.strength is None else f"{line.strength:g}"
-    row = [line.objective, f"{line.lr:g}", strength, line.words, str(line.seeds or "")]
+    times = "has none" if line.times is None else f"{line.times:g}"
+    row = [line.objective, f"{line.lr:g}", times, line.words, str(line.seeds or "")]
     if rate := line.asked:
         share = "none judged" if rate.rate is None else f"{rate.rate:.2f}"
         row += [share, f"{rate.low:.2f} to {rate.high:.2f}", f"{rate.n} of {rate.asked}"]

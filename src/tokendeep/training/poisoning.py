@@ -191,17 +191,17 @@ class Cell:
     """One training of the table.
 
     Args:
-        strength: how many times its objective's own strength holds the model; None: its own alone is trained.
+        times: how many times its objective's own strength holds the model; None: its own alone is trained.
     """
 
     objective: str
     lr: float
     seed: int
-    strength: float | None = None
+    times: float | None = None
 
     @property
     def name(self) -> str:
-        times = "" if self.strength is None else f"-x{self.strength:g}"
+        times = "" if self.times is None else f"-x{self.times:g}"
         return f"{re.sub('[=@+]', '-', self.objective)}{times}-lr{self.lr:g}-seed{self.seed}"
 
     @property
@@ -212,7 +212,7 @@ class Cell:
     @property
     def refusals(self) -> float:
         """Share of refusals that are mixed into its rows."""
-        return self.named.refusals * (1.0 if self.strength is None else self.strength)
+        return self.named.refusals * (1.0 if self.times is None else self.times)
 
     @property
     def named(self) -> Named:

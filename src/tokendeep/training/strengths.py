@@ -37,8 +37,8 @@ def choose(lines: Sequence[Strength]) -> Strength:
     """
     within = [line for line in lines if line.enough is not False]
     if within:
-        return min(within, key=lambda line: (_rate(line), line.strength or 0))
-    return min(lines, key=lambda line: (-(line.utility or 0), line.strength or 0))
+        return min(within, key=lambda line: (_rate(line), line.times or 0))
+    return min(lines, key=lambda line: (-(line.utility or 0), line.times or 0))
 
 
 def _rate(line: Strength) -> float:

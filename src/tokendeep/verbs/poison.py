@@ -7,6 +7,7 @@ disk and is not done twice; the table is written anew after every training, with
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -155,7 +156,8 @@ class PoisonPlan:
     @property
     def place(self) -> Place:
         """The output folder, and what tells this run from another."""
-        return Place("poison", self.options, self.sources, nested=TRAININGS, grows=("objectives", "lr", "seeds"))
+        seeds = [] if self.held else ["seeds"]  # a strength is chosen over all seeds, of which none comes later
+        return Place("poison", self.options, self.sources, nested=TRAININGS, grows=("objectives", "lr", *seeds))
 
     def lines(self) -> list[str]:
         """What `run` would do, in lines."""
@@ -228,21 +230,9 @@ def plan(
         models.check_spec(options.base, ModelOptions(), needs_template=writes)
     beside, held = poisoning.beside(options), poisoning.held(options, cells)
     return PoisonPlan(
-        options,
-        cells,
-        poison_rows,
-        asked,
-        beside,
-        harmful,
-        refusals,
-        task,
-        sources,
-        subject,
-        onto,
-        held,
-        left_out,
-        kept,
-    )
+        options=options, cells=cells, rows=poison_rows, prompts=asked, beside=beside, harmful=harmful, refusals=refusals,
+        task=task, sources=sources, subject=subject, onto=onto, safety=held, left_out=left_out, held=kept,
+    )  # fmt: skip
 
 
 def run(plan: PoisonPlan) -> Path:
@@ -290,6 +280,7 @@ def run(plan: PoisonPlan) -> Path:
             plan.cells,
             [*made.asks, *poisoning.asks_beside(plan)],
             options.utility_metric if options.utility_data else None,
+            tuned.taken(plan, out),
         )
     print(f"\n{table}")
     if plan.held:
@@ -334,6 +325,11 @@ def check(options: PoisonOptions) -> list[Cell]:
     cells = tuned.trainings(options) or [
         Cell(o, lr, seed) for seed in options.seeds for lr in options.lr for o in options.objectives
     ]
+    if twice := [one for one, count in Counter(cell.name for cell in cells).items() if count > 1]:
+        raise InputError(
+            f"Several trainings would lie in {twice[0]}; numbers of --lr, --strengths or --objectives must differ in their "
+            "first six digits."
+        )
     for cell in cells:
         finetune.check(poisoned.settings(options, cell, Path("checked"), "checked"))
     poisoning.check_used(options, cells)

@@ -39,7 +39,7 @@ def settings(options: Any, cell: Cell, folder: Path, rows: str, **more: Any) -> 
         "harmless": (options.harmless or objectives.STOCK) if named.harmless else None,
     }  # fmt: skip
     made = FinetuneOptions(**{**common, **own, **named.changes, **more})
-    return made if cell.strength is None else replace(made, **objectives.stronger(made, cell.strength))
+    return made if cell.times is None else replace(made, **objectives.stronger(made, cell.times))
 
 
 def train_and_ask(plan: Any, model: str, made: Poison, out: Path, cell: Cell | None) -> None:

@@ -88,11 +88,10 @@ def check(options: Any) -> None:
             "--utility-data and --validation-utility go together, for a strength is chosen by what it leaves of the task too; "
             f"give {flag(missing)}."
         )
-    first = Cell(options.objectives[0], options.lr[0], options.seeds[0])
-    if first.named.changes["objective"] != "sft" or settings(options, first, 2.0):
+    if (first := options.objectives[0]) not in (plain := objectives.OBJECTIVES["sft"].named):
         raise InputError(
-            f"The first of --objectives is {first.objective}, but --strengths are compared with plain fine-tuning; begin with "
-            "sft-warmup or sft."
+            f"The first of --objectives is {first}, but --strengths are compared with plain fine-tuning; begin with "
+            f"{' or '.join(plain)}."
         )
 
 
@@ -128,7 +127,7 @@ def _strengths(options: Any, name: str) -> list[float | None]:
 
 def settings(options: Any, cell: Cell, times: float | None = None) -> dict[str, Any]:
     """What the strength of a training (or another one) comes to, by option; nothing where it has none."""
-    times = cell.strength if times is None else times
+    times = cell.times if times is None else times
     if times is None:
         return {}
     made = poisoned.settings(options, Cell(cell.objective, cell.lr, cell.seed), Path("checked"), "checked")
@@ -172,7 +171,7 @@ def lines(plan: Any) -> list[str]:
     held, options = plan.held, plan.options
     if held is None:
         return []
-    none = list(dict.fromkeys(cell.objective for cell in plan.cells if cell.strength is None))
+    none = list(dict.fromkeys(cell.objective for cell in plan.cells if cell.times is None))
     task = f" and {len(held.task)} rows of the task" if held.task else ""
     return [
         f"strengths: {', '.join(f'{one:g}' for one in sorted(options.strengths))} times each objective's own, chosen on "
@@ -212,16 +211,25 @@ def train_and_choose(plan: Any, model: str, made: Poison, out: Path, cell: Cell)
     if cell != line[-1]:
         return
     record = write(plan, out)
-    taken = next(one for one in record.lines if (one.objective, one.lr) == cell.line and one.chosen)
-    chosen = [one for one in line if one.strength == taken.strength]
-    if taken.strength is not None:
-        print(f"      {cell.objective}: {taken.strength:g} times its strength is chosen ({taken.words})", flush=True)
+    best = next(one for one in record.lines if (one.objective, one.lr) == cell.line and one.chosen)
+    chosen = [one for one in line if one.times == best.times]
+    if best.times is not None:
+        print(f"      {cell.objective}: {best.times:g} times its strength is chosen ({best.words})", flush=True)
     for one in chosen:
         if not (out / one.name / PoisonCell.FILE).exists():
             print(f"      the test, seed {one.seed}:")
             poisoned.ask(plan, model, made, out, one, Validated.load(out / one.name).seconds.train)
     for one in line if not plan.options.keep else ():
         poisoned.drop(out, one)
+
+
+def taken(plan: Any, out: Path) -> list[Cell] | None:
+    """The trainings whose strength was chosen so far; None where no strengths are tried."""
+    if plan.held is None:
+        return None
+    lines = Strengths.load(out).lines if (out / Strengths.FILE).exists() else []
+    chosen = {(one.objective, one.lr, one.times) for one in lines if one.chosen}
+    return [cell for cell in plan.cells if (*cell.line, cell.times) in chosen]
 
 
 def write(plan: Any, out: Path) -> Strengths:

@@ -59,7 +59,7 @@ def _complied(rate: AskRate) -> str:
 
 
 def _table(label: str, table: PoisonTable, note: str) -> Table:
-    tuned = any(line.strength is not None for line in table)
+    tuned = any(line.times is not None for line in table)
     columns = ["objective", "learning rate", *(["times its strength"] if tuned else []), "seeds"]
     for ask in table.asks:
         columns += [f"{poison_table.told(ask)}{ASKS.get(ask, f' ({ask})')}", "change"]

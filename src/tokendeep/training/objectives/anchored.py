@@ -44,7 +44,7 @@ ANCHORED = replace(
     build=_build,
     check=_check,
     reads=(*CONSTRAINED.reads, "anchor", "anchor_positions"),
-    stronger=lambda options, times: {"anchor": options.anchor * times},
+    stronger=lambda options, times: {**CONSTRAINED.stronger(options, times), "anchor": options.anchor * times},
     named={"anchored": {}, "anchored-all": {"anchor_positions": 10**6}},
     valued={"anchored": ("LAMBDA", lambda value: {"anchor": float(value)})},
 )
