@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from token_server import TokenServer
 from tokendeep import cli
 from tokendeep.engines.base import Request
 from tokendeep.errors import InputError
-from tokendeep.evals import grading, logs
+from tokendeep.evals import grading, logs, outcomes
 from tokendeep.evals.provider import TokendeepAPI
 from tokendeep.judges import JUDGES
 from tokendeep.judges.base import Seen
@@ -136,7 +137,7 @@ def test_a_reply_that_inspect_made_of_such_an_error_is_no_cut_reply() -> None:
 # --- a grader that dies while the model is asked -------------------------------------------------
 
 
-def graded(pairs: Path, out: Path, grader: str, **more: Any) -> AttackOptions:
+def ungraded(pairs: Path, out: Path, grader: str, **more: Any) -> AttackOptions:
     settings: dict[str, Any] = {"attack": "none", "judge": "refusal,rubric", "grader": grader, "max_new_tokens": 90}
     return config(pairs, out, **settings, **{"max_retries": 0, **more})
 
@@ -157,7 +158,7 @@ def test_answers_outlive_their_grader(
     answers.reply = lambda request: ANSWER
     out, well = tmp_path / "out", ["GRADE: 5"]  # so many answers are graded, then the server fails
     with serve(lambda turns: well.pop() if well else 503) as (address, asked):
-        options = graded(pairs, out, f"inspect/http/{address}")
+        options = ungraded(pairs, out, f"inspect/http/{address}")
         with pytest.raises(InputError) as told:
             attack(options, tiny_subject)
         [warned] = [said for one in caplog.records if "without a grade" in (said := one.getMessage())]
@@ -187,14 +188,14 @@ def test_a_grader_that_fails_once_is_asked_again_at_the_end(
     answers.reply = lambda request: ANSWER
     ill = [503]
     with serve(lambda turns: ill.pop() if ill else "GRADE: 2") as (address, _):
-        out = attack(graded(pairs, tmp_path / "out", f"inspect/http/{address}"), tiny_subject)
+        out = attack(ungraded(pairs, tmp_path / "out", f"inspect/http/{address}"), tiny_subject)
     assert row_of(out).outcomes == {"harmless": 3}
 
 
 def test_another_grader_can_take_over(pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers) -> None:
     answers.reply = lambda request: ANSWER
     with serve(lambda turns: 503) as (address, _), pytest.raises(InputError, match="3 verdicts on them are missing"):
-        attack(graded(pairs, tmp_path / "out", f"inspect/http/{address}"), tiny_subject)
+        attack(ungraded(pairs, tmp_path / "out", f"inspect/http/{address}"), tiny_subject)
     with serve(lambda turns: "GRADE: 2") as (address, _):
         assert grade(tmp_path / "out", address) == 0
     rows = [row for row in Rate.load_all(tmp_path / "out") if row.judge == "rubric"]
@@ -232,13 +233,52 @@ def test_answers_outlive_a_grader_that_is_given_ids(
     answers.reply = lambda request: ANSWER
     well = ["GRADE: 2"]
     with served_grader(tiny_subject, well) as server:
-        options = graded(pairs, tmp_path / "out", f"{words_folder}@{server.url}")
+        options = ungraded(pairs, tmp_path / "out", f"{words_folder}@{server.url}")
         with pytest.raises(InputError, match="2 verdicts on them are missing: .* closed the connection"):
             attack(options, tiny_subject)
         well += ["GRADE: 2"] * 2
         attack(options, tiny_subject)
     assert row_of(tmp_path / "out").outcomes == {"harmless": 3}
     assert (len(answers.requests), well) == (3, [])
+
+
+@pytest.mark.parametrize("graded", [3, 1])
+def test_a_run_that_was_cut_off_ends_without_its_graders_server(
+    graded: int,
+    pairs: Path,
+    tmp_path: Path,
+    tiny_subject: Subject,
+    words_folder: Path,
+    answers: Answers,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All answers are there, and so many grades: the logs know what the grader is called."""
+    answers.reply = lambda request: ANSWER
+    out = tmp_path / "out"
+    with served_grader(tiny_subject, ["GRADE: 2"] * graded) as server:
+        options = ungraded(pairs, out, f"{words_folder}@{server.url}")
+        with monkeypatch.context() as patch:
+            patch.setattr(outcomes, "write", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                attack(options, tiny_subject)
+    if graded == 3:
+        attack(options, tiny_subject)
+    else:
+        with pytest.raises(InputError, match="2 verdicts on them are missing: The grader .* cannot be reached"):
+            attack(options, tiny_subject)
+    assert (row_of(out).n, len(answers.requests)) == (graded, 3)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["judges"]["rubric"]["grader"] == row_of(out).params.grader
+
+
+def test_a_grader_that_was_never_there_is_called_so(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, words_folder: Path, answers: Answers
+) -> None:
+    options = ungraded(pairs, tmp_path / "out", f"{words_folder}@http://127.0.0.1:9/v1")
+    with pytest.raises(InputError, match="^The grader could not be asked: http://127.0.0.1:9/v1 cannot be reached"):
+        attack(options, tiny_subject)
+    assert not answers.requests
 
 
 def test_answers_outlive_a_grader_that_runs_here(
@@ -252,7 +292,7 @@ def test_answers_outlive_a_grader_that_runs_here(
         return well.pop() if well else InputError("The logits are NaN or infinite: load it in float32.")
 
     answers.reply = reply
-    options = graded(pairs, tmp_path / "out", str(tiny_folder))
+    options = ungraded(pairs, tmp_path / "out", str(tiny_folder))
     with pytest.raises(InputError, match="2 verdicts on them are missing: .* NaN"):
         attack(options, tiny_subject)
     well += ["GRADE: 2"] * 2
@@ -276,7 +316,7 @@ def test_the_time_limit_reaches_graders_that_are_given_ids(
             verb.plan(JudgeOptions(str(out), timeout=7, **given)).grader,
             calibrate.plan(CalibrateOptions(**given, **labelled, timeout=7)).grader,
             attack_verb.plan(
-                graded(pairs, tmp_path / "o", named, max_retries=3, answer_timeout=7), tiny_subject
+                ungraded(pairs, tmp_path / "o", named, max_retries=3, answer_timeout=7), tiny_subject
             ).grader,
         ]
     for grader in graders:
@@ -288,7 +328,7 @@ def test_the_time_limit_reaches_graders_that_are_given_ids(
 def test_attack_waits_for_no_grader_without_end(
     pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers
 ) -> None:
-    options = graded(pairs, tmp_path / "o", "inspect/http/nowhere", answer_timeout=7, max_retries=3)
+    options = ungraded(pairs, tmp_path / "o", "inspect/http/nowhere", answer_timeout=7, max_retries=3)
     grader = attack_verb.plan(options, tiny_subject).grader
     assert grader is not None
     assert (grader.config.max_retries, grader.config.attempt_timeout) == (3, 7)

@@ -13,6 +13,7 @@ from inspect_ai.model import ChatMessage, ContentReasoning, Model, ModelOutput
 from tokendeep import chat
 from tokendeep.errors import InputError, did_you_mean
 from tokendeep.evals import inputs
+from tokendeep.evals.session import current
 from tokendeep.judges import JUDGED, JUDGES, Judge, Verdict, classifiers, wordings
 from tokendeep.judges.base import Seen
 
@@ -157,15 +158,32 @@ def _listed(names: str | Sequence[str]) -> list[str]:
 
 
 def name_of(grader: Model | None) -> str | None:
-    """What verdicts call a grader; one that runs here is told from others by its weights and template too."""
-    return getattr(grader.api, "known", str(grader)) if grader else None
+    """What verdicts call a grader; one that is given ids is told from others by its weights and template too.
+
+    Where its server is gone, it is called what the logs of the same run have called it.
+
+    Raises:
+        InputError: its server, which tells them, cannot be reached, and no log names it.
+    """
+    try:
+        return getattr(grader.api, "known", str(grader)) if grader else None
+    except InputError as error:
+        if (run := current()) and run.grader_name:
+            return run.grader_name
+        raise InputError(f"The grader could not be asked: {error}") from error
 
 
-def facts(every: Sequence[Judging], grader: Model | None = None) -> dict[str, dict[str, Any]]:
-    """What each judge goes by, for the manifest."""
-    judges = {one.judge: one.by for one in every}
+def facts(
+    every: Sequence[Judging], grader: Model | None = None, signed: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """What each judge goes by, for the manifest.
+
+    Args:
+        signed: judge -> the name of its grader, where verdicts are there that say it; the grader is not asked then.
+    """
+    judges, known = {one.judge: one.by for one in every}, signed or {}
     graded = {
-        name: {"grader": name_of(grader), "max_tokens": j.rubric.tokens, "wording": j.rubric.called}
+        name: {"grader": known.get(name) or name_of(grader), "max_tokens": j.rubric.tokens, "wording": j.rubric.called}
         for name, j in judges.items()
         if j.rubric
     }

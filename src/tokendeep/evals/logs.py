@@ -97,6 +97,18 @@ def finished_samples(folder: str | Path) -> int:
     return sum(newest.values())
 
 
+def grader_of(folder: str | Path) -> str | None:
+    """What the newest log of an unfinished run calls the model that grades; None where none names it."""
+    for path in sorted([*_listed(Path(folder) / LOGS), *_listed(Path(folder))], key=_age, reverse=True):
+        try:
+            metadata = read_eval_log(str(path), header_only=True).eval.metadata or {}
+        except (OSError, ValueError, KeyError):  # cut off before its first line was written
+            continue
+        if names := [name for one in metadata.get("judgings", ()) if (name := one.get("grader"))]:
+            return str(names[0])
+    return None
+
+
 def gather(folder: Path) -> Path:
     """A folder for the logs of a run that goes on, with those that its earlier attempts have left.
 

@@ -43,6 +43,7 @@ class Session:
         digest: the hash of the rows that they are made of.
         on_judged: called after each judged answer.
         grader: the model that grades, where a judge asks one.
+        grader_name: what earlier attempts of the run have called it.
         judges: attack -> verdicts on each of its answers.
         verdicts: attack -> how many there are.
         on_failure: called with the first thing that goes wrong.
@@ -57,6 +58,7 @@ class Session:
     digest: str = ""
     on_judged: Callable[[], None] = lambda: None
     grader: Model | None = None
+    grader_name: str | None = None
     judges: Mapping[str, int] = field(default_factory=dict)
     verdicts: Counter[str] = field(default_factory=Counter)
     on_failure: Callable[[Exception], None] = lambda error: None

@@ -213,7 +213,13 @@ def _attack(plan: AttackPlan, state: runs.Run, show: bool) -> None:
     if plan.trained_on and show:
         print(f"attack: {learnt(plan.trained_on, len(plan.rows.prompts))}")
     prepared = _prepared(plan, state)
-    session = Session(plan.model, prepared, runs.hash_input("data", plan.inputs["data"]), grader=plan.grader)
+    session = Session(
+        plan.model,
+        prepared,
+        runs.hash_input("data", plan.inputs["data"]),
+        grader=plan.grader,
+        grader_name=logs.grader_of(state.out),
+    )
     todo = running.tasks_of(plan.attacks, options, session)
     attacked = (row for task in todo for row in running.attacked(task))
     runs.write_jsonl(state.out / "attacked.jsonl", attacked, private=True)
@@ -228,7 +234,8 @@ def _attack(plan: AttackPlan, state: runs.Run, show: bool) -> None:
     names = {name: value for name in ("label", "role") if (value := getattr(options, name))}
     names |= {} if plan.trained_on is None else {"trained_on": plan.trained_on}
     cost = {name: one.cost for name, one in prepared.items() if one.cost is not None}
-    names |= {"judges": judging.facts(judging.named(options.judge, options.judged), plan.grader)}
+    signed = {one.judge: name for one in samples if (name := one.params.get("grader"))}
+    names |= {"judges": judging.facts(judging.named(options.judge, options.judged), plan.grader, signed)}
     state.finish(**running.facts(plan.model, options.model), **names, **({"cost": cost} if cost else {}))
 
 
