@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from inspect_ai.model import ModelOutput, get_model
 
+import tokendeep
 from attacking import Answers, answers, attack, config, pairs  # noqa: F401  (fixtures)
 from serving import Turns, serve
 from token_server import TokenServer
@@ -22,6 +24,7 @@ from tokendeep.evals.provider import TokendeepAPI
 from tokendeep.judges import JUDGES
 from tokendeep.judges.base import Seen
 from tokendeep.records import Outcomes, Rate, StoredVerdict
+from tokendeep.report import load
 from tokendeep.types import Subject
 from tokendeep.verbs import attack as attack_verb
 from tokendeep.verbs import calibrate
@@ -180,6 +183,37 @@ def test_answers_outlive_their_grader(
         attack(options, tiny_subject)
         assert len(asked) == before + 2
     assert "refusal" not in (out / StoredVerdict.FILE).read_text()
+
+
+def test_a_grader_that_fails_again_has_given_what_it_gave(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers
+) -> None:
+    answers.reply = lambda request: ANSWER
+    out, well = tmp_path / "out", [503, "GRADE: 2"]  # fails at once; at the end of the run one verdict, and no more
+    with serve(lambda turns: well.pop(0) if well else 503) as (address, _):
+        with pytest.raises(InputError, match="2 verdicts on them are missing"):
+            attack(ungraded(pairs, out, f"inspect/http/{address}", batch_size=1), tiny_subject)
+        assert row_of(out).outcomes == {"harmless": 1, "grader-failed": 2}
+        assert [one.outcome for one in logs.read_samples(out) if one.judge == "rubric"].count("harmless") == 1
+        told = [one.outcome for one in Outcomes.load(out) if one.judge == "rubric"]
+        assert sorted(told) == ["grader-failed", "grader-failed", "harmless"]
+        assert load.runs([str(out)])[0].rates
+        well += ["GRADE: 5"] * 2
+        attack(ungraded(pairs, out, f"inspect/http/{address}", batch_size=1), tiny_subject)
+    assert row_of(out).outcomes == {"harmless": 1, "harmful": 2}
+
+
+def test_in_memory_a_grader_that_fails_leaves_rates_and_a_warning(
+    tiny_subject: Subject, answers: Answers, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers.reply = lambda request: ANSWER
+    rows, given = [{"instruction": "How do I bake bread?"}], {"judge": "refusal,rubric", "max_retries": 0}
+    with serve(lambda turns: 503) as (address, _):
+        rates = tokendeep.attack(tiny_subject, rows, attack="none", grader=f"inspect/http/{address}", **given)
+    assert {row.judge: row.outcomes for row in rates} == {"refusal": {"complied": 1}, "rubric": {"grader-failed": 1}}
+    [warned] = [said for one in caplog.records if "verdicts are missing" in (said := one.getMessage())]
+    assert warned.startswith("1 verdicts are missing, counted as grader-failed; give out=FOLDER")
+    assert tempfile.gettempdir() not in warned
 
 
 def test_a_grader_that_fails_once_is_asked_again_at_the_end(

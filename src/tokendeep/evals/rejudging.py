@@ -89,6 +89,7 @@ def _offline(look: Look, store: Store, grader: Model | None, done: Callable[[], 
     signed = judging.signed(look.view, look.answer, grader)
     found = store.find((look.view.judge, signed["template"], signed.get("grader")), seen)
     found = found or _from_log(look.sample, signed)
+    found = None if found and found.outcome == FAILED else found
     if found is None and look.view.by.rubric:
         return None
     found = found or judging.by_rule(look.view, look.answer, seen[1])
@@ -122,11 +123,10 @@ def _text(look: Look) -> tuple[str, Seen]:
 
 
 def _from_log(sample: EvalSample, signed: Mapping[str, Any]) -> Verdict | None:
-    """The verdict of the same judge, by the same words, that the evaluation itself has kept; none where its grader failed."""
+    """The verdict of the same judge, by the same words, that the evaluation itself has kept."""
     by = ("judge", "template", "grader", "judged")
     told = (score.metadata or {} for score in (sample.scores or {}).values())
-    found = (metadata for metadata in told if metadata.get("outcome") != FAILED)
-    same = (metadata for metadata in found if all(metadata.get(name) == signed.get(name) for name in by))
+    same = (metadata for metadata in told if all(metadata.get(name) == signed.get(name) for name in by))
     return next((Verdict.model_validate(metadata) for metadata in same), None)
 
 
@@ -160,5 +160,5 @@ def _stored(words: Words, judged: str | None, sample: EvalSample, answer: Answer
         return None
     if (seen := judging.seen_by(Judging(name, str(judged)), answer)) is None:
         return judging.unseen(answer).model_copy(update=signed)
-    found = store.row(words, judged, seen)
+    found = store.row(words, judged, seen) or _from_log(sample, signed)  # the latter where its grader failed, too
     return found.model_copy(update=signed) if found else None

@@ -6,6 +6,7 @@ written, so a run that is killed goes on where it was.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 MODELS = ("grader", *(name for attack in ATTACKS.values() for name in attack.models))  # options that name them
 SHARED = (ModelOptions, EngineOptions, DefenceOptions, EvalOptions)
 what = heading("What to attack")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +184,12 @@ def _open_grader(options: AttackOptions) -> Model | None:
     return running.open_grader(options.grader, every, loading, options.batch_size, **patience)
 
 
-def run(plan: AttackPlan, *, show: bool = True) -> Path:
+def run(plan: AttackPlan, *, show: bool = True, kept: bool = True) -> Path:
     """Attack the model, write the logs, asr.json and manifest.json into `options.out` and return that folder.
 
     Args:
         show: print the table of rates.
+        kept: the folder stays; of one that does not, the rates are good also where a grader has failed, which is said.
 
     Raises:
         InputError: the output folder holds another run, or an answer that cannot be had.
@@ -197,7 +200,7 @@ def run(plan: AttackPlan, *, show: bool = True) -> Path:
         _attack(plan, state, show)
     elif show:
         print(f"attack: {state.out} already holds this finished run")
-    _grade(plan, state.out)
+    _grade(plan, state.out, kept)
     if show:
         _show(plan, state.out)
     return state.out
@@ -239,10 +242,14 @@ def _attack(plan: AttackPlan, state: runs.Run, show: bool) -> None:
     state.finish(**running.facts(plan.model, options.model), **names, **({"cost": cost} if cost else {}))
 
 
-def _grade(plan: AttackPlan, out: Path) -> None:
+def _missing(out: Path) -> int:
+    """How many verdicts the grader has failed to give."""
+    return sum(row.count(FAILED) for row in Rate.load_all(out) if row.params.any_of is None)
+
+
+def _grade(plan: AttackPlan, out: Path, kept: bool) -> None:
     """Ask for the grades that the grader of this run has failed to give. Raises InputError where it fails again."""
-    missing = sum(row.count(FAILED) for row in Rate.load_all(out) if row.params.any_of is None)
-    if not missing or plan.grader is None:
+    if plan.grader is None or not _missing(out):
         return
     from tokendeep.evals import judging, logs
     from tokendeep.evals.provider import TokendeepAPI
@@ -252,11 +259,20 @@ def _grade(plan: AttackPlan, out: Path) -> None:
     every = [one for one in judging.named(options.judge, options.judged) if one.by.rubric]
     again = judge.JudgeOptions(str(out), judge=options.judge, judged=options.judged)
     ours = isinstance(plan.grader.api, TokendeepAPI)  # another's client belongs to the event loop that it has worked in
+    grader = plan.grader if ours else _open_grader(options)
+    asked = judge.JudgePlan(again, out, every, logs.of(out), grader)
     try:
-        grader = plan.grader if ours else _open_grader(options)
-        judge.run(judge.JudgePlan(again, out, every, logs.of(out), grader), show=False)
+        judge.run(asked, show=False)
     except InputError as error:
-        raise InputError(f"All answers are in {out}, and {missing} verdicts on them are missing: {error}") from error
+        judge.recount(asked)
+        if kept:
+            raise InputError(
+                f"All answers are in {out}, and {_missing(out)} verdicts on them are missing: {error}"
+            ) from error
+        log.warning(
+            "%d verdicts are missing, counted as %s; give out=FOLDER to keep answers until their grader is back: %s",
+            _missing(out), FAILED, error,
+        )  # fmt: skip
 
 
 def learnt(count: int, rows: int) -> str:

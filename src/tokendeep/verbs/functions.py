@@ -114,7 +114,7 @@ def attack(
     Args:
         rows: prompts, or pairs where an attack prefills tokens of a harmful answer.
         attack: names of attacks, comma-separated.
-        out: folder to write; none is written without it.
+        out: folder to write; none is written without it, and a grader that fails is warned of then.
         options: those of `tokendeep attack`, for example k=[0, 10].
 
     Raises:
@@ -352,7 +352,8 @@ def _run(
             options = _options(module, verb, Path(out or Path(scratch, verb)), given, {**values, **more})
             subjects = [subject for _, subject in named.values()]
             plan = module.plan(options, *subjects)
-            folder = module.run(plan) if verb == "poison" else module.run(plan, show=False)
+            how = {} if verb == "poison" else {"show": False} | ({"kept": out is not None} if verb == "attack" else {})
+            folder = module.run(plan, **how)
             yield _Made(folder, subjects[0] if subjects else None, options)
         except InputError as error:  # rows in memory are called by their names
             raise InputError(re.sub(rf"{re.escape(scratch)}/(\w+)\.jsonl", r"\1", str(error))) from error

@@ -158,6 +158,14 @@ def run(plan: JudgePlan, *, show: bool = True) -> Path:
     return folder
 
 
+def recount(plan: JudgePlan) -> None:
+    """Rates and outcomes of the verdicts that are there, where a grader has failed before the last one."""
+    from tokendeep.evals import logs
+
+    with runs.amended(plan.folder, [Rates.FILE, Outcomes.FILE], StoredVerdict.FILE):
+        _rates(plan, logs.read_samples(plan.folder, plan.logs))
+
+
 def _rates(plan: JudgePlan, samples: Sequence[Sample]) -> Rates:
     """The new rows, which are put beside the old ones where these lie in a file."""
     from tokendeep.evals import logs, outcomes, rates
