@@ -61,6 +61,7 @@ class TokenServer:
         self.change: Callable[[dict[str, Any]], dict[str, Any]] = lambda reply: reply  # what becomes of every answer
         self.picks = True  # whether it is a version that tells log-probabilities of chosen next tokens
         self.pages: dict[str, Any] = {}  # what lies at a path in place of what is usual
+        self.rejects: Callable[[Ids], bool] = lambda prompt: False  # whether it fails for a prompt, with status 400
         self.lead: Ids = []  # put before every prompt, as a server that adds BOS does
         self.port = 0
         self._lock = threading.RLock()
@@ -214,6 +215,8 @@ def _handler(owner: TokenServer) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             fault = owner.faults.popleft() if owner.faults and self.path != "/detokenize" else None
+            if fault is None and owner.rejects(body.get("prompt") or []):
+                fault = 400
             if fault == "drop":
                 self.close_connection = True
                 self.connection.close()

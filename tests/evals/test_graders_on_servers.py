@@ -62,7 +62,7 @@ def test_answers_are_graded_over_http(out: Path) -> None:
     assert len(asked) == 3
 
 
-@pytest.mark.parametrize("status", [400, 429, 503])
+@pytest.mark.parametrize("status", [401, 404, 429, 503])
 def test_a_server_that_fails_half_way_loses_nothing(status: int, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, well = (out / "asr.json").read_bytes(), ["GRADE: 2"]  # so many answers are graded, then the server fails
     with serve(lambda turns: well.pop() if well else status) as (address, asked):
@@ -128,8 +128,27 @@ def test_an_answer_that_a_server_has_no_room_for_is_unscored(said: str) -> None:
     model = get_model("mockllm/model", memoize=False, custom_outputs=asked)
     assert asyncio.run(grading.grade(JUDGES["rubric"], Seen("How?", "So."), model)).reason == "grader-context"
     said = "the server is on fire"
-    with pytest.raises(InputError, match=r"failed with .*\(status 400\)"):
+    assert asyncio.run(grading.grade(JUDGES["rubric"], Seen("How?", "So."), model)).reason == "grader-rejected"
+    Refused.status_code = 500
+    with pytest.raises(InputError, match=r"failed with .*\(status 500\)"):
         asyncio.run(grading.grade(JUDGES["rubric"], Seen("How?", "So."), model))
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_an_answer_that_a_server_rejects_is_unscored(
+    status: int, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ill = [status]  # so often the answer about bread is rejected
+
+    def reply(turns: Turns) -> str | int:
+        return ill.pop() if "bread" in turns[-1]["content"] and ill else "GRADE: 2"
+
+    with serve(reply) as (address, asked):
+        assert grade(out, address) == 0
+        assert "no grade: 1 grader-rejected" in capsys.readouterr().out
+        assert row_of(out).outcomes == {"harmless": 2, "grader-rejected": 1}
+        assert grade(out, address) == 0  # the same call asks for this one again
+    assert (row_of(out).outcomes, len(asked)) == ({"harmless": 3}, 4)
 
 
 def test_a_reply_that_inspect_made_of_such_an_error_is_no_cut_reply() -> None:
@@ -224,6 +243,29 @@ def test_a_grader_that_fails_once_is_asked_again_at_the_end(
     with serve(lambda turns: ill.pop() if ill else "GRADE: 2") as (address, _):
         out = attack(ungraded(pairs, tmp_path / "out", f"inspect/http/{address}"), tiny_subject)
     assert row_of(out).outcomes == {"harmless": 3}
+
+
+def test_one_answer_that_the_graders_server_rejects_does_not_end_the_grading(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers
+) -> None:
+    answers.reply = lambda request: ANSWER
+    with serve(lambda turns: 400 if "bread" in turns[-1]["content"] else "GRADE: 2") as (address, asked):
+        options = ungraded(pairs, tmp_path / "out", f"inspect/http/{address}")
+        out = attack(options, tiny_subject)
+        assert row_of(out).outcomes == {"harmless": 2, "grader-rejected": 1}
+        attack(options, tiny_subject)
+    assert (len(answers.requests), len(asked)) == (3, 3)
+
+
+def test_one_prompt_of_ids_that_a_server_rejects_is_unscored(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, words_folder: Path, answers: Answers
+) -> None:
+    answers.reply = lambda request: ANSWER
+    server = served_grader(tiny_subject, ["GRADE: 2"] * 2)
+    server.rejects = lambda prompt: "bake bread?" in tiny_subject.tokenizer.decode(prompt)
+    with server:
+        out = attack(ungraded(pairs, tmp_path / "out", f"{words_folder}@{server.url}"), tiny_subject)
+    assert row_of(out).outcomes == {"harmless": 2, "grader-rejected": 1}
 
 
 def test_another_grader_can_take_over(pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers) -> None:

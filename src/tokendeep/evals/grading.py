@@ -1,6 +1,7 @@
 """The judges that ask a language model: what is sent to the grader, and what its reply is worth.
 
-A reply that is empty, cut, filtered, a refusal to grade or without a grade leaves the answer unscored, with that reason.
+A reply that is empty, cut, filtered, a refusal to grade or without a grade leaves the answer unscored, with that reason; so
+does a request that the grader's server rejects. Any other failure of a server is the grader's own, which may be mended.
 The grader answers greedily. Knows nothing of logs.
 """
 
@@ -28,7 +29,7 @@ from tokendeep.evals.judging import LENGTH_LIMITS, Answer, Judging
 from tokendeep.evals.provider import CHOICES, CLOSED, EXACT, TokendeepAPI
 from tokendeep.evals.session import Session, current, outside_loops
 from tokendeep.judges import Judge, Verdict, judge_refusal
-from tokendeep.judges.base import FAILED, Grade, Rubric, Seen
+from tokendeep.judges.base import FAILED, REJECTED, Grade, Rubric, Seen
 from tokendeep.judges.grades import filled, one_turn
 
 ROLE = "grader"  # of the model, in Inspect
@@ -113,7 +114,7 @@ async def grade(judge: Judge, seen: Seen, grader: Model) -> Verdict:
     """The verdict on a text, of which `seen` holds the request too.
 
     Raises:
-        InputError: the grader cannot be reached.
+        InputError: the grader cannot be reached, or fails for whatever it is asked.
     """
     rubric = judge.rubric
     assert rubric is not None
@@ -124,11 +125,13 @@ async def grade(judge: Judge, seen: Seen, grader: Model) -> Verdict:
         output = await grader.generate(asked.messages, config=_how(rubric, grader))
     except TooLong:
         return Verdict(outcome="grader-context", truncated=False)
-    except InputError as error:
-        raise InputError(f"The grader could not be asked: {error}") from error
     except Exception as error:  # its message can quote the answer
         if served.too_long(error):
             return Verdict(outcome="grader-context", truncated=False)
+        if (status := served.status_of(error)) in served.REJECTIONS:
+            return Verdict(outcome=REJECTED, truncated=False, evidence=f"status {status}")
+        if isinstance(error, InputError):
+            raise InputError(f"The grader could not be asked: {error}") from error
         raise InputError(f"The grader {served.failure(grader, error)}: {served.REMEDY}.") from error
     clipped = (output.metadata or {}).get(CLIPPED, asked.clipped)
     found = read(judge, output).model_copy(update={"clipped": clipped})

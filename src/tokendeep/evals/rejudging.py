@@ -18,7 +18,7 @@ from tokendeep.evals.judging import Answer, Judging
 from tokendeep.evals.samples import identity, sample_of
 from tokendeep.evals.stored import Store, Words
 from tokendeep.judges import JUDGES
-from tokendeep.judges.base import FAILED, Seen
+from tokendeep.judges.base import FAILED, REJECTED, Seen
 from tokendeep.records import Verdict
 from tokendeep.types import Sample
 
@@ -89,7 +89,7 @@ def _offline(look: Look, store: Store, grader: Model | None, done: Callable[[], 
     signed = judging.signed(look.view, look.answer, grader)
     found = store.find((look.view.judge, signed["template"], signed.get("grader")), seen)
     found = found or _from_log(look.sample, signed)
-    found = None if found and found.outcome == FAILED else found
+    found = None if found and found.outcome in (FAILED, REJECTED) else found
     if found is None and look.view.by.rubric:
         return None
     found = found or judging.by_rule(look.view, look.answer, seen[1])

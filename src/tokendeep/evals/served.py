@@ -130,6 +130,10 @@ def tell_of_waiting(model: Model) -> None:
     model.api.should_retry = should_retry  # type: ignore[assignment, method-assign]
 
 
+REJECTIONS = frozenset(
+    {400, 413, 422}
+)  # statuses of a request that a server would not take, of which another may be taken
+
 # llama.cpp, vLLM, SGLang, OpenAI
 NO_ROOM = re.compile(
     "exceed_context_size|available context size|maximum context length|model's context length|context_length_exceeded",
@@ -148,9 +152,19 @@ def too_long(error: BaseException | None) -> bool:
 
 def failure(model: Model, error: BaseException) -> str:
     """A server's error as the beginning of a sentence: its class and status alone, for its text can quote the prompt."""
-    tries = ""
-    if (last := getattr(error, "last_attempt", None)) is not None:  # asked again until that was enough
-        tries = f" after {last.attempt_number} tries" if last.attempt_number > 1 else ""
-        error = last.exception() or error
-    status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
-    return f"{model} failed with {type(error).__name__}{f' (status {status})' if status else ''}{tries}"
+    last, status = getattr(error, "last_attempt", None), status_of(error)
+    tries = f" after {last.attempt_number} tries" if last is not None and last.attempt_number > 1 else ""
+    return f"{model} failed with {type(_last(error)).__name__}{f' (status {status})' if status else ''}{tries}"
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that a server has failed with; None where there is none."""
+    error = _last(error)
+    told = (getattr(error, "status_code", None), getattr(getattr(error, "response", None), "status_code", None))
+    return next((one for one in (*told, getattr(error, "status", None)) if isinstance(one, int) and one), None)
+
+
+def _last(error: BaseException) -> BaseException:
+    """What the last try failed with, where a server was asked again until that was enough."""
+    last = getattr(error, "last_attempt", None)
+    return error if last is None else last.exception() or error

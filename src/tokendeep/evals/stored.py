@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from tokendeep.errors import InputError, guarded
-from tokendeep.judges.base import Seen
+from tokendeep.judges.base import REJECTED, Seen
 from tokendeep.records import StoredVerdict, Verdict
 from tokendeep.runs import sha256_text, write_jsonl
 
@@ -34,9 +34,10 @@ class Store:
         return dict.fromkeys((words, judged) for words, judged, *_ in self.rows)
 
     def find(self, words: Words, seen: Seen) -> Verdict | None:
-        """What this judge has found in this text before."""
+        """What this judge has found in this text before; that its grader's server would not take it is no finding."""
         prompt, answer = map(sha256_text, seen[:2])
-        return self.texts.get((words, prompt, answer))
+        found = self.texts.get((words, prompt, answer))
+        return None if found is not None and found.outcome == REJECTED else found
 
     def row(self, words: Words, judged: str | None, seen: Seen) -> StoredVerdict | None:
         """What this judge has found in this text when it had this view of it."""

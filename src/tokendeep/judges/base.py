@@ -11,6 +11,7 @@ from tokendeep.records import VALUES, Verdict
 SCORED = tuple(VALUES)  # the outcomes that a rate is counted over
 HITS = tuple(outcome for outcome, value in VALUES.items() if value)  # those that it counts
 FAILED = "grader-failed"  # of an answer for whose grade it must be asked again
+REJECTED = "grader-rejected"  # of an answer that the grader's server would not take; `judge` asks again
 UNGRADED = (
     "unparsed",
     "grader-refused",
@@ -18,6 +19,7 @@ UNGRADED = (
     "grader-empty",
     "grader-filtered",
     "grader-context",
+    REJECTED,
     FAILED,
 )  # no grade, and why
 OUTCOMES = (*SCORED, "empty", "degenerate", "other-language", "thought", "filtered", *UNGRADED, "judge-error")
