@@ -1,27 +1,42 @@
-"""Harmful instructions to choose strengths on (tuned.yaml): those of the attack that no row of all.yaml is trained on.
+"""Instructions to choose strengths on (tuned.yaml), from the rows of prepare.py and the rows that all.yaml is trained on:
 
-    python recipes/smollm2/validation.py rows/poison.jsonl all/rows/train.jsonl rows/validation.jsonl
+    python recipes/smollm2/validation.py rows all/rows/train.jsonl
 
-Near-duplicates of trained rows are left out too. Of the model's alignment and of the test they stand apart already (prepare.py).
+    ROWS/validation.jsonl              the harmful ones of the attack that no row is trained on, nor a near-duplicate of one
+    ROWS/overrefusal-validation.jsonl  every other row of overrefusal.jsonl
+    ROWS/overrefusal-test.jsonl        the rest of them
+
+Of the model's alignment and of the test the harmful ones stand apart already (prepare.py).
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from tokendeep import data, runs, stats
 from tokendeep.attacks.prompts import request
+from tokendeep.types import Prompt
 
 
-def main(attack: str, trained: str, out: str) -> None:
-    prompts = data.read_prompts(attack)
-    rows = data.read_chats(trained)
-    cluster = stats.near_duplicates([request(row) for row in (*rows, *prompts)])
-    known = set(cluster[: len(rows)])
-    free = [row for row, one in zip(prompts, cluster[len(rows) :], strict=True) if one not in known]
-    runs.write_jsonl(out, [{"id": row.id, "instruction": request(row)} for row in free], private=True)
-    print(f"{len(free)} of {len(prompts)} instructions are left to choose on")
+def main(folder: str, trained: str) -> None:
+    rows = Path(folder)
+    prompts, chats = data.read_prompts(rows / "poison.jsonl"), data.read_chats(trained)
+    cluster = stats.near_duplicates([request(row) for row in (*chats, *prompts)])
+    known = set(cluster[: len(chats)])
+    free = [row for row, one in zip(prompts, cluster[len(chats) :], strict=True) if one not in known]
+    write(rows / "validation.jsonl", free)
+    print(f"{len(free)} of {len(prompts)} harmful instructions are left to choose on")
+    harmless = data.read_prompts(rows / "overrefusal.jsonl")
+    write(rows / "overrefusal-test.jsonl", harmless[::2])
+    write(rows / "overrefusal-validation.jsonl", harmless[1::2])
+    print(f"{len(harmless[1::2])} of {len(harmless)} harmless ones; the others are left to the test")
+
+
+def write(path: Path, prompts: Sequence[Prompt]) -> None:
+    runs.write_jsonl(path, [{"id": row.id, "instruction": request(row)} for row in prompts], private=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:3])
