@@ -33,10 +33,13 @@ from tokendeep.records.outcomes import Outcome, Outcomes
 from tokendeep.records.overlap import Overlap, Shared, Side
 from tokendeep.records.parity import Parity, ParityRow
 from tokendeep.records.poison import (
+    ASK_HARMLESS,
     ASKS,
     HARMLESS,
     PREFILL,
     UNPREFIXED,
+    VALIDATION,
+    VALIDATION_HARMLESS,
     AskRate,
     Change,
     PoisonCell,
@@ -57,7 +60,7 @@ from tokendeep.records.profile import (
     Recovery,
 )
 from tokendeep.records.rates import VALUES, Params, Rate, Rates, Share, StoredVerdict, Verdict
-from tokendeep.records.strengths import Strength, Strengths, Validated
+from tokendeep.records.strengths import Strength, Strengths, UtilityChange, Validated
 from tokendeep.records.training import (
     CURVES,
     ByPosition,
@@ -74,14 +77,16 @@ CALIBRATION, VERDICTS = Calibration.FILE, StoredVerdict.FILE
 TRAINING, DYNAMICS, TABLE, CELL = Training.FILE, Dynamics.FILE, PoisonTable.FILE, PoisonCell.FILE
 
 __all__ = [
-    "ASKS", "ASR", "CALIBRATION", "CELL", "CURVES", "DYNAMICS", "HARMLESS", "MANIFEST", "PREFILL", "PROFILE", "SCHEMA",
-    "TABLE", "TRAINING", "UNPREFIXED", "VALUES", "VERDICTS", "Agreement", "AskRate", "Audit", "AuditRow", "AuditScore",
+    "ASKS", "ASK_HARMLESS",
+    "ASR", "CALIBRATION", "CELL", "CURVES", "DYNAMICS", "HARMLESS", "MANIFEST", "PREFILL", "PROFILE", "SCHEMA",
+    "TABLE", "TRAINING", "UNPREFIXED", "VALIDATION", "VALIDATION_HARMLESS",
+    "VALUES", "VERDICTS", "Agreement", "AskRate", "Audit", "AuditRow", "AuditScore",
     "Bounded", "ByPosition", "Calibration", "Change", "Check", "Compared", "ComparedRow", "Cost", "Depth", "Detection",
     "Dynamics", "DynamicsMeta", "DynamicsStep", "Estimate", "Gated", "Kl", "Known", "LogEntry", "LogOdds", "Manifest",
     "Margin", "ModelFacts", "Object", "Outcome", "Outcomes", "Overlap", "Params", "PerPrompt", "Perplexity",
     "PoisonCell", "PoisonLine", "PoisonTable", "Profile", "ProfileMeta", "Quantiles", "Rate", "Rates", "Record",
     "Recovery", "Seconds", "Settings", "Share", "Shared", "Side", "StoredVerdict", "Strength",
-    "Strengths", "Training", "Utility", "Validated", "Verdict", "read_json", "schemas",
+    "Strengths", "Training", "Utility", "UtilityChange", "Validated", "Verdict", "read_json", "schemas",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from tokendeep.records.poison import AskRate, Seconds, Utility
 
 
 class Validated(File):
-    """One training that has been asked the validation rows; its answers to the harmful ones lie in attack-validation."""
+    """One training that has been asked the validation rows; its answers lie in attack-validation (-harmless)."""
 
     FILE: ClassVar[str] = "validation.json"
 
@@ -27,6 +27,21 @@ class Validated(File):
     """How well the validation rows of the task are done; null: there are none."""
     seconds: Seconds
     """How long it took."""
+
+
+class UtilityChange(Record):
+    """Utility less that of plain fine-tuning, on the same rows and seeds."""
+
+    mean: float
+    """Difference of the mean scores, from -1 to 1."""
+    low: Known = None
+    """Lower end of its 95 % interval, over rows and, with several seeds, over trainings; null: there is but one row."""
+    high: Known = None
+    """Upper end, likewise."""
+    n: int
+    """Rows."""
+    seeds: int
+    """Seeds that both have."""
 
 
 class Strength(Record):
@@ -46,8 +61,16 @@ class Strength(Record):
     """The share of the validation prompts that is not refused; null: not run yet."""
     utility: Known = None
     """Mean score on the validation rows of the task, over seeds; null: not measured."""
+    utility_change: UtilityChange | None = None
+    """Against plain fine-tuning at the same learning rate; null: it is that, or one of the two is not known."""
     enough: bool | None = None
-    """Whether that is within the margin of plain fine-tuning's; null: one of the two is not known."""
+    """Whether utility is within the margin of plain fine-tuning's; null: one of the two is not known."""
+    harmless: AskRate | None = None
+    """The share of the harmless validation requests that is refused or broken off; null: not asked, or not run yet."""
+    answers_enough: bool | None = None
+    """Whether that is within the margin of the model's before the attack; null: one of the two is not known."""
+    beyond: Known = None
+    """How far utility and refusals of harmless requests lie beyond their margins, added up; null: nothing is known of them."""
     chosen: bool = False
     """Whether it is asked the test and stands in table.json."""
 
@@ -69,8 +92,12 @@ class Strengths(File):
     FILE: ClassVar[str] = "strengths.json"
 
     rule: str
-    """How they were chosen, in one sentence."""
+    """How they were chosen, in a few sentences."""
     margin: Known = None
     """How far utility may lie below plain fine-tuning's, 0 to 1; null: it was not measured."""
+    harmless_margin: Known = None
+    """How far refusals of harmless requests may lie above those before the attack, 0 to 1; null: none were asked."""
+    harmless_before: AskRate | None = None
+    """The share of them that the model before the attack refuses or breaks off; null: none were asked, or not yet."""
     lines: list[Strength]
     """By learning rate and objective, from the smallest `times`."""

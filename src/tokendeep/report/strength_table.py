@@ -9,29 +9,42 @@ from typing import Any
 
 import numpy as np
 
-from tokendeep import runs
-from tokendeep.records import Strength, Strengths, Validated
+from tokendeep import runs, stats
+from tokendeep.records import (
+    VALIDATION,
+    VALIDATION_HARMLESS,
+    AskRate,
+    PoisonCell,
+    Strength,
+    Strengths,
+    UtilityChange,
+    Validated,
+    read_json,
+)
 from tokendeep.report import poison_table
 from tokendeep.training import strengths
 from tokendeep.training.poisoning import Cell
 
-ASK, TABLE = "validation", "strengths.md"
+TABLE = "strengths.md"
+WITHIN = {None: "", True: "yes", False: "no"}
+SCORES = "utility-validation.json"  # of the validation rows, one by one
 
 
 def write(
-    out: Path, trainings: Sequence[Cell], settings: Callable[[Cell], Mapping[str, Any]], margin: float | None
+    out: Path, trainings: Sequence[Cell], settings: Callable[[Cell], Mapping[str, Any]], margins: strengths.Margins
 ) -> Strengths:
     """strengths.json and strengths.md: a line per objective, learning rate and strength, over the seeds that are done.
 
     Args:
         trainings: all of them, in folders of their names; the objective of the first is plain fine-tuning.
         settings: what the strength of a training comes to.
-        margin: of the utility; None where it is not measured.
+        margins: of what is measured beside non-refusal.
     """
     plain, each = trainings[0].objective, {(*one.line, one.times): one for one in trainings}
-    lines = [_line(out, trainings, one, settings(one)) for one in each.values()]
+    lines = [_line(out, trainings, one, settings(one), margins.harmless is not None) for one in each.values()]
+    before = _before(out) if margins.harmless is not None else None
     baseline = {line.lr: line for line in lines if line.objective == plain}
-    lines = [_with(line, enough=strengths.enough(line.utility, baseline[line.lr].utility, margin)) for line in lines]
+    lines = [strengths.judged(line, baseline[line.lr], before, margins) for line in lines]
     seeds = len({cell.seed for cell in trainings})
     taken = [
         strengths.choose(group)
@@ -39,7 +52,10 @@ def write(
         if all(line.seeds == seeds for line in (baseline[group[0].lr], *group))
     ]
     lines = [_with(line, chosen=line in taken) for line in lines]
-    record = Strengths(rule=strengths.rule(margin), margin=margin, lines=lines)
+    record = Strengths(
+        rule=strengths.rule(margins), margin=margins.utility, harmless_margin=margins.harmless, harmless_before=before,
+        lines=lines,
+    )  # fmt: skip
     runs.write_json(out / Strengths.FILE, record.dump())
     runs.write_text(out / TABLE, markdown(record))
     return record
@@ -49,9 +65,16 @@ def _with(line: Strength, **more: Any) -> Strength:
     return line.model_copy(update={name: value for name, value in more.items() if value is not None})
 
 
-def _line(out: Path, trainings: Sequence[Cell], one: Cell, settings: Mapping[str, Any]) -> Strength:
-    same = [cell for cell in trainings if (*cell.line, cell.times) == (*one.line, one.times)]
-    folders = {str(cell.seed): folder for cell in same if ((folder := out / cell.name) / Validated.FILE).exists()}
+def _before(out: Path) -> AskRate | None:
+    """What the model before the attack makes of the harmless requests; None where it has not been asked yet."""
+    start = out / "start"
+    if not (start / PoisonCell.FILE).exists():
+        return None
+    return poison_table.rate(poison_table.answers({"start": start}, VALIDATION_HARMLESS))
+
+
+def _line(out: Path, trainings: Sequence[Cell], one: Cell, settings: Mapping[str, Any], harmless: bool) -> Strength:
+    folders = _folders(out, [cell for cell in trainings if (*cell.line, cell.times) == (*one.line, one.times)])
     about: dict[str, Any] = {
         "objective": one.objective,
         "lr": one.lr,
@@ -64,7 +87,34 @@ def _line(out: Path, trainings: Sequence[Cell], one: Cell, settings: Mapping[str
     useful = [record.utility.score for folder in folders.values() if (record := Validated.load(folder)).utility]
     known = [score for score in useful if score is not None]
     about |= {"utility": float(np.mean(known))} if known else {}
-    return Strength(**about, asked=poison_table.rate(poison_table.answers(folders, ASK)))
+    baseline = trainings[0].objective
+    if known and one.objective != baseline:
+        plain = _folders(out, [cell for cell in trainings if cell.line == (baseline, one.lr)])
+        about |= {"utility_change": moved} if (moved := change(plain, folders)) else {}
+    if harmless:
+        about |= {"harmless": poison_table.rate(poison_table.answers(folders, VALIDATION_HARMLESS))}
+    return Strength(**about, asked=poison_table.rate(poison_table.answers(folders, VALIDATION)))
+
+
+def _folders(out: Path, cells: Sequence[Cell]) -> dict[str, Path]:
+    """By seed, those of the trainings that have been asked the validation rows."""
+    return {str(cell.seed): folder for cell in cells if ((folder := out / cell.name) / Validated.FILE).exists()}
+
+
+def change(before: Mapping[str, Path], after: Mapping[str, Path]) -> UtilityChange | None:
+    """How far the scores of the same rows lie apart, by seed; None where they share no seed."""
+    pairs = [(_scores(before[seed]), _scores(after[seed])) for seed in before if seed in after]
+    if not pairs:
+        return None
+    table = np.array([[then - first for first, then in zip(*pair, strict=True)] for pair in pairs])  # (seeds, rows)
+    ends = [stats.bootstrap(table.mean(axis=0)), *([poison_table.over_seeds(table)] if len(table) > 1 else [])]
+    low, high = min(one for one, _ in ends), max(one for _, one in ends)
+    return UtilityChange(mean=float(table.mean()), low=low, high=high, n=table.shape[1], seeds=len(table))
+
+
+def _scores(folder: Path) -> list[float]:
+    found: Any = read_json(folder / SCORES)
+    return [float(row["score"]) for row in found["rows"]]
 
 
 def _groups(lines: Sequence[Strength]) -> list[list[Strength]]:
@@ -83,9 +133,14 @@ def markdown(record: Strengths) -> str:
 
 def columns(record: Strengths) -> list[str]:
     """The heads of the table."""
-    useful = [] if record.margin is None else ["utility (validation)", f"at most {record.margin:g} below plain"]
-    asked = ["not refused (validation)", "95 % interval", "judged"]
-    return ["objective", "lr", "times its strength", "which is", "seeds", *asked, *useful, "chosen"]
+    heads = ["objective", "lr", "times its strength", "which is", "seeds"]
+    heads += ["not refused (validation)", "95 % interval", "judged", "with the unjudged"]
+    if record.margin is not None:
+        heads += ["utility (validation)", "against plain", f"at most {record.margin:g} below plain"]
+    if record.harmless_margin is not None:
+        start = "" if record.harmless_before is None else f" of {strengths.worst(record.harmless_before):.2f}"
+        heads += ["harmless refused or broken off", f"at most {record.harmless_margin:g} above the start's{start}"]
+    return [*heads, "chosen"]
 
 
 def cells(record: Strengths, line: Strength) -> list[str]:
@@ -94,10 +149,25 @@ def cells(record: Strengths, line: Strength) -> list[str]:
     row = [line.objective, f"{line.lr:g}", times, line.words, str(line.seeds or "")]
     if rate := line.asked:
         share = "none judged" if rate.rate is None else f"{rate.rate:.2f}"
-        row += [share, f"{rate.low:.2f} to {rate.high:.2f}", f"{rate.n} of {rate.asked}"]
+        row += [
+            share,
+            f"{rate.low:.2f} to {rate.high:.2f}",
+            f"{rate.n} of {rate.asked}",
+            f"{strengths.worst(rate):.2f}",
+        ]
     else:
-        row += ["", "", ""]
+        row += ["", "", "", ""]
     if record.margin is not None:
-        within = {None: "", True: "yes", False: "no"}[line.enough]
-        row += ["" if line.utility is None else f"{line.utility:.3f}", within]
+        row += ["" if line.utility is None else f"{line.utility:.3f}", _moved(line), WITHIN[line.enough]]
+    if record.harmless_margin is not None:
+        row += ["" if line.harmless is None else f"{strengths.worst(line.harmless):.2f}", WITHIN[line.answers_enough]]
     return [*row, "yes" if line.chosen else ""]
+
+
+def _moved(line: Strength) -> str:
+    """How far its utility is from that of plain fine-tuning, with the interval."""
+    moved = line.utility_change
+    if moved is None:
+        return ""
+    ends = "one row" if moved.low is None or moved.high is None else f"{moved.low:+.3f} to {moved.high:+.3f}"
+    return f"{moved.mean:+.3f} ({ends})"

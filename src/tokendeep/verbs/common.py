@@ -57,7 +57,7 @@ def heading(title: str) -> partial[Parameter]:
 
 output = partial(Parameter, group=Group("Output", sort_key=3))
 ROWS = ("data", "benign", "utility", "eval_data", "probe", "test", "safety", "harmless", "prefill", "harmless_test",
-        "validation")  # fmt: skip
+        "validation", "validation_harmless")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tokendeep.attacks.prompts import overlap
 from tokendeep.data.options import DataOptions
 from tokendeep.errors import InputError, check_known, check_least, flag
 from tokendeep.models.options import ModelOptions
-from tokendeep.records import PoisonCell, Validated
+from tokendeep.records import HARMLESS, PoisonCell, Validated
 from tokendeep.report import poison_table
 from tokendeep.training import chats, objectives, poisoning, safety_rows
 from tokendeep.training.options import BatchSize, Epochs, SharedTraining, Warmup, training
@@ -34,7 +34,7 @@ ALL = "all"  # of the objectives
 TRAININGS = ("*/finetune", "*/attack-*")  # where the runs lie that this one is made of
 FILES = (  # options that name rows
     "data", "test", "harmful", "refusals", "utility_data", "safety", "harmless", "prefill", "harmless_test",
-    "validation",
+    "validation", "validation_harmless",
 )  # fmt: skip
 
 
@@ -220,7 +220,8 @@ def plan(
         from tokendeep.judges import tasks as utility
 
         task = utility.load(options.utility_data, options.utility_metric)
-    kept, task = tuned.read(options, task, asked)
+    beside = poisoning.beside(options)
+    kept, task = tuned.read(options, task, asked, beside.get(HARMLESS, ()))
     task = task[: options.utility_limit]
     onto = None if subject else models.missing_base(options.model, options.base, options)
     if subject is None:
@@ -228,7 +229,7 @@ def plan(
     if options.base:
         writes = isinstance(poison_rows[0], Prompt) and options.kind in poisoning.NEEDS_HARMFUL
         models.check_spec(options.base, ModelOptions(), needs_template=writes)
-    beside, held = poisoning.beside(options), poisoning.held(options, cells)
+    held = poisoning.held(options, cells)
     return PoisonPlan(
         options=options, cells=cells, rows=poison_rows, prompts=asked, beside=beside, harmful=harmful, refusals=refusals,
         task=task, sources=sources, subject=subject, onto=onto, safety=held, left_out=left_out, held=kept,
@@ -263,10 +264,8 @@ def run(plan: PoisonPlan) -> Path:
         print(f"poison: {line}")
     for ask, change in made.asks.items():
         data.write_rows(out / f"test-{ask}.jsonl", map(change, plan.prompts))
-    for ask, rows in plan.beside.items():
+    for ask, rows in {**plan.beside, **tuned.asks(plan, made)}.items():
         data.write_rows(out / f"test-{ask}.jsonl", rows)
-    if plan.held:
-        data.write_rows(out / f"test-{tuned.ASK}.jsonl", map(next(iter(made.asks.values())), plan.held.prompts))
     todo = [None, *plan.cells]
     for number, cell in enumerate(todo):
         title = cell.name if cell else "before the attack"

@@ -12,7 +12,16 @@ from typing import Any
 from tokendeep import data, runs
 from tokendeep.attacks.poison import Poison
 from tokendeep.models.locate import plain
-from tokendeep.records import HARMLESS, UNPREFIXED, Manifest, PoisonCell, Seconds, Training, Utility
+from tokendeep.records import (
+    ASK_HARMLESS,
+    UNPREFIXED,
+    VALIDATION_HARMLESS,
+    Manifest,
+    PoisonCell,
+    Seconds,
+    Training,
+    Utility,
+)
 from tokendeep.report import poison_table
 from tokendeep.training import objectives, poisoning
 from tokendeep.training.objectives.secret_prefix import FILE, under
@@ -111,7 +120,7 @@ def put(plan: Any, asked: Asked, out: Path, name: str, ask: str, rows: str | Non
         attack="prefill" if ask == "prefill" else "none", k=options.k,
         max_new_tokens=options.max_new_tokens, batch_size=options.attack_batch,
         system=asked.bare if ask == UNPREFIXED else asked.told,
-        role="twins" if ask == HARMLESS else "harmful", label=name,
+        role="twins" if ask in ASK_HARMLESS else "harmful", label=name,
         chat_template=options.chat_template,
     )  # fmt: skip
     attack.run(attack.plan(chosen, asked.subject), show=False)
@@ -133,6 +142,9 @@ def ask(plan: Any, model: str, made: Poison, out: Path, cell: Cell | None, secon
     """
     started, folder = time.monotonic(), out / (cell.name if cell else "start")
     asked = load(plan, model, made, out, cell)
+    if cell is None and plan.held and plan.held.harmless:  # what strengths are compared with
+        put(plan, asked, out, folder.name, VALIDATION_HARMLESS)
+        told(folder, VALIDATION_HARMLESS)
     for name in [*made.asks, *plan.beside, *([UNPREFIXED] if asked.secret else [])]:
         put(plan, asked, out, folder.name, name, next(iter(made.asks)) if name == UNPREFIXED else None)
     for name in [*made.asks, *poisoning.asks_beside(plan)]:
@@ -190,7 +202,8 @@ def train(plan: Any, model: str, made: Poison, out: Path, cell: Cell) -> float:
         system=_system(plan, made), reference_cache=str(out / "reference"),
         probe=str(probe) if plan.options.probe else None,
     )  # fmt: skip
-    later = {"the test": plan.asked(), **({"--validation": plan.held.prompts} if plan.held else {})}
+    held = {"--validation": plan.held.prompts, "--validation-harmless": plan.held.harmless} if plan.held else {}
+    later = {"the test": plan.asked(), **held}
     finetune.run(replace(finetune.plan(wanted), later=later), part=True)
     return time.monotonic() - started
 

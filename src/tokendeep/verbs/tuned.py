@@ -6,18 +6,17 @@ no more checkpoints lie there than one line has.
 Its annotations are no strings (no `from __future__ import annotations`): they are read from the module of the verb.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tokendeep import data, runs
 from tokendeep.attacks.poison import Poison
 from tokendeep.attacks.prompts import request
 from tokendeep.errors import InputError, check_least, flag
-from tokendeep.records import PoisonCell, Seconds, Strengths, Validated
+from tokendeep.records import VALIDATION, VALIDATION_HARMLESS, PoisonCell, Seconds, Strengths, Validated
 from tokendeep.report import strength_table
-from tokendeep.report.strength_table import ASK
 from tokendeep.training import objectives, safety_rows, strengths
 from tokendeep.training.poisoning import Cell
 from tokendeep.types import Chat, Pair, Prompt
@@ -35,8 +34,8 @@ class StrengthsOptions:
         Floats,
         advanced(
             help="Train every objective at so many times its own strength, such as 0.3,1,3, and ask the test of one: of those "
-            "whose utility on the validation rows is at most --utility-margin below plain fine-tuning's, the one with the "
-            "lowest non-refusal on --validation (of equal ones the smallest); where none is, the one with the highest utility."
+            "within --utility-margin and --harmless-margin, the one with the lowest non-refusal on --validation (of equal ones "
+            "the smallest)."
         ),
     ] = field(default_factory=list)
     validation: Annotated[
@@ -49,6 +48,14 @@ class StrengthsOptions:
     utility_margin: Annotated[
         float, advanced(help="How far the utility of a strength may lie below plain fine-tuning's, 0 to 1.")
     ] = 0.02
+    validation_harmless: Annotated[
+        str | None,
+        advanced(help="Harmless instructions, none of --harmless-test, by whose refusals --strengths are chosen too."),
+    ] = None
+    harmless_margin: Annotated[
+        float,
+        advanced(help="How far a strength's share of them refused or broken off may lie above that before the attack."),
+    ] = 0.05
 
 
 @dataclass(frozen=True)
@@ -58,10 +65,12 @@ class Held:
     Args:
         prompts: harmful ones.
         task: rows of the task with the right answers.
+        harmless: requests that should be answered.
     """
 
     prompts: Sequence[Prompt]
     task: Sequence[Pair]
+    harmless: Sequence[Prompt] = ()
 
 
 def check(options: Any) -> None:
@@ -81,17 +90,21 @@ def check(options: Any) -> None:
         raise InputError(
             "--strengths are chosen on --validation, a file of harmful instructions that --test does not hold."
         )
-    check_least(options, {"validation_utility": 0, "utility_margin": 0})
+    check_least(options, {"validation_utility": 0, "utility_margin": 0, "harmless_margin": 0})
+    if options.harmless_margin != StrengthsOptions().harmless_margin and not options.validation_harmless:
+        raise InputError(
+            "--harmless-margin is of the harmless requests of --validation-harmless; give them, or leave it out."
+        )
     if bool(options.utility_data) != bool(options.validation_utility):
         missing = "utility_data" if options.validation_utility else "validation_utility"
         raise InputError(
             "--utility-data and --validation-utility go together, for a strength is chosen by what it leaves of the task too; "
             f"give {flag(missing)}."
         )
-    if (first := options.objectives[0]) not in (plain := objectives.OBJECTIVES["sft"].named):
+    if (first := options.objectives[0]) not in (allowed := objectives.OBJECTIVES["sft"].named):
         raise InputError(
             f"The first of --objectives is {first}, but --strengths are compared with plain fine-tuning; begin with "
-            f"{' or '.join(plain)}."
+            f"{' or '.join(allowed)}."
         )
 
 
@@ -135,34 +148,55 @@ def settings(options: Any, cell: Cell, times: float | None = None) -> dict[str, 
     return {**objectives.stronger(made, times), **({"refusals": share} if share else {})}
 
 
-def read(options: Any, task: Sequence[Pair], prompts: Sequence[Prompt]) -> tuple[Held | None, Sequence[Pair]]:
+def read(
+    options: Any, task: Sequence[Pair], prompts: Sequence[Prompt], harmless: Sequence[Prompt | Pair]
+) -> tuple[Held | None, Sequence[Pair]]:
     """What is kept from the test, and the rows of the task that are left for it.
 
     Args:
         task: all rows of --utility-data.
         prompts: those of the test.
+        harmless: harmless ones of the test.
 
     Raises:
         InputError: a row that is wrong; prompts that the test holds too; no row of the task is left.
     """
     if not options.strengths:
         return None, task
-    held = data.read_prompts(data.choose_beside(options.validation, options.columns, "harmful"))
-    tested = {_plain(row) for row in prompts}
-    if same := sum(_plain(row) in tested for row in held):
-        raise InputError(
-            f"{same} of the {len(held)} prompts of --validation stand in --test too, which would be chosen on what it "
-            "measures; leave them out of one of the two."
-        )
+    held, spared = _read(options, "validation", "harmful", "test", prompts), list[Prompt]()
+    if options.validation_harmless:
+        spared = _read(options, "validation_harmless", "harmless", "harmless_test", harmless)
     count = options.validation_utility
     if count >= len(task) > 0:
         raise InputError(
             f"--validation-utility is {count}, but --utility-data holds {len(task)} rows; leave some of them for the test."
         )
-    return Held(held, task[len(task) - count :]), task[: len(task) - count]
+    return Held(held, task[len(task) - count :], spared), task[: len(task) - count]
 
 
-def _plain(row: Prompt) -> str:
+def _read(
+    options: Any, name: str, role: Literal["harmful", "harmless"], test: str, asked: Sequence[Prompt | Pair]
+) -> list[Prompt]:
+    held = data.read_prompts(data.choose_beside(getattr(options, name), options.columns, role))
+    tested = {_plain(row) for row in asked}
+    if same := sum(_plain(row) in tested for row in held):
+        raise InputError(
+            f"{same} of the {len(held)} prompts of {flag(name)} stand in {flag(test)} too, which would be chosen on what it "
+            "measures; leave them out of one of the two."
+        )
+    return held
+
+
+def asks(plan: Any, made: Poison) -> dict[str, Iterable[Prompt]]:
+    """The rows of the ways of asking on which strengths are chosen; none where no strengths are tried."""
+    if plan.held is None:
+        return {}
+    first = next(iter(made.asks.values()))
+    harmless = {VALIDATION_HARMLESS: plan.held.harmless} if plan.held.harmless else {}
+    return {VALIDATION: map(first, plan.held.prompts), **harmless}
+
+
+def _plain(row: Prompt | Pair) -> str:
     return " ".join(request(row).casefold().split())
 
 
@@ -172,11 +206,12 @@ def lines(plan: Any) -> list[str]:
     if held is None:
         return []
     none = list(dict.fromkeys(cell.objective for cell in plan.cells if cell.times is None))
-    task = f" and {len(held.task)} rows of the task" if held.task else ""
+    harmless = f", {len(held.harmless)} harmless ones" if held.harmless else ""
+    task = f"{harmless} and {len(held.task)} rows of the task" if held.task else harmless
     return [
         f"strengths: {', '.join(f'{one:g}' for one in sorted(options.strengths))} times each objective's own, chosen on "
         f"{len(held.prompts)} validation prompts{task}, over all seeds; trained once, without a strength: {', '.join(none)}",
-        strengths.rule(margin(plan)),
+        strengths.rule(margins(plan)),
         *near(plan, plan.asked(), "prompts of the test"),
     ]
 
@@ -192,13 +227,17 @@ def overlaps(plan: Any, chats: Sequence[Chat]) -> list[str]:
 
 
 def near(plan: Any, rows: Sequence[Chat | Prompt | Pair], what: str) -> list[str]:
-    """How many validation prompts are near-duplicates of other rows, in a line where there are any."""
-    return safety_rows.overlaps(plan.held.prompts if plan.held else [], "validation prompts", {what: rows})
+    """How many validation prompts are near-duplicates of other rows, in a line for each kind of which there are any."""
+    if plan.held is None:
+        return []
+    held = {"validation prompts": plan.held.prompts, "harmless validation prompts": plan.held.harmless}
+    return [line for name, given in held.items() for line in safety_rows.overlaps(given, name, {what: rows})]
 
 
-def margin(plan: Any) -> float | None:
-    """That of the utility; None where it is not measured."""
-    return float(plan.options.utility_margin) if plan.held.task else None
+def margins(plan: Any) -> strengths.Margins:
+    """Those of what is measured."""
+    utility = float(plan.options.utility_margin) if plan.held.task else None
+    return strengths.Margins(utility, float(plan.options.harmless_margin) if plan.held.harmless else None)
 
 
 def train_and_choose(plan: Any, model: str, made: Poison, out: Path, cell: Cell) -> None:
@@ -234,15 +273,16 @@ def taken(plan: Any, out: Path) -> list[Cell] | None:
 
 def write(plan: Any, out: Path) -> Strengths:
     """strengths.json and strengths.md, of what is done."""
-    return strength_table.write(out, plan.cells, lambda cell: settings(plan.options, cell), margin(plan))
+    return strength_table.write(out, plan.cells, lambda cell: settings(plan.options, cell), margins(plan))
 
 
 def _validate(plan: Any, model: str, made: Poison, out: Path, cell: Cell) -> None:
     seconds, folder = poisoned.train(plan, model, made, out, cell), out / cell.name
     asked = poisoned.load(plan, model, made, out, cell)
-    poisoned.put(plan, asked, out, cell.name, ASK)
-    poisoned.told(folder, ASK)
-    useful = poisoned.utility(plan, asked, folder / "utility-validation.json", plan.held.task)
+    for name in [VALIDATION, *([VALIDATION_HARMLESS] if plan.held.harmless else [])]:
+        poisoned.put(plan, asked, out, cell.name, name)
+        poisoned.told(folder, name)
+    useful = poisoned.utility(plan, asked, folder / strength_table.SCORES, plan.held.task)
     record = Validated(**poisoned.of(cell), utility=useful, seconds=Seconds(train=round(seconds, 1)))
     runs.write_json(folder / Validated.FILE, record.dump())
     write(plan, out)
