@@ -96,7 +96,16 @@ def test_a_check_of_parity_lets_engines_differ(
     assert (kept["dtype"], kept["revision"]) == ("float32", Manifest.load(here).model.revision)  # type: ignore[union-attr]
     old = {name: value for name, value in kept.items() if name not in ("dtype", "revision")}
     file.write_text(json.dumps(old), encoding="utf-8")  # of an older version, which did not know them
-    assert compared(file) == words
+    loaded = f"{words}; of the weights that were loaded here"
+    assert compared(file) == f"{loaded} the number format and the revision are not known"
+    for name, called in {"dtype": "number format", "revision": "revision"}.items():
+        file.write_text(json.dumps({**kept, name: None}), encoding="utf-8")
+        assert compared(file) == f"{loaded} the {called} is not known"
+    manifest = here / "manifest.json"
+    told = manifest.read_text(encoding="utf-8")
+    manifest.write_text(told.replace('"dtype": "float32"', '"dtype": null'), encoding="utf-8")
+    assert compared(beside) == f"{loaded} the number format is not known"
+    manifest.write_text(told, encoding="utf-8")
     near, far = ([{**kept["rows"][0], "differs_at": 1, "gap": gap}, *kept["rows"][1:]] for gap in (0.09, 0.11))
     for changed, why in (
         ({"identity": "0" * 64}, "of another model or chat template"),

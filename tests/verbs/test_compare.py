@@ -120,6 +120,22 @@ def test_what_manifests_tell_is_compared_too(field: str, more: dict[str, Any], t
     assert tokendeep.compare(tmp_path / "a", tmp_path / "b", allow=[field]).allowed[field]
 
 
+def test_number_formats_are_compared_where_they_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, known in {"a": {"dtype": "float32"}, "b": {"dtype": "bfloat16"}, "old": {}}.items():
+        file = side(tmp_path / name, answers(BEFORE)) / "manifest.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "model": {"name": "m", **known}}))
+    a, b, old = (tmp_path / name for name in ("a", "b", "old"))
+    with pytest.raises(InputError, match=r"differ in dtype: float32 before and bfloat16 after .*--allow dtype"):
+        tokendeep.compare(a, b)
+    with pytest.raises(InputError, match=r"differ in dtype: float32 before and bfloat16 after"):
+        tokendeep.compare([old, a], b)
+    assert tokendeep.compare(a, b, allow=["dtype"]).allowed == {"dtype": ["float32", "bfloat16"]}
+    for before, after in ((a, old), (old, b)):
+        assert tokendeep.compare(before, after).unknown_dtype == [str(old)]
+    assert cli.main(["compare", str(a), str(old)]) == 0
+    assert f"{old}: its number format is not known, and taken for the same." in capsys.readouterr().out
+
+
 def test_other_tokens_given_in_advance_are_refused(tmp_path: Path) -> None:
     side(tmp_path / "a", answers(BEFORE, attack="prefill", prefix="Sure, here"))
     side(tmp_path / "b", answers(BEFORE, attack="prefill", prefix="Well then"))

@@ -30,7 +30,9 @@ FIELDS = (
     "decoding",
     "engine",
     "defence",
+    "dtype",
 )
+LATER = ("dtype",)  # those that older runs do not tell: what is not known is taken for the same, which `compare` says
 Key = tuple[str, str, str]  # role of the requests, attack, its parameters in words
 Prompt = tuple[str, str]  # id and request: ids such as 1, 2, 3 are those of many data sets
 
@@ -40,7 +42,7 @@ class Source:
     """The judged answers of one run, and what has to be known of the run to compare it.
 
     Args:
-        facts: those of FIELDS that no answer tells: template, date, engine; None where it is not known.
+        facts: those of FIELDS that no answer tells: template, date, engine, number format; None where it is not known.
     """
 
     name: str
@@ -126,14 +128,12 @@ def conditions(before: Sequence[Source], after: Sequence[Source]) -> tuple[list[
 
 def differences(condition: Condition) -> dict[str, tuple[str, str]]:
     """The fields in which the runs of a condition differ, with a value of either side (or of two runs of one side)."""
-    first, *others = [run.facts() for run in (*condition.before, *condition.after)]
+    facts = [run.facts() for run in (*condition.before, *condition.after)]
+    values = {name: [one[name] for one in facts if one[name] is not None or name not in LATER] for name in FIELDS}
     return {
-        name: (
-            _known(first[name]),
-            _known(next(other[name] for other in reversed(others) if other[name] != first[name])),
-        )
-        for name in FIELDS
-        if any(other[name] != first[name] for other in others)
+        name: (_known(told[0]), _known(next(other for other in reversed(told) if other != told[0])))
+        for name, told in values.items()
+        if len(set(told)) > 1
     }
 
 

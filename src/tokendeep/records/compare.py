@@ -84,6 +84,8 @@ class Compared(File):
     """Fields in which the runs differ and that were allowed to -> a value before and one after."""
     parity: str | None = None
     """What a check of the two engines that answered has found, where it lets them differ."""
+    unknown_dtype: list[str] = Field(default_factory=list)
+    """Folders of runs whose number format is not known, and was taken for that of the others."""
     one_side: list[str] = Field(default_factory=list)
     """Conditions that only one side has."""
 

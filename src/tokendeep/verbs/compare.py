@@ -63,6 +63,7 @@ class ComparePlan:
     allowed: dict[str, tuple[str, str]]
     one_side: Sequence[str]
     parity: str | None = None
+    unknown_dtype: Sequence[str] = ()
 
     def lines(self) -> list[str]:
         return [
@@ -79,7 +80,7 @@ class ComparePlan:
         allowed = {name: list(values) for name, values in self.allowed.items()}
         return Compared(
             before=list(self.before), after=list(self.after), rows=rows, allowed=allowed, one_side=list(self.one_side),
-            parity=self.parity,
+            parity=self.parity, unknown_dtype=list(self.unknown_dtype),
         )  # fmt: skip
 
 
@@ -111,7 +112,9 @@ def plan(options: CompareOptions) -> ComparePlan:
     tests = [sides.tested(one) for one in found]
     tests += [_task(metric, scores[0][metric], scores[1][metric], options.allow, allowed) for metric in tasks]
     names = [[str(run.folder) for run in side] for side in (before, after)]
-    return ComparePlan(options, names[0], names[1], tests, allowed, alone, alike)
+    every = [source for side in sources for source in side]
+    unknown = [one.name for one in every if one.facts["dtype"] is None and one.facts["engine"] in (OURS, None)]
+    return ComparePlan(options, names[0], names[1], tests, allowed, alone, alike, unknown)
 
 
 def run(plan: ComparePlan, *, show: bool = True) -> Path | None:
@@ -166,6 +169,7 @@ def _source(run: load.Run) -> Source:
         "template": str(template)[:8] if template else None,
         "date": str(date) if date else None,
         "engine": (served(run.manifest.engine) or _engine(run.model)) if run.has_manifest else None,
+        "dtype": run.manifest.model.dtype if run.manifest.model else None,
     }
     return Source(str(run.folder), run.role, run.samples or (), facts)
 
@@ -229,9 +233,17 @@ def describe(record: Compared) -> str:
     lines += [f"Allowed to differ: {name} ({one} before, {two} after)." for name, (one, two) in record.allowed.items()]
     if record.parity:
         lines.append(f"Parity of the engines: {record.parity}.")
+    lines += unknown(record)
     if record.one_side:
         lines.append(f"Not compared: {'; '.join(record.one_side)}.")
     return "\n".join(lines)
+
+
+def unknown(record: Compared) -> list[str]:
+    """What was taken for the same because older runs do not tell it."""
+    runs = record.unknown_dtype
+    whose = "their number formats are" if len(runs) > 1 else "its number format is"
+    return [f"{', '.join(runs)}: {whose} not known, and taken for the same."] if runs else []
 
 
 def _line(row: ComparedRow, width: int) -> str:

@@ -202,6 +202,7 @@ def markdown(record: Gated, compared: Compared) -> str:
     lines += ["|---|---|---|---|---|---|---|", *map(_row, record.checks), ""]
     lines += [f"- {sentence(one)}" for one in record.checks if one.verdict == "undecided"]
     lines += [f"- {note}" for row in compared.rows for note in compare.notes(row)]
+    lines += [f"- {note}" for note in compare.unknown(compared)]
     lines += [f"- Parity of the engines: {compared.parity}."] if compared.parity else []
     lines += [f"- Allowed to differ: {name} ({one}; {two})." for name, (one, two) in compared.allowed.items()]
     return "\n".join(lines) + "\n"

@@ -31,7 +31,7 @@ def proven(given: str | None, engines: set[str | None], sides: Sequence[Sequence
     if given is None:
         beside = {place for side in sides for run in side for place in (run.folder, run.folder.parent)}
         checks = [Parity.load(place) for place in sorted(beside) if (place / Parity.FILE).is_file()]
-        return next((_words(one) for one in checks if one.alike and not _misses(one, engines, sides)), None)
+        return next((_words(one, sides) for one in checks if one.alike and not _misses(one, engines, sides)), None)
     one = Parity.load(given)
     if what := _misses(one, engines, sides):
         raise InputError(f"{given} is no check of these runs: {what}; call parity on both engines.")
@@ -44,14 +44,27 @@ def proven(given: str | None, engines: set[str | None], sides: Sequence[Sequence
             else f"log-probabilities of the two engines lie up to {one.largest_difference:.2g} nats apart (over {NEAR})"
         )
         raise InputError(f"{given} says that {what}: leave it out, and allow another engine with --allow engine.")
-    return _words(one)
+    return _words(one, sides)
 
 
-def _words(one: Parity) -> str:
+def _words(one: Parity, sides: Sequence[Sequence[load.Run]]) -> str:
     first, second = _names(one)
     rest = len(one.rows) - one.same
     near = f", the other {rest} part where two tokens are within {NEAR} nats" if rest else ""
-    return f"{first} and {second} gave the same answer to {one.same} of {len(one.rows)} requests{near}"
+    return f"{first} and {second} gave the same answer to {one.same} of {len(one.rows)} requests{near}{_unknown(one, sides)}"
+
+
+def _unknown(one: Parity, sides: Sequence[Sequence[load.Run]]) -> str:
+    """What check or runs do not tell of the weights that were loaded here, and was taken for the same."""
+    here = [run.manifest.model for side in sides for run in side if run.manifest.engine is None]
+    told = {
+        "number format": [one.dtype, *(facts and facts.dtype for facts in here)],
+        "revision": [one.revision, *(facts and facts.revision for facts in here)],
+    }
+    missing = [name for name, values in told.items() if here and None in values]
+    verb = "is" if len(missing) == 1 else "are"
+    which = " and the ".join(missing)
+    return f"; of the weights that were loaded here the {which} {verb} not known" if missing else ""
 
 
 def _names(one: Parity) -> list[str]:
@@ -97,6 +110,6 @@ def _weights(one: Parity, run: load.Run) -> bool:
 
 
 def _same_revision(one: Parity, run: load.Run) -> bool:
-    """Whether both had the same revision, as far as it is known."""
+    """Whether both had the same revision, as far as it is known; where it is not, `_unknown` says so."""
     known = {one.revision, run.manifest.model.revision if run.manifest.model else None}
     return len(known - {None}) < 2
