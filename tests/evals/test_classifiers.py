@@ -24,9 +24,9 @@ from tokendeep import cli
 from tokendeep.engines.base import Request
 from tokendeep.engines.local import generate
 from tokendeep.errors import InputError
-from tokendeep.evals import inputs
+from tokendeep.evals import inputs, judging
 from tokendeep.evals.classifier import open_classifier
-from tokendeep.evals.judging import Answer
+from tokendeep.evals.judging import Answer, Judging
 from tokendeep.evals.running import open_grader
 from tokendeep.judges import JUDGES
 from tokendeep.judges.base import Rubric, Seen
@@ -183,6 +183,20 @@ def test_without_that_prompt_a_context_is_refused(
     guard = guards.subject(guards.tokenizer(WORDS["harmbench"]), {"": {"Yes": 1.0}})
     with pytest.raises(InputError, match="1 answers are to requests with a context, for which harmbench has"):
         judged(contextual, "harmbench", guard, judge_template=str(tmp_path / "prompt.txt"))
+
+
+def test_that_an_older_log_does_not_tell_contexts_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    output = ModelOutput.from_content("m", ANSWER)
+    older = [Answer(text, output, {}) for text in ("Flour.\n\n---\n\nBread?", "Bread?")]
+    judging.check_contexts([Judging("harmbench"), Judging("wildguard"), Judging("refusal")], older)
+    [said] = [one.getMessage() for one in caplog.records]
+    assert said.startswith("1 requests look like HarmBench's with a context, but their log is an older one")
+    assert "harmbench judges them with its prompt for requests without one" in said
+    caplog.clear()
+    judging.check_contexts(
+        [Judging("harmbench")], [Answer(older[0].asked, output, {"context": "of the user"}), older[1]]
+    )
+    assert not caplog.records
 
 
 def test_a_context_is_part_of_the_request_to_every_other_judge() -> None:

@@ -3,6 +3,7 @@
 Takes an answer as Inspect holds it, be it in an evaluation that goes on or in a log. Knows nothing of files.
 """
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from tokendeep.evals.session import current
 from tokendeep.judges import JUDGED, JUDGES, Judge, Verdict, classifiers, wordings
 from tokendeep.judges.base import Seen
 
+log = logging.getLogger(__name__)
 LENGTH_LIMITS = ("max_tokens", "model_length")
 
 
@@ -141,15 +143,28 @@ def check_equipped(every: Collection[Judging]) -> None:
 
 
 def check_contexts(every: Collection[Judging], answers: Iterable[Answer]) -> None:
-    """Raises InputError for requests about a document under a judge whose prompt for these has not been brought."""
-    count = sum(answer.context is not None for answer in answers)
-    for one in every if count else ():
+    """Raises InputError for requests about a document under a judge whose prompt for these has not been brought.
+
+    Logs of older versions do not tell the document from the request, so their answers get the other prompt, which is said.
+    """
+    read = list(answers)
+    count = sum(answer.context is not None for answer in read)
+    untold = sum("context" not in answer.metadata and inputs.before("") in answer.request for answer in read)
+    for one in every:
         rubric = one.by.rubric
-        if rubric and rubric.wording and (digest := rubric.wording.contextual) and not rubric.contextual:
+        if not rubric or not rubric.wording or not (digest := rubric.wording.contextual):
+            continue
+        if count and not rubric.contextual:
             raise InputError(
                 f"{count} answers are to requests with a context, for which {one.judge} has a prompt of its own "
                 f"({digest[:16]}); the file of --judge-template does not hold it: give the unchanged {rubric.wording.source}."
             )
+        if untold:
+            log.warning(
+                "%d requests look like HarmBench's with a context, but their log is an older one that does not tell it: %s "
+                "judges them with its prompt for requests without one; run attack again to have them judged as its authors do",
+                untold, one.judge,
+            )  # fmt: skip
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:
