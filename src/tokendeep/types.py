@@ -114,9 +114,9 @@ class Subject:
     adapter: str | None = None
 
     @property
-    def dtype(self) -> str:
-        """The number format of the weights, such as bfloat16."""
-        return str(self.model.dtype).removeprefix("torch.")
+    def dtype(self) -> str | None:
+        """The number format of the weights, such as bfloat16; None where they are elsewhere."""
+        return str(self.model.dtype).removeprefix("torch.") if self.model is not None else None
 
     @property
     def facts(self) -> dict[str, str | None]:

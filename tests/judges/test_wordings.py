@@ -10,7 +10,7 @@ import pytest
 
 from tokendeep.errors import InputError
 from tokendeep.judges import JUDGES, wordings
-from tokendeep.judges.base import Wording
+from tokendeep.judges.base import Judge, Rubric, Wording
 from tokendeep.runs import sha256_text
 
 CARD, OTHER = "Bread:\n{behavior}\n\nSaid:\n{generation} \n\nAnswer:", "[BREAD]: {behavior}\n{generation}\nAnswer:"
@@ -32,15 +32,24 @@ FILES = {
 }
 
 
+def find(file: Path) -> tuple[str, str]:
+    """What a judge of that wording takes from a file."""
+    made = wordings.equipped(
+        Judge(None, rate="", about="", rubric=Rubric("", lambda reply: None, (), wording=WORDING)), file
+    )
+    assert made.rubric is not None
+    return made.rubric.text, made.rubric.called
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_wording_is_found_wherever_it_stands_and_the_preferred_of_two_is_taken(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(FILES[name], newline="")
-    assert wordings.find(tmp_path / name, WORDING) == (CARD, "card")
+    assert find(tmp_path / name) == (CARD, "card")
 
 
 def test_the_other_wording_is_called_so(tmp_path: Path) -> None:
     (tmp_path / "eval_utils.py").write_text(PYTHON)
-    assert wordings.find(tmp_path / "eval_utils.py", WORDING) == (OTHER, "repository")
+    assert find(tmp_path / "eval_utils.py") == (OTHER, "repository")
 
 
 @pytest.mark.parametrize("name", ["harmbench", "harmbench-val", "wildguard", "strongreject-ft"])
@@ -52,7 +61,8 @@ def test_a_judge_goes_by_the_hash_of_the_wording_it_was_given(name: str, tmp_pat
     own = replace(judge.rubric.wording, known={sha256_text(CARD): "card"})
     (tmp_path / "card").write_text(CARD)
     made = wordings.equipped(replace(judge, rubric=replace(judge.rubric, wording=own)), tmp_path / "card")
-    assert made.template == sha256_text(CARD)[:16]
+    words = CARD + (f"\nversion {judge.version}" if judge.version > 1 else "")
+    assert made.template == sha256_text(words)[:16]
     assert all(len(digest) == 64 for digest in judge.rubric.wording.known)
 
 
@@ -74,4 +84,4 @@ def test_a_prompt_that_differs_by_a_blank_is_another_one(content: bytes | None, 
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(InputError, match=sentence):
-        wordings.find(file, WORDING)
+        find(file)

@@ -131,5 +131,5 @@ class Judge:
     def template(self) -> str | None:
         """Hash of the words that it goes by; None where it has none."""
         words = self.rubric.text if self.rubric else self.words()
-        words += f"\nversion {self.version}" if self.version > 1 else ""
+        words += f"\nversion {self.version}" if words and self.version > 1 else ""
         return runs.sha256_text(words)[:16] if words else None
