@@ -147,23 +147,26 @@ def check_contexts(every: Collection[Judging], answers: Iterable[Answer]) -> Non
 
     Logs of older versions do not tell the document from the request, so their answers get the other prompt, which is said.
     """
-    read = list(answers)
+    asking = [
+        (one.judge, rubric, wording)
+        for one in every
+        if (rubric := one.by.rubric) and (wording := rubric.wording) and wording.contextual
+    ]
+    read = list(answers) if asking else []  # all logs, which nobody else needs yet
     count = sum(answer.context is not None for answer in read)
     untold = sum("context" not in answer.metadata and inputs.before("") in answer.request for answer in read)
-    for one in every:
-        rubric = one.by.rubric
-        if not rubric or not rubric.wording or not (digest := rubric.wording.contextual):
-            continue
+    for judge, rubric, wording in asking:
         if count and not rubric.contextual:
             raise InputError(
-                f"{count} answers are to requests with a context, for which {one.judge} has a prompt of its own "
-                f"({digest[:16]}); the file of --judge-template does not hold it: give the unchanged {rubric.wording.source}."
+                f"{count} answers are to requests with a context, for which {judge} has a prompt of its own "
+                f"({str(wording.contextual)[:16]}); the file of --judge-template does not hold it: give the unchanged "
+                f"{wording.source}."
             )
         if untold:
             log.warning(
                 "%d requests look like HarmBench's with a context, but their log is an older one that does not tell it: %s "
                 "judges them with its prompt for requests without one; run attack again to have them judged as its authors do",
-                untold, one.judge,
+                untold, judge,
             )  # fmt: skip
 
 
