@@ -172,14 +172,15 @@ def markdown(lines: PoisonTable, asks: Sequence[str], baseline: str, utility: st
     """
     empty = [made.objective for made in lines if not made.seeds]
     note = f"\nEmpty: not run yet ({', '.join(empty)}); the same command goes on.\n" if empty else ""
-    behind = _rows(
+    behind = table(
         [["objective", "lr", "asked", "by seed", "judged", f"change against {baseline}"], *_behind(lines, asks)]
     )
     words = f"Rates with their 95 % intervals; seed by seed, of how many answers, and against {baseline}:"
-    return f"{_rows(_measured(lines, asks, utility))}{note}\n{words}\n\n{behind}"
+    return f"{table(_measured(lines, asks, utility))}{note}\n{words}\n\n{behind}"
 
 
-def _rows(rows: Iterable[Sequence[str]]) -> str:
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Rows, of which the first are the heads, as a table in Markdown."""
     head, *rest = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rest)) + "\n"
 

@@ -127,8 +127,8 @@ def _groups(lines: Sequence[Strength]) -> list[list[Strength]]:
 
 def markdown(record: Strengths) -> str:
     """The rule and the table as Markdown; what has not been run is empty."""
-    rows = [heads := columns(record), ["---"] * len(heads), *(cells(record, line) for line in record.lines)]
-    return f"{record.rule}\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    rows = [columns(record), *(cells(record, line) for line in record.lines)]
+    return f"{record.rule}\n\n{poison_table.table(rows)}"
 
 
 def columns(record: Strengths) -> list[str]:

@@ -178,8 +178,8 @@ def _read(
     options: Any, name: str, role: Literal["harmful", "harmless"], test: str, asked: Sequence[Prompt | Pair]
 ) -> list[Prompt]:
     held = data.read_prompts(data.choose_beside(getattr(options, name), options.columns, role))
-    tested = {_plain(row) for row in asked}
-    if same := sum(_plain(row) in tested for row in held):
+    tested = {runs.trained.key(request(row)) for row in asked}
+    if same := sum(runs.trained.key(request(row)) in tested for row in held):
         raise InputError(
             f"{same} of the {len(held)} prompts of {flag(name)} stand in {flag(test)} too, which would be chosen on what it "
             "measures; leave them out of one of the two."
@@ -194,10 +194,6 @@ def asks(plan: Any, made: Poison) -> dict[str, Iterable[Prompt]]:
     first = next(iter(made.asks.values()))
     harmless = {VALIDATION_HARMLESS: plan.held.harmless} if plan.held.harmless else {}
     return {VALIDATION: map(first, plan.held.prompts), **harmless}
-
-
-def _plain(row: Prompt | Pair) -> str:
-    return " ".join(request(row).casefold().split())
 
 
 def lines(plan: Any) -> list[str]:
