@@ -63,6 +63,38 @@ def test_what_was_made_and_what_comes_next(
     assert len(again.splitlines()) > 3
 
 
+HOW = ["--system", "none", "--chat-template", "chatml", "--dtype", "float32", "--date", "2025-01-01"]
+
+
+@pytest.mark.parametrize(
+    ("words", "column", "kept"),
+    [
+        (["measure", "--k", "0,3", "--bootstrap", "100"], True, HOW),
+        (["attack", "--attack", "none", "--max-new-tokens", "4"], True, HOW),
+        (["pairs", "--answer-tokens", "4", "--harmless"], False, HOW),
+        (["gcg", "--target-tokens", "2", "--steps", "1", "--width", "2", "--top", "4"], False, HOW),
+        (["finetune", "--objective", "sft", "--max-steps", "1", "--batch-size", "1", "--micro-batch", "1"], False,
+         [word for word in HOW if word not in ("--chat-template", "chatml")]),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)  # fmt: skip
+def test_the_next_command_asks_the_same_model_in_the_same_way(
+    words: list[str], column: bool, kept: list[str], tiny_folder: Path, tmp_path: Path, capfd: Any
+) -> None:
+    """Without the template and the system prompt the next verb would ask another thing, or stop for want of a template."""
+    rows = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"Goal": f"How do I bake bread {n}?", "Target": ANSWER}) for n in range(3)]
+    rows.write_text("\n".join(lines))
+    columns = ["--columns", "instruction=Goal,response=Target"]
+    out = ["--data", str(rows), "--out", str(tmp_path / "out")]
+    said = say([*words, "--model", str(tiny_folder), *HOW, *columns, *out], capfd)
+    command = next_commands(said)[0]
+    cli.parse(command[1:])
+    after = [command[place : place + 2] for place, word in enumerate(command) if word.startswith("--")]
+    assert [one for one in after if one[0] in HOW] == [kept[n : n + 2] for n in range(0, len(kept), 2)]
+    assert (columns in after) == column  # the next verb reads the same file only behind these two
+
+
 def test_a_report_is_to_be_opened(rows: str, tiny_folder: Path, tmp_path: Path, capfd: Any) -> None:
     say(["attack", "--attack", "none", "--max-new-tokens", "4", "--model", str(tiny_folder), "--data", rows,
          "--out", str(tmp_path / "out")], capfd)  # fmt: skip

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 from tokendeep import data, models, runs
 from tokendeep.attacks import ATTACKS
 from tokendeep.attacks.base import Attack, Prepared, Rows
+from tokendeep.data.options import DataOptions
 from tokendeep.defences import DEFENCES
 from tokendeep.defences.options import DefenceOptions
 from tokendeep.engines.options import EngineOptions
@@ -25,7 +26,7 @@ from tokendeep.models.options import ModelOptions, own
 from tokendeep.records import Outcomes, Rate, Rates
 from tokendeep.runs import parts
 from tokendeep.types import Subject
-from tokendeep.verbs.common import Place, advanced, beside, ending, heading, loading, output
+from tokendeep.verbs.common import Place, advanced, beside, ending, given, heading, loading, output
 from tokendeep.verbs.rated import describe
 
 if TYPE_CHECKING:
@@ -285,7 +286,8 @@ def _show(plan: AttackPlan, out: Path) -> None:
     options = plan.options
     print(describe(Rate.load_all(out)))
     prefilled = any(one.needs == "pairs" for one in plan.attacks)
-    pairs = ["pairs", "--model", options.model, "--data", options.data, "--out", beside(out, "pairs")]
+    same = given(options, ModelOptions, EngineOptions, DataOptions)
+    pairs = ["pairs", "--model", options.model, *same, "--data", options.data, "--out", beside(out, "pairs")]
     ending(
         f"{out / Rates.FILE} (rates) and {Outcomes.FILE} (answers by hash) hold no texts; the *.eval and attacked.jsonl beside "
         "them do, readable by you alone",

@@ -25,7 +25,7 @@ from tokendeep.runs import parts
 from tokendeep.runs.parts import Parts
 from tokendeep.training import harmful
 from tokendeep.types import Subject
-from tokendeep.verbs.common import Names, Place, advanced, beside, ending, heading, loading, output
+from tokendeep.verbs.common import Names, Place, advanced, beside, ending, given, heading, loading, output
 
 what = heading("What to audit")
 SHOWN = 10  # rows that are listed in a terminal
@@ -298,7 +298,16 @@ def _show(record: Audit, options: AuditOptions) -> None:
     out = Path(options.out)
     ending(
         f"{out / CLEANED} and {FLAGGED} (the rows, readable by you alone), {Audit.FILE} (the ranking, no texts)",
-        ["finetune", "--model", options.model, "--data", out / CLEANED, "--out", beside(out, "finetune")],
+        [
+            "finetune",
+            "--model",
+            options.model,
+            *given(options, ModelOptions),
+            "--data",
+            out / CLEANED,
+            "--out",
+            beside(out, "finetune"),
+        ],
         ["report", out, "--out", "report.html"],
     )
 

@@ -29,7 +29,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from types import UnionType
@@ -39,15 +39,15 @@ from cyclopts import Group, Parameter
 
 from tokendeep import data, runs
 from tokendeep.errors import InputError, flag
-from tokendeep.models.options import Floats, Ints, Names, Texts, advanced, check_range, loading
+from tokendeep.models.options import Floats, Ints, ModelOptions, Names, Texts, advanced, check_range, loading
 from tokendeep.records.base import File, read_json
 from tokendeep.runs.files import user_path
 
 if TYPE_CHECKING:
     import yaml
 
-__all__ = ["Floats", "Ints", "Names", "Place", "Texts", "advanced", "beside", "check_place", "ending", "heading", "loading",
-           "made_in", "meaning", "output", "trained", "typed", "yaml_settings"]  # fmt: skip
+__all__ = ["Floats", "Ints", "Names", "Place", "Texts", "advanced", "beside", "check_place", "ending", "given", "heading",
+           "loading", "made_in", "meaning", "output", "trained", "typed", "yaml_settings"]  # fmt: skip
 
 
 def heading(title: str) -> partial[Parameter]:
@@ -162,12 +162,34 @@ def ending(made: str, *commands: Sequence[object]) -> None:
         print(("      " if number else "next: ") + shlex.join(["tokendeep", *map(str, words)]))
 
 
-def trained(out: Path, verb: str) -> None:
-    """The ending of a verb that trains."""
+def given(options: object, *kinds: type, without: Sequence[str] = ()) -> list[str]:
+    """The words that set options of these kinds as this run has them, so that the next command asks the same model likewise.
+
+    Args:
+        kinds: dataclasses of options, of which the next verb has all; what stands at its default is left out.
+        without: options that the next command needs no more.
+    """
+    words = []
+    for one in (one for kind in kinds for one in fields(kind) if one.name not in without):
+        value = getattr(options, one.name)
+        if value == (one.default if one.default_factory is MISSING else one.default_factory()):
+            continue
+        words += (
+            [flag(one.name)]
+            if value is True
+            else [flag(one.name), ",".join(value) if isinstance(value, list) else str(value)]
+        )
+    return words
+
+
+def trained(out: Path, verb: str, options: ModelOptions) -> None:
+    """The ending of a verb that trains; the checkpoint holds the chat template."""
     checkpoint = out / "checkpoint"
+    loading = given(options, ModelOptions, without=["chat_template", "revision", "allow_pickle"])
+    attack = ["attack", "--model", checkpoint, *loading, "--data", "UNSEEN-PAIRS.jsonl"]
     ending(
         f"{checkpoint} (README.md in it says how to load it); the rows beside it hold texts, readable by you alone",
-        ["attack", "--model", checkpoint, "--data", "UNSEEN-PAIRS.jsonl", "--out", beside(out, f"attack-after-{verb}")],
+        [*attack, "--out", beside(out, f"attack-after-{verb}")],
     )
 
 

@@ -200,7 +200,7 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
     if state.finished:
         if show and first:
             print(f"deepen: {state.out} already holds this finished run")
-            _show(state)
+            _show(state, options)
         return state.out
     kind = None if plan.adapter or options.lora else "float32"  # what is trained is kept in float32 either way
     subject = plan.subject or models.load(options.model, base=plan.onto, options=options, dtype=kind, trainable=True)
@@ -237,15 +237,15 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
         **({"skipped_rows": skipped} if skipped else {}),
     )
     if show and first:
-        _show(state)
+        _show(state, options)
     return state.out
 
 
-def _show(state: runs.Run) -> None:
+def _show(state: runs.Run, options: DeepenOptions) -> None:
     """What a finished run came to, and the way on."""
     done = state.manifest
     print(f"deepen: {done['steps']} steps on {done['triples']} triples and {done['utility']} utility rows")
-    trained(state.out, "deepen")
+    trained(state.out, "deepen", options)
 
 
 def _usable(

@@ -328,7 +328,7 @@ def _show(out: Path, plan: FinetunePlan, part: bool) -> None:
     """What a finished training came to, and the way on."""
     print(summary.told(Training.load(out).dump(), plan.options.objective, plan.verb))
     if not part:
-        trained(out, plan.verb)
+        trained(out, plan.verb, plan.options)
 
 
 def remarks(options: FinetuneOptions, steps: int) -> list[str]:

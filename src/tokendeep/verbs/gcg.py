@@ -21,7 +21,7 @@ from tokendeep.depth import openings
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.models.options import ModelOptions
 from tokendeep.types import Prompt, Subject
-from tokendeep.verbs.common import Place, Texts, advanced, beside, ending, heading, loading, output
+from tokendeep.verbs.common import Place, Texts, advanced, beside, ending, given, heading, loading, output
 
 if TYPE_CHECKING:
     from tokendeep.attacks.gcg.behaviours import Behaviour
@@ -178,10 +178,11 @@ def _show(out: Path, options: GcgOptions) -> None:
     """What a finished run came to, and the way on."""
     rows = [json.loads(line) for line in (out / suffix.FILE).read_text(encoding="utf-8").splitlines()]
     print(f"gcg: {sum(one['success'] for one in rows)} of {len(rows)} searches succeeded")
+    base = ["--base", options.base] if options.base else []
     ending(
         f"{out / suffix.FILE} (the suffixes, readable by you alone)",
-        ["attack", "--model", options.model, "--attack", "none,suffix", "--suffixes", out, "--data", "UNSEEN.jsonl",
-         "--out", beside(out, "suffix")],
+        ["attack", "--model", options.model, *base, *given(options, ModelOptions), "--attack", "none,suffix", "--suffixes", out,
+         "--data", "UNSEEN.jsonl", "--out", beside(out, "suffix")],
     )  # fmt: skip
 
 

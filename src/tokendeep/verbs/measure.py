@@ -30,7 +30,7 @@ from tokendeep.models.options import ModelOptions
 from tokendeep.runs import parts
 from tokendeep.runs.parts import Parts
 from tokendeep.types import IGNORE, Encoded, Pair, Subject
-from tokendeep.verbs.common import Ints, Place, advanced, beside, ending, heading, loading, output
+from tokendeep.verbs.common import Ints, Place, advanced, beside, ending, given, heading, loading, output
 
 Array = NDArray[np.float64]
 what = heading("What to measure")
@@ -180,7 +180,7 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
     if state.finished:
         if show:
             print(f"measure: {state.out} already holds this finished run")
-            _show(state.out, options)
+            _show(state.out, plan)
         return state.out
     with opened(options, plan.subject, plan.onto, state) as (subject, scores, longest):
         plan, own = _with_own_base(plan, subject)
@@ -212,18 +212,20 @@ def run(plan: MeasurePlan, *, show: bool = True) -> Path:
         **label,
     )
     if show:
-        _show(state.out, options)
+        _show(state.out, plan)
     return state.out
 
 
-def _show(out: Path, options: MeasureOptions) -> None:
+def _show(out: Path, plan: MeasurePlan) -> None:
     """The figures of a finished run, and the way on."""
+    options = plan.options
     profile = records.Profile.load(out)
-    asked = ["--engine", options.engine] if options.served else []
+    base = ["--base", plan.onto] if plan.onto else []
+    same = [*base, *given(options, ModelOptions, EngineOptions, DataOptions)]
     print(profiles.describe(profile, options.label or profile.meta.model or options.model))
     ending(
         f"{out / records.PROFILE} (curves and figures, no texts)",
-        ["attack", "--model", options.model, *asked, "--data", options.data, "--out", beside(out, "attack")],
+        ["attack", "--model", options.model, *same, "--data", options.data, "--out", beside(out, "attack")],
         ["report", out, "--out", "report.html"],
     )
 

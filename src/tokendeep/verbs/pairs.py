@@ -24,7 +24,7 @@ from tokendeep.runs import parts
 from tokendeep.training import harmful
 from tokendeep.training.harmful import Answer
 from tokendeep.types import Pair, Prompt, Subject
-from tokendeep.verbs.common import Place, advanced, beside, ending, heading, output
+from tokendeep.verbs.common import Place, advanced, beside, ending, given, heading, output
 
 if TYPE_CHECKING:
     from tokendeep.engines.server.engine import Served
@@ -252,7 +252,7 @@ def _show(about: Mapping[str, Any], options: PairsOptions) -> None:
     else:
         print(f"  {alike}")
     file = Path(options.out) / FILE
-    rest = ["--model", options.model, "--data", file]
+    rest = ["--model", options.model, *given(options, ModelOptions, EngineOptions), "--data", file]
     measure = ["measure", *rest, "--out", beside(options.out, "measure")]
     attack = [
         "attack",
