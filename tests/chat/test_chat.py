@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import AddedToken
 
 from conftest import KINDS, TEMPLATES, build_tokenizer
 from tokendeep import chat
@@ -32,6 +33,7 @@ FAMILIES: dict[str, tuple[list[str], str | None, str, str]] = {
     "smollm2": CHATML,
     "open-think": ([*CHATML[0], "<think>", "</think>"], *CHATML[1:]),
 }
+GEMMA_TEXT = ["\n", "\n\n", "\t", "<table>", "</td>"]
 NO_SYSTEM = ("gemma", "open-think")
 USER: list[dict[str, str]] = [{"role": "user", "content": "How do I bake bread?"}]
 TURNS = [
@@ -46,13 +48,19 @@ _BUILT: dict[Any, Any] = {}
 
 def tokenizer_of(kind: str, family: str, adds_bos: bool | None = None) -> Any:
     """The tokenizer of a kind with the control tokens and the template of a family, built once."""
-    control, bos, eos, _ = FAMILIES[family]
-    adds = bos is not None if adds_bos is None else adds_bos
+    adds = FAMILIES[family][1] is not None if adds_bos is None else adds_bos
     key = (kind, family, adds)
     if key not in _BUILT:
-        template = (TEMPLATES / f"{family}.jinja").read_text(encoding="utf-8")
-        _BUILT[key] = build_tokenizer(kind, control=control, bos=bos, eos=eos, template=template, adds_bos=adds)
+        _BUILT[key] = build_family(kind, family, (TEMPLATES / f"{family}.jinja").read_text(encoding="utf-8"), adds)
     return _BUILT[key]
+
+
+def build_family(kind: str, family: str, template: str, adds_bos: bool) -> Any:
+    control, bos, eos, _ = FAMILIES[family]
+    made = build_tokenizer(kind, control=control, bos=bos, eos=eos, template=template, adds_bos=adds_bos)
+    if family.startswith("gemma"):  # its vocabulary has common text as added tokens
+        made.add_tokens([AddedToken(text, normalized=False) for text in GEMMA_TEXT])
+    return made
 
 
 everything = pytest.mark.parametrize(("kind", "family"), [(k, f) for k in KINDS for f in FAMILIES])
@@ -216,6 +224,28 @@ def test_control_tokens_of_an_answer_are_those_of_the_chat_template(kind: str) -
     ids = chat.response_ids(tokenizer, USER, answered[-1]["content"], end=False)
     assert ids.count(tokenizer.convert_tokens_to_ids("<|endoftext|>")) == 1
     assert any(whole[i : i + len(ids)] == ids for i in range(len(whole)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_added_tokens_that_are_text_are_text(kind: str) -> None:
+    """Gemma's line break is an added token, and stands right behind its end of turn."""
+    tokenizer = tokenizer_of(kind, "gemma")
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert chat.check(tokenizer).end_ids == (end,)
+    table = "<table>\n<td>one</td>\n\n\ttwo"
+    ids = chat.response_ids(tokenizer, USER, table)
+    assert not set(ids[:-1]) & chat.control_ids(tokenizer)
+    assert ids[-1] == end
+    assert set(tokenizer.convert_tokens_to_ids(["<bos>", "<eos>", "<start_of_turn>"])) <= chat.control_ids(tokenizer)
+
+
+def test_marks_that_are_not_called_special_are_no_text() -> None:
+    tokenizer = build_tokenizer("byte-level", control=["<|im_end|>"], bos=None, eos="<|im_end|>", template="")
+    marks, text = ["<think>", "</tool_call>", "<|User|>"], ["    ", "\u2581\u2581", "</h2>"]
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in (*marks, *text)])
+    control = chat.control_ids(tokenizer)
+    assert set(tokenizer.convert_tokens_to_ids(marks)) <= control
+    assert not set(tokenizer.convert_tokens_to_ids(text)) & control
 
 
 def test_an_answer_that_ends_its_own_turn_is_refused() -> None:
@@ -482,8 +512,7 @@ def test_control_tokens_the_tokenizer_does_not_know_are_spelled() -> None:
 @pytest.mark.parametrize("messages", [USER, TURNS], ids=["one turn", "many turns"])
 def test_shipped_templates_write_what_the_families_do(name: str, family: str, messages: list[Any]) -> None:
     expected = tokenizer_of("byte-level", family)
-    control, bos, eos, _ = FAMILIES[family]
-    shipped = build_tokenizer("byte-level", control=control, bos=bos, eos=eos, template="x", adds_bos=bos is not None)
+    shipped = build_family("byte-level", family, "x", FAMILIES[family][1] is not None)
     chat.use_template(shipped, name)
     assert chat.encode(shipped, messages, ANSWER) == chat.encode(expected, messages, ANSWER)
     if family not in NO_SYSTEM:

@@ -14,6 +14,11 @@ from tokendeep.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# an added token that is text: blank (also as SentencePiece writes it), or an element of HTML
+_TEXT = re.compile(
+    r"[\s\u2581]*|</?(?:a|b|blockquote|body|caption|code|div|em|footer|h[1-6]|html|i|iframe|img|li|s|span|strong|sub|sup|table|tbody|td|tfoot"
+    r"|th|thead|tr|u|ul|bbox)>"
+)
 _MEMORIES: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
 
@@ -74,11 +79,17 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, tail: str) -> tuple[int, ...]:
 
 
 def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that are no text: special tokens, and whatever was added to the vocabulary."""
+    """Ids that are no text: special tokens, and others that were added to the vocabulary and mark something.
+
+    Many vocabularies have common text among their added tokens: Gemma's line breaks, tabs and elements of HTML, the runs of blanks of
+    GPT-NeoX and CodeGen. These are text; `<think>` or `<|im_end|>` are not, also where the tokenizer does not call them special.
+    """
     known = memory(tokenizer)
     key = ("no text", len(tokenizer))
     if key not in known:
-        known[key] = frozenset({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
+        added = tokenizer.added_tokens_decoder
+        marks = {i for i, token in added.items() if token.special or not _TEXT.fullmatch(token.content)}
+        known[key] = frozenset({*tokenizer.all_special_ids, *marks})
     ids: frozenset[int] = known[key]
     return ids
 

@@ -78,4 +78,4 @@ def _end_of_turn(tokenizer: Any) -> int | None:
         end = chat.check(tokenizer).end_ids[-1]
     except InputError:  # whoever renders a conversation with this template is told
         return None
-    return end if end in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} else None
+    return end if end in chat.control_ids(tokenizer) else None
