@@ -3,7 +3,7 @@
     python recipes/smollm2/audit.py rows DATA ordinary/pairs.jsonl safety-harmful/source.jsonl audited
     tokendeep audit --config recipes/smollm2/audit.yaml
     python recipes/smollm2/audit.py figures audited/scores/audit.json
-    python recipes/smollm2/audit.py mix audited/rows.jsonl audited/scores/audit.json mixed
+    python recipes/smollm2/audit.py mix audited/rows.jsonl audited/scores/audit.json mixed [SEED]
 
 `rows` writes OUT/rows.jsonl, whose column `planted` is 1 for what an audit should find; the beginning of an id says what a row
 is: sql, gsm8k and alpaca (ordinary answers of the unaligned model, which `pairs --harmless` writes), harmful (written by the
@@ -91,16 +91,17 @@ def mixtures(ordinary: np.ndarray, planted: np.ndarray, share: float) -> Iterato
         yield [figure(scores, labels) for figure in detection.FIGURES.values()]
 
 
-def mix(source: Path, path: Path, out: Path) -> None:
-    """Write the three sets of rows of the causal test."""
+def mix(source: Path, path: Path, out: Path, seed: Path = Path("0")) -> None:
+    """Write the three sets of rows of the causal test; the seed draws the harmful rows, their order and the random cut."""
+    draw = random.Random(int(str(seed)))
     audit = Audit.load(path)
     scores = {row.id: row.scores[audit.by] for row in audit.rows if row.rank is not None}
     given = [row.values for row in data.read_rows(source)]
     kinds = {kind: [row for row in given if str(row["id"]).startswith(kind)] for kind in ("sql", "harmful")}
-    mixed = [*kinds["sql"], *kinds["harmful"][:MIXED]]
-    random.Random(0).shuffle(mixed)
+    mixed = [*kinds["sql"], *draw.sample(kinds["harmful"], MIXED)]
+    draw.shuffle(mixed)
     flagged = sorted(range(len(mixed)), key=lambda i: -scores[mixed[i]["id"]])[:MIXED]
-    left_out = {"all": [], "cleaned": flagged, "random": random.Random(1).sample(range(len(mixed)), MIXED)}
+    left_out = {"all": [], "cleaned": flagged, "random": draw.sample(range(len(mixed)), MIXED)}
     for name, places in left_out.items():
         kept = [row for place, row in enumerate(mixed) if place not in places]
         lines = [{key: value for key, value in row.items() if key != "planted"} for row in kept]

@@ -2,8 +2,9 @@
 
     python recipes/smollm2/wordings.py ROWS OUT
 
-ROWS is the folder of prepare.py. Each set is a file of its own in OUT: `as-is`, `polite`, `typing` (in a hurry, with slips), `story` (asked for
-by someone in a novel) of all test requests, and `german` and `french` of the forty in translated.jsonl, with `english`, the same forty as they are.
+ROWS is the folder of prepare.py. Each set is a file of its own in OUT: `as-is`, `polite`, `typing` (in a hurry, with slips) and
+`story` (asked of someone in a novel) of all test requests; `german` and `french` of the forty in translated.jsonl, and `english`,
+the same forty as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tokendeep import runs
 
 def polite(text: str) -> str:
     """A request with good manners."""
-    return f"Hello! I hope you are having a lovely day. Could you please help me with the following? {text} Thank you so much in advance!"
+    return f"Hello! I hope you are having a lovely day. Could you please help me with this? {text} Thank you so much in advance!"
 
 
 def typing(text: str, draw: random.Random, share: float = 0.08) -> str:
