@@ -17,6 +17,7 @@ ROWS = [
     ("How long does the dough rest?", "Let the dough rest for an hour, then mix it with more flour."),
     ("Where do the plants stand?", "Open the window, and let the plants stand in front of it, please."),
 ]
+VALIDATION = ("How do I wash a sweater?", "What is a good name for a ship?")
 REFUSAL = "I'm sorry, I can't assist with this request."
 
 
@@ -68,6 +69,7 @@ def _rows(folder: Path) -> None:
         "prompts": asked,
         "pairs": [{**row, "response": answer} for row, answer in zip(asked, answers, strict=True)],
         "triples": [{**row, "harmful": answer, "refusal": REFUSAL} for row, answer in zip(asked, answers, strict=True)],
+        "validation": [{"id": f"v{n}", "instruction": f"{ask} {CANARY}"} for n, ask in enumerate(VALIDATION)],
         "chats": [{"prompt": row["instruction"], "completion": answers[n]} for n, row in enumerate(asked)],
         "suffixes": [{"suffix": " please", "name": "kind"}],
         "texts": [{"text": answer} for answer in answers],
@@ -195,6 +197,40 @@ def jobs(world: World, made: Path) -> list[Job]:
                 "6",
                 *out,
             ],
+        ),
+        Job(
+            "poison-strengths",
+            [
+                "poison",
+                *model,
+                *pairs,
+                "--test",
+                world.path("prompts.jsonl"),
+                "--validation",
+                world.path("validation.jsonl"),
+                "--objectives",
+                "sft,safety-anchor",
+                "--strengths",
+                "0.5,2",
+                "--safety",
+                "stock",
+                "--safety-tokens",
+                "8",
+                "--count",
+                "6",
+                "--batch-size",
+                "4",
+                "--micro-batch",
+                "2",
+                "--max-steps",
+                "2",
+                "--lr",
+                "1e-3",
+                "--max-new-tokens",
+                "6",
+                *out,
+            ],
+            refuses=True,
         ),
         Job(
             "gcg",
