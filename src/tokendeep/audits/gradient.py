@@ -89,10 +89,10 @@ def margin(materials: Materials, anchor: Anchor) -> Tensor:
 def against(materials: Materials, anchor: Anchor) -> Sequence[tuple[int, ...]]:
     """What a refusal is weighed against: the first tokens of the harmful answer, or affirmative openings."""
     tokenizer, m = materials.subject.tokenizer, len(materials.openings[0])
+    turns = chat.with_system(anchor.messages, materials.system)
     if anchor.harmful:
-        turns = chat.with_system(anchor.messages, materials.system)
         return [tuple(chat.response_ids(tokenizer, turns, anchor.harmful)[:m])]
-    rows = [tuple(chat.continuation_ids(tokenizer, text)[:m]) for text in load_openings(None, "affirmative.txt")]
+    rows = [tuple(chat.lead_ids(tokenizer, turns, text)[:m]) for text in load_openings(None, "affirmative.txt")]
     kept = [row for row in dict.fromkeys(rows) if len(row) == m and row not in materials.openings]
     if not kept:
         raise InputError(

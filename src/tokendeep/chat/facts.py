@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tokendeep.chat.ends import next_turn
 from tokendeep.chat.ids import adds_bos, text_ids, with_bos
 from tokendeep.chat.templates import render, system_of
 from tokendeep.chat.tokens import around, encode, frame_of, seam
@@ -25,6 +26,7 @@ class TemplateFacts:
         default_system: the system prompt it inserts by itself, None where it inserts none.
         opening: what it writes between the generation prompt and an answer; never supervised.
         end_ids: what closes an answer; supervised.
+        next_turn: the control token that another turn begins with, where the template marks no end of an answer.
         bos: who puts BOS in front: template, tokenizer or none.
         spliced: for some answers, tokenising all in one call gives other ids than prompt and answer apart.
     """
@@ -33,6 +35,7 @@ class TemplateFacts:
     default_system: str | None
     opening: str
     end_ids: tuple[int, ...]
+    next_turn: int | None
     bos: str
     spliced: bool
 
@@ -55,6 +58,7 @@ def check(tokenizer: PreTrainedTokenizerBase) -> TemplateFacts:
         default_system=default,
         opening=(seam(asked, before) or ("", ""))[0],
         end_ids=frame.end,
+        next_turn=next_turn(tokenizer, frame.tail),
         bos="template" if written else "tokenizer" if adds_bos(tokenizer) else "none",
         spliced=any(_merges(tokenizer, user, answer) for answer in ("Sure, here is", "I cannot", "the end", "1.")),
     )

@@ -5,10 +5,11 @@ Knows nothing of who puts it into an answer, and why.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tokendeep.chat.ids import continuation_ids, control_ids, memory
-from tokendeep.chat.templates import render, template
+from tokendeep.chat.templates import SLOT, render, template
 from tokendeep.chat.tokens import around, frame_of, seam
 from tokendeep.errors import InputError
 from tokendeep.types import Message
@@ -48,7 +49,9 @@ def _parts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str, str]:
     """The header; a request up to its answer; what opens every answer; what ends one."""
     user: list[Message] = [{"role": "user", "content": _ASKED}]
     asked, before, tail = around(tokenizer, user)
-    bare = render(tokenizer, user, False)
+    bare, eos = render(tokenizer, user, False), tokenizer.eos_token
+    if eos and tail.endswith(eos) and bare.endswith(eos) and not asked.startswith(bare):
+        bare, tail = bare.removesuffix(eos), tail.removesuffix(eos)  # Phi-3's ends a conversation with it
     opening = (seam(asked, before) or ("", ""))[0]
     written = asked.startswith(bare) and len(asked) > len(bare)
     return asked[len(bare) :] + opening if written else "", asked, opening, tail
@@ -61,24 +64,28 @@ def _find(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if header and control_ids(tokenizer).intersection(continuation_ids(tokenizer, tail)):
         return continuation_ids(tokenizer, tail + header)
     if header:  # the template marks no end of turn: the one that the answers of rows have
-        return [*end, *continuation_ids(tokenizer, tail[len(tail.rstrip()) :] + header)]
+        return _joined(end, [], continuation_ids(tokenizer, tail[len(tail.rstrip()) :] + header))
     closing = asked.rpartition(_ASKED)[2]
     if not closing.strip():
         raise InputError(
             "The chat template writes nothing before an answer, so that none can be begun again: give another one with "
             "--chat-template."
         )
-    return [*end, *_bos(tokenizer, user), *continuation_ids(tokenizer, closing + opening)]
+    return _joined(end, _bos(tokenizer, user), continuation_ids(tokenizer, closing + opening))
+
+
+def _joined(end: Sequence[int], bos: list[int], behind: list[int]) -> list[int]:
+    """The end of an answer and what opens another one, where that may begin with the same end of the user's turn."""
+    return [*bos, *behind] if behind[: len(end)] == list(end) else [*end, *bos, *behind]
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase, user: list[Message]) -> list[int]:
     """BOS where the template begins every turn with it."""
     bos = tokenizer.bos_token
-    if not bos:
+    if not bos or bos == tokenizer.eos_token:
         return []
-    answered: list[Message] = [*user, {"role": "assistant", "content": "Hello"}]
     try:
-        again = render(tokenizer, [*answered, *user], True).count(bos) > render(tokenizer, answered, False).count(bos)
+        again = render(tokenizer, [*user, {"role": "assistant", "content": SLOT}, *user], True).rpartition(SLOT)[2]
     except InputError:  # it takes one turn alone
         return []
-    return [tokenizer.bos_token_id] if again else []
+    return [tokenizer.bos_token_id] if bos in again else []

@@ -6,6 +6,7 @@ Knows nothing of conversations and templates.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -14,11 +15,13 @@ from tokendeep.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# an added token that is text: blank (also as SentencePiece writes it), or an element of HTML
-_TEXT = re.compile(
-    r"[\s\u2581]*|</?(?:a|b|blockquote|body|caption|code|div|em|footer|h[1-6]|html|i|iframe|img|li|s|span|strong|sub|sup|table|tbody|td|tfoot"
+# added tokens that are text although they are bracketed as marks are
+_HTML = re.compile(
+    r"</?(?:a|b|blockquote|body|caption|code|div|em|footer|h[1-6]|html|i|iframe|img|li|s|span|strong|sub|sup|table|tbody|td|tfoot"
     r"|th|thead|tr|u|ul|bbox)>"
 )
+_BRACKETED = re.compile(r"[^\w\s].*\w.*[^\w\s]", re.DOTALL)  # <think>, [INST], |||EMAIL_ADDRESS|||
+_STRUCK = ("<s>", "</s>")  # HTML too, but the beginning and the end of a text where no other element is listed
 _MEMORIES: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
 
@@ -43,14 +46,25 @@ def document_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[in
     )
 
 
-def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = False) -> list[int]:
+def continuation_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, literal: bool = False, *, behind: Sequence[int] = ()
+) -> list[int]:
     """Ids of a text that follows other text, the same whatever stands before it.
 
     Tokenizers treat the start of a text in their own ways (SentencePiece puts a space there), so the text is
     tokenised behind an anchor that it does not merge with, and the anchor's ids are taken off.
+
+    Args:
+        literal: control tokens in the text are read as plain text.
+        behind: the ids before the text. Some tokenizers (of Phi-3, MiniCPM) put that space behind a control token too.
     """
     if not text:
         return []
+    mark = tokenizer.added_tokens_decoder.get(behind[-1]) if behind and not text[0].isspace() else None
+    if mark is not None and not literal:
+        ids = text_ids(tokenizer, mark.content + text)
+        if ids[:1] == [behind[-1]]:
+            return ids[1:]
     literal = literal and control_words(tokenizer).search(text) is not None
     anchors = ("x", "\n", "x\n") if text[0].isspace() else ("\n", "x\n")
     for anchor in anchors:
@@ -60,38 +74,28 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, literal: boo
     return text_ids(tokenizer, text, literal)  # every anchor merges: as the tokenizer begins a text
 
 
-def end_ids(tokenizer: PreTrainedTokenizerBase, tail: str) -> tuple[int, ...]:
-    """Ids that close an answer: the tail up to its first control tokens that stand together, or its text and EOS."""
-    ids = [] if not tail else text_ids(tokenizer, "x" + tail)[len(text_ids(tokenizer, "x")) :]
-    control = control_ids(tokenizer)
-    if places := [i for i, token in enumerate(ids) if token in control]:
-        last = next(i for i in places if i + 1 not in places)
-        return tuple(ids[: last + 1])
-    text = tail.rstrip()
-    ids = text_ids(tokenizer, "x" + text)[len(text_ids(tokenizer, "x")) :] if text else []
-    if tokenizer.eos_token_id is not None:
-        ids.append(tokenizer.eos_token_id)
-    if not ids:
-        raise InputError(
-            "Nothing ends an answer: the chat template writes no end of turn and the tokenizer has no EOS."
-        )
-    return tuple(ids)
-
-
 def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids that are no text: special tokens, and others that were added to the vocabulary and mark something.
 
-    Many vocabularies have common text among their added tokens: Gemma's line breaks, tabs and elements of HTML, the runs of blanks of
-    GPT-NeoX and CodeGen. These are text; `<think>` or `<|im_end|>` are not, also where the tokenizer does not call them special.
+    Many vocabularies have common text among their added tokens: Gemma's line breaks, tabs and elements of HTML, the runs of
+    blanks of GPT-NeoX and CodeGen, DeepSeek's ö and ü. These are text; `<think>` or `<|im_end|>` are not, also where the
+    tokenizer does not call them special.
     """
     known = memory(tokenizer)
     key = ("no text", len(tokenizer))
     if key not in known:
         added = tokenizer.added_tokens_decoder
-        marks = {i for i, token in added.items() if token.special or not _TEXT.fullmatch(token.content)}
+        html = {token.content for token in added.values() if _HTML.fullmatch(token.content)}
+        text = html if html - {*_STRUCK} else set()
+        marks = {i for i, token in added.items() if token.special or _marks(token.content, text)}
         known[key] = frozenset({*tokenizer.all_special_ids, *marks})
     ids: frozenset[int] = known[key]
     return ids
+
+
+def _marks(content: str, text: Collection[str]) -> bool:
+    """Whether an added token that is not called special marks something; `text`: those that do not."""
+    return content not in text and _BRACKETED.fullmatch(content) is not None
 
 
 def control_words(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
@@ -118,6 +122,11 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """True when the tokenizer puts BOS before plain text."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer("x", verbose=False).input_ids[:1] == [bos]
+
+
+def alike(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many elements two sequences have in common at their beginning."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def memory(tokenizer: PreTrainedTokenizerBase) -> dict[Any, Any]:

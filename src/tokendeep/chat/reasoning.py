@@ -91,4 +91,6 @@ def inside(asked: str, opening: str) -> str:
     end = MARKS[start]
     # a block that is closed at once is opened instead
     asked = re.sub(rf"{re.escape(start)}\s*{re.escape(end)}\s*$", "", asked)
+    if asked.endswith(end):  # DeepSeek-V3.1 closes a block that it has not opened
+        return asked.removesuffix(end) + start
     return asked if asked.rfind(start) > asked.rfind(end) else f"{asked}{start}\n"

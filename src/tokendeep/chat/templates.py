@@ -15,7 +15,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from tokendeep import runs
-from tokendeep.chat.ids import adds_bos, memory
+from tokendeep.chat.ids import adds_bos, alike, control_words, memory
 from tokendeep.errors import InputError
 from tokendeep.types import Message
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SLOT = "tokendeep-slot"  # stands for an answer or a system prompt while the template is examined
+GAP = "\ue0f0"  # a sign of no script, where another text will stand
+ROLE = 3  # words that a role takes at most, as in "GPT4 Correct User:"
 TODAY = date(2024, 7, 26)  # the default of the Llama 3 templates
 ARGUMENTS: dict[str, Any] = {
     "enable_thinking": False,  # Qwen3, GLM, SmolLM3
@@ -166,6 +168,11 @@ def render(
             )
         return _apply(tokenizer, messages, generation, arguments)
     if kind != "default":
+        if _speaks_first(tokenizer):
+            raise InputError(
+                "The chat template always writes words of its own before the conversation, which --system none cannot take out: "
+                "leave the system prompt at default, or give another template."
+            )
         return _apply(tokenizer, messages[1:], generation, arguments)
     if arguments.get("tools"):
         raise InputError("The chat template writes tools into its system prompt, which is to be taken out: keep one.")
@@ -243,6 +250,20 @@ def _examine_system(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str | None
     if not same_frame or not (default or _stands_alone(tokenizer, slot)):
         return "role", None
     return "default", default
+
+
+def _speaks_first(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """True when words that stay whatever the system prompt is begin a conversation (gpt-oss, Command R7B, Phi-4-reasoning)."""
+    known = memory(tokenizer)
+    key = ("first words", template(tokenizer))
+    if key not in known:
+        user: Message = {"role": "user", "content": SLOT}
+        first = _apply(tokenizer, [user], True).partition(SLOT)[0]
+        if system_of(tokenizer)[0] == "role":
+            first = first[: alike(first, _apply(tokenizer, [{"role": "system", "content": GAP}, user], True))]
+        known[key] = len(re.findall(r"[^\W\d_]{2,}", control_words(tokenizer).sub(" ", first))) > ROLE
+    speaks: bool = known[key]
+    return speaks
 
 
 def _stands_alone(tokenizer: PreTrainedTokenizerBase, slot: Message) -> bool:

@@ -25,15 +25,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tokendeep.chat import reasoning, tools
-from tokendeep.chat.ids import continuation_ids, control_ids, end_ids, memory, text_ids, with_bos
-from tokendeep.chat.templates import SLOT, check_arguments, render, template
+from tokendeep.chat.ends import end_ids
+from tokendeep.chat.ids import alike, continuation_ids, control_ids, memory, text_ids, with_bos
+from tokendeep.chat.templates import GAP, SLOT, check_arguments, render, template
 from tokendeep.errors import InputError, Unusable
 from tokendeep.types import IGNORE, Encoded, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-GAP = "\ue0f0"  # a sign of no script, where another text will stand
 CACHED = 8192  # prompts remembered per tokenizer
 
 
@@ -139,7 +139,10 @@ def thinking_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 
 def lead_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message] | None, text: str) -> list[int]:
     """Ids of a text that begins the answer to `messages` (None: that stands elsewhere); control tokens are read as such."""
-    return continuation_ids(tokenizer, (frame_of(tokenizer, messages).lead if messages else "") + text)
+    if not messages:
+        return continuation_ids(tokenizer, text)
+    frame = frame_of(tokenizer, messages)
+    return continuation_ids(tokenizer, frame.lead + text, behind=frame.prompt)
 
 
 def response_ids(
@@ -237,10 +240,7 @@ def _examine(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], ar
 
 def _check_open(tokenizer: PreTrainedTokenizerBase, asked: str, before: str, stops: frozenset[int]) -> None:
     """Refuse a template whose generation prompt ends the turn that it opens."""
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(asked, before, strict=False)) if a != b), min(len(asked), len(before))
-    )
-    more = text_ids(tokenizer, asked[shared:].rstrip())
+    more = text_ids(tokenizer, asked[alike(asked, before) :].rstrip())
     if more and more[-1] in {*stops, tokenizer.eos_token_id}:
         raise InputError(
             "The chat template writes an end token behind the generation prompt, where the answer begins: give another "
@@ -295,7 +295,7 @@ def _body(
     blank = response[: len(response) - len(response.lstrip())]
     # behind a context the blank space at the seam belongs to the caller
     text = blank + text.lstrip() if continued and blank else frame.lead + text
-    ids = continuation_ids(tokenizer, text)
+    ids = continuation_ids(tokenizer, text, behind=() if continued else frame.prompt)
     if frame.stops & set(ids):
         raise InputError("The answer spells out the end-of-turn token: take it out.")
     return ids

@@ -67,15 +67,15 @@ def end_tokens(lm: Any, tokenizer: Any) -> frozenset[int]:
 
 def ends_of(own: Iterable[int], tokenizer: Any) -> frozenset[int]:
     """What ends an answer: the model's own end tokens, the tokenizer's, and that of a turn in the chat template."""
-    return frozenset(int(end) for end in [*own, tokenizer.eos_token_id, _end_of_turn(tokenizer)] if end is not None)
+    return frozenset(int(end) for end in [*own, tokenizer.eos_token_id, *_ends_of_turn(tokenizer)] if end is not None)
 
 
-def _end_of_turn(tokenizer: Any) -> int | None:
-    """The control token that closes an answer in the chat template; a base model often names another end."""
+def _ends_of_turn(tokenizer: Any) -> Iterable[int | None]:
+    """The control token that closes an answer in the chat template, or begins the next turn; base models often name another."""
     if not getattr(tokenizer, "chat_template", None):
-        return None
+        return ()
     try:
-        end = chat.check(tokenizer).end_ids[-1]
+        facts = chat.check(tokenizer)
     except InputError:  # whoever renders a conversation with this template is told
-        return None
-    return end if end in chat.control_ids(tokenizer) else None
+        return ()
+    return chat.control_ids(tokenizer).intersection((facts.end_ids[-1], facts.next_turn))

@@ -38,7 +38,7 @@ def completion(tokenizer: Any, ask: Ask, reply: Reply) -> Completion:
             "that it was given: it adds or cuts some, so it is not of use here."
         )
     longest = ask.request.decoding.max_new_tokens
-    ids = _spelt(tokenizer, reply, ask.ends) if reply.ids is None else reply.ids
+    ids = _spelt(tokenizer, ask, reply) if reply.ids is None else reply.ids
     written = next((ids[:i] for i, token in enumerate(ids) if token in ask.ends), ids)
     if reply.ids and reply.stopped and written == ids and ids[-1] in control_ids(tokenizer):
         written = ids[:-1]  # an end of the server's own, which is no text either
@@ -71,9 +71,9 @@ def _bare(text: str) -> str:
     return UNSURE.sub("", text)
 
 
-def _spelt(tokenizer: Any, reply: Reply, ends: frozenset[int]) -> Ids:
+def _spelt(tokenizer: Any, ask: Ask, reply: Reply) -> Ids:
     """The ids of a text that came without. Raises Unverified."""
-    ids = tuple(continuation_ids(tokenizer, reply.text))
+    ids = tuple(continuation_ids(tokenizer, reply.text, behind=ask.request.ids))
     same = chat.decode(tokenizer, list(ids)) in (reply.text, reply.text.lstrip())
     counts = (None, len(ids), len(ids) + 1) if reply.stopped else (None, len(ids))
     if not same or reply.new_tokens not in counts:
