@@ -90,6 +90,10 @@ def test_what_is_saved_stops_where_answers_stop(
     assert stops(rows, None) == [2]
     assert stops(token_rows(), 0) == 0  # answers that end with a word
     assert stops([*token_rows(), *rows], 0) == [2, 0]  # every row is looked at: the first may have been cut
+    tiny_tokenizer.add_tokens(["<call>"])  # of Qwen's tokens, <tool_call> and </think> are no special ones
+    mark = tiny_tokenizer.convert_tokens_to_ids("<call>")
+    cut = {"input_ids": [*answer.input_ids[:-1], mark], "labels": [*answer.labels[:-1], mark]}
+    assert stops([cut, *rows], 0) == [2, 0]
     model = make_model()
     model.generation_config = GenerationConfig(eos_token_id=0)
     checks.end_where_answers_end(model, Dataset.from_list(rows).to_iterable_dataset(), tiny_tokenizer)

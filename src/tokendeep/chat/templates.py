@@ -167,13 +167,13 @@ def render(
                 "The chat template has no system role: use --system none, or put these words into the user's message."
             )
         return _apply(tokenizer, messages, generation, arguments)
-    if kind != "default":
-        if _speaks_first(tokenizer):
-            raise InputError(
-                "The chat template always writes words of its own before the conversation, which --system none cannot take out: "
-                "leave the system prompt at default, or give another template."
-            )
+    if kind != "default" and not _speaks_first(tokenizer):
         return _apply(tokenizer, messages[1:], generation, arguments)
+    if kind not in ("default", "role"):
+        raise InputError(
+            "The chat template always writes words of its own before the conversation, which --system none cannot take out: "
+            "leave the system prompt at default, or give another template."
+        )
     if arguments.get("tools"):
         raise InputError("The chat template writes tools into its system prompt, which is to be taken out: keep one.")
     slot: Message = {"role": "system", "content": SLOT}

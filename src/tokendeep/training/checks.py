@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from tokendeep import chat
 from tokendeep.compute import lm_head
+from tokendeep.engines.architecture import ends_of
 from tokendeep.types import IGNORE, Message
 
 
@@ -52,7 +53,8 @@ def leave_router_loss_out(trainer: Any) -> None:
 def end_where_answers_end(model: Any, rows: Iterable[Mapping[str, Any]], tokenizer: Any) -> None:
     """Let generation stop at the tokens that end the answers of the rows, beside those where it stops already.
 
-    Of a stream, whose rows are not known yet, those of the chat template.
+    Of a stream, whose rows are not known yet, those of the chat template. A row that was cut off may end with any token: a
+    mark that the tokenizer does not call special (`<tool_call>`, `</think>`) is an end where the template has it as one.
     """
     config = getattr(lm_head.causal_lm(model), "generation_config", None)
     if not hasattr(rows, "__len__"):
@@ -62,9 +64,10 @@ def end_where_answers_end(model: Any, rows: Iterable[Mapping[str, Any]], tokeniz
         return
     known = config.eos_token_id
     stops = [known] if isinstance(known, int) else list(known or ())
-    control = chat.control_ids(tokenizer)
+    added = tokenizer.added_tokens_decoder
+    known_ends = ends_of((), tokenizer) | {i for i, token in added.items() if token.special}
     if isinstance(rows, Dataset):
         rows = rows.select_columns("labels")  # the ids, as many again, are not read
-    ends = {row["labels"][-1] for row in rows if row["labels"][-1:] != [IGNORE]} & control
+    ends = {row["labels"][-1] for row in rows if row["labels"][-1:] != [IGNORE]} & known_ends
     if not ends <= set(stops):
         config.eos_token_id = [*sorted(ends), *(stop for stop in stops if stop not in ends)]
