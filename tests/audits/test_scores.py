@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import TEMPLATES, build_tokenizer
 from tokendeep import chat
 from tokendeep.audits import SCORES, Anchor, Materials, gradient, representation
 from tokendeep.compute import layers
@@ -109,6 +110,20 @@ def test_gradient_looks_at_the_first_tokens_alone(materials: Materials, tmp_path
     assert all(len(row.input_ids) - row.start > 10 for row in rows)
     same = scored("gradient", replace(materials, rows=rows), tmp_path, "other")
     np.testing.assert_allclose(same, scored("gradient", materials, tmp_path), rtol=1e-5)
+
+
+def test_openings_begin_as_an_answer_does(materials: Materials) -> None:
+    """Behind `[/INST]` a model of Llama 2's kind goes on with `▁Sure`."""
+    template = (TEMPLATES / "llama-2.jinja").read_text(encoding="utf-8")
+    tokenizer = build_tokenizer("llama", control=["<s>", "</s>"], bos="<s>", eos="</s>", template=template)
+    other = replace(
+        materials,
+        subject=replace(materials.subject, tokenizer=tokenizer),
+        openings=opening_ids(tokenizer, ["I cannot"], 2),
+    )
+    rows = gradient.against(other, replace(PROBE[0], harmful=""))
+    assert rows
+    assert all(tokenizer.convert_ids_to_tokens(row[0]).startswith("▁") for row in rows)
 
 
 def test_likelihood_is_the_loss_of_the_opening(materials: Materials, tmp_path: Path) -> None:

@@ -15,8 +15,11 @@ from conftest import build_tokenizer
 from tokendeep import chat
 from tokendeep.chat import templates
 from tokendeep.engines.architecture import ends_of
+from tokendeep.engines.base import Request
+from tokendeep.engines.server import answers
+from tokendeep.engines.server.dialects import Ask, Reply
 from tokendeep.errors import InputError
-from tokendeep.types import IGNORE
+from tokendeep.types import IGNORE, Decoding
 
 USER: list[Any] = [{"role": "user", "content": "How do I bake bread?"}]
 TURNS: list[Any] = [
@@ -352,6 +355,14 @@ def test_a_system_prompt_that_stays_is_said() -> None:
     )
     with pytest.raises(InputError, match="always writes words of its own"):
         chat.prompt_ids(tokenizer, chat.with_system(USER, "none"))
+
+
+def test_a_servers_text_without_ids_begins_as_the_answer_does() -> None:
+    tokenizer = tokenizer_of("Phi-3.5")
+    prompt = tuple(chat.prompt_ids(tokenizer, USER))
+    ids = tuple(chat.response_ids(tokenizer, USER, ANSWER, end=False))
+    ask = Ask(Request(prompt, Decoding(max_new_tokens=200)), "phi", ends_of((), tokenizer), 0)
+    assert answers.completion(tokenizer, ask, Reply(ANSWER, True, new_tokens=len(ids))).ids == ids
 
 
 @pytest.mark.parametrize(

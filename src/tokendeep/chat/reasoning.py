@@ -26,6 +26,7 @@ MARKS = {  # what opens a thought, and what closes it
     "<|channel>thought": "<channel|>",  # Gemma 4
     "<|begin_of_thought|>": "<|end_of_thought|>",  # Sky-T1
     "<|START_THINKING|>": "<|END_THINKING|>",  # Command A
+    "<|inner_prefix|>": "<|inner_suffix|>",  # Apertus
 }
 ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"  # gpt-oss: a channel each
 # Tokens of which those marks are made: they are kept where other control tokens are not shown.
