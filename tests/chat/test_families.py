@@ -159,6 +159,10 @@ NEMOTRON_2 = (
 )
 DIALOGPT = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 
+LLAMA_3_SYSTEM = "{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>" + LLAMA_3.replace(
+    "{{ bos_token if loop.first }}", ""
+)
+
 PHI_HEADER = "<|end|>\n<|assistant|>\n"
 LLAMA_HEADER = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 SENTENCE = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
@@ -178,6 +182,9 @@ FAMILIES = {
     ),
     "Llama 3, first": Family(
         "byte-level", "<|begin_of_text|>", "<|end_of_text|>", OF_LLAMA_3, LLAMA_3, "<|eot_id|>", LLAMA_HEADER, adds_bos=True
+    ),
+    "Llama 3, with a system prompt": Family(
+        "byte-level", "<|begin_of_text|>", "<|end_of_text|>", OF_LLAMA_3, LLAMA_3_SYSTEM, "<|eot_id|>", LLAMA_HEADER
     ),
     "DeepSeek-V3.1": Family(
         "byte-level", *SENTENCE, DEEPSEEK, DEEPSEEK_31, SENTENCE[1], f"{SENTENCE[1]}<｜Assistant｜></think>", adds_bos=True,

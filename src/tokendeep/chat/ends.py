@@ -59,15 +59,16 @@ def _behind(tokenizer: PreTrainedTokenizerBase, tail: str) -> list[int]:
 
 def _of_the_turn(tokenizer: PreTrainedTokenizerBase, end: Sequence[int]) -> int:
     """How many of several end tokens close the turn, also where the conversation goes on; all where that cannot be told."""
-    turn, opened = _known(tokenizer)
-    if not (together := alike(end, turn)):  # such as the end of gpt-oss, which has another one there
-        return len(end)
-    if opened is not None and (closing := len(turn) - alike(turn[::-1], opened[::-1])):
-        together = min(together, closing)
+    turn, opener = _known(tokenizer)
+    together = alike(end, turn) or len(
+        end
+    )  # none where the turn ends in another way than the conversation, as in gpt-oss
+    if opener in end[1:together]:
+        return end.index(opener, 1)
     return together
 
 
-def _known(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int] | None]:
+def _known(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int | None]:
     known = memory(tokenizer)
     key = ("goes on", template(tokenizer), len(tokenizer))
     facts = known.get(key)
@@ -76,9 +77,9 @@ def _known(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int] | N
     return facts
 
 
-def _goes_on(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int] | None]:
-    """Ids between an answer and the next request, and those before the first one: None where a header of an answer is
-    written only when it is asked for.
+def _goes_on(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int | None]:
+    """Ids between an answer and the next request, and the control token that a turn begins with: None where the header of
+    an answer is written only when it is asked for.
     """
     asked: list[Message] = [{"role": "user", "content": _ASKED}]
     again: list[Message] = [*asked, {"role": "assistant", "content": SLOT}, {"role": "user", "content": _AGAIN}]
@@ -87,5 +88,7 @@ def _goes_on(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int] |
     except InputError:  # it takes one turn alone
         return [], None
     bare = render(tokenizer, asked, False)
-    always = bare == render(tokenizer, asked, True) and bool(bare.rpartition(_ASKED)[2])
-    return _behind(tokenizer, turn), text_ids(tokenizer, bare.partition(_ASKED)[0]) if always else None
+    if bare != render(tokenizer, asked, True):
+        return _behind(tokenizer, turn), None
+    control = control_ids(tokenizer) - {tokenizer.bos_token_id}
+    return _behind(tokenizer, turn), next((i for i in text_ids(tokenizer, bare) if i in control), None)
