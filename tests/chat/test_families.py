@@ -382,6 +382,18 @@ def test_no_words_are_left_without_a_system_prompt(name: str) -> None:
     assert "Be brief." in tokenizer.decode(chat.prompt_ids(tokenizer, chat.with_system(USER, "Be brief.")))
 
 
+def test_a_prompt_inside_a_thought_does_not_ask_for_none() -> None:
+    """GLM-4.5 and Hunyuan write into the user's turn that no thoughts are wanted."""
+    tokenizer = build(FAMILIES["GLM-4"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ '<think></think>\n' if m.role == 'assistant' }}{{ m.content }}"
+        "{{ '/nothink' if m.role == 'user' and not enable_thinking }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{{ '\n<think></think>' if not enable_thinking }}{% endif %}"
+    )
+    assert tokenizer.decode(chat.prompt_ids(tokenizer, USER)).endswith("bread?/nothink<|assistant|>\n<think></think>\n")
+    assert tokenizer.decode(chat.thinking_ids(tokenizer, USER)).endswith("bread?<|assistant|>\n<think>\n")
+
+
 def test_a_block_that_is_closed_without_being_opened_is_opened_instead() -> None:
     tokenizer = tokenizer_of("DeepSeek-V3.1")
     assert tokenizer.decode(chat.thinking_ids(tokenizer, USER)).endswith("bread?<｜Assistant｜><think>")
@@ -394,3 +406,14 @@ def test_the_end_of_a_text_is_no_html_where_no_other_element_is_listed() -> None
     assert struck <= chat.control_ids(tokenizer)  # Phi-3
     tokenizer.add_tokens(marks("<table>", special=False))
     assert struck.isdisjoint(chat.control_ids(tokenizer))  # Gemma
+
+
+@every
+def test_a_text_behind_the_request_stands_in_the_open_prompt(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    before, after, spell = chat.open_prompt(tokenizer, TURNS)
+    longer = [*TURNS[:-1], {"role": "user", "content": TURNS[-1]["content"] + " and salt"}]
+    ids = spell([" and salt"])[0]
+    assert ids == chat.prompt_ids(tokenizer, longer)
+    assert ids[: len(before)] == before
+    assert ids[len(ids) - len(after) :] == after

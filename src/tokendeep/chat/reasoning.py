@@ -94,4 +94,5 @@ def inside(asked: str, opening: str) -> str:
     asked = re.sub(rf"{re.escape(start)}\s*{re.escape(end)}\s*$", "", asked)
     if asked.endswith(end):  # DeepSeek-V3.1 closes a block that it has not opened
         return asked.removesuffix(end) + start
-    return asked if asked.rfind(start) > asked.rfind(end) else f"{asked}{start}\n"
+    lead = opening.partition(start)[0] if start in opening else ""
+    return asked if asked.rfind(start) > asked.rfind(end) else f"{asked}{lead}{start}\n"

@@ -26,9 +26,9 @@ SLOT = "tokendeep-slot"  # stands for an answer or a system prompt while the tem
 GAP = "\ue0f0"  # a sign of no script, where another text will stand
 ROLE = 3  # words that a role takes at most, as in "GPT4 Correct User:"
 TODAY = date(2024, 7, 26)  # the default of the Llama 3 templates
+THINKING = ("enable_thinking", "thinking")  # Qwen3, GLM and SmolLM3; Granite and DeepSeek
 ARGUMENTS: dict[str, Any] = {
-    "enable_thinking": False,  # Qwen3, GLM, SmolLM3
-    "thinking": False,  # Granite, DeepSeek
+    **dict.fromkeys(THINKING, False),
     "date_string": TODAY.strftime("%d %b %Y"),
 }
 DATE = "tokendeep_date"  # the tokenizer's attribute that holds another date

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from tokendeep.chat import reasoning, tools
 from tokendeep.chat.ends import end_ids
 from tokendeep.chat.ids import alike, continuation_ids, control_ids, memory, text_ids, with_bos
-from tokendeep.chat.templates import GAP, SLOT, check_arguments, render, template
+from tokendeep.chat.templates import GAP, SLOT, THINKING, check_arguments, render, template
 from tokendeep.errors import InputError, Unusable
 from tokendeep.types import IGNORE, Encoded, Message
 
@@ -127,12 +127,13 @@ def open_prompt(
 
 
 def thinking_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Token ids up to the inside of the thinking block that the template opens an answer with.
+    """Token ids up to the inside of the thinking block that the template opens an answer with, of a prompt that asks for
+    thoughts.
 
     Raises:
         InputError: as `prompt_ids`, and for a template that knows no such block.
     """
-    asked, before, _ = around(tokenizer, messages)
+    asked, before, _ = around(tokenizer, messages, dict.fromkeys(THINKING, True))
     opening = (seam(asked, before) or ("", ""))[0]
     return with_bos(tokenizer, text_ids(tokenizer, reasoning.inside(asked, opening)))
 
