@@ -2,7 +2,8 @@
 
 Workload: SmolLM2-135M-Instruct, steps of 16 rows of 100 tokens, 45 % of them supervised, one micro-batch a step, AdamW,
 float32 masters with bf16 autocast where the machine has bf16. Printed: tokens per second of the quickest step, and peak
-memory. Every trainer runs in a process of its own, so that none finds another one's memory.
+memory. Every trainer runs in a process of its own, so that none finds another one's memory. `finetuning.py KIND` runs one of
+them; `finetuning.py profile KIND` says where its last step's time goes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,36 @@ import torch
 from shared import in_a_process, peak_memory
 
 ROWS, LENGTH, SUPERVISED, STEPS = 16, 100, 45, 4
+GROUPS = {  # where a step's time goes -> operations of PyTorch; what is in none of them is the rest
+    "matrix products": ("mm", "addmm", "bmm", "linear", "mkldnn", "matmul"),
+    "attention": ("_scaled_dot_product",),
+    "casts and copies": ("copy_", "_to_copy", "clone", "contiguous", "cat"),
+    "optimizer and clipping": (
+        "Optimizer",
+        "_foreach",
+        "_fused",
+        "lerp_",
+        "addcdiv",
+        "addcmul",
+        "linalg_vector_norm",
+        "sqrt",
+    ),
+    "norms, activations, sums": (
+        "mul",
+        "add",
+        "silu",
+        "rsqrt",
+        "pow",
+        "mean",
+        "sum",
+        "neg",
+        "div",
+        "sigmoid",
+        "fill_",
+        "zero_",
+    ),
+    "loss": ("log_softmax", "softmax", "logsumexp", "gather", "exp", "sub", "max", "scatter"),
+}
 KINDS = {
     "trl": "TRL's SFTTrainer, default loss",
     "full": "full float32 logits, as the authors' trainer",
@@ -33,7 +64,8 @@ KINDS = {
 }
 
 
-def train(kind: str) -> dict[str, float]:
+def train(kind: str, profiler: Any = None) -> dict[str, float]:
+    """Seconds of the quickest step and peak memory; the last step runs within the profiler, where there is one."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -41,6 +73,7 @@ def train(kind: str) -> dict[str, float]:
 
     from tokendeep import models
     from tokendeep.compute import lm_head
+    from tokendeep.training import attention
     from tokendeep.training.eq3 import BetaSchedule, constrained_nll, response_positions
     from tokendeep.training.launch import has_bf16
     from tokendeep.training.sft import ResponseSFTTrainer
@@ -58,11 +91,15 @@ def train(kind: str) -> dict[str, float]:
 
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             self.start = time.perf_counter()
+            if profiler and args[1].global_step == STEPS - 1:
+                profiler.start()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             if device.type == "cuda":
                 torch.cuda.synchronize()
             self.times.append(time.perf_counter() - self.start)
+            if profiler and args[1].global_step == STEPS:
+                profiler.stop()
 
     class Full(SFTTrainer):
         """The objective on full float32 logits of every position."""
@@ -83,7 +120,8 @@ def train(kind: str) -> dict[str, float]:
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            return lm_head.hidden_states(model, inputs["input_ids"]).float().mean()
+            with self.accelerator.autocast(), attention.short_rows_in_float32(model, device):
+                return lm_head.hidden_states(model, inputs["input_ids"]).float().mean()
 
     with tempfile.TemporaryDirectory() as folder:
         args = SFTConfig(
@@ -121,6 +159,25 @@ def memory(device: torch.device) -> float:
     return peak_memory() / 1e3
 
 
+def profile(kind: str) -> None:
+    """Print where the CPU time of the last step goes, and how fast its matrix products are."""
+    from torch.profiler import ProfilerActivity
+
+    profiler = torch.profiler.profile(activities=[ProfilerActivity.CPU], with_flops=True)
+    train(kind, profiler)
+    times: dict[str, float] = {}
+    for event in profiler.key_averages():
+        name = event.key.removeprefix("aten::")
+        group = next((title for title, names in GROUPS.items() if name.startswith(names)), "the rest")
+        times[group] = times.get(group, 0) + event.self_cpu_time_total / 1e6
+    flops = sum(event.flops for event in profiler.key_averages())
+    for group, seconds in sorted(times.items(), key=lambda item: -item[1]):
+        print(f"{group:28} {seconds:6.2f} s {seconds / sum(times.values()):5.0%}")
+    speed = flops / times["matrix products"] / 1e9
+    whole = flops / sum(times.values()) / 1e9
+    print(f"{flops / 1e9:.0f} GFLOP in matrix products: {speed:.0f} GFLOP/s within them, {whole:.0f} of the whole step")
+
+
 def main() -> None:
     found: dict[str, dict[str, float]] = {}
     for kind, title in KINDS.items():
@@ -150,7 +207,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:2] == ["profile"]:
+        profile(sys.argv[2])
+    elif len(sys.argv) > 1:
         print(json.dumps(train(sys.argv[1])))
     else:
         main()

@@ -54,7 +54,7 @@ def compute(trainer: Any, dataset: Any, name: str, collator: Any, states: bool) 
     own = [batches[min(i + rank, last)] for i in range(0, len(batches), world)]  # the same number for each
     logps: dict[int, Tensor] = {}
     held: dict[int, Tensor] = {}
-    with trainer._as_reference():
+    with trainer._as_reference(), trainer._attending():
         for batch in Bar.over(own, "reference", "batch", disable=rank > 0 or len(own) < 4):
             rows, found, kept = _of_batch(trainer, given, batch, collator, states)
             logps.update(zip(rows, found, strict=True))

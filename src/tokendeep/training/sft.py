@@ -25,7 +25,7 @@ from tokendeep import runs
 from tokendeep.compute import lm_head
 from tokendeep.compute.gradients import check_differentiable
 from tokendeep.errors import InputError
-from tokendeep.training import checks, launch, rows, settings
+from tokendeep.training import attention, checks, launch, rows, settings
 from tokendeep.training.batches import ROW, SPANS, Collator, Meter, spans, total
 from tokendeep.training.rows import OPTIONAL
 
@@ -120,6 +120,15 @@ class ResponseSFTTrainer(SFTTrainer):
         self.eval_dataset = each(self.eval_dataset, self._numbered)
         self.data_collator = self._collator = Collator(self.data_collator, groups=self.groups)
         self._signature_columns: Any = ["input_ids", "labels", "seq_lengths", ROW, *OPTIONAL]
+
+    def training_step(self, model: Any, *given: Any, **settings: Any) -> Tensor:
+        with self._attending():  # around the backward pass too, in which checkpointed layers run again
+            loss: Tensor = super().training_step(model, *given, **settings)
+            return loss
+
+    def _attending(self) -> contextlib.AbstractContextManager[None]:
+        """How rows are attended to wherever they are trained on, evaluated, or what they are compared with is computed."""
+        return attention.short_rows_in_float32(self.model, self.accelerator.device)
 
     def _encoded(self, dataset: Any) -> Any:
         """The rows with labels, each of them checked."""
@@ -314,7 +323,10 @@ class ResponseSFTTrainer(SFTTrainer):
         """Trainer's, with metrics that are means over tokens instead of means over batches."""
         meter = self.meters["eval"]
         meter.read(self.accelerator)
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        with self._attending():
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         self.check_losses()
         found = meter.read(self.accelerator)
         metrics: Any = output.metrics
