@@ -394,6 +394,22 @@ def test_a_prompt_inside_a_thought_does_not_ask_for_none() -> None:
     assert tokenizer.decode(chat.thinking_ids(tokenizer, USER)).endswith("bread?<|assistant|>\n<think>\n")
 
 
+def test_an_answer_is_no_thought_where_the_template_makes_it_one() -> None:
+    """Nemotron Nano 2 opens a block and leaves it open, whatever its arguments are, with an answer behind it too."""
+    tokenizer = build(FAMILIES["Nemotron Nano 2"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}<SPECIAL_11>{{ m.role.title() }}\n{{ '<think>\n\n' if m.role == 'assistant' and loop.last }}"
+        "{{ m.content }}\n{{ '<SPECIAL_12>\n' if m.role == 'assistant' }}{% endfor %}"
+        "{% if add_generation_prompt %}<SPECIAL_11>Assistant\n<think>\n\n{% endif %}"
+    )
+    prompt = chat.prompt_ids(tokenizer, TURNS)
+    row = chat.encode(tokenizer, TURNS, ANSWER)
+    assert tokenizer.decode(prompt).endswith("Assistant\n<think>\n\n\n</think>\n\n")
+    assert tokenizer.decode(row.input_ids[len(prompt) :]) == f"{ANSWER}\n<SPECIAL_12>"
+    assert row.labels[len(prompt) :] == row.input_ids[len(prompt) :]
+    assert tokenizer.decode(chat.thinking_ids(tokenizer, USER)).endswith("Assistant\n<think>\n\n")
+
+
 def test_a_block_that_is_closed_without_being_opened_is_opened_instead() -> None:
     tokenizer = tokenizer_of("DeepSeek-V3.1")
     assert tokenizer.decode(chat.thinking_ids(tokenizer, USER)).endswith("bread?<｜Assistant｜><think>")

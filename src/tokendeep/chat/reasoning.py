@@ -73,6 +73,11 @@ def closing(written: str) -> str:
     return next((f"\n{end}\n\n" for end in ends), "")
 
 
+def left_open(text: str) -> str:
+    """What closes the block that a text ends with the beginning of (an answer of Nemotron Nano 2 would be a thought), else ""."""
+    return next((f"\n{end}\n\n" for start, end in MARKS.items() if text.rstrip().endswith(start)), "")
+
+
 def inside(asked: str, opening: str) -> str:
     """A prompt up to the inside of the block that an answer begins with.
 

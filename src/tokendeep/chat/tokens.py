@@ -269,7 +269,7 @@ def seam(asked: str, before: str) -> tuple[str, str] | None:
     """
     if before.startswith(asked):  # the usual case: nothing, or what the template opens every answer with
         opening = before[len(asked) :].rstrip(" ")
-        return opening, before[len(asked) + len(opening) :]
+        return opening + reasoning.left_open(asked + opening), before[len(asked) + len(opening) :]
     if not asked.startswith(before):
         return None
     return reasoning.closing(asked[len(before) :]), ""  # the generation prompt writes more than the answer gets
@@ -291,7 +291,10 @@ def _body(
     if answer.get("tool_calls"):
         tools.check_answer(answer, text if framed else "")
     elif not framed or text.strip() != answer["content"].strip():
-        raise InputError("The chat template rewrites this answer: take special blocks such as <think> out of it.")
+        raise InputError(
+            "The chat template rewrites this answer: take out of it what the template changes, such as <think> blocks (Falcon's "
+            "drops blank lines), or give another template."
+        )
     response = answer["content"]
     blank = response[: len(response) - len(response.lstrip())]
     # behind a context the blank space at the seam belongs to the caller
