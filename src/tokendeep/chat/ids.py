@@ -60,9 +60,9 @@ def continuation_ids(
     """
     if not text:
         return []
-    mark = tokenizer.added_tokens_decoder.get(behind[-1]) if behind and not text[0].isspace() else None
-    if mark is not None and not literal:
-        ids = text_ids(tokenizer, mark.content + text)
+    mark = _added(tokenizer).get(behind[-1]) if behind and not text[0].isspace() and not literal else None
+    if mark is not None:
+        ids = text_ids(tokenizer, mark + text)
         if ids[:1] == [behind[-1]]:
             return ids[1:]
     literal = literal and control_words(tokenizer).search(text) is not None
@@ -91,6 +91,16 @@ def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
         known[key] = frozenset({*tokenizer.all_special_ids, *marks})
     ids: frozenset[int] = known[key]
     return ids
+
+
+def _added(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The added tokens, of which some vocabularies have thousands: read once."""
+    known = memory(tokenizer)
+    key = ("added", len(tokenizer))
+    facts = known.get(key)
+    if facts is None:
+        facts = known[key] = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
+    return facts
 
 
 def _marks(content: str, text: Collection[str]) -> bool:
