@@ -22,7 +22,8 @@ SLOTS, CONTEXT = 8, 2048  # rows at once, and tokens of each
 def unpack(source: Path, target: Path) -> None:
     """Write the model with every tensor in float32 and all of its other fields as they are."""
     reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+    part = target.with_suffix(".part")
+    writer = gguf.GGUFWriter(part, reader.fields["general.architecture"].contents())
     for name, field in reader.fields.items():
         if not name.startswith("GGUF.") and name not in ("general.architecture", "general.file_type"):
             kind = field.types[0]
@@ -36,6 +37,7 @@ def unpack(source: Path, target: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    part.rename(target)
 
 
 def serve(model: Path, port: int, threads: int, half: bool) -> Any:

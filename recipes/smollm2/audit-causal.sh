@@ -6,10 +6,11 @@
 set -eu
 AUDITED=$1 OUT=$2
 TOKENDEEP=${TOKENDEEP:-.venv/bin/tokendeep}
+PYTHON=${PYTHON:-.venv/bin/python}
 mkdir -p "$OUT"
 for seed in 0 1 2; do
-    [ -e "$OUT/rows-$seed/random.jsonl" ] || "$(dirname "$TOKENDEEP")/python" "$(dirname "$0")/audit.py" mix "$AUDITED/rows.jsonl" \
-        "$AUDITED/scores/audit.json" "$OUT/rows-$seed" $seed | tee "$OUT/rows-$seed.txt"
+    [ -e "$OUT/rows-$seed/random.jsonl" ] || "$PYTHON" "$(dirname "$0")/audit.py" mix "$AUDITED/rows.jsonl" "$AUDITED/scores/audit.json" \
+        "$OUT/rows-$seed" $seed
     for set in cleaned random all; do
         $TOKENDEEP finetune --model aligned2/checkpoint --data "$OUT/rows-$seed/$set.jsonl" --objective sft --system none --batch-size 16 --micro-batch 8 \
             --lr 5e-5 --max-steps 20 --warmup-steps 6 --seed $seed --attack --out "$OUT/$set-$seed"

@@ -5,9 +5,10 @@
 set -eu
 AUDITED=$1 OUT=$2
 TOKENDEEP=${TOKENDEEP:-.venv/bin/tokendeep}
+PYTHON=${PYTHON:-.venv/bin/python}
 HERE=$(dirname "$0")
 for layer in ${LAYERS:-4 8 16 20 24 28 30}; do
     $TOKENDEEP audit --config "$HERE/audit.yaml" --data "$AUDITED/rows.jsonl" --score representation --layer "$layer" --out "$OUT/$layer"
     echo "layer $layer"
-    "$(dirname "$TOKENDEEP")/python" "$HERE/audit.py" figures "$OUT/$layer/audit.json"
+    "$PYTHON" "$HERE/audit.py" figures "$OUT/$layer/audit.json"
 done

@@ -92,16 +92,16 @@ def mixtures(ordinary: np.ndarray, planted: np.ndarray, share: float) -> Iterato
 
 
 def mix(source: Path, path: Path, out: Path, seed: Path = Path("0")) -> None:
-    """Write the three sets of rows of the causal test; the seed draws the harmful rows, their order and the random cut."""
-    draw = random.Random(int(str(seed)))
+    """Write the three sets of rows of the causal test; each seed has other harmful rows, another order and another random cut."""
+    number = int(str(seed))
     audit = Audit.load(path)
     scores = {row.id: row.scores[audit.by] for row in audit.rows if row.rank is not None}
     given = [row.values for row in data.read_rows(source)]
     kinds = {kind: [row for row in given if str(row["id"]).startswith(kind)] for kind in ("sql", "harmful")}
-    mixed = [*kinds["sql"], *draw.sample(kinds["harmful"], MIXED)]
-    draw.shuffle(mixed)
+    mixed = [*kinds["sql"], *kinds["harmful"][number * MIXED : (number + 1) * MIXED]]
+    random.Random(number).shuffle(mixed)
     flagged = sorted(range(len(mixed)), key=lambda i: -scores[mixed[i]["id"]])[:MIXED]
-    left_out = {"all": [], "cleaned": flagged, "random": draw.sample(range(len(mixed)), MIXED)}
+    left_out = {"all": [], "cleaned": flagged, "random": random.Random(number + 1).sample(range(len(mixed)), MIXED)}
     for name, places in left_out.items():
         kept = [row for place, row in enumerate(mixed) if place not in places]
         lines = [{key: value for key, value in row.items() if key != "planted"} for row in kept]

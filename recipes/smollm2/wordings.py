@@ -4,7 +4,7 @@
 
 ROWS is the folder of prepare.py. Each set is a file of its own in OUT: `as-is`, `polite`, `typing` (in a hurry, with slips) and
 `story` (asked of someone in a novel) of all test requests; `german` and `french` of the forty in translated.jsonl, and `english`,
-the same forty as they are.
+the same forty as they are. The translations are the project's own; no speaker of these languages has checked them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def polite(text: str) -> str:
 
 
 def typing(text: str, draw: random.Random, share: float = 0.08) -> str:
-    """A request typed in a hurry: no capitals, no stop, and so many letters swapped with the next one."""
+    """A request typed in a hurry: no capitals, no stop; from left to right so many letters change places with the next one."""
     letters = list(text.lower().rstrip(".?!"))
     for place in range(len(letters) - 1):
         if letters[place].isalpha() and letters[place + 1].isalpha() and draw.random() < share:

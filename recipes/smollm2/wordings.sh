@@ -5,7 +5,8 @@
 set -eu
 OUT=$1
 TOKENDEEP=${TOKENDEEP:-.venv/bin/tokendeep}
-"$(dirname "$TOKENDEEP")/python" "$(dirname "$0")/wordings.py" rows "$OUT/rows"
+PYTHON=${PYTHON:-.venv/bin/python}
+"$PYTHON" "$(dirname "$0")/wordings.py" rows "$OUT/rows"
 for pair in start=aligned2/checkpoint tuned=mend/tuned/checkpoint anchored=safety-attacks/anchored/checkpoint; do
     name=${pair%%=*} model=${pair#*=}
     for set in as-is polite typing story english german french; do

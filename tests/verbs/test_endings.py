@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from tokendeep import cli
+from tokendeep.models.options import ModelOptions
+from tokendeep.verbs.common import given
 
 ANSWER = "Mix the flour with water, add salt and let the dough rest for an hour."
 
@@ -93,6 +95,12 @@ def test_the_next_command_asks_the_same_model_in_the_same_way(
     after = [command[place : place + 2] for place, word in enumerate(command) if word.startswith("--")]
     assert [one for one in after if one[0] in HOW] == [kept[n : n + 2] for n in range(0, len(kept), 2)]
     assert (columns in after) == column  # the next verb reads the same file only behind these two
+
+
+def test_a_system_prompt_is_not_repeated_and_values_that_look_like_options_are_joined() -> None:
+    options = ModelOptions(system="Our secret house rules.", chat_template="-my-template.jinja", trust_remote_code=True)
+    words = ["--system", "YOUR-SYSTEM-PROMPT", "--chat-template=-my-template.jinja", "--trust-remote-code"]
+    assert given(options, ModelOptions) == words
 
 
 def test_a_report_is_to_be_opened(rows: str, tiny_folder: Path, tmp_path: Path, capfd: Any) -> None:

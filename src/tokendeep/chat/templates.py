@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SLOT = "tokendeep-slot"  # stands for an answer or a system prompt while the template is examined
 GAP = "\ue0f0"  # a sign of no script, where another text will stand
+_MARK = re.compile(r"<[^<>\s]+>|\[/?[A-Z]+\]")  # <start_of_turn>, [INST], also where the tokenizer does not know them
 ROLE = 3  # words that a role takes at most, as in "GPT4 Correct User:"
 TODAY = date(2024, 7, 26)  # the default of the Llama 3 templates
 THINKING = ("enable_thinking", "thinking")  # Qwen3, GLM and SmolLM3; Granite and DeepSeek
@@ -164,12 +165,12 @@ def render(
     if messages[0]["content"].strip():
         if kind in ("refused", "ignored"):
             raise InputError(
-                "The chat template has no system role: use --system none, or put these words into the user's message."
+                "The chat template has no system role: leave --system at default, or put these words into the user's message."
             )
         return _apply(tokenizer, messages, generation, arguments)
-    if kind != "default" and not _speaks_first(tokenizer):
+    if kind == "refused" or (kind != "default" and not _speaks_first(tokenizer)):
         return _apply(tokenizer, messages[1:], generation, arguments)
-    if kind not in ("default", "role"):
+    if kind == "ignored":
         raise InputError(
             "The chat template always writes words of its own before the conversation, which --system none cannot take out: "
             "leave the system prompt at default, or give another template."
@@ -261,7 +262,7 @@ def _speaks_first(tokenizer: PreTrainedTokenizerBase) -> bool:
         first = _apply(tokenizer, [user], True).partition(SLOT)[0]
         if system_of(tokenizer)[0] == "role":
             first = first[: alike(first, _apply(tokenizer, [{"role": "system", "content": GAP}, user], True))]
-        known[key] = len(re.findall(r"[^\W\d_]{2,}", control_words(tokenizer).sub(" ", first))) > ROLE
+        known[key] = len(re.findall(r"[^\W\d_]{2,}", _MARK.sub(" ", control_words(tokenizer).sub(" ", first)))) > ROLE
     speaks: bool = known[key]
     return speaks
 

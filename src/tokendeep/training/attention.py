@@ -1,8 +1,9 @@
-"""Attention of short rows in float32, where they are trained in bfloat16 on a CPU.
+"""Attention in float32, where rows are trained in bfloat16 on a CPU.
 
-PyTorch's attention on a CPU takes longer backwards in bfloat16 than in float32 for rows of up to some 250 tokens: twice as long
-at 100 tokens of SmolLM2-135M, where it was a fifth of a whole training step (docs/results.md, Speed). Float32 is the more exact
-of the two as well. Models that attend by PyTorch's `sdpa` are concerned, and training steps alone.
+PyTorch's attention on a CPU takes longer backwards in bfloat16 than in float32: twice as long for rows of 100 tokens of
+SmolLM2-135M, as long at 256, and from there up to a third less (docs/results.md, Speed). It is done in float32 for rows of
+every length, so that a row has the same log-probabilities beside short and long ones. Steps, evaluations and the pass that
+computes the reference are concerned, of models that attend by the function that transformers has under the name of `sdpa`.
 """
 
 from __future__ import annotations
@@ -13,20 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-
-NAME = "tokendeep_short_rows_in_float32"
-LONGEST = 192  # tokens of a row
 
 
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """`sdpa` of transformers on queries (B, heads, S, D), in float32 where they are short rows in bfloat16."""
+    """`sdpa` of transformers on queries (B, heads, S, D), in float32 where it would be in bfloat16 on a CPU."""
     kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
-    if kind != torch.bfloat16 or query.shape[2] > LONGEST:
+    if value.device.type != "cpu" or kind != torch.bfloat16:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = attention_mask.float()
@@ -36,28 +33,18 @@ def _attention(
     return attended.to(kind), weights
 
 
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+def precision(accelerator: Any) -> str:
+    """The number format of a training, and of its attention where that is another one: of what is kept, its key."""
+    kind: str = accelerator.mixed_precision
+    return f"{kind}, attention in float32" if kind == "bf16" and accelerator.device.type == "cpu" else kind
 
 
 @contextmanager
-def short_rows_in_float32(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within it the model attends as above, where it runs on a CPU."""
-    configs = {
-        id(one): one for one in (getattr(module, "config", None) for module in model.modules()) if one is not None
-    }
-    known = [(one, one._attn_implementation) for one in configs.values() if hasattr(one, "_attn_implementation")]
-    if device.type != "cpu" or not any(name == "sdpa" for _, name in known):
-        yield
-        return
-    _attend(known, NAME)
+def in_float32() -> Iterator[None]:
+    """Within it models attend as above. Their configuration keeps the name `sdpa`, which some of them ask for."""
+    known = AttentionInterface()["sdpa"]
+    AttentionInterface.register("sdpa", _attention)
     try:
         yield
     finally:
-        _attend(known, "sdpa")
-
-
-def _attend(known: list[tuple[Any, str | None]], name: str) -> None:
-    """Give those configurations that have `sdpa` another name for it; the others, which theirs may lie in, keep their own."""
-    for config, own in known:  # outer ones first: setting it reaches what lies in them
-        config._attn_implementation = name if own == "sdpa" else own
+        AttentionInterface.register("sdpa", known)

@@ -122,13 +122,9 @@ class ResponseSFTTrainer(SFTTrainer):
         self._signature_columns: Any = ["input_ids", "labels", "seq_lengths", ROW, *OPTIONAL]
 
     def training_step(self, model: Any, *given: Any, **settings: Any) -> Tensor:
-        with self._attending():  # around the backward pass too, in which checkpointed layers run again
+        with attention.in_float32():  # around the backward pass too, in which checkpointed layers run again
             loss: Tensor = super().training_step(model, *given, **settings)
             return loss
-
-    def _attending(self) -> contextlib.AbstractContextManager[None]:
-        """How rows are attended to wherever they are trained on, evaluated, or what they are compared with is computed."""
-        return attention.short_rows_in_float32(self.model, self.accelerator.device)
 
     def _encoded(self, dataset: Any) -> Any:
         """The rows with labels, each of them checked."""
@@ -323,7 +319,7 @@ class ResponseSFTTrainer(SFTTrainer):
         """Trainer's, with metrics that are means over tokens instead of means over batches."""
         meter = self.meters["eval"]
         meter.read(self.accelerator)
-        with self._attending():
+        with attention.in_float32():
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )

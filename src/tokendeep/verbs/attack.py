@@ -291,7 +291,7 @@ def _show(plan: AttackPlan, out: Path) -> None:
     ending(
         f"{out / Rates.FILE} (rates) and {Outcomes.FILE} (answers by hash) hold no texts; the *.eval and attacked.jsonl beside "
         "them do, readable by you alone",
-        *([] if prefilled else [pairs]),
+        *([] if prefilled or options.base else [pairs]),  # pairs takes no base of an adapter
         ["report", out, "--out", "report.html"],
     )
 

@@ -165,6 +165,8 @@ def ending(made: str, *commands: Sequence[object]) -> None:
 def given(options: object, *kinds: type, without: Sequence[str] = ()) -> list[str]:
     """The words that set options of these kinds as this run has them, so that the next command asks the same model likewise.
 
+    A system prompt can be a secret: its words are not repeated, and the user fills them in.
+
     Args:
         kinds: dataclasses of options, of which the next verb has all; what stands at its default is left out.
         without: options that the next command needs no more.
@@ -174,22 +176,25 @@ def given(options: object, *kinds: type, without: Sequence[str] = ()) -> list[st
         value = getattr(options, one.name)
         if value == (one.default if one.default_factory is MISSING else one.default_factory()):
             continue
-        words += (
-            [flag(one.name)]
-            if value is True
-            else [flag(one.name), ",".join(value) if isinstance(value, list) else str(value)]
-        )
+        text = ",".join(value) if isinstance(value, list) else str(value)
+        if one.name == "system" and text != "none":
+            text = "YOUR-SYSTEM-PROMPT"
+        if value is True:
+            words.append(flag(one.name))
+        else:
+            words += [f"{flag(one.name)}={text}"] if text.startswith("-") else [flag(one.name), text]
     return words
 
 
 def trained(out: Path, verb: str, options: ModelOptions) -> None:
-    """The ending of a verb that trains; the checkpoint holds the chat template."""
+    """The ending of a verb that trains; the checkpoint holds the chat template, and is safe to load unless it is an adapter."""
     checkpoint = out / "checkpoint"
-    loading = given(options, ModelOptions, without=["chat_template", "revision", "allow_pickle"])
-    attack = ["attack", "--model", checkpoint, *loading, "--data", "UNSEEN-PAIRS.jsonl"]
+    adapter = (checkpoint / "adapter_config.json").exists()
+    without = ["chat_template", "revision", *([] if adapter else ["allow_pickle"])]
+    attack = ["attack", "--model", checkpoint, *given(options, ModelOptions, without=without)]
     ending(
         f"{checkpoint} (README.md in it says how to load it); the rows beside it hold texts, readable by you alone",
-        [*attack, "--out", beside(out, f"attack-after-{verb}")],
+        [*attack, "--data", "UNSEEN-PAIRS.jsonl", "--out", beside(out, f"attack-after-{verb}")],
     )
 
 
