@@ -183,6 +183,16 @@ def test_representation_is_the_mean_difference_of_cosines(materials: Materials, 
     np.testing.assert_allclose(scores, [score(row) for row in materials.rows], atol=1e-5)
 
 
+def test_a_row_that_was_cut_off_is_read_at_the_end_of_its_turn_too(materials: Materials, tmp_path: Path) -> None:
+    """Else the score tells answers that were cut from those that were not, whatever they say."""
+    end = len(chat.check(materials.subject.tokenizer).end_ids)
+    cut = [Encoded(list(row.input_ids[:-end]), list(row.labels[:-end])) for row in materials.rows]
+    whole = scored("representation", materials, tmp_path)
+    np.testing.assert_allclose(
+        scored("representation", replace(materials, rows=cut), tmp_path, "cut.jsonl"), whole, atol=1e-6
+    )
+
+
 def test_a_row_that_is_a_harmful_answer_of_the_probe_scores_above_its_refusal(
     materials: Materials, tmp_path: Path
 ) -> None:

@@ -3,6 +3,9 @@
 LARF's two-sided score (arXiv 2507.18631, its published code): with h the state of a row's last token, prompt and answer in
 the chat template, behind decoder layer L, and u_j, s_j those of request j of the probe with a harmful answer and with a
 refusal, the score is the mean over j of cos(h, u_j) - cos(h, s_j). One forward pass per row, of L layers.
+
+The template closes every answer, also one that was cut off at a number of tokens and is trained on without its end: a state
+behind an end of turn and one in the middle of a sentence differ by that, more than by what was said.
 """
 
 from __future__ import annotations
@@ -56,12 +59,15 @@ def _unit(materials: Materials, side: str) -> Tensor:
 
 
 def _states(materials: Materials, rows: list[Encoded]) -> Tensor:
-    """The states (B, H) of the rows' last tokens, each of length 1."""
+    """The states (B, H) of the rows' ends of turn, each of length 1."""
     import torch
 
+    from tokendeep import chat
     from tokendeep.compute import layers
 
-    states = layers.last_states(materials.subject.model, [row.input_ids for row in rows], layer_of(materials))
+    end = list(chat.check(materials.subject.tokenizer).end_ids)
+    ids = [row.input_ids if row.input_ids[-len(end) :] == end else [*row.input_ids, *end] for row in rows]
+    states = layers.last_states(materials.subject.model, ids, layer_of(materials))
     return torch.nn.functional.normalize(states, dim=-1).cpu()
 
 
