@@ -124,6 +124,29 @@ def jobs(world: World, made: Path) -> list[Job]:
     plain = ["--attack", "none,prefill", "--k", "0,3", "--judge", "refusal-keywords", *short]
     scores = ["--score", "refusal,margin,gradient,representation,likelihood", "--last-layers", "1"]
     audited = ["--probe", world.path("pairs.jsonl"), "--cut", "2", "--batch-size", "2"]
+    poisoned = [
+        *model,
+        *pairs,
+        "--test",
+        world.path("prompts.jsonl"),
+        "--count",
+        "6",
+        "--batch-size",
+        "4",
+        "--micro-batch",
+        "2",
+    ]
+    poisoned += ["--lr", "1e-3", "--max-new-tokens", "6"]
+    chosen = [
+        "--strengths",
+        "0.5,2",
+        "--validation",
+        world.path("validation.jsonl"),
+        "--safety",
+        "stock",
+        "--safety-tokens",
+        "8",
+    ]
     sides = [str(made / "attack-one"), str(made / "attack-two")]
     names = "none,prefill,refusal-prefix,decoding,suffix,rank-prefill"
     return [
@@ -172,64 +195,11 @@ def jobs(world: World, made: Path) -> list[Job]:
             refuses=True,
         ),
         Job(
-            "poison",
-            [
-                "poison",
-                *model,
-                *pairs,
-                "--test",
-                world.path("prompts.jsonl"),
-                "--objectives",
-                "sft,constrained",
-                "--count",
-                "6",
-                "--batch-size",
-                "4",
-                "--micro-batch",
-                "2",
-                "--max-steps",
-                "3",
-                "--lr",
-                "1e-3",
-                "--probe",
-                "2",
-                "--max-new-tokens",
-                "6",
-                *out,
-            ],
+            "poison", ["poison", *poisoned, "--objectives", "sft,constrained", "--max-steps", "3", "--probe", "2", *out]
         ),
         Job(
             "poison-strengths",
-            [
-                "poison",
-                *model,
-                *pairs,
-                "--test",
-                world.path("prompts.jsonl"),
-                "--validation",
-                world.path("validation.jsonl"),
-                "--objectives",
-                "sft,safety-anchor",
-                "--strengths",
-                "0.5,2",
-                "--safety",
-                "stock",
-                "--safety-tokens",
-                "8",
-                "--count",
-                "6",
-                "--batch-size",
-                "4",
-                "--micro-batch",
-                "2",
-                "--max-steps",
-                "2",
-                "--lr",
-                "1e-3",
-                "--max-new-tokens",
-                "6",
-                *out,
-            ],
+            ["poison", *poisoned, "--objectives", "sft,safety-anchor", "--max-steps", "2", *chosen, *out],
             refuses=True,
         ),
         Job(

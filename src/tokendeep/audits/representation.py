@@ -11,8 +11,10 @@ behind an end of turn and one in the middle of a sentence differ by that, more t
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tokendeep import chat
 from tokendeep.audits.base import Array, Materials, Score, by_batch
 from tokendeep.runs.parts import Parts
 from tokendeep.types import Encoded
@@ -25,17 +27,17 @@ DEPTH = 14 / 32  # where the authors read an 8B model of 32 layers
 
 def run(materials: Materials, kept: Parts) -> Array:
     """Differences of mean cosines, from -2 to 2, one a row."""
-    rows = materials.rows
+    ids = _closed(materials, materials.rows)
 
     @functools.cache
     def direction() -> Tensor:  # (H,), with the first batch that is not kept
         return _unit(materials, "harmful") - _unit(materials, "refusal")
 
     def score(batch: list[int]) -> list[float]:
-        values: list[float] = (_states(materials, [rows[index] for index in batch]) @ direction()).tolist()
+        values: list[float] = (_states(materials, [ids[index] for index in batch]) @ direction()).tolist()
         return values
 
-    return by_batch(rows, materials.batch_size, "states", kept, score)
+    return by_batch(materials.rows, materials.batch_size, "states", kept, score)
 
 
 def layer_of(materials: Materials) -> int:
@@ -50,23 +52,26 @@ def _unit(materials: Materials, side: str) -> Tensor:
     """The mean (H,) of the anchors' states of one side, each of length 1."""
     import torch
 
-    rows = [materials.encoded(anchor, getattr(anchor, side)) for anchor in materials.probe]
+    ids = _closed(materials, [materials.encoded(anchor, getattr(anchor, side)) for anchor in materials.probe])
     pieces = [
-        _states(materials, rows[start : start + materials.batch_size])
-        for start in range(0, len(rows), materials.batch_size)
+        _states(materials, ids[start : start + materials.batch_size])
+        for start in range(0, len(ids), materials.batch_size)
     ]
     return torch.cat(pieces).mean(0)
 
 
-def _states(materials: Materials, rows: list[Encoded]) -> Tensor:
-    """The states (B, H) of the rows' ends of turn, each of length 1."""
+def _closed(materials: Materials, rows: Sequence[Encoded]) -> list[list[int]]:
+    """Token ids of the rows, each up to an end of turn."""
+    end = list(chat.check(materials.subject.tokenizer).end_ids)
+    return [[*row.input_ids] if row.input_ids[-len(end) :] == end else [*row.input_ids, *end] for row in rows]
+
+
+def _states(materials: Materials, ids: list[list[int]]) -> Tensor:
+    """The states (B, H) of the last tokens of rows of ids, each of length 1."""
     import torch
 
-    from tokendeep import chat
     from tokendeep.compute import layers
 
-    end = list(chat.check(materials.subject.tokenizer).end_ids)
-    ids = [row.input_ids if row.input_ids[-len(end) :] == end else [*row.input_ids, *end] for row in rows]
     states = layers.last_states(materials.subject.model, ids, layer_of(materials))
     return torch.nn.functional.normalize(states, dim=-1).cpu()
 

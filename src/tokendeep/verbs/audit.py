@@ -295,19 +295,10 @@ def _write(record: Audit, plan: AuditPlan, out: Path) -> None:
 def _show(record: Audit, options: AuditOptions) -> None:
     """What was found in words and a table, and the way on; no text of a row."""
     print("\n".join(describe(record)))
-    out = Path(options.out)
+    out, same = Path(options.out), given(options, ModelOptions)
     ending(
         f"{out / CLEANED} and {FLAGGED} (the rows, readable by you alone), {Audit.FILE} (the ranking, no texts)",
-        [
-            "finetune",
-            "--model",
-            options.model,
-            *given(options, ModelOptions),
-            "--data",
-            out / CLEANED,
-            "--out",
-            beside(out, "finetune"),
-        ],
+        ["finetune", "--model", options.model, *same, "--data", out / CLEANED, "--out", beside(out, "finetune")],
         ["report", out, "--out", "report.html"],
     )
 

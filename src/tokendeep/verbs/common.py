@@ -29,7 +29,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import UnionType
@@ -168,21 +168,22 @@ def given(options: object, *kinds: type, without: Sequence[str] = ()) -> list[st
     A system prompt can be a secret: its words are not repeated, and the user fills them in.
 
     Args:
-        kinds: dataclasses of options, of which the next verb has all; what stands at its default is left out.
+        kinds: dataclasses of options, all with a default, of which the next verb has all; what stands at it is left out.
         without: options that the next command needs no more.
     """
     words = []
-    for one in (one for kind in kinds for one in fields(kind) if one.name not in without):
-        value = getattr(options, one.name)
-        if value == (one.default if one.default_factory is MISSING else one.default_factory()):
+    defaults = {name: value for kind in kinds for name, value in vars(kind()).items() if name not in without}
+    for name, default in defaults.items():
+        value = getattr(options, name)
+        if value == default:
             continue
         text = ",".join(value) if isinstance(value, list) else str(value)
-        if one.name == "system" and text != "none":
+        if name == "system" and text != "none":
             text = "YOUR-SYSTEM-PROMPT"
         if value is True:
-            words.append(flag(one.name))
+            words.append(flag(name))
         else:
-            words += [f"{flag(one.name)}={text}"] if text.startswith("-") else [flag(one.name), text]
+            words += [f"{flag(name)}={text}"] if text.startswith("-") else [flag(name), text]
     return words
 
 
