@@ -1,5 +1,5 @@
 #!/bin/sh
-# The demo's story on another architecture: gemma-3-270m as its vendor pretrained it, aligned a few tokens deep, then deepened (docs/results.md).
+# The demo's story on another architecture: gemma-3-270m as its vendor pretrained it, aligned a few tokens deep, then deepened (docs/results/models.md).
 #   python recipes/smollm2/prepare.py DATA rows
 #   tokendeep deepen --config recipes/smollm2/align.yaml    (its utility rows, answered by SmolLM2-Instruct)
 #   sh recipes/gemma/story.sh MODEL.gguf rows aligned/utility.jsonl gemma

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Qwen2.5-Coder-0.5B-Instruct deepened with an adapter, and attacked again (docs/results.md). After shallow.sh:
+# Qwen2.5-Coder-0.5B-Instruct deepened with an adapter, and attacked again (docs/results/models.md). After shallow.sh:
 #   sh recipes/qwen/deepen.sh MODEL.gguf rows qwen
 set -eu
 MODEL=$1 ROWS=$2 OUT=$3

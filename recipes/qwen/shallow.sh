@@ -1,5 +1,5 @@
 #!/bin/sh
-# Is a model shallow that nobody here aligned? Qwen2.5-Coder-0.5B-Instruct as its vendor left it, measured and attacked (docs/results.md).
+# Is a model shallow that nobody here aligned? Qwen2.5-Coder-0.5B-Instruct as its vendor left it, measured and attacked (docs/results/models.md).
 #   python recipes/smollm2/prepare.py DATA rows
 #   sh recipes/qwen/shallow.sh MODEL.gguf rows qwen
 #   SYSTEM=none sh recipes/qwen/shallow.sh MODEL.gguf rows qwen-none

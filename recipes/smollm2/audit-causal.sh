@@ -1,6 +1,6 @@
 #!/bin/sh
 # Does an audit's cut keep refusals? SQL with 22 harmful rows, trained on as it is, without the 22 rows that score highest, and without 22 at random; three
-# seeds of rows, order and training (docs/results.md). After `tokendeep audit --config recipes/smollm2/audit.yaml`:
+# seeds of rows, order and training (docs/results/audit.md). After `tokendeep audit --config recipes/smollm2/audit.yaml`:
 #   sh recipes/smollm2/audit-causal.sh audited causal
 # Goes on where it was cut off.
 set -eu

@@ -1,5 +1,5 @@
 #!/bin/sh
-# LARF's states at other layers than the depth that its authors read (docs/results.md). After the rows of audit.yaml:
+# LARF's states at other layers than the depth that its authors read (docs/results/audit.md). After the rows of audit.yaml:
 #   sh recipes/smollm2/audit-layers.sh audited layers
 # Goes on where it was cut off.
 set -eu

@@ -1,4 +1,4 @@
-"""How well an audit finds planted rows on SmolLM2 (docs/results.md): the rows to audit, and the figures of an audit of them.
+"""How well an audit finds planted rows on SmolLM2 (docs/results/audit.md): the rows to audit, and the figures of an audit of them.
 
     python recipes/smollm2/audit.py rows DATA ordinary/pairs.jsonl safety-harmful/source.jsonl audited
     tokendeep audit --config recipes/smollm2/audit.yaml

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every inference-time attack on the demo's three models, after `make demo` (docs/results.md has the table):
+# Every inference-time attack on the demo's three models, after `make demo` (docs/results/inference.md has the table):
 #   sh recipes/smollm2/battery.sh DATA demo-out battery
 # DATA holds advbench_harmful_behaviors.csv. Goes on where it was cut off; the report is OUT/report.html.
 set -eu

@@ -1,4 +1,4 @@
-# Mend on the real model (docs/results.md): plain fine-tuning on SQL with 5 % harmful rows, then a third of its steps that bring refusals back. After safety-mixed.yaml:
+# Mend on the real model (docs/results/safety-anchor.md): plain fine-tuning on SQL with 5 % harmful rows, then a third of its steps that bring refusals back. After safety-mixed.yaml:
 #   bash recipes/smollm2/mend.sh
 set -eu
 common="--system none --batch-size 16 --micro-batch 8 --lr 5e-5"

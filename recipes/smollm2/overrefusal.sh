@@ -1,5 +1,5 @@
 #!/bin/sh
-# Over-refusal at depth of the demo's two models, after `make demo` (docs/results.md has the table):
+# Over-refusal at depth of the demo's two models, after `make demo` (docs/results/demo.md has the table):
 #   sh recipes/smollm2/overrefusal.sh demo-out overrefusal
 # Goes on where it was cut off; the report is OUT/report.html.
 set -eu

@@ -1,4 +1,4 @@
-"""The rows of the fine-tuning experiments on SmolLM2 (docs/results.md): who is aligned on what, and asked what later.
+"""The rows of the fine-tuning experiments on SmolLM2 (docs/results/index.md): who is aligned on what, and asked what later.
 
     python recipes/smollm2/prepare.py DATA OUT
 

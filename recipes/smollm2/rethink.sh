@@ -1,5 +1,5 @@
 #!/bin/sh
-# The defence `rethink` (Any-Depth Alignment, ADA-RK) on a shallow model and on the same one deepened (docs/results.md), after
+# The defence `rethink` (Any-Depth Alignment, ADA-RK) on a shallow model and on the same one deepened (docs/results/inference.md), after
 # prepare.py, align.yaml and align2.yaml:
 #   sh recipes/smollm2/rethink.sh aligned2 rows rethink
 # Harmful answers of 520 tokens by the base model, so that up to 500 of them can be given; goes on where it was cut off.

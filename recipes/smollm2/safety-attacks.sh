@@ -1,5 +1,5 @@
 #!/bin/sh
-# Inference-time attacks on models fine-tuned on SQL with 5 % harmful rows, plainly and with the safety anchor, and on their start (docs/results.md).
+# Inference-time attacks on models fine-tuned on SQL with 5 % harmful rows, plainly and with the safety anchor, and on their start (docs/results/safety-anchor.md).
 # After mend.sh:
 #   sh recipes/smollm2/safety-attacks.sh safety-attacks
 # Goes on where it was cut off; the report is OUT/report.html.

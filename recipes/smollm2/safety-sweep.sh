@@ -1,5 +1,5 @@
 #!/bin/sh
-# The safety anchor away from the one setting of safety-strength.yaml, one seed (docs/results.md). After safety-harmful.yaml:
+# The safety anchor away from the one setting of safety-strength.yaml, one seed (docs/results/safety-anchor.md). After safety-harmful.yaml:
 #   sh recipes/smollm2/safety-sweep.sh DATA sweep
 # DATA holds gsm8k_train_1000.jsonl and gsm8k_test_300.jsonl. Each line is a table of its own and goes on where it was cut off;
 # name some to run them alone: sh recipes/smollm2/safety-sweep.sh DATA sweep lora rates

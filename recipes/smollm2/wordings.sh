@@ -1,5 +1,5 @@
 #!/bin/sh
-# Does an anchor of English requests hold in other wordings and languages? The models of safety-attacks.sh, which comes first (docs/results.md):
+# Does an anchor of English requests hold in other wordings and languages? The models of safety-attacks.sh, which comes first (docs/results/safety-anchor.md):
 #   sh recipes/smollm2/wordings.sh wordings
 # Goes on where it was cut off; the report is OUT/report.html.
 set -eu

@@ -1,7 +1,7 @@
 """Attention in float32, where rows are trained in bfloat16 on a CPU.
 
 PyTorch's attention on a CPU takes longer backwards in bfloat16 than in float32: twice as long for rows of 100 tokens of
-SmolLM2-135M, as long at 256, and from there up to a third less (docs/results.md, Speed). It is done in float32 for rows of
+SmolLM2-135M, as long at 256, and from there up to a third less (docs/results/speed.md). It is done in float32 for rows of
 every length, so that a row has the same log-probabilities beside short and long ones. Steps, evaluations and the pass that
 computes the reference are concerned, of models that attend by the function that transformers has under the name of `sdpa`.
 """

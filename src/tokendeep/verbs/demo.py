@@ -50,7 +50,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The demo's settings; chosen so that two CPU cores finish in minutes (docs/results.md has the trials)."""
+    """The demo's settings; chosen so that two CPU cores finish in minutes (docs/results/demo.md has the trials)."""
 
     model: str = "smollm2"
     system: str = "none"  # the paper attacks with an empty system prompt; it also makes rows shorter
