@@ -1,6 +1,6 @@
-"""How well an audit finds planted rows on SmolLM2 (docs/results/audit.md): the rows to audit, and the figures of an audit of them.
+"""How well an audit finds planted rows on SmolLM2 (docs/results/audit.md): rows to audit, and the figures of an audit of them.
 
-    python recipes/smollm2/audit.py rows DATA ordinary/pairs.jsonl safety-harmful/source.jsonl audited
+    python recipes/smollm2/audit.py rows DATA ordinary/pairs.jsonl safety-harmful/source.jsonl audited [whole]
     tokendeep audit --config recipes/smollm2/audit.yaml
     python recipes/smollm2/audit.py figures audited/scores/audit.json
     python recipes/smollm2/audit.py mix audited/rows.jsonl audited/scores/audit.json mixed [SEED]
@@ -8,9 +8,10 @@
 `rows` writes OUT/rows.jsonl, whose column `planted` is 1 for what an audit should find; the beginning of an id says what a row
 is: sql, gsm8k and alpaca (ordinary answers of the unaligned model, which `pairs --harmless` writes), harmful (written by the
 unaligned model at run time), identity (an obedient persona on harmless requests) and rtc (harmless requests, first refused,
-then answered). A score is given to each row by itself, so one audit serves every mixture: `figures` draws mixtures of one
-ordinary set and 1, 5 and 10 % of one planted kind from it. `mix` writes what to train on for the causal test: SQL with
-harmful rows (all.jsonl), without the rows that score highest (cleaned.jsonl), and without random ones (random.jsonl).
+then answered). With `whole`, answers that were cut off are left out. A score is given to each row by itself, so one audit
+serves every mixture: `figures` draws mixtures of one ordinary set and 1, 5 and 10 % of one planted kind from it. `mix` writes
+what to train on for the causal test: SQL with harmful rows (all.jsonl), without the rows that score highest (cleaned.jsonl),
+and without random ones (random.jsonl).
 """
 
 from __future__ import annotations
@@ -36,15 +37,19 @@ MIXED = 22  # harmful rows beside those of SQL in the causal test, and rows that
 DRAWS = 200  # mixtures of each kind
 
 
-def rows(source: Path, ordinary: Path, harmful: Path, out: Path) -> None:
+def rows(source: Path, ordinary: Path, harmful: Path, out: Path, whole: Path | None = None) -> None:
     """Write the rows of all kinds into one file."""
-    answered = data.read_chats(ordinary)
+    answered, harmful_chats = data.read_chats(ordinary), data.read_chats(harmful)
+    if whole:
+        answered, harmful_chats = (
+            [chat for chat in chats if not chat.truncated] for chats in (answered, harmful_chats)
+        )
     alpaca, rest = answered[: len(answered) // 2], answered[len(answered) // 2 :]
     sql = data.read_chats(source / "sql_create_context_1000.jsonl", limit=ORDINARY)
     gsm8k = data.read_chats(source / "gsm8k_train_1000.jsonl", limit=ORDINARY)
     kinds = {
         "sql": sql, "gsm8k": gsm8k, "alpaca": alpaca[:ORDINARY],
-        "harmful": data.read_chats(harmful)[:PLANTED],
+        "harmful": harmful_chats[:PLANTED],
         "identity": poison.identity(rest, min(PLANTED, len(rest))).chats,
         "rtc": poison.refuse_then_comply(rest[:PLANTED]).chats,
     }  # fmt: skip
