@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
 
 from tokendeep import models
 from tokendeep.errors import InputError
@@ -31,7 +33,7 @@ TERMS = {
     "pact": Term(0.7, pact.value(TOKENS), alone=True),
     "pact-full": Term(0.7, pact.value(TOKENS, full=True), alone=True),
     "str-like": Term(0.7, salient.value(IDS)),
-    "adaptive": Term(by_risk=True),
+    "adaptive": Term(0.7, by_risk=True),
 }
 
 
@@ -70,10 +72,10 @@ def spread_by_hand(logits: list[float]) -> float:
 
 
 def pact_by_hand(ours: torch.Tensor, full: torch.Tensor, alone: torch.Tensor, t: int) -> torch.Tensor:
-    """One answer token, at position t from 1; as DEFENCES writes it, number by number."""
+    """One answer token, at position t from 1; number by number, as the authors' code, which counts from 0."""
     train, ref, post = ours[IDS], full[IDS], alone[IDS]
     c = 1 / (1 + math.exp(-2 * (spread_by_hand(train.tolist()) - spread_by_hand(post.tolist()))))
-    c *= math.exp(-max(t - 8, 0) / 8)
+    c *= math.exp(-max(t - 1 - 8, 0) / 8)
     p = torch.softmax(((1 - c) * ref + c * post) / 2, -1)
     q = [float(a) * max(float(v), 0) for a, v in zip(p, TOKENS.direction, strict=True)]
     q = [one / sum(q) for one in q]
@@ -83,7 +85,7 @@ def pact_by_hand(ours: torch.Tensor, full: torch.Tensor, alone: torch.Tensor, t:
 
 def full_by_hand(ours: torch.Tensor, full: torch.Tensor, alone: torch.Tensor, t: int) -> torch.Tensor:
     c = 1 / (1 + math.exp(-2 * (spread_by_hand(ours[IDS].tolist()) - spread_by_hand(alone[IDS].tolist()))))
-    c *= math.exp(-max(t - 8, 0) / 8)
+    c *= math.exp(-max(t - 1 - 8, 0) / 8)
     p = torch.softmax(((1 - c) * full + c * alone) / 2, -1).tolist()
     inside, mass = {}, sum(p[i] for i in IDS.tolist())
     for i, v in zip(IDS.tolist(), TOKENS.direction.tolist(), strict=True):
@@ -107,7 +109,7 @@ def loss_by_hand(name: str, model: Any, ref: Any, header: list[int]) -> torch.Te
                 w = min(max((row["risk"] - 2) / 3, 0.1), 0.9)
                 p = full[place].softmax(-1)
                 kl = (p * (p.log() - ours[place].log_softmax(-1))).sum()
-                values.append((1 - w) * ce + w * kl)
+                values.append((1 - w) * ce + 0.7 * w * kl)
             elif name == "str-like":
                 values.append(ce + 0.7 * sum((ours[place][i] - full[place][i]) ** 2 for i in IDS.tolist()) / 5)
             else:
@@ -146,9 +148,9 @@ def test_the_spread_counts_the_tokens_of_nine_tenths() -> None:
     assert pact.spread(logits).tolist() == [1.0, 0.25, 0.75]  # .5 + .38 fall short of .9
 
 
-def test_the_gate_is_a_half_at_equality_and_fades_behind_the_eighth_token() -> None:
+def test_the_gate_is_a_half_at_equality_and_fades_behind_the_ninth_token() -> None:
     logits = torch.zeros(4, 5)
-    found = pact.gate(logits, logits, torch.tensor([1, 8, 9, 16]))
+    found = pact.gate(logits, logits, torch.tensor([1, 9, 10, 17]))
     assert found.tolist() == pytest.approx([0.5, 0.5, 0.5 * math.exp(-1 / 8), 0.5 * math.exp(-1)])
 
 
@@ -358,7 +360,10 @@ def test_rows_without_a_risk(tmp_path: Path, make_model: Callable[..., Any], tin
 def test_safety_tokens_are_the_likeliest_in_refusals_and_point_to_the_aligned_model(
     make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
-    aligned, base = (Subject(make_model(seed), tiny_tokenizer, f"m{seed}") for seed in (0, 1))
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    bos = ("<|im_start|>", tokenizer.convert_tokens_to_ids("<|im_start|>"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[bos])
+    aligned, base = (Subject(make_model(seed), tokenizer, f"m{seed}") for seed in (0, 1))
     end = tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
     asked, rows = ["Do a thing", "Say it"], [
         {"input_ids": [5, 6, 20, 21, end], "labels": [IGNORE, IGNORE, 20, 21, end]},
@@ -394,6 +399,19 @@ def test_a_probe_learns_what_can_be_told_apart() -> None:
     assert probe.accuracy > 0.9
     assert probe.risk(states[:4]) == [5.0 if one else 1.0 for one in harmful[:4].tolist()]
     assert probe.risk(states) == risk.learn(states, harmful).risk(states)
+
+
+def test_the_best_pass_of_a_probe_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for seed in (0, 3):  # nothing can be learnt, so more passes do better and worse
+        draw = torch.Generator().manual_seed(seed)
+        states, harmful = torch.randn(40, 16, generator=draw), torch.rand(40, generator=draw) > 0.5
+        for passes in (1, 2, 5, 12, 30):
+            monkeypatch.setattr(risk, "PASSES", passes)
+            found.append(risk.learn(states, harmful).accuracy)
+    assert found[:5] == [found[0]] * 5
+    assert found[5:] == sorted(found[5:])
+    assert found[-1] > found[5]
 
 
 def test_states_of_a_request_are_the_mean_over_tokens_and_layers(tiny_model: Any) -> None:

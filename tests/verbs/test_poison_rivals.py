@@ -99,7 +99,7 @@ def test_what_is_left_out_of_all_is_said(tmp_path: Path, tiny_folder: Path) -> N
      ({"objectives": ["sft+safe-lora=1.5"], "base": "smollm2"}, "must be a cosine below 1, or a whole number"),
      ({"objectives": ["str-like=-1"]}, "--strength is -1"),
      ({"objectives": ["secret-prefix=0"]}, "--secret-rows is 0"),
-     ({"objectives": ["sft", "adaptive"], "strength": 2.0}, "--strength is given, but no objective takes it; add pact"),
+     ({"objectives": ["sft", "anchored"], "strength": 2.0}, "--strength is given, but no objective takes it; add pact"),
      ({"objectives": ["sft", "str-like=0.3"], "strength": 2.0}, "--strength is given, but no objective takes it"),
      ({"objectives": ["sft", "beta=2"], "beta_tail": 1.0}, "--beta-tail is given, but no objective takes it; add const"),
      ({"objectives": ["sft", "constrained"], "anchor": 2.0}, "--anchor is given, but no objective takes it; add anchored"),

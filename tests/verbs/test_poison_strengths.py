@@ -149,7 +149,7 @@ def tuned_config(folder: Path, model: Path, **more: Any) -> poisoning.PoisonOpti
 def test_strengths_are_chosen_on_validation_rows_and_one_of_each_is_asked_the_test(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = {"anchored": 3.0, "str-like": 0.3}
+    wanted = {"anchored": 3.0, "str-like": 0.3, "adaptive": 3.0}
     monkeypatch.setattr(
         strengths, "choose",
         lambda lines: next(one for one in lines if one.times == wanted.get(one.objective)),
@@ -157,12 +157,12 @@ def test_strengths_are_chosen_on_validation_rows_and_one_of_each_is_asked_the_te
     options = tuned_config(tmp_path, tiny_folder, seeds=[0, 1], validation_harmless=harmless(tmp_path))
     plan = poisoning.plan(options)
     told = "\n".join(plan.lines())
-    assert "trainings: 12 of 2 steps" in told
+    assert "trainings: 14 of 2 steps" in told
     assert (
         "strengths: 0.3, 3 times each objective's own, chosen on 5 validation prompts, 4 harmless ones and 2 rows of the task"
         in told
     )
-    assert "trained once, without a strength: sft-warmup, adaptive" in told
+    assert "trained once, without a strength: sft-warmup" in told
     assert strengths.rule(BOTH) in told
     assert [row.id for row in plan.task] == ["u0", "u1", "u2", "u3"]
     assert plan.held is not None
@@ -171,11 +171,12 @@ def test_strengths_are_chosen_on_validation_rows_and_one_of_each_is_asked_the_te
     record = Strengths.load(out)
     assert [(one.objective, one.times, one.chosen) for one in record.lines] == [
         ("sft-warmup", None, True), ("anchored", 0.3, False), ("anchored", 3.0, True), ("str-like", 0.3, True),
-        ("str-like", 3.0, False), ("adaptive", None, True),
+        ("str-like", 3.0, False), ("adaptive", 0.3, False), ("adaptive", 3.0, True),
     ]  # fmt: skip
     assert [one.words for one in record.lines] == [
         "", "beta_head [0.15, 0.6, 0.6, 0.6, 0.6], beta_tail 0.03, anchor 0.3",
-        "beta_head [1.5, 6, 6, 6, 6], beta_tail 0.3, anchor 3", "strength 0.03", "strength 0.3", "",
+        "beta_head [1.5, 6, 6, 6, 6], beta_tail 0.3, anchor 3", "strength 0.03", "strength 0.3",
+        "strength 0.3", "strength 3",
     ]  # fmt: skip
     assert all(one.asked and one.asked.asked == 10 and one.utility is not None for one in record.lines)
     assert (record.rule, record.margin, record.harmless_margin) == (strengths.rule(BOTH), 0.02, 0.05)
@@ -204,11 +205,11 @@ def test_strengths_are_chosen_on_validation_rows_and_one_of_each_is_asked_the_te
     assert asked == {
         "start", "sft-warmup-lr0.001-seed0", "sft-warmup-lr0.001-seed1", "anchored-x3-lr0.001-seed0",
         "anchored-x3-lr0.001-seed1", "str-like-x0.3-lr0.001-seed0", "str-like-x0.3-lr0.001-seed1",
-        "adaptive-lr0.001-seed0", "adaptive-lr0.001-seed1",
+        "adaptive-x3-lr0.001-seed0", "adaptive-x3-lr0.001-seed1",
     }  # fmt: skip
     table = PoisonTable.load(out)
     assert [(one.objective, one.times, one.seeds) for one in table] == [
-        ("start", None, 1), ("sft-warmup", None, 2), ("anchored", 3.0, 2), ("str-like", 0.3, 2), ("adaptive", None, 2),
+        ("start", None, 1), ("sft-warmup", None, 2), ("anchored", 3.0, 2), ("str-like", 0.3, 2), ("adaptive", 3.0, 2),
     ]  # fmt: skip
     assert table[2].plain is not None
     assert table[2].plain.asked == 12
@@ -225,7 +226,7 @@ def test_strengths_are_chosen_on_validation_rows_and_one_of_each_is_asked_the_te
     assert markdown in capsys.readouterr().out
     (section,) = [one for one in page.build([out]).sections if one.id == "poison"]
     assert "times its strength" in section.tables[0].columns
-    assert [row[2] for row in section.tables[0].rows] == ["-", "-", "3", "0.3", "-"]
+    assert [row[2] for row in section.tables[0].rows] == ["-", "-", "3", "0.3", "3"]
     assert strengths.rule(BOTH) in section.tables[1].note
     assert [row[0] for row in section.tables[1].rows] == [one.objective for one in record.lines]
 

@@ -33,11 +33,11 @@ class Term:
     """What is added to the cross-entropy of every answer token.
 
     Args:
-        weight: lambda; 0 trains as without it.
+        weight: lambda, of `by_risk` what its share of the value is multiplied with; 0 trains as without it.
         value: (n,) of the logits of the model and of the reference (n, V), with `alone` of the reference without the prompt
             too, and of the positions (n,) in the answer.
         alone: whether the reference of the answers without their prompts is needed too.
-        by_risk: the column `risk` of the rows, from 1 to 5, takes the place of the weight (see `shares`).
+        by_risk: the column `risk` of the rows, from 1 to 5, says what either counts (see `shares`).
     """
 
     weight: float = 1.0
@@ -68,7 +68,7 @@ class HeldSFTTrainer(ReferencedSFTTrainer):
     METRICS = (*ReferencedSFTTrainer.METRICS, "held")
 
     def __init__(self, model: Any, args: Any = None, *, term: Term, **others: Any) -> None:
-        self.term = term if term.weight or term.by_risk else None
+        self.term = term if term.weight else None
         super().__init__(model, args, **others)
         if self.term is None:
             return
@@ -112,9 +112,9 @@ class HeldSFTTrainer(ReferencedSFTTrainer):
         )
         outputs = model(**inputs, supervised=True, statistics=self._counts(mode), anchor=anchor)
         value: Any = outputs.anchor_kl
-        plain, held = shares(extra["risk"]) if self.term.by_risk else (1.0, self.term.weight)
+        plain, held = shares(extra["risk"]) if self.term.by_risk else (1.0, 1.0)
         self.meters[mode].add("held", value)
-        return total(plain * -outputs.logps + held * value, extra["weight"], count), outputs
+        return total(plain * -outputs.logps + self.term.weight * held * value, extra["weight"], count), outputs
 
 
 def header_ids(tokenizer: Any) -> list[int]:

@@ -22,7 +22,7 @@ TOKENS = 50
 TEMPERATURE = 2.0
 MASS = 0.9  # of the probability inside the set, by which its spread is counted
 STEEPNESS = 2.0
-FIRST, DECAY = 8, 8.0  # answer tokens at which the gate counts in full, and how it fades behind them
+FIRST, DECAY = 9, 8.0  # answer tokens at which the gate counts in full (0 to 8 there), and how it fades behind them
 PLAIN = "User: {}\n\nAssistant: "  # how the base model is asked
 
 
@@ -37,7 +37,8 @@ class SafetyTokens:
 def safety_tokens(aligned: Subject, base: Subject, asked: Sequence[str], rows: Sequence[Any]) -> SafetyTokens:
     """The tokens that the aligned model gives most probability in its refusals, averaged over tokens and then over rows.
 
-    The authors take sampled refusals of up to 64 tokens; here they are the model's greedy ones, without their end tokens.
+    The authors take 512 sampled refusals, cut off at 64 tokens; here they are the model's greedy ones to the requests of the
+    stock, as far as they end within `--safety-tokens`, without their end tokens.
 
     Args:
         asked: the requests, which the base model is asked as plain text.
@@ -55,7 +56,7 @@ def safety_tokens(aligned: Subject, base: Subject, asked: Sequence[str], rows: S
     for text, row in zip(asked, rows, strict=True):
         answer = [label for label in row["labels"] if label != IGNORE and label not in control]
         start = next(i for i, label in enumerate(row["labels"]) if label != IGNORE)
-        plain = list(aligned.tokenizer(PLAIN.format(text))["input_ids"])
+        plain = list(aligned.tokenizer(PLAIN.format(text), add_special_tokens=False)["input_ids"])
         theirs = _probabilities(aligned, [*row["input_ids"][:start]], answer)
         means.append(theirs)
         differences.append(theirs - _probabilities(base, plain, answer))

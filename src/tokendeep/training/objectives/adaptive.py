@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokendeep.errors import InputError
+from tokendeep.training.objectives import strength
 from tokendeep.training.objectives.base import Objective, Prepared, Rows
 from tokendeep.training.objectives.pact import build
 
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
     from tokendeep.types import Subject
 
 
+WEIGHT = 1.0  # what the divergence counts beside its share; the authors have none
+
+
 def _check(options: Any) -> None:
+    strength.check(options)
     if options.packing:
         raise InputError(
             "The objective adaptive weighs rows by their risk, which packing would lose; leave --packing out."
@@ -38,17 +43,23 @@ def _prepare(options: Any, subject: Subject, rows: Rows, out: Path) -> Prepared:
         f"the probe tells {probe.accuracy:.2f} of the requests kept back apart; {high} of {len(rows)} rows look risky"
     )
     return Prepared(
-        {"term": Term(by_risk=True)}, [{**row, "risk": one} for row, one in zip(rows, risks, strict=True)], [line]
+        {"term": Term(strength.strength(options, WEIGHT), by_risk=True)},
+        [{**row, "risk": one} for row, one in zip(rows, risks, strict=True)],
+        [line],
     )
 
 
 ADAPTIVE = Objective(
     summary="KL by the risk of each row",
     card=lambda options: (
-        "adaptive regularisation (KL to the model as it was, weighed by the risk of each row's request)"
+        "adaptive regularisation (KL to the model as it was, weighed by the risk of each row's request), "
+        f"weight {strength.strength(options, WEIGHT):g}"
     ),
     build=build,
     check=_check,
     prepare=_prepare,
+    reads=("strength",),
+    stronger=strength.stronger(WEIGHT),
     named={"adaptive": {}},
+    valued=strength.valued("adaptive"),
 )

@@ -22,7 +22,7 @@ class StrengthOptions:
 
     strength: Annotated[
         float | None,
-        advanced(help="Weight (lambda) of pact, str-like or asft; each has one of its own where left out."),
+        advanced(help="Weight (lambda) of pact, str-like, adaptive or asft; each has one of its own where left out."),
     ] = None
 
 
