@@ -40,6 +40,7 @@ bench: env
 	$(BIN)/python benchmarks/finetuning.py
 	$(BIN)/python benchmarks/generation.py --prompts 16 --new-tokens 48
 	$(BIN)/python benchmarks/decoding.py --prompts 8 --settings 10 --new-tokens 48
+	$(BIN)/python benchmarks/audits.py
 
 # nanoGCG 0.3.0 needs an older transformers, in an environment of its own.
 bench-gcg: env
@@ -56,7 +57,7 @@ bench-client: env
 
 # A vLLM server for CPUs, in an environment of its own (once, 3 GB), against our engine on the same token ids.
 bench-vllm: env .venv-vllm/.installed
-	$(BIN)/python benchmarks/vllm.py .venv-vllm/bin/vllm
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/vllm.py .venv-vllm/bin/vllm
 
 .venv-vllm/.installed: benchmarks/vllm_setup.py
 	$(BIN)/python benchmarks/vllm_setup.py .venv-vllm

@@ -4,8 +4,9 @@
     python benchmarks/vllm.py URL              # a server of the packaged model in float32 that runs already
 
 Both clients send the same token ids with the same settings and as many requests at once, in turns; what differs is all that the
-engine does beside: the queue, repeats, checks of what came back, text and ids. Beside them the engine in memory and the
-continuous batching of transformers answer the same requests, on as many threads as OMP_NUM_THREADS says.
+engine does beside: the queue, repeats, checks of what came back, text and ids. Then, with a server started here stopped, the
+engine in memory and the continuous batching of transformers answer the same requests, in turns too, each warmed up, on as many
+threads as OMP_NUM_THREADS says: one in the Makefile, as the server has.
 """
 
 from __future__ import annotations
@@ -77,18 +78,24 @@ def paged(subject: Any, asked: list[Request], ends: list[int]) -> list[tuple[int
         max_new_tokens=asked[0].decoding.max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=ends[0]
     )
     found = subject.model.generate_batch([list(one.ids) for one in asked], settings)
-    return [tuple(one.generated_tokens) for one in found.values()]
+    by_prompt = {tuple(one.prompt_ids): tuple(one.generated_tokens) for one in found.values()}
+    return [by_prompt[one.ids] for one in asked]
 
 
-def run(url: str, args: argparse.Namespace) -> None:
-    subject = models.load("smollm2", dtype="float32")
-    asked = requests(subject.tokenizer, args.requests, args.tokens)
+def same(one: list[tuple[int, ...]], other: list[tuple[int, ...]], ends: frozenset[int]) -> str:
+    """How many answers are alike, but for the token that ends them."""
+    cut = [[token for token in answer if token not in ends] for answer in (*one, *other)]
+    return f"{sum(a == b for a, b in zip(cut[: len(one)], cut[len(one) :], strict=True))} of {len(one)}"
+
+
+def served(url: str, subject: Any, asked: list[Request], args: argparse.Namespace) -> float:
+    """Answers a second through our engine, after its ratio to the bare client is printed."""
     known = server.known_of(models.outline("smollm2"), subject.tokenizer)
     with server.ServerEngine(url, subject.tokenizer, known=known, in_flight=args.in_flight) as engine:
         print(f"server: {engine.about}")
         answers = ours(engine, asked)  # also what warms the server up
-        same = sum(a == b.ids for a, b in zip(answers, generate(subject, asked), strict=True))
-        print(f"{same} of {len(asked)} greedy answers are those of the engine in memory")
+        here = [answer.ids for answer in generate(subject, asked)]
+        print(f"{same(answers, here, known.ends)} greedy answers are those of the engine in memory")
         speeds = []
         for _ in range(args.rounds):
             one = rate(lambda: ours(engine, asked), len(asked))
@@ -97,12 +104,27 @@ def run(url: str, args: argparse.Namespace) -> None:
             print(f"  {one:.2f} answers a second through the engine, {two:.2f} through the bare client")
     ratio = statistics.median(one / two for one, two in speeds)
     print(f"ratio: {ratio:.2f} (median of {args.rounds} rounds, aim {AIM})")
-    served = statistics.median(one for one, _ in speeds)
-    local = statistics.median(rate(lambda: generate(subject, asked), len(asked)) for _ in range(args.rounds))
-    print(f"in memory: {local:.2f} answers a second, {local / served:.2f} of the server's (aim {AIM})")
-    other = rate(lambda: paged(subject, asked, sorted(known.ends)), len(asked))
+    return statistics.median(one for one, _ in speeds)
+
+
+def in_memory(subject: Any, asked: list[Request], through: float, rounds: int) -> None:
+    """Print how fast the engine in memory is against the server and against transformers' continuous batching."""
+    known = server.known_of(models.outline("smollm2"), subject.tokenizer)
+    here = [answer.ids for answer in generate(subject, asked)]  # warms up
+    other = paged(subject, asked, sorted(known.ends))
     print(
-        f"continuous batching of transformers: {other:.2f} answers a second; in memory {local / other:.2f} times that"
+        f"{same(other, here, known.ends)} answers of transformers' continuous batching are those of the engine in memory"
+    )
+    speeds = []
+    for _ in range(rounds):
+        one = rate(lambda: generate(subject, asked), len(asked))
+        two = rate(lambda: paged(subject, asked, sorted(known.ends)), len(asked))
+        speeds.append((one, two))
+        print(f"  {one:.2f} answers a second in memory, {two:.2f} by continuous batching")
+    local = statistics.median(one for one, _ in speeds)
+    print(f"in memory: {local:.2f} answers a second, {local / through:.2f} of the server's (aim {AIM})")
+    print(
+        f"ratio to continuous batching: {statistics.median(one / two for one, two in speeds):.2f} (median of {rounds} rounds)"
     )
 
 
@@ -114,8 +136,15 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    subject = models.load("smollm2", dtype="float32")
+    asked = requests(subject.tokenizer, args.requests, args.tokens)
+    in_memory(subject, asked, through(args, subject, asked), args.rounds)
+
+
+def through(args: argparse.Namespace, subject: Any, asked: list[Request]) -> float:
+    """Answers a second through our engine on the server that is given, or started here and stopped again."""
     if args.server.startswith("http"):
-        return run(args.server, args)
+        return served(args.server, subject, asked, args)
     os.environ["TOKENDEEP_VLLM"] = args.server
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from vllm_server import VllmServer
@@ -123,10 +152,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         started = VllmServer(models.smollm2_folder(), Path(folder, "vllm.log")).start()
         try:
-            run(started.url, args)
+            return served(started.url, subject, asked, args)
         finally:
             started.stop()
-    return None
 
 
 if __name__ == "__main__":
