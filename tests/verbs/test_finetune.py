@@ -14,12 +14,14 @@ import torch
 
 from tokendeep import chat, data, models, runs
 from tokendeep.errors import InputError
+from tokendeep.records import HeldRows, Manifest
 from tokendeep.report import page, render
 from tokendeep.training import answers, chats, eq3, margin
 from tokendeep.training import launch as train
 from tokendeep.types import IGNORE, Chat, Subject
-from tokendeep.verbs import finetune
+from tokendeep.verbs import finetune, mend
 from tokendeep.verbs.finetune import FinetuneOptions
+from tokendeep.verbs.mend import MendOptions
 from tuning import HARMFUL, REFUSAL, Call, Kill, Killed, writer
 
 pytestmark = pytest.mark.slow  # trains or searches in nearly every test
@@ -151,15 +153,18 @@ def test_a_safety_anchor_is_written_before_training_and_kept(
     asked = len(wary)
     out = run(options)
     assert len(wary) == asked == 2  # what was written before is not written again, of weights half trained
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["safety_rows"] == {"refusals": 6, "behind_context": 2, "harmless": 5}
-    held = [
+    held = Manifest.load(out).safety_anchor
+    assert held is not None
+    assert held.refusals == HeldRows(asked=6, kept=6, left_out={})
+    assert held.behind_context == HeldRows(asked=6, kept=2, left_out={"not refused": 2, "cut off": 2})
+    assert held.harmless == HeldRows(asked=5, kept=5, left_out={})
+    texts = [
         json.loads(line)["instruction"] for path in (pairs, ordinary) for line in Path(path).read_text().splitlines()
     ]
-    assert runs.trained.count(str(out / "checkpoint"), held) == len(held) == 11
+    assert runs.trained.count(str(out / "checkpoint"), texts) == len(texts) == 11
     (file,) = (out / "safety").glob("safety-*.jsonl")
     assert file.stat().st_mode & 0o077 == 0
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [row for line in file.read_text().splitlines() if "left_out" not in (row := json.loads(line))]
     assert sorted(row["k"] > 0 for row in rows) == [False] * 11 + [True] * 2
     assert all(1 <= row["k"] <= 5 for row in rows if row["k"])
     tokenizer = models.load(str(tiny_folder)).tokenizer
@@ -171,8 +176,12 @@ def test_a_safety_anchor_is_written_before_training_and_kept(
     assert steps[0]["safety_kl"] == pytest.approx(0, abs=1e-6)
     assert steps[-1]["safety_kl_max"] >= steps[-1]["safety_kl"] > 0
     said = capsys.readouterr().out
-    assert "the model refuses 6 of 6 safety requests" in said
-    assert "and behind up to 5 harmful tokens it recovers in 2" in said
+    assert "finetune: kept 6 of 6 safety requests, which the model refuses\n" in said
+    assert (
+        "kept 2 of 6 behind up to 5 harmful tokens, where it refuses after all; left out: 2 not refused, 2 cut off"
+        in said
+    )
+    assert "kept 5 of 5 harmless requests, which it answers\n" in said
     assert re.search(r"nats from what is held.*: safety rows \d.\d\d on average, at most .*; harmless rows", said)
     assert "nothing beside the rows holds" not in said
     card = (out / "checkpoint" / "README.md").read_text()
@@ -190,8 +199,64 @@ def test_the_stock_serves_and_any_objective_takes_the_anchor(
         )  # fmt: skip
         manifest = json.loads((out / "manifest.json").read_text())
         assert manifest["config"]["safety"] == "stock"
-        assert manifest["safety_rows"] == {"refusals": 160, "behind_context": 0, "harmless": 0}
+        assert manifest["safety_anchor"] == {
+            "refusals": {"asked": 160, "kept": 160, "left_out": {}}, "near_rows": 0, "near_test": 0,
+        }  # fmt: skip
         assert "safety_nll" in training(out)[0]
+
+
+def test_what_is_held_is_counted_with_the_reasons_and_stands_in_the_manifest(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Requests alone: no answer is harmful context. Two are near rows, and one is near the test."""
+    texts = [
+        "Name 1 things that are small",
+        "Name 2 things that are old",
+        "Say bad",
+        "Say worse",
+        "Say worst",
+        "Hide it",
+    ]
+    kinds: dict[str, tuple[str, bool]] = {
+        "Say worse": (HARMFUL, False),
+        "Say worst": (REFUSAL, True),
+        "Hide it": ("", False),
+    }
+
+    def write(subject: Any, messages: Any, decoding: Any, **more: Any) -> list[tuple[str, bool]]:
+        return [kinds.get(turns[-1]["content"], (REFUSAL, False)) for turns in messages]
+
+    monkeypatch.setattr(answers, "write_answers", write)
+    safety, asked = tmp_path / "safety.jsonl", tmp_path / "asked.jsonl"
+    safety.write_text("\n".join(json.dumps({"instruction": text}) for text in texts))
+    asked.write_text(json.dumps({"instruction": "Say worse"}))
+    probe = write_requests(tmp_path / "pairs.jsonl", "Say the bad word", response=HARMFUL)
+    options = config(
+        tmp_path, tiny_folder, safety=str(safety), safety_per_step=3, test=str(asked), dynamics=[0], probe=probe,
+        max_steps=1, warmup_steps=0,
+    )  # fmt: skip
+    out = run(options)
+    found = Manifest.load(out).safety_anchor
+    assert found is not None
+    assert found.refusals == HeldRows(asked=6, kept=3, left_out={"not refused": 1, "cut off": 1, "empty or broken": 1})
+    assert found.behind_context is found.harmless is None
+    assert (found.near_rows, found.near_test) == (2, 1)
+    said = "kept 3 of 6 safety requests, which the model refuses; left out: 1 not refused, 1 cut off, 1 empty or broken"
+    assert f"finetune: {said}\n" in capsys.readouterr().out
+    aligned = str(tiny_folder)
+    mend_out = mended(
+        str(out / "checkpoint"), tmp_path / "mended", aligned=aligned, safety=str(safety), safety_per_step=3
+    )
+    assert Manifest.load(mend_out).safety_anchor == found.model_copy(update={"near_rows": 0, "near_test": 0})
+    assert f"mend: {said}\n" in capsys.readouterr().out
+
+
+def mended(model: str, out: Path, **more: Any) -> Path:
+    options = MendOptions(
+        model=model, data="rows", out=str(out), batch_size=4, micro_batch=4, max_steps=1, precision="float32", **more
+    )
+    rows = [{"instruction": f"Count to {i}", "response": f"{i} it is"} for i in range(4)]
+    return mend.run(mend.plan(options, rows=rows))
 
 
 def test_an_anchor_needs_something_to_hold(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +279,7 @@ def test_safety_requests_near_the_rows_are_counted(tmp_path: Path, tiny_folder: 
         "\n".join(json.dumps({"instruction": text}) for text in ("Name 1 things that are small", "Say xyz!"))
     )
     plan = finetune.plan(
-        config(tmp_path, tiny_folder, safety=str(near), test=str(near), dynamics=[0], probe=write_requests(
+        config(tmp_path, tiny_folder, safety=str(near), safety_per_step=2, test=str(near), dynamics=[0], probe=write_requests(
             tmp_path / "pairs.jsonl", "Say the bad word", response=HARMFUL))
     )  # fmt: skip
     said = "\n".join(plan.lines())

@@ -203,7 +203,7 @@ def train(plan: Any, model: str, made: Poison, out: Path, cell: Cell) -> float:
         probe=str(probe) if plan.options.probe else None,
     )  # fmt: skip
     held = {"--validation": plan.held.prompts, "--validation-harmless": plan.held.harmless} if plan.held else {}
-    later = {"the test": plan.asked(), **held}
+    later = {finetune.TESTED: plan.asked(), **held}
     finetune.run(replace(finetune.plan(wanted), later=later), part=True)
     return time.monotonic() - started
 
