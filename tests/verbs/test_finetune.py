@@ -18,6 +18,7 @@ from tokendeep.records import HeldRows, Manifest
 from tokendeep.report import page, render
 from tokendeep.training import answers, chats, eq3, margin
 from tokendeep.training import launch as train
+from tokendeep.training.safety import SafetyAnchor
 from tokendeep.types import IGNORE, Chat, Subject
 from tokendeep.verbs import finetune, mend
 from tokendeep.verbs.finetune import FinetuneOptions
@@ -265,12 +266,33 @@ def test_an_anchor_needs_something_to_hold(tmp_path: Path, tiny_folder: Path, mo
         run(config(tmp_path, tiny_folder, objective="safety-anchor"))
     monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL))
     few = write_requests(tmp_path / "few.jsonl", "Say the bad word", 3)
-    with pytest.raises(InputError, match="takes 4 harmful rows .* but there are 3; .*--safety-per-step"):
-        run(config(tmp_path, tiny_folder, safety=few, out=str(tmp_path / "few")))
+    with pytest.raises(InputError, match="takes 4 harmful rows .* but there are at most 3; .*--safety-per-step"):
+        finetune.plan(config(tmp_path, tiny_folder, safety=few))
+    with pytest.raises(InputError, match="takes 4 harmless rows .* but there are at most 3; .*--harmless-per-step"):
+        finetune.plan(config(tmp_path, tiny_folder, safety="stock", harmless=few))
+    pairs = write_requests(tmp_path / "pairs.jsonl", "Say the bad word", 3, response=HARMFUL)
+    finetune.plan(config(tmp_path, tiny_folder, safety=pairs))  # each may give a row behind harmful tokens too
+    with pytest.raises(InputError, match="there are at most 3"):
+        finetune.plan(config(tmp_path, tiny_folder, safety=pairs, safety_context=0))
+    with pytest.raises(InputError, match="takes 161 refusals of the stock's requests, but there are at most 160"):
+        finetune.plan(config(tmp_path, tiny_folder, objective="secret-prefix", secret_rows=161))
     empty = tmp_path / "empty.jsonl"
     empty.write_text(json.dumps({"text": ""}))
     with pytest.raises(InputError, match="empty.jsonl"):
         finetune.plan(config(tmp_path, tiny_folder, safety=str(empty)))
+
+
+def test_too_few_refusals_for_a_step_are_found_when_they_are_judged(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three = {f"Say number {i}" for i in (0, 2, 4)}
+    monkeypatch.setattr(answers, "write_answers", writer(lambda s, text, o: REFUSAL if text in three else HARMFUL))
+    monkeypatch.setattr(SafetyAnchor, "__post_init__", lambda self: pytest.fail("a trainer was built"))
+    six = write_requests(tmp_path / "six.jsonl", "Say", 6)
+    with pytest.raises(InputError, match="takes 4 harmful rows .* but there are 3; give more requests"):
+        run(config(tmp_path, tiny_folder, safety=six))
+    with pytest.raises(InputError, match="takes 4 harmless rows .* but there are 3; give more requests"):
+        run(config(tmp_path, tiny_folder, safety=six, safety_per_step=3, harmless=six, out=str(tmp_path / "two")))
 
 
 def test_safety_requests_near_the_rows_are_counted(tmp_path: Path, tiny_folder: Path) -> None:

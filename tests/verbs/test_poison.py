@@ -13,13 +13,13 @@ from poisonings import config, files, run
 from tokendeep import chat, data, stats
 from tokendeep.attacks import poison
 from tokendeep.errors import InputError
-from tokendeep.records import PoisonTable
+from tokendeep.records import HeldRows, Manifest, PoisonTable
 from tokendeep.report import page, poison_table, render
 from tokendeep.training import answers, safety_rows
 from tokendeep.training import poisoning as trainings
 from tokendeep.types import Chat, Prompt, Subject
 from tokendeep.verbs import poison as poisoning
-from tuning import REFUSAL, Call, writer
+from tuning import HARMFUL, REFUSAL, Call, writer
 
 pytestmark = pytest.mark.slow  # trains or searches in nearly every test
 
@@ -173,6 +173,54 @@ def test_the_safety_anchor_is_one_more_line_and_depth_and_cost_are_asked(
     assert "refused or broken off (harmless)" in section.tables[0].columns
     frame = PoisonTable.load(out).to_frame()
     assert set(frame["ask"]) == {"plain", "k=0", "k=2", "harmless"}
+
+
+@pytest.mark.parametrize("objective", ["safety-anchor", "safety-anchor+lora=2", "constrained+safety", "secret-prefix"])
+def test_a_model_that_refuses_nothing_is_found_out_before_anything_is_trained(
+    objective: str, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: HARMFUL))
+    options = config(tmp_path, tiny_folder, objectives=["sft", objective], max_length=480)
+    with pytest.raises(InputError, match=r"refuses none of the 160 requests of .*deepen"):
+        run(options)
+    assert not list(Path(options.out).glob("sft*"))
+    assert not (Path(options.out) / "start").exists()
+
+
+def test_too_few_refusals_for_a_step_are_found_out_before_anything_is_trained(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        answers, "write_answers", writer(lambda subject, request, opening: REFUSAL if "2" in request else HARMFUL)
+    )
+    options = config(
+        tmp_path, tiny_folder, objectives=["sft", "safety-anchor+per-step=2"], safety=files(tmp_path)["test"]
+    )
+    with pytest.raises(InputError, match="takes 2 harmful rows of the safety anchor, but there are 1;"):
+        run(options)
+    assert not list(Path(options.out).glob("sft*"))
+    for name, least in {"safety-anchor+per-step=7": 6, "sft+safety+per-step=7": 6}.items():
+        options = config(tmp_path, tiny_folder, objectives=["sft", name], safety=files(tmp_path)["test"])
+        with pytest.raises(InputError, match=rf"takes 7 harmful rows .* at most {least}; .*in poison \+per-step"):
+            poisoning.plan(options)
+    with pytest.raises(InputError, match="takes 200 refusals of the stock"):
+        poisoning.plan(config(tmp_path, tiny_folder, objectives=["secret-prefix=200"]))
+
+
+def test_what_a_model_refuses_is_written_once_for_all_seeds(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Call] = []
+    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL, calls))
+    options = config(tmp_path, tiny_folder, objectives=["safety-anchor", "secret-prefix"], seeds=[0, 1], max_length=480)
+    out = run(options)
+    assert len(calls) == 1
+    said = capsys.readouterr().out
+    assert said.count("poison: kept 160 of 160 safety requests, which the model refuses\n") == 1
+    assert said.index("poison: kept 160") < said.index("[1/5] before the attack")
+    held = Manifest.load(out / "safety-anchor-lr0.001-seed1" / "finetune").safety_anchor
+    assert held is not None
+    assert held.refusals == HeldRows(asked=160, kept=160, left_out={})
 
 
 def test_the_rows_of_an_anchor_are_read_when_a_run_is_planned(tmp_path: Path, tiny_folder: Path) -> None:

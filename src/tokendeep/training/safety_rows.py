@@ -21,7 +21,8 @@ from tokendeep.errors import InputError
 from tokendeep.models.locate import plain
 from tokendeep.records import HeldRows, SafetyRows
 from tokendeep.training import safety_answers
-from tokendeep.training.objectives import STOCK
+from tokendeep.training.objectives import OBJECTIVES, STOCK
+from tokendeep.training.options import check_per_step
 from tokendeep.training.safety_answers import BEHIND, HARMFUL, HARMLESS, NO_CONTEXT, REFUSALS
 from tokendeep.types import Chat, Pair, Prompt, Subject
 
@@ -62,6 +63,25 @@ def read(options: Any) -> Requests | None:
         source = data.choose_beside(options.harmless, options.columns, "harmless")
         harmless = _stock("twin") if options.harmless == STOCK else data.read_prompts(source)
     return Requests(harmful, harmless)
+
+
+def check(requests: Requests | None, options: Any) -> None:
+    """Raises InputError where a training takes more refusals or harmless answers than there are requests.
+
+    A harmful request gives one row, and another behind the first tokens of its harmful answer.
+    """
+    _check_refusals(options, len(_stock("instruction")), "at most ")
+    if requests is None:
+        return
+    deep = sum(map(_has_context, requests.harmful)) if options.safety_context else 0
+    check_per_step(HARMFUL, len(requests.harmful) + deep, options.safety_per_step, "at most ")
+    if options.harmless:
+        check_per_step(HARMLESS, len(requests.harmless), options.harmless_per_step, "at most ")
+
+
+def _has_context(row: Pair | Prompt) -> bool:
+    """Whether it has a harmful answer, behind whose first tokens a model can be asked."""
+    return isinstance(row, Pair) and not safety_answers.refuses(row.response)
 
 
 def _stock(field: str) -> list[Prompt]:
@@ -125,7 +145,7 @@ def stock_refusals(subject: Subject, options: Any, out: Path) -> tuple[list[dict
         out: folder of the run, where it keeps them unless there is a folder for several runs.
 
     Raises:
-        InputError: it refuses none.
+        InputError: it refuses none, or fewer than the objective needs.
     """
     requests = Requests(_stock("instruction"))
     rows = [row for row in _kept(subject, requests, options, _folder(options, out)) if "left_out" not in row]
@@ -134,8 +154,17 @@ def stock_refusals(subject: Subject, options: Any, out: Path) -> tuple[list[dict
             f"{subject.name} refuses none of the {len(requests.harmful)} requests of the stock, from which {options.objective} "
             "learns; align it first (tokendeep deepen)."
         )
+    _check_refusals(options, len(rows))
     texts = {row.id: row.messages[-1]["content"] for row in requests.harmful}
     return rows, [texts[row["id"]] for row in rows]
+
+
+def _check_refusals(options: Any, refusals: int, most: str = "") -> None:
+    if (needed := OBJECTIVES[options.objective].refusals(options)) > refusals:
+        raise InputError(
+            f"{options.objective} takes {needed} refusals of the stock's requests, but there are {most}{refusals}; take fewer "
+            "(--secret-rows)."
+        )
 
 
 def near(requests: Requests | None, rows: Sequence[Chat], asked: Sequence[Prompt | Pair]) -> list[str]:
@@ -202,7 +231,8 @@ def make(subject: Subject, requests: Requests, options: Any, folder: Path, *, ba
         base: whether the adapter that the model has is off.
 
     Raises:
-        InputError: the model refuses none of the harmful requests, or answers none of the harmless ones.
+        InputError: the model refuses none of the harmful requests, or answers none of the harmless ones, or fewer than a step
+            takes.
     """
     lines = _kept(subject, requests, options, folder, base)
     rows, found = [line for line in lines if "left_out" not in line], _found(lines)
@@ -217,6 +247,10 @@ def make(subject: Subject, requests: Requests, options: Any, folder: Path, *, ba
             f"{subject.name} answers none of the {len(requests.harmless)} requests of --harmless usably, so there is nothing of "
             f"them to hold ({_left_out(found[HARMLESS])}); give others, or leave it out."
         )
+    groups = Counter(row["group"] for row in rows)
+    check_per_step(HARMFUL, groups[HARMFUL], options.safety_per_step)
+    if requests.harmless:
+        check_per_step(HARMLESS, groups[HARMLESS], options.harmless_per_step)
     told = [_told(kind, one, options) for kind, one in found.items()]
     if refusing := (found[BEHIND].left_out.get(NO_CONTEXT) if BEHIND in found else None):
         told.append(f"{refusing} answers of --safety refuse themselves; they are no harmful context and are left out")

@@ -179,6 +179,7 @@ def plan(options: FinetuneOptions, subject: Subject | None = None, *, rows: data
     probe = data.read_pairs(options.probe) if options.probe else []
     asked = data.read_prompts(options.test) if options.test else []
     held = safety_rows.read(options)
+    safety_rows.check(held, options)
     adapter = _check_model(options, subject)
     return FinetunePlan(options, train_rows, held_out, probe, asked, adapter, sources, subject, skipped, held)
 

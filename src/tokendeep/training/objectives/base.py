@@ -49,6 +49,7 @@ class Objective:
         schedule: its betas by answer position; None where nothing holds the first tokens.
         prepare: from those options, the loaded model, the rows to train on and the run's folder, what its trainer needs that
             only a model can tell.
+        refusals: from those options, how many refusals of the stock's requests it needs of the model.
         unaligned: whether it needs the model before it was aligned.
         whole: whether it can only begin with a model that is no adapter.
         secret: whether the tuned model is asked with the secret of its folder (`secret_prefix`).
@@ -68,6 +69,7 @@ class Objective:
     schedule: Callable[[Any], BetaSchedule | None] = lambda options: None
     adapters_only: Callable[[Any], bool] = lambda options: False
     prepare: Callable[[Any, Subject, Rows, Path], Prepared] | None = None
+    refusals: Callable[[Any], int] = lambda options: 0
     reads: Sequence[str] = ()
     stronger: Callable[[Any, float], Changes] = lambda options, times: {}
     unaligned: bool = False

@@ -44,6 +44,7 @@ PACT = Objective(
     build=build,
     check=strength.check,
     prepare=_prepare,
+    refusals=lambda options: 1,
     reads=("strength",),
     stronger=strength.stronger(WEIGHT),
     unaligned=True,
