@@ -309,6 +309,30 @@ def test_safety_requests_near_the_rows_are_counted(tmp_path: Path, tiny_folder: 
     assert "2 of 2 requests of the safety anchor are near-duplicates of prompts of the test" in said
 
 
+def test_requests_that_stand_there_twice_are_counted(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One file may name both what is refused and what is answered."""
+    monkeypatch.setattr(answers, "write_answers", writer(lambda s, text, o: REFUSAL if "bad" in text else HARMFUL))
+    texts = ["Say bad", "Say bad", "Say bad!", "Call it bad", "Where is Rome?", "Say bad"]
+    (tmp_path / "all.jsonl").write_text("\n".join(json.dumps({"instruction": text}) for text in texts))
+    both = str(tmp_path / "all.jsonl")
+    options = config(
+        tmp_path, tiny_folder, safety=both, harmless=both, harmless_per_step=1, max_steps=1, objective="safety-anchor",
+    )  # fmt: skip
+    told = [
+        "2 of 6 requests of --safety are there before, word for word, and are held again",
+        "6 of 6 requests of --harmless stand in --safety too; what the model refuses of them is held as refused, what it "
+        "answers as answered",
+    ]
+    assert set(told) <= set(finetune.plan(options).lines())
+    run(options)
+    said = capsys.readouterr().out
+    assert all(f"finetune: {line}\n" in said for line in told)
+    assert "kept 5 of 6 safety requests" in said
+    assert "kept 1 of 6 harmless requests, which it answers; left out: 5 refused" in said
+
+
 def test_objectives_share_rows_and_order(tmp_path: Path, tiny_folder: Path) -> None:
     """The first step's cross-entropy is that of the same rows under the same weights, whatever is trained."""
     found = {

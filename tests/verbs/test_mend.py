@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,38 @@ def test_what_is_missing_is_said(tmp_path: Path, tiny_folder: Path) -> None:
         mended(str(tiny_folder), tmp_path / "out", max_steps=2, aligned=str(tiny_folder), safety_weight=0.0)
     with pytest.raises(InputError, match="--objective sft has none; give --safety"):
         mended(str(tiny_folder), tmp_path / "out", max_steps=2, objective="sft", aligned=str(tiny_folder))
+
+
+def test_an_aligned_adapter_without_its_base_is_found_out_before_anything_is_loaded(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tuned(tiny_folder, tmp_path / "first", lora=4, seed=1)
+    second = tuned(Path(first), tmp_path / "second")
+    path = Path(first) / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    options = MendOptions(model=second, data="rows", out=str(tmp_path / "out"), aligned=first, **COMMON)
+    for name, says in (
+        ("/nowhere/base", "not there: give it with --base"),
+        (None, "no base model: give it with --base"),
+    ):
+        path.write_text(json.dumps({**settings, "base_model_name_or_path": name}))
+        with monkeypatch.context() as patch:
+            patch.setattr(models, "load", lambda *given, **more: pytest.fail("a model was loaded"))
+            with pytest.raises(InputError, match=says):
+                mend.run(mend.plan(options, rows=CHATS))
+    mend.plan(replace(options, base=str(tiny_folder)), rows=CHATS)
+
+
+def test_an_aligned_adapter_is_loaded_onto_the_base_that_is_given(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL))
+    first = tuned(tiny_folder, tmp_path / "first", lora=4, seed=1)
+    second = tuned(Path(first), tmp_path / "second")
+    for adapter in (first, second):
+        path = Path(adapter) / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "/nowhere/base"}))
+    assert len(steps(mended(second, tmp_path / "out", aligned=first, base=str(tiny_folder), max_steps=1))) == 1
 
 
 def test_another_shape_cannot_be_held(

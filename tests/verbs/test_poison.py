@@ -237,7 +237,13 @@ def test_the_rows_of_an_anchor_are_read_when_a_run_is_planned(tmp_path: Path, ti
         planned(k=[-3])
     with pytest.raises(InputError, match="each once"):
         planned(k=[2, 2])
-    plan = planned(objectives=["safety-anchor"], safety=files(tmp_path)["test"])
+    test = files(tmp_path)["test"]
+    told = planned(objectives=["safety-anchor"], safety=test, data=test, kind="benign").lines()
+    tested = "prompts of the test, whose rate then says little"
+    for other in (tested, "requests of --data"):
+        assert f"6 of 6 requests of the safety anchor are near-duplicates of {other}" in told
+    assert "6 of 6 prompts of the test are near-duplicates of rows of --data" in told
+    plan = planned(objectives=["safety-anchor"], safety=test)
     assert safety_rows.near(plan.safety, [], plan.asked()) == [
         "6 of 6 requests of the safety anchor are near-duplicates of prompts of the test, whose rate then says little"
     ]

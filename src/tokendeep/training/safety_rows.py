@@ -41,6 +41,17 @@ class Requests:
         """The texts of all requests."""
         return [data.asked(row) for row in (*self.harmful, *self.harmless)]
 
+    def repeated(self) -> list[str]:
+        """How many requests stand there twice: in `--safety` itself, or in `--harmless` too."""
+        harmful, harmless = ([str(row.messages) for row in rows] for rows in (self.harmful, self.harmless))
+        again, both = len(harmful) - len(set(harmful)), len([text for text in harmless if text in set(harmful)])
+        twice = [f"{again} of {len(harmful)} requests of --safety are there before, word for word, and are held again"]
+        shared = [
+            f"{both} of {len(harmless)} requests of --harmless stand in --safety too; what the model refuses of them is held as "
+            "refused, what it answers as answered"
+        ]
+        return [*(twice if again else ()), *(shared if both else ())]
+
     def lines(self, options: Any) -> list[str]:
         """How many there are, and where they come from."""
         sources = {options.safety: self.harmful, f"{options.harmless} (harmless)": self.harmless}
@@ -167,10 +178,13 @@ def _check_refusals(options: Any, refusals: int, most: str = "") -> None:
         )
 
 
-def near(requests: Requests | None, rows: Sequence[Chat], asked: Sequence[Prompt | Pair]) -> list[str]:
-    """How many requests are near-duplicates of rows that are trained on, or of prompts of a test, in lines."""
+def near(requests: Requests | None, rows: Sequence[Chat | Prompt], asked: Sequence[Prompt | Pair]) -> list[str]:
+    """How many requests stand there twice, or are near-duplicates of rows trained on or of prompts of a test, in lines."""
+    if requests is None:
+        return []
     tested = "prompts of the test, whose rate then says little"
-    return overlaps(_all(requests), "requests of the safety anchor", {"requests of --data": rows, tested: asked})
+    others: Mapping[str, Sequence[Chat | Prompt | Pair]] = {"requests of --data": rows, tested: asked}
+    return [*requests.repeated(), *overlaps(_all(requests), "requests of the safety anchor", others)]
 
 
 def near_counts(requests: Requests, rows: Sequence[Chat], asked: Sequence[Prompt | Pair]) -> dict[str, int]:
@@ -179,8 +193,8 @@ def near_counts(requests: Requests, rows: Sequence[Chat], asked: Sequence[Prompt
     return {name: overlap(there, _all(requests)) if there else 0 for name, there in others.items()}
 
 
-def _all(requests: Requests | None) -> list[Pair | Prompt]:
-    return [*requests.harmful, *requests.harmless] if requests else []
+def _all(requests: Requests) -> list[Pair | Prompt]:
+    return [*requests.harmful, *requests.harmless]
 
 
 def overlaps(
@@ -215,7 +229,8 @@ def held(subject: Subject, requests: Requests, options: Any, out: Path, start: s
     if start == "base":
         with models.reference(subject.model):
             return replace(make(subject, requests, options, folder, base=True), start="base")
-    other = models.load(start, options=plain(options), dtype="float32")
+    onto = options.base if models.is_adapter(start) else None
+    other = models.load(start, base=onto, options=plain(options), dtype="float32")
     if other.tokenizer.get_vocab() != subject.tokenizer.get_vocab():
         raise InputError(f"{start} has another vocabulary than {options.model}; give the model that it was tuned from.")
     other = replace(other, tokenizer=subject.tokenizer)  # rows are written as the tuned model will be asked

@@ -180,6 +180,8 @@ class PoisonPlan:
             f"objectives: {', '.join(options.objectives)}; learning rates {', '.join(f'{lr:g}' for lr in options.lr)}; "
             f"seeds {', '.join(map(str, options.seeds))}",
             *self.left_out,
+            *safety_rows.near(self.safety, self.rows[: options.count], self.asked()),
+            *_near(self.rows[: options.count], self.prompts, "rows of --data"),
             *tuned.lines(self),
             *self.place.lines(),
         ]
@@ -264,10 +266,7 @@ def run(plan: PoisonPlan) -> Path:
         print(f"poison: {line}")
     for line in safety_rows.near(plan.safety, made.chats, plan.asked()):
         print(f"poison: {line}")
-    near = overlap(made.chats, plan.prompts)
-    if near:
-        print(f"poison: {near} of the {len(plan.prompts)} prompts are near-duplicates of rows that are trained on")
-    for line in tuned.overlaps(plan, made.chats):
+    for line in [*_near(made.chats, plan.prompts, "rows that are trained on"), *tuned.overlaps(plan, made.chats)]:
         print(f"poison: {line}")
     for ask, change in made.asks.items():
         data.write_rows(out / f"test-{ask}.jsonl", map(change, plan.prompts))
@@ -295,9 +294,15 @@ def run(plan: PoisonPlan) -> Path:
     if subject is not None:
         shutil.rmtree(out / "model")
     names = [cell.name for cell in plan.cells]
+    near = overlap(made.chats, plan.prompts)
     state.finish(near_duplicates=near, label=options.label or f"{options.kind} rows", cells=names)
     _show(out)
     return out
+
+
+def _near(rows: Sequence[Chat | Prompt], prompts: Sequence[Prompt], what: str) -> list[str]:
+    """How many prompts of the test are near-duplicates of rows, in a line where there are any."""
+    return safety_rows.overlaps(prompts, "prompts of the test", {what: rows})
 
 
 def named(options: PoisonOptions) -> tuple[PoisonOptions, list[str]]:
