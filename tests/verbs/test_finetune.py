@@ -18,6 +18,7 @@ from tokendeep.records import HeldRows, Manifest
 from tokendeep.report import page, render
 from tokendeep.training import answers, chats, eq3, margin
 from tokendeep.training import launch as train
+from tokendeep.training.objectives import OBJECTIVES
 from tokendeep.training.safety import SafetyAnchor
 from tokendeep.types import IGNORE, Chat, Subject
 from tokendeep.verbs import finetune, mend
@@ -108,7 +109,8 @@ def test_it_leaves_rows_checkpoint_manifest_and_card(
     assert not (out / "trainer").exists()
     assert models.load(str(out / "checkpoint")).tokenizer.chat_template
     said = capsys.readouterr().out
-    assert ("nothing beside the rows holds the model's refusals" in said) is (kind != "sft")  # sft is an attack here
+    assert said.count("and no refusals beside them: rows of a task can undo these; --safety stock") == (kind != "sft")
+    assert said.count("nothing beside the rows holds the model's refusals: rows of a task") == (kind == "sft")
     result = said[said.index(f"finetune ({kind}): 4 steps") :]
     assert f"made: {out / 'checkpoint'} (README.md in it says how to load it); the rows beside it hold texts" in result
     assert "readable by you alone\nnext: tokendeep attack --model" in result
@@ -331,6 +333,20 @@ def test_requests_that_stand_there_twice_are_counted(
     assert all(f"finetune: {line}\n" in said for line in told)
     assert "kept 5 of 6 safety requests" in said
     assert "kept 1 of 6 harmless requests, which it answers; left out: 5 refused" in said
+
+
+@pytest.mark.parametrize("attack", [False, True])
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if not OBJECTIVES[name].unaligned])
+def test_what_an_objective_leaves_unheld_is_said_before_anything_is_done(
+    objective: str, attack: bool, tmp_path: Path, tiny_folder: Path
+) -> None:
+    said = "\n".join(finetune.plan(config(tmp_path, tiny_folder, objective=objective, attack=attack)).lines())
+    beside = objective in ("safety-anchor", "secret-prefix")
+    assert ("--safety stock, or a file of harmful instructions, holds them" in said) is not beside
+    assert ("nothing beside the rows holds the model's refusals" in said) is (objective == "sft")
+    assert ("are held" in said or "is held" in said) is (not beside and objective != "sft")
+    with_anchor = config(tmp_path, tiny_folder, objective=objective, attack=attack, safety="stock")
+    assert "holds them" not in "\n".join(finetune.plan(with_anchor).lines())
 
 
 def test_objectives_share_rows_and_order(tmp_path: Path, tiny_folder: Path) -> None:

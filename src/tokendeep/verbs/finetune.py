@@ -28,10 +28,6 @@ from tokendeep.verbs.common import Ints, Place, advanced, heading, output, train
 what = heading("What to fine-tune")
 watching = heading("What to watch")
 TESTED = "the test"  # of what a tuned model is asked
-UNHELD = (
-    "nothing beside the rows holds the model's refusals, which rows of a task can undo; --safety stock, or a file of harmful "
-    "instructions, does"
-)
 WEIGHTLESS = "--safety-weight is 0, with which no refusal is held: this is as without the safety anchor"
 
 
@@ -131,10 +127,16 @@ class FinetunePlan:
             f"steps: {steps}" + (" or fewer, with packing" if options.packing else ""),
             f"objective: {options.objective}: {self.told()}",
             *(self.safety.lines(options) if self.safety else ()),
-            *safety_rows.near(self.safety, self.rows, self.asked),
+            *self.beside(),
             *remarks(options, steps),
             *self.place.lines(),
         ]
+
+    def beside(self) -> list[str]:
+        """What should be known of the requests that are held beside the rows, or that none are, in lines."""
+        if self.safety:
+            return safety_rows.near(self.safety, self.rows, self.asked)
+        return [WEIGHTLESS] if self.options.safety else self.objective.unheld()
 
     @property
     def objective(self) -> Objective:
@@ -264,9 +266,7 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
         chats.write_rows(out / "rows", subject.tokenizer, rows)
     how = training_options(options)
     steps = how.steps(len(rows))
-    unheld = [WEIGHTLESS] if options.safety and not plan.safety else [] if plan.safety or options.attack else [UNHELD]
-    twice = safety_rows.near(plan.safety, plan.rows, plan.asked)
-    for remark in [*_late(options, steps), *chats.told(skipped), *unheld, *twice] if show else []:
+    for remark in [*_late(options, steps), *chats.told(skipped), *plan.beside()] if show else []:
         print(f"{plan.verb}: {remark}")
     held = safety_rows.held(subject, plan.safety, options, out, plan.start) if plan.safety else None
     tested = [*plan.asked, *plan.later.get(TESTED, ())]

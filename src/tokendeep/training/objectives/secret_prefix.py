@@ -82,6 +82,7 @@ SECRET_PREFIX = replace(
     card=lambda options: f"plain fine-tuning with {options.secret_rows} refusals under a secret system prompt",
     check=_check,
     prepare=_prepare,
+    beside=True,
     refusals=lambda options: options.secret_rows,
     reads=("secret_rows",),
     stronger=lambda options, times: {"secret_rows": max(1, round(options.secret_rows * times))},
