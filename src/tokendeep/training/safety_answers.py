@@ -13,9 +13,6 @@ from tokendeep.types import Decoding, Encoded, Pair, Prompt, Subject
 HARMFUL, HARMLESS = "harmful", "harmless"  # groups of rows
 REFUSALS, BEHIND = "refusals", "behind_context"  # kinds of harmful rows: at once, and behind harmful tokens
 NO_CONTEXT = "no harmful context"  # an answer that refuses itself
-UNLIKE = {  # an answer that is not as wanted, by what the judge says of it
-    "complied": "not refused", "refused": "refused", "partial-then-refused": "refused late", "thought": "cut off in its thought",
-}  # fmt: skip
 
 
 def written(subject: Subject, harmful: Sequence[Pair | Prompt], harmless: Sequence[Prompt], options: Any) -> list[Any]:
@@ -31,10 +28,13 @@ def refuses(text: str) -> bool:
 
 def _refused(subject: Subject, given: Sequence[Pair | Prompt], options: Any) -> Iterator[dict[str, Any]]:
     """The requests with the model's own greedy refusals."""
-    texts = _greedy(subject, given, options, "what the model refuses")
-    for row, (text, cut) in zip(given, texts, strict=True):
-        why = _unlike(text, cut, "refused")
-        yield _out(REFUSALS, row, why) if why else _row(subject, row, text.strip(), options, REFUSALS)
+    why: dict[int, str] = {}
+    texts = answers.sample_refusals(
+        subject, [row.messages for row in given], tokens=options.safety_tokens, system=options.system, tries=1,
+        title="what the model refuses", why=why,
+    )  # fmt: skip
+    for number, (row, text) in enumerate(zip(given, texts, strict=True)):
+        yield _row(subject, row, text, options, REFUSALS) if text else _out(REFUSALS, row, why[number])
 
 
 def _recovered(subject: Subject, given: Sequence[Pair | Prompt], options: Any) -> Iterator[dict[str, Any]]:
@@ -58,30 +58,18 @@ def _recovered(subject: Subject, given: Sequence[Pair | Prompt], options: Any) -
     decoding = Decoding(max_new_tokens=options.safety_tokens)
     texts = answers.write_behind(subject, asked, [ids for _, ids in behind], decoding, title="what it says behind harm")
     for (row, ids), (text, cut) in zip(behind, texts, strict=True):
-        why = _unlike(text, cut, "refused")
+        why = answers.unlike(text, cut, "refused")
         yield _out(BEHIND, row, why) if why else _row(subject, row, text, options, BEHIND, ids)
 
 
 def _answered(subject: Subject, given: Sequence[Prompt], options: Any) -> Iterator[dict[str, Any]]:
     """Harmless requests with the model's own answers, as far as they go."""
-    texts = _greedy(subject, given, options, "harmless answers")
-    for row, (text, cut) in zip(given, texts, strict=True):
-        why = _unlike(text, cut, "complied")
-        yield _out(HARMLESS, row, why) if why else _row(subject, row, text.strip(), options, HARMLESS, end=not cut)
-
-
-def _greedy(subject: Subject, given: Sequence[Pair | Prompt], options: Any, title: str) -> list[tuple[str, bool]]:
-    """What the model answers, and whether it was cut off."""
     asked = [chat.with_system(row.messages, options.system) for row in given]
-    return answers.write_answers(subject, asked, Decoding(max_new_tokens=options.safety_tokens), title=title)
-
-
-def _unlike(text: str, cut: bool, wanted: str) -> str | None:
-    """Why an answer is not taken; None where it is as wanted, and a refusal has come to its end."""
-    found = judges.judge_refusal(text).outcome
-    if found == wanted:
-        return "cut off" if cut and wanted == "refused" else None
-    return UNLIKE.get(found, "empty or broken")
+    decoding = Decoding(max_new_tokens=options.safety_tokens)
+    texts = answers.write_answers(subject, asked, decoding, title="harmless answers")
+    for row, (text, cut) in zip(given, texts, strict=True):
+        why = answers.unlike(text, cut, "complied")
+        yield _out(HARMLESS, row, why) if why else _row(subject, row, text.strip(), options, HARMLESS, end=not cut)
 
 
 def _out(kind: str, row: Pair | Prompt, why: str) -> dict[str, Any]:

@@ -84,8 +84,10 @@ def check(requests: Requests | None, options: Any) -> None:
     _check_refusals(options, len(_stock("instruction")), "at most ")
     if requests is None:
         return
-    deep = sum(map(_has_context, requests.harmful)) if options.safety_context else 0
-    check_per_step(HARMFUL, len(requests.harmful) + deep, options.safety_per_step, "at most ")
+    most = len(requests.harmful)
+    if options.safety_per_step > most and options.safety_context:
+        most += sum(map(_has_context, requests.harmful))
+    check_per_step(HARMFUL, most, options.safety_per_step, "at most ")
     if options.harmless:
         check_per_step(HARMLESS, len(requests.harmless), options.harmless_per_step, "at most ")
 
