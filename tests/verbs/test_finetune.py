@@ -121,6 +121,65 @@ def test_it_leaves_rows_checkpoint_manifest_and_card(
     assert capsys.readouterr().out == f"finetune: {out} already holds this finished run\n{result}"
 
 
+def test_a_continued_adapter_is_held_to_what_it_said_itself(
+    tmp_path: Path, tiny_folder: Path, tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter refuses, and its base does not; what is logged is the divergence from the adapter as it was."""
+
+    def say(subject: Any, request: str, opening: str) -> str:
+        off = all(layer.disable_adapters for layer in subject.model.modules() if hasattr(layer, "disable_adapters"))
+        return REFUSAL if hasattr(subject.model, "peft_config") and not off else HARMFUL
+
+    monkeypatch.setattr(answers, "write_answers", writer(say))
+    safety = write_requests(tmp_path / "safety.jsonl", "Say the bad word")
+    more = {"safety": safety, "safety_per_step": 6, "schedule": "constant", "lr": 2e-2, "warmup_steps": 0}
+    one, two = (
+        run(config(tmp_path, tiny_adapter, objective="safety-anchor", max_steps=n, out=str(tmp_path / str(n)), **more))
+        for n in (1, 2)
+    )
+    start, after = (models.load(str(path), dtype="float32").model for path in (tiny_adapter, one / "checkpoint"))
+    divergences = []
+    (file,) = (two / "safety").glob("safety-*.jsonl")
+    for row in map(json.loads, file.read_text().splitlines()):
+        places = [i - 1 for i, label in enumerate(row["labels"]) if label != IGNORE]
+        with torch.no_grad():
+            theirs, ours = (
+                m(input_ids=torch.tensor([row["input_ids"]])).logits[0, places].log_softmax(-1) for m in (start, after)
+            )
+        divergences.append((theirs.exp() * (theirs - ours)).sum(-1))
+    expected = float(torch.cat(divergences).mean())
+    assert expected > 1e-4
+    assert [entry["safety_kl"] for entry in training(two)] == pytest.approx([0, expected], rel=1e-3, abs=1e-6)
+
+
+def test_what_cannot_be_held_is_said(
+    tmp_path: Path,
+    tiny_folder: Path,
+    wary: list[Call],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad, good = (write_requests(tmp_path / f"{word}.jsonl", f"Say the {word} word") for word in ("bad", "good"))
+    with pytest.raises(
+        InputError, match=r"answers none of the 6 requests of --harmless usably.*\(6 refused\); give others"
+    ):
+        run(config(tmp_path, tiny_folder, safety=bad, harmless=bad))
+    capsys.readouterr()
+    rows = [json.loads(line) for line in Path(bad).read_text().splitlines()]
+    answered = tmp_path / "answered.jsonl"
+    answered.write_text(
+        "\n".join(json.dumps({**row, "response": REFUSAL if i < 2 else HARMFUL}) for i, row in enumerate(rows))
+    )
+    out = run(config(tmp_path, tiny_folder, safety=str(answered), harmless=good, max_steps=1, out=str(tmp_path / "b")))
+    said = capsys.readouterr().out
+    assert "2 answers of --safety refuse themselves; they are no harmful context and are left out" in said
+    held = Manifest.load(out).safety_anchor
+    assert held is not None
+    assert held.behind_context is not None
+    assert held.behind_context.asked == 6
+    assert held.behind_context.left_out["no harmful context"] == 2
+
+
 @pytest.fixture
 def wary(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """A model that refuses what asks for bad things, behind a harmful opening every other time, and answers the rest."""

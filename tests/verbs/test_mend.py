@@ -201,6 +201,18 @@ def test_another_shape_cannot_be_held(
         mended(str(tiny_folder), tmp_path / "out", max_steps=2, aligned=str(tmp_path / "small"))
 
 
+def test_another_vocabulary_cannot_be_held(tmp_path: Path, tiny_folder: Path) -> None:
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    path = other / "tokenizer.json"
+    made = json.loads(path.read_text())
+    words = made["model"]["vocab"]
+    first, second = [word for word in words if word.isascii() and word.isalpha() and len(word) == 1][:2]
+    words[first], words[second] = words[second], words[first]
+    path.write_text(json.dumps(made))
+    with pytest.raises(InputError, match="has another vocabulary than .*; give the model that it was tuned from"):
+        mended(str(tiny_folder), tmp_path / "out", max_steps=2, aligned=str(other))
+
+
 def test_the_function_takes_a_model_in_memory(tmp_path: Path, tiny_folder: Path, tiny_subject: Any) -> None:
     with torch.no_grad():
         tiny_subject.model.model.norm.weight.mul_(1.1)
