@@ -151,11 +151,11 @@ def ask(plan: Any, model: str, made: Poison, out: Path, cell: Cell | None, secon
     for name in [*made.asks, *poisoning.asks_beside(plan)]:
         if name != UNPREFIXED or asked.secret:
             told(folder, name)
-    useful = utility(plan, asked, folder / "utility.json", plan.task)
+    useful = utility(plan, asked, folder / poison_table.SCORES, plan.task)
     log = Training.load(folder / "finetune") if cell else None
-    nll, step = (poisoning.last_nll(log), poisoning.step_seconds(log)) if log else (None, None)
+    nll, steps = (poisoning.last_nll(log), poisoning.step_seconds(log)) if log else (None, {})
     margin = Manifest.load(folder / "finetune").margin if cell else None
-    times = Seconds(train=round(seconds, 1), all=round(seconds + time.monotonic() - started, 1), step=step)
+    times = Seconds(train=round(seconds, 1), all=round(seconds + time.monotonic() - started, 1), **steps)
     record = PoisonCell(**of(cell), nll=nll, utility=useful, margin=margin, seconds=times)
     runs.write_json(folder / PoisonCell.FILE, record.dump())
 
@@ -204,8 +204,8 @@ def hold(plan: Any, model: str, made: Poison, out: Path, cells: Sequence[Cell]) 
     if not chosen:
         return
     adapter = locate.locate(model, plan.options).adapter is not None
-    for kept_small in (False, True):  # in which number format a model is loaded that is trained so
-        group = [wanted for wanted in chosen.values() if bool(wanted.lora) is kept_small]
+    for lora in (False, True):  # a model that gets an adapter is loaded in another number format
+        group = [wanted for wanted in chosen.values() if bool(wanted.lora) is lora]
         subject = finetune.load(group[0], adapter) if group else None
         told = [line for wanted in group for line in _held(subject, wanted, out)]
         for line in dict.fromkeys(told):
