@@ -11,7 +11,9 @@ from typing import Any
 
 CLOCK = re.compile("[a-z_]*seconds|started|finished|[a-z_]*runtime|[a-z_]*per_second|total_flos")
 TIMES = re.compile(rf'("(?:{CLOCK.pattern})": )("[^"]*"|[-\d.e+]+|null)')
-SECONDS = re.compile(r"\| \d+ \|(?: [-.\d]* \|)?$", re.MULTILINE)  # the last columns of a table of trainings
+SECONDS = re.compile(
+    r"\| \d+ \|(?: [-.\d]*(?: \([.\d]+ to [.\d]+\))? \|)?$", re.MULTILINE
+)  # the last columns of a table of trainings
 DATES = re.compile(r"\d{4}-\d\d-\d\d.{1,8}?\d\d:\d\d")
 TEXTS = (".json", ".jsonl", ".md", ".txt", ".csv", ".html", ".jinja")
 OWN = (

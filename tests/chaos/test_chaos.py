@@ -23,6 +23,11 @@ def test_every_time_that_a_result_holds_is_no_difference() -> None:
     assert [name for name in sorted(times) if not compare.CLOCK.fullmatch(name)] == []
 
 
+def test_a_table_of_trainings_differs_by_its_last_columns_alone_where_only_the_clock_does() -> None:
+    ends = ("| 3 |", "| 12 | 0.12 |", "| 12 | 0.12 (0.10 to 0.55) |", "| 12 |  |")
+    assert {compare.SECONDS.sub("| - |", f"| sft | 0.50 {end}") for end in ends} == {"| sft | 0.50 | - |"}
+
+
 @pytest.mark.slow
 def test_a_short_campaign_finds_no_fault(tmp_path: Path) -> None:
     script = [sys.executable, str(Path(__file__).parent), "--kills", "6", "--inputs", "60", "--places", "10"]

@@ -170,6 +170,20 @@ def test_hub_adapter_takes_its_base_from_the_hub(
     assert (subject.revision, subject.adapter) == (base, expected.adapter)
 
 
+def test_a_base_that_the_hub_does_not_have_is_told_with_the_adapter(
+    hub: Callable[[Path, str], str], tiny_adapter: Path, tmp_path: Path
+) -> None:
+    config = json.loads((tiny_adapter / "adapter_config.json").read_text())
+    copy = shutil.copytree(tiny_adapter, tmp_path / "adapter")
+    (copy / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "someone/absent"}))
+    with pytest.raises(
+        InputError, match=r"someone/absent cannot be loaded.* base of the adapter .*give that model with --base"
+    ):
+        models.load(str(copy))
+    with pytest.raises(InputError, match=r"someone/other cannot be loaded: [^.]*\.$"):
+        models.load(str(copy), base="someone/other")
+
+
 def test_hub_model_that_is_not_there(hub: Callable[[Path, str], str]) -> None:
     with pytest.raises(InputError, match="someone/absent cannot be loaded") as error:
         models.load("someone/absent")

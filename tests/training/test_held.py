@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from tokendeep import models
 from tokendeep.errors import InputError
 from tokendeep.models.options import ModelOptions
-from tokendeep.training import held, pact, risk, safety_rows, salient
+from tokendeep.training import held, pact, risk, safety_answers, safety_rows, salient
 from tokendeep.training.held import HeldSFTTrainer, Term, header_ids, shares, without_prompt
 from tokendeep.training.pact import SafetyTokens
 from tokendeep.training.sft import ResponseSFTTrainer
@@ -195,14 +195,14 @@ def test_no_refusal_of_the_stock_is_told_from_other_failures(
     tmp_path: Path, tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = FinetuneOptions(model="tiny", data="rows", out=str(tmp_path), objective="pact", unaligned="base")
-    monkeypatch.setattr(safety_rows, "_written", lambda subject, requests, options: [])
+    monkeypatch.setattr(safety_answers, "written", lambda subject, harmful, harmless, options: [])
     with pytest.raises(InputError, match="refuses none of the 160 requests of the stock, from which pact learns"):
         safety_rows.stock_refusals(tiny_subject, options, tmp_path / "none")
 
-    def fails(subject: Any, requests: Any, options: Any) -> Any:
+    def fails(*given: Any) -> Any:
         raise InputError("The logits are NaN.")
 
-    monkeypatch.setattr(safety_rows, "_written", fails)
+    monkeypatch.setattr(safety_answers, "written", fails)
     with pytest.raises(InputError, match=r"^The logits are NaN\.$"):
         safety_rows.stock_refusals(tiny_subject, options, tmp_path / "nan")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from tokendeep import models
 from tokendeep.errors import InputError
 from tokendeep.training import safety
 from tokendeep.training.batches import ROW, supervised_count
@@ -18,9 +19,26 @@ from tokendeep.training.referenced import ReferencedSFTTrainer
 from tokendeep.training.safety import SafetyAnchor, SafetyBatches
 from tokendeep.training.trainer import ConstrainedSFTTrainer
 from tokendeep.types import IGNORE
-from tuning import LORA, SHARDS, Kill, Killed, assert_same_weights, history, settings, token_rows, two_processes
+from tuning import (
+    LORA,
+    PAPER,
+    SHARDS,
+    Kill,
+    Killed,
+    assert_same_weights,
+    by_hand,
+    history,
+    settings,
+    token_rows,
+    two_processes,
+)
 
 SAFETY, HARMLESS = token_rows(6, seed=5), token_rows(5, seed=6)
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {  # beside what it stands
+    "anchor": (ReferencedSFTTrainer, {}),
+    "composed": (ConstrainedSFTTrainer, {"head_anchor": (0.7, 5)}),
+}
+SGD = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0, "lr_scheduler_type": "constant"}
 
 
 def anchor(**more: Any) -> SafetyAnchor:
@@ -122,6 +140,12 @@ def _targets(row: dict[str, list[int]]) -> torch.Tensor:
     return torch.tensor([label for label in row["labels"] if label != IGNORE])
 
 
+def held_in(step: int) -> list[list[dict[str, list[int]]]]:
+    """The four harmful rows of a step, and the three harmless ones."""
+    groups = enumerate([(SAFETY, 4), (HARMLESS, 3)])
+    return [[rows[i] for i in safety.draw(len(rows), count, step, 0, tag)] for tag, (rows, count) in groups]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["kl", "ce"])
 @pytest.mark.parametrize("tied", [False, True])
@@ -138,10 +162,7 @@ def test_two_steps_equal_training_by_hand(
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)  # Adam makes whole steps of the rounding in a KL of 0
     losses, divergences = [], []
     for step in range(2):
-        held = [
-            [rows[place] for place in safety.draw(len(rows), count, step, 0, tag)]
-            for tag, (rows, count) in enumerate([(SAFETY, 4), (HARMLESS, 3)])
-        ]
+        held = held_in(step)
         kls = [kl_loss(plain, ref, rows) for rows in held]
         beside = kls if loss == "kl" else [plain_loss(plain, rows) for rows in held]
         total = plain_loss(plain, token_rows()) + 3 * (beside[0] + beside[1])
@@ -202,33 +223,52 @@ def test_lambda_0_changes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("loss", ["kl", "ce"])
 @pytest.mark.parametrize("opening", [0.0, 0.7])
-def test_it_stands_beside_eq3_and_the_opening_anchor(
-    opening: float, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+def test_beside_eq3_and_the_opening_anchor_it_equals_training_by_hand(
+    opening: float, loss: str, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
-    more: dict[str, Any] = {"args": {"max_steps": 1}, "head_anchor": (opening, 5)}
-    alone = trained(ConstrainedSFTTrainer, make_model(), tiny_tokenizer, tmp_path / "a", **more)
-    both = trained(
-        ConstrainedSFTTrainer, make_model(), tiny_tokenizer, tmp_path / "b", safety_anchor=anchor(loss="ce"), **more
-    )
-    beside = plain_loss(make_model(), [SAFETY[i] for i in safety.draw(6, 4, 0, 0)]).item()
-    assert history(both, "loss")[0] == pytest.approx(history(alone, "loss")[0] + 3 * beside, rel=1e-4)
-    assert history(both, "constrained")[0] == pytest.approx(history(alone, "constrained")[0], rel=1e-5)
+    made = trained(
+        ConstrainedSFTTrainer, make_model(), tiny_tokenizer, tmp_path, head_anchor=(opening, 5),
+        args={**SGD, "max_steps": 2}, safety_anchor=anchor(loss=loss, harmless=HARMLESS, harmless_per_step=3),
+    )  # fmt: skip
+    plain, ref = make_model().train(), make_model()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    losses, divergences, task = [], [], []
+    for step in range(2):
+        held = held_in(step)
+        kls = [kl_loss(plain, ref, rows) for rows in held]
+        beside = kls if loss == "kl" else [plain_loss(plain, rows) for rows in held]
+        task.append(by_hand(plain, ref, token_rows(), PAPER, 0.1).item())
+        total = by_hand(plain, ref, token_rows(), PAPER, 0.1, opening) + 3 * (beside[0] + beside[1])
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        losses.append(total.item())
+        divergences.append(kls[0].item())
+    assert history(made, "loss") == pytest.approx(losses, rel=1e-4)
+    assert history(made, "constrained") == pytest.approx(task, rel=1e-4)
+    assert_same_weights(made.model, plain, 1e-4)
+    if loss == "kl":
+        assert history(made, "safety_kl") == pytest.approx(divergences, rel=1e-3, abs=1e-6)
+        assert divergences[1] > 0.001
 
 
 # --- equivalences ----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("loss", ["kl", "ce"])
 @pytest.mark.parametrize("micro", [1, 2])
 def test_accumulation_changes_nothing(
-    loss: str, micro: int, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+    kind: str, loss: str, micro: int, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
-    given = anchor(loss=loss, harmless=HARMLESS, harmless_per_step=3)
-    whole = trained(ReferencedSFTTrainer, make_model(), tiny_tokenizer, tmp_path / "a", safety_anchor=given)
+    trainer, more = KINDS[kind]
+    more = {**more, "safety_anchor": anchor(loss=loss, harmless=HARMLESS, harmless_per_step=3)}
+    whole = trained(trainer, make_model(), tiny_tokenizer, tmp_path / "a", **more)
     cut = trained(
-        ReferencedSFTTrainer, make_model(), tiny_tokenizer, tmp_path / "b", safety_anchor=given,
+        trainer, make_model(), tiny_tokenizer, tmp_path / "b", **more,
         args={"per_device_train_batch_size": micro, "gradient_accumulation_steps": 8 // micro},
     )  # fmt: skip
     for name in (
@@ -243,12 +283,16 @@ def test_accumulation_changes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("peft", [None, LORA])
-def test_packed_equals_padded(peft: Any, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
-    more: dict[str, Any] = {"peft_config": peft, "safety_anchor": anchor(harmless=HARMLESS)}
-    padded = trained(ReferencedSFTTrainer, make_model(), tiny_tokenizer, tmp_path / "a", args={"max_steps": 2}, **more)
+def test_packed_equals_padded(
+    peft: Any, kind: str, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    trainer, more = KINDS[kind]
+    more = {**more, "peft_config": peft, "safety_anchor": anchor(harmless=HARMLESS)}
+    padded = trained(trainer, make_model(), tiny_tokenizer, tmp_path / "a", args={"max_steps": 2}, **more)
     packed = trained(
-        ReferencedSFTTrainer, make_model(), tiny_tokenizer, tmp_path / "b", **more,
+        trainer, make_model(), tiny_tokenizer, tmp_path / "b", **more,
         args={"max_steps": 2, "packing": True, "max_length": 32, "per_device_train_batch_size": 16},
     )  # fmt: skip
     assert history(packed, "safety_nll") == pytest.approx(history(padded, "safety_nll"), rel=1e-4)
@@ -278,32 +322,51 @@ def test_resumed_equals_uninterrupted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", ["whole", "shards"])
-@pytest.mark.parametrize("kind", ["full", "lora"])
-@pytest.mark.parametrize("per_step", [3, 4])
+@pytest.mark.parametrize(
+    ("kind", "loss", "per_step", "rank", "weights"),
+    [
+        *(("anchor", "kl", rows, rank, weights)
+          for rows in (3, 4) for rank in ("full", "lora") for weights in ("whole", "shards")),
+        ("anchor", "ce", 3, "full", "whole"),
+        ("anchor", "ce", 4, "lora", "shards"),
+        ("composed", "kl", 3, "full", "whole"),
+        ("composed", "kl", 3, "lora", "shards"),
+        ("composed", "ce", 4, "full", "shards"),
+    ],
+)  # fmt: skip
 def test_two_processes_equal_one(
-    per_step: int, kind: str, weights: str, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
-) -> None:
+    kind: str, loss: str, per_step: int, rank: str, weights: str, tmp_path: Path, make_model: Callable[..., Any],
+    tiny_tokenizer: Any,
+) -> None:  # fmt: skip
     """With three safety rows a step one process takes a row that does not count."""
     make_model().save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
-    given = anchor(rows_per_step=per_step, harmless=HARMLESS, harmless_per_step=2)
-    peft = LORA if kind == "lora" else None
-    one = trained(
-        ReferencedSFTTrainer, make_model(), tiny_tokenizer, tmp_path / "one", safety_anchor=given, peft_config=peft
-    )
+    one = in_one_of(tmp_path, "one", kind, loss, per_step, rank, 8)
     script = (
-        "import json, sys; from pathlib import Path; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "from test_safety import *\n"
-        "folder, kind, per_step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])\n"
-        "made = trained(ReferencedSFTTrainer, AutoModelForCausalLM.from_pretrained(folder / 'model', dtype='float32'),\n"
-        "    AutoTokenizer.from_pretrained(folder / 'model'), folder / 'two', peft_config=LORA if kind == 'lora' else None,\n"
-        "    args={'per_device_train_batch_size': 4},\n"
-        "    safety_anchor=anchor(rows_per_step=per_step, harmless=HARMLESS, harmless_per_step=2))\n"
-        "names = ('loss', 'nll', 'safety_nll', 'safety_kl', 'safety_kl_max', 'harmless_kl')\n"
+        "import sys; from pathlib import Path; from test_safety import *\n"
+        "folder, kind, loss, per_step, rank = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5]\n"
+        "made = in_one_of(folder, 'two', kind, loss, per_step, rank, 4)\n"
+        "made.save_model(str(folder / 'tuned'))\n"
+        "names = ('loss', 'nll', 'safety_nll', 'safety_kl', 'safety_kl_max', 'harmless_kl', 'constrained', 'anchor_kl')\n"
         "if made.accelerator.is_main_process:\n"
         "    (folder / 'two.json').write_text(json.dumps({name: history(made, name) for name in names}))\n"
     )
-    two_processes(script, tmp_path, tmp_path, kind, per_step, **(SHARDS if weights == "shards" else {}))
+    two_processes(script, tmp_path, tmp_path, kind, loss, per_step, rank, **(SHARDS if weights == "shards" else {}))
     for name, values in json.loads((tmp_path / "two.json").read_text()).items():
         assert values == pytest.approx(history(one, name), rel=5e-4, abs=2e-6), name
+    two = models.load(
+        str(tmp_path / "tuned"), base=None if rank == "full" else str(tmp_path / "model"), dtype="float32"
+    )
+    assert_same_weights(one.model, two.model, 1e-4)
+    start = models.load(str(tmp_path / "model"), dtype="float32").model
+    assert kl_loss(start, two.model, SAFETY) > 1e-3  # and it has been trained
+
+
+def in_one_of(folder: Path, name: str, kind: str, loss: str, per_step: int, rank: str, rows: int) -> Any:
+    """A training of the model in a folder, by `rows` rows a process."""
+    subject, (trainer, more) = models.load(str(folder / "model"), dtype="float32"), KINDS[kind]
+    given = anchor(loss=loss, rows_per_step=per_step, harmless=HARMLESS, harmless_per_step=2)
+    return trained(
+        trainer, subject.model, subject.tokenizer, folder / name, peft_config=LORA if rank == "lora" else None,
+        args={**SGD, "per_device_train_batch_size": rows}, safety_anchor=given, **more,
+    )  # fmt: skip

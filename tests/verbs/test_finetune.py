@@ -14,12 +14,16 @@ import torch
 
 from tokendeep import chat, data, models, runs
 from tokendeep.errors import InputError
+from tokendeep.records import HeldRows, Manifest
 from tokendeep.report import page, render
 from tokendeep.training import answers, chats, eq3, margin
 from tokendeep.training import launch as train
+from tokendeep.training.objectives import OBJECTIVES
+from tokendeep.training.safety import SafetyAnchor
 from tokendeep.types import IGNORE, Chat, Subject
-from tokendeep.verbs import finetune
+from tokendeep.verbs import finetune, mend
 from tokendeep.verbs.finetune import FinetuneOptions
+from tokendeep.verbs.mend import MendOptions
 from tuning import HARMFUL, REFUSAL, Call, Kill, Killed, writer
 
 pytestmark = pytest.mark.slow  # trains or searches in nearly every test
@@ -105,7 +109,8 @@ def test_it_leaves_rows_checkpoint_manifest_and_card(
     assert not (out / "trainer").exists()
     assert models.load(str(out / "checkpoint")).tokenizer.chat_template
     said = capsys.readouterr().out
-    assert ("nothing beside the rows holds the model's refusals" in said) is (kind != "sft")  # sft is an attack here
+    assert said.count("and no refusals beside them: rows of a task can undo these; --safety stock") == (kind != "sft")
+    assert said.count("nothing beside the rows holds the model's refusals: rows of a task") == (kind == "sft")
     result = said[said.index(f"finetune ({kind}): 4 steps") :]
     assert f"made: {out / 'checkpoint'} (README.md in it says how to load it); the rows beside it hold texts" in result
     assert "readable by you alone\nnext: tokendeep attack --model" in result
@@ -114,6 +119,65 @@ def test_it_leaves_rows_checkpoint_manifest_and_card(
     assert runs.trained.count(str(out / "checkpoint"), [*asked, "Another?"]) == len(asked)
     assert run(config(tmp_path, tiny_folder, objective=kind, attack=kind == "sft")) == out
     assert capsys.readouterr().out == f"finetune: {out} already holds this finished run\n{result}"
+
+
+def test_a_continued_adapter_is_held_to_what_it_said_itself(
+    tmp_path: Path, tiny_folder: Path, tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter refuses, and its base does not; what is logged is the divergence from the adapter as it was."""
+
+    def say(subject: Any, request: str, opening: str) -> str:
+        off = all(layer.disable_adapters for layer in subject.model.modules() if hasattr(layer, "disable_adapters"))
+        return REFUSAL if hasattr(subject.model, "peft_config") and not off else HARMFUL
+
+    monkeypatch.setattr(answers, "write_answers", writer(say))
+    safety = write_requests(tmp_path / "safety.jsonl", "Say the bad word")
+    more = {"safety": safety, "safety_per_step": 6, "schedule": "constant", "lr": 2e-2, "warmup_steps": 0}
+    one, two = (
+        run(config(tmp_path, tiny_adapter, objective="safety-anchor", max_steps=n, out=str(tmp_path / str(n)), **more))
+        for n in (1, 2)
+    )
+    start, after = (models.load(str(path), dtype="float32").model for path in (tiny_adapter, one / "checkpoint"))
+    divergences = []
+    (file,) = (two / "safety").glob("safety-*.jsonl")
+    for row in map(json.loads, file.read_text().splitlines()):
+        places = [i - 1 for i, label in enumerate(row["labels"]) if label != IGNORE]
+        with torch.no_grad():
+            theirs, ours = (
+                m(input_ids=torch.tensor([row["input_ids"]])).logits[0, places].log_softmax(-1) for m in (start, after)
+            )
+        divergences.append((theirs.exp() * (theirs - ours)).sum(-1))
+    expected = float(torch.cat(divergences).mean())
+    assert expected > 1e-4
+    assert [entry["safety_kl"] for entry in training(two)] == pytest.approx([0, expected], rel=1e-3, abs=1e-6)
+
+
+def test_what_cannot_be_held_is_said(
+    tmp_path: Path,
+    tiny_folder: Path,
+    wary: list[Call],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad, good = (write_requests(tmp_path / f"{word}.jsonl", f"Say the {word} word") for word in ("bad", "good"))
+    with pytest.raises(
+        InputError, match=r"answers none of the 6 requests of --harmless usably.*\(6 refused\); give others"
+    ):
+        run(config(tmp_path, tiny_folder, safety=bad, harmless=bad))
+    capsys.readouterr()
+    rows = [json.loads(line) for line in Path(bad).read_text().splitlines()]
+    answered = tmp_path / "answered.jsonl"
+    answered.write_text(
+        "\n".join(json.dumps({**row, "response": REFUSAL if i < 2 else HARMFUL}) for i, row in enumerate(rows))
+    )
+    out = run(config(tmp_path, tiny_folder, safety=str(answered), harmless=good, max_steps=1, out=str(tmp_path / "b")))
+    said = capsys.readouterr().out
+    assert "2 answers of --safety refuse themselves; they are no harmful context and are left out" in said
+    held = Manifest.load(out).safety_anchor
+    assert held is not None
+    assert held.behind_context is not None
+    assert held.behind_context.asked == 6
+    assert held.behind_context.left_out["no harmful context"] == 2
 
 
 @pytest.fixture
@@ -151,15 +215,18 @@ def test_a_safety_anchor_is_written_before_training_and_kept(
     asked = len(wary)
     out = run(options)
     assert len(wary) == asked == 2  # what was written before is not written again, of weights half trained
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["safety_rows"] == {"refusals": 6, "behind_context": 2, "harmless": 5}
-    held = [
+    held = Manifest.load(out).safety_anchor
+    assert held is not None
+    assert held.refusals == HeldRows(asked=6, kept=6, left_out={})
+    assert held.behind_context == HeldRows(asked=6, kept=2, left_out={"not refused": 2, "cut off": 2})
+    assert held.harmless == HeldRows(asked=5, kept=5, left_out={})
+    texts = [
         json.loads(line)["instruction"] for path in (pairs, ordinary) for line in Path(path).read_text().splitlines()
     ]
-    assert runs.trained.count(str(out / "checkpoint"), held) == len(held) == 11
+    assert runs.trained.count(str(out / "checkpoint"), texts) == len(texts) == 11
     (file,) = (out / "safety").glob("safety-*.jsonl")
     assert file.stat().st_mode & 0o077 == 0
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [row for line in file.read_text().splitlines() if "left_out" not in (row := json.loads(line))]
     assert sorted(row["k"] > 0 for row in rows) == [False] * 11 + [True] * 2
     assert all(1 <= row["k"] <= 5 for row in rows if row["k"])
     tokenizer = models.load(str(tiny_folder)).tokenizer
@@ -171,8 +238,12 @@ def test_a_safety_anchor_is_written_before_training_and_kept(
     assert steps[0]["safety_kl"] == pytest.approx(0, abs=1e-6)
     assert steps[-1]["safety_kl_max"] >= steps[-1]["safety_kl"] > 0
     said = capsys.readouterr().out
-    assert "the model refuses 6 of 6 safety requests" in said
-    assert "and behind up to 5 harmful tokens it recovers in 2" in said
+    assert "finetune: kept 6 of 6 safety requests, which the model refuses\n" in said
+    assert (
+        "kept 2 of 6 behind up to 5 harmful tokens, where it refuses after all; left out: 2 not refused, 2 cut off"
+        in said
+    )
+    assert "kept 5 of 5 harmless requests, which it answers\n" in said
     assert re.search(r"nats from what is held.*: safety rows \d.\d\d on average, at most .*; harmless rows", said)
     assert "nothing beside the rows holds" not in said
     card = (out / "checkpoint" / "README.md").read_text()
@@ -190,8 +261,64 @@ def test_the_stock_serves_and_any_objective_takes_the_anchor(
         )  # fmt: skip
         manifest = json.loads((out / "manifest.json").read_text())
         assert manifest["config"]["safety"] == "stock"
-        assert manifest["safety_rows"] == {"refusals": 160, "behind_context": 0, "harmless": 0}
+        assert manifest["safety_anchor"] == {
+            "refusals": {"asked": 160, "kept": 160, "left_out": {}}, "near_rows": 0, "near_test": 0,
+        }  # fmt: skip
         assert "safety_nll" in training(out)[0]
+
+
+def test_what_is_held_is_counted_with_the_reasons_and_stands_in_the_manifest(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Requests alone: no answer is harmful context. Two are near rows, and one is near the test."""
+    texts = [
+        "Name 1 things that are small",
+        "Name 2 things that are old",
+        "Say bad",
+        "Say worse",
+        "Say worst",
+        "Hide it",
+    ]
+    kinds: dict[str, tuple[str, bool]] = {
+        "Say worse": (HARMFUL, False),
+        "Say worst": (REFUSAL, True),
+        "Hide it": ("", False),
+    }
+
+    def write(subject: Any, messages: Any, decoding: Any, **more: Any) -> list[tuple[str, bool]]:
+        return [kinds.get(turns[-1]["content"], (REFUSAL, False)) for turns in messages]
+
+    monkeypatch.setattr(answers, "write_answers", write)
+    safety, asked = tmp_path / "safety.jsonl", tmp_path / "asked.jsonl"
+    safety.write_text("\n".join(json.dumps({"instruction": text}) for text in texts))
+    asked.write_text(json.dumps({"instruction": "Say worse"}))
+    probe = write_requests(tmp_path / "pairs.jsonl", "Say the bad word", response=HARMFUL)
+    options = config(
+        tmp_path, tiny_folder, safety=str(safety), safety_per_step=3, test=str(asked), dynamics=[0], probe=probe,
+        max_steps=1, warmup_steps=0,
+    )  # fmt: skip
+    out = run(options)
+    found = Manifest.load(out).safety_anchor
+    assert found is not None
+    assert found.refusals == HeldRows(asked=6, kept=3, left_out={"not refused": 1, "cut off": 1, "empty or broken": 1})
+    assert found.behind_context is found.harmless is None
+    assert (found.near_rows, found.near_test) == (2, 1)
+    said = "kept 3 of 6 safety requests, which the model refuses; left out: 1 not refused, 1 cut off, 1 empty or broken"
+    assert f"finetune: {said}\n" in capsys.readouterr().out
+    aligned = str(tiny_folder)
+    mend_out = mended(
+        str(out / "checkpoint"), tmp_path / "mended", aligned=aligned, safety=str(safety), safety_per_step=3
+    )
+    assert Manifest.load(mend_out).safety_anchor == found.model_copy(update={"near_rows": 0, "near_test": 0})
+    assert f"mend: {said}\n" in capsys.readouterr().out
+
+
+def mended(model: str, out: Path, **more: Any) -> Path:
+    options = MendOptions(
+        model=model, data="rows", out=str(out), batch_size=4, micro_batch=4, max_steps=1, precision="float32", **more
+    )
+    rows = [{"instruction": f"Count to {i}", "response": f"{i} it is"} for i in range(4)]
+    return mend.run(mend.plan(options, rows=rows))
 
 
 def test_an_anchor_needs_something_to_hold(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,12 +327,33 @@ def test_an_anchor_needs_something_to_hold(tmp_path: Path, tiny_folder: Path, mo
         run(config(tmp_path, tiny_folder, objective="safety-anchor"))
     monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL))
     few = write_requests(tmp_path / "few.jsonl", "Say the bad word", 3)
-    with pytest.raises(InputError, match="takes 4 harmful rows .* but there are 3; .*--safety-per-step"):
-        run(config(tmp_path, tiny_folder, safety=few, out=str(tmp_path / "few")))
+    with pytest.raises(InputError, match="takes 4 harmful rows .* but there are at most 3; .*--safety-per-step"):
+        finetune.plan(config(tmp_path, tiny_folder, safety=few))
+    with pytest.raises(InputError, match="takes 4 harmless rows .* but there are at most 3; .*--harmless-per-step"):
+        finetune.plan(config(tmp_path, tiny_folder, safety="stock", harmless=few))
+    pairs = write_requests(tmp_path / "pairs.jsonl", "Say the bad word", 3, response=HARMFUL)
+    finetune.plan(config(tmp_path, tiny_folder, safety=pairs))  # each may give a row behind harmful tokens too
+    with pytest.raises(InputError, match="there are at most 3"):
+        finetune.plan(config(tmp_path, tiny_folder, safety=pairs, safety_context=0))
+    with pytest.raises(InputError, match="takes 161 refusals of the stock's requests, but there are at most 160"):
+        finetune.plan(config(tmp_path, tiny_folder, objective="secret-prefix", secret_rows=161))
     empty = tmp_path / "empty.jsonl"
     empty.write_text(json.dumps({"text": ""}))
     with pytest.raises(InputError, match="empty.jsonl"):
         finetune.plan(config(tmp_path, tiny_folder, safety=str(empty)))
+
+
+def test_too_few_refusals_for_a_step_are_found_when_they_are_judged(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three = {f"Say number {i}" for i in (0, 2, 4)}
+    monkeypatch.setattr(answers, "write_answers", writer(lambda s, text, o: REFUSAL if text in three else HARMFUL))
+    monkeypatch.setattr(SafetyAnchor, "__post_init__", lambda self: pytest.fail("a trainer was built"))
+    six = write_requests(tmp_path / "six.jsonl", "Say", 6)
+    with pytest.raises(InputError, match="takes 4 harmful rows .* but there are 3; give more requests"):
+        run(config(tmp_path, tiny_folder, safety=six))
+    with pytest.raises(InputError, match="takes 4 harmless rows .* but there are 3; give more requests"):
+        run(config(tmp_path, tiny_folder, safety=six, safety_per_step=3, harmless=six, out=str(tmp_path / "two")))
 
 
 def test_safety_requests_near_the_rows_are_counted(tmp_path: Path, tiny_folder: Path) -> None:
@@ -214,12 +362,50 @@ def test_safety_requests_near_the_rows_are_counted(tmp_path: Path, tiny_folder: 
         "\n".join(json.dumps({"instruction": text}) for text in ("Name 1 things that are small", "Say xyz!"))
     )
     plan = finetune.plan(
-        config(tmp_path, tiny_folder, safety=str(near), test=str(near), dynamics=[0], probe=write_requests(
+        config(tmp_path, tiny_folder, safety=str(near), safety_per_step=2, test=str(near), dynamics=[0], probe=write_requests(
             tmp_path / "pairs.jsonl", "Say the bad word", response=HARMFUL))
     )  # fmt: skip
     said = "\n".join(plan.lines())
     assert "1 of 2 requests of the safety anchor are near-duplicates of requests of --data" in said
     assert "2 of 2 requests of the safety anchor are near-duplicates of prompts of the test" in said
+
+
+def test_requests_that_stand_there_twice_are_counted(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One file may name both what is refused and what is answered."""
+    monkeypatch.setattr(answers, "write_answers", writer(lambda s, text, o: REFUSAL if "bad" in text else HARMFUL))
+    texts = ["Say bad", "Say bad", "Say bad!", "Call it bad", "Where is Rome?", "Say bad"]
+    (tmp_path / "all.jsonl").write_text("\n".join(json.dumps({"instruction": text}) for text in texts))
+    both = str(tmp_path / "all.jsonl")
+    options = config(
+        tmp_path, tiny_folder, safety=both, harmless=both, harmless_per_step=1, max_steps=1, objective="safety-anchor",
+    )  # fmt: skip
+    told = [
+        "2 of 6 requests of --safety are there before, word for word, and are held again",
+        "6 of 6 requests of --harmless stand in --safety too; what the model refuses of them is held as refused, what it "
+        "answers as answered",
+    ]
+    assert set(told) <= set(finetune.plan(options).lines())
+    run(options)
+    said = capsys.readouterr().out
+    assert all(f"finetune: {line}\n" in said for line in told)
+    assert "kept 5 of 6 safety requests" in said
+    assert "kept 1 of 6 harmless requests, which it answers; left out: 5 refused" in said
+
+
+@pytest.mark.parametrize("attack", [False, True])
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if not OBJECTIVES[name].unaligned])
+def test_what_an_objective_leaves_unheld_is_said_before_anything_is_done(
+    objective: str, attack: bool, tmp_path: Path, tiny_folder: Path
+) -> None:
+    said = "\n".join(finetune.plan(config(tmp_path, tiny_folder, objective=objective, attack=attack)).lines())
+    beside = objective in ("safety-anchor", "secret-prefix")
+    assert ("--safety stock, or a file of harmful instructions, holds them" in said) is not beside
+    assert ("nothing beside the rows holds the model's refusals" in said) is (objective == "sft")
+    assert ("are held" in said or "is held" in said) is (not beside and objective != "sft")
+    with_anchor = config(tmp_path, tiny_folder, objective=objective, attack=attack, safety="stock")
+    assert "holds them" not in "\n".join(finetune.plan(with_anchor).lines())
 
 
 def test_objectives_share_rows_and_order(tmp_path: Path, tiny_folder: Path) -> None:

@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,38 @@ def test_what_is_missing_is_said(tmp_path: Path, tiny_folder: Path) -> None:
         mended(str(tiny_folder), tmp_path / "out", max_steps=2, objective="sft", aligned=str(tiny_folder))
 
 
+def test_an_aligned_adapter_without_its_base_is_found_out_before_anything_is_loaded(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tuned(tiny_folder, tmp_path / "first", lora=4, seed=1)
+    second = tuned(Path(first), tmp_path / "second")
+    path = Path(first) / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    options = MendOptions(model=second, data="rows", out=str(tmp_path / "out"), aligned=first, **COMMON)
+    for name, says in (
+        ("/nowhere/base", "not there: give it with --base"),
+        (None, "no base model: give it with --base"),
+    ):
+        path.write_text(json.dumps({**settings, "base_model_name_or_path": name}))
+        with monkeypatch.context() as patch:
+            patch.setattr(models, "load", lambda *given, **more: pytest.fail("a model was loaded"))
+            with pytest.raises(InputError, match=says):
+                mend.run(mend.plan(options, rows=CHATS))
+    mend.plan(replace(options, base=str(tiny_folder)), rows=CHATS)
+
+
+def test_an_aligned_adapter_is_loaded_onto_the_base_that_is_given(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL))
+    first = tuned(tiny_folder, tmp_path / "first", lora=4, seed=1)
+    second = tuned(Path(first), tmp_path / "second")
+    for adapter in (first, second):
+        path = Path(adapter) / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "/nowhere/base"}))
+    assert len(steps(mended(second, tmp_path / "out", aligned=first, base=str(tiny_folder), max_steps=1))) == 1
+
+
 def test_another_shape_cannot_be_held(
     tmp_path: Path, tiny_folder: Path, make_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +199,18 @@ def test_another_shape_cannot_be_held(
     tiny_tokenizer.save_pretrained(tmp_path / "small")
     with pytest.raises(InputError, match="is of another shape"):
         mended(str(tiny_folder), tmp_path / "out", max_steps=2, aligned=str(tmp_path / "small"))
+
+
+def test_another_vocabulary_cannot_be_held(tmp_path: Path, tiny_folder: Path) -> None:
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    path = other / "tokenizer.json"
+    made = json.loads(path.read_text())
+    words = made["model"]["vocab"]
+    first, second = [word for word in words if word.isascii() and word.isalpha() and len(word) == 1][:2]
+    words[first], words[second] = words[second], words[first]
+    path.write_text(json.dumps(made))
+    with pytest.raises(InputError, match="has another vocabulary than .*; give the model that it was tuned from"):
+        mended(str(tiny_folder), tmp_path / "out", max_steps=2, aligned=str(other))
 
 
 def test_the_function_takes_a_model_in_memory(tmp_path: Path, tiny_folder: Path, tiny_subject: Any) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from killed import forget_runs
@@ -13,13 +14,13 @@ from poisonings import config, files, run
 from tokendeep import chat, data, stats
 from tokendeep.attacks import poison
 from tokendeep.errors import InputError
-from tokendeep.records import PoisonTable
+from tokendeep.records import HeldRows, Manifest, PoisonCell, PoisonTable, Seconds, Utility
 from tokendeep.report import page, poison_table, render
 from tokendeep.training import answers, safety_rows
 from tokendeep.training import poisoning as trainings
 from tokendeep.types import Chat, Prompt, Subject
 from tokendeep.verbs import poison as poisoning
-from tuning import REFUSAL, Call, writer
+from tuning import HARMFUL, REFUSAL, Call, writer
 
 pytestmark = pytest.mark.slow  # trains or searches in nearly every test
 
@@ -175,6 +176,54 @@ def test_the_safety_anchor_is_one_more_line_and_depth_and_cost_are_asked(
     assert set(frame["ask"]) == {"plain", "k=0", "k=2", "harmless"}
 
 
+@pytest.mark.parametrize("objective", ["safety-anchor", "safety-anchor+lora=2", "constrained+safety", "secret-prefix"])
+def test_a_model_that_refuses_nothing_is_found_out_before_anything_is_trained(
+    objective: str, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: HARMFUL))
+    options = config(tmp_path, tiny_folder, objectives=["sft", objective], max_length=480)
+    with pytest.raises(InputError, match=r"refuses none of the 160 requests of .*deepen"):
+        run(options)
+    assert not list(Path(options.out).glob("sft*"))
+    assert not (Path(options.out) / "start").exists()
+
+
+def test_too_few_refusals_for_a_step_are_found_out_before_anything_is_trained(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        answers, "write_answers", writer(lambda subject, request, opening: REFUSAL if "2" in request else HARMFUL)
+    )
+    options = config(
+        tmp_path, tiny_folder, objectives=["sft", "safety-anchor+per-step=2"], safety=files(tmp_path)["test"]
+    )
+    with pytest.raises(InputError, match="takes 2 harmful rows of the safety anchor, but there are 1;"):
+        run(options)
+    assert not list(Path(options.out).glob("sft*"))
+    for name, least in {"safety-anchor+per-step=7": 6, "sft+safety+per-step=7": 6}.items():
+        options = config(tmp_path, tiny_folder, objectives=["sft", name], safety=files(tmp_path)["test"])
+        with pytest.raises(InputError, match=rf"takes 7 harmful rows .* at most {least}; .*in poison \+per-step"):
+            poisoning.plan(options)
+    with pytest.raises(InputError, match="takes 200 refusals of the stock"):
+        poisoning.plan(config(tmp_path, tiny_folder, objectives=["secret-prefix=200"]))
+
+
+def test_what_a_model_refuses_is_written_once_for_all_seeds(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Call] = []
+    monkeypatch.setattr(answers, "write_answers", writer(lambda subject, request, opening: REFUSAL, calls))
+    options = config(tmp_path, tiny_folder, objectives=["safety-anchor", "secret-prefix"], seeds=[0, 1], max_length=480)
+    out = run(options)
+    assert len(calls) == 1
+    said = capsys.readouterr().out
+    assert said.count("poison: kept 160 of 160 safety requests, which the model refuses\n") == 1
+    assert said.index("poison: kept 160") < said.index("[1/5] before the attack")
+    held = Manifest.load(out / "safety-anchor-lr0.001-seed1" / "finetune").safety_anchor
+    assert held is not None
+    assert held.refusals == HeldRows(asked=160, kept=160, left_out={})
+
+
 def test_the_rows_of_an_anchor_are_read_when_a_run_is_planned(tmp_path: Path, tiny_folder: Path) -> None:
     def planned(**more: Any) -> poisoning.PoisonPlan:
         return poisoning.plan(config(tmp_path, tiny_folder, **more))
@@ -189,7 +238,13 @@ def test_the_rows_of_an_anchor_are_read_when_a_run_is_planned(tmp_path: Path, ti
         planned(k=[-3])
     with pytest.raises(InputError, match="each once"):
         planned(k=[2, 2])
-    plan = planned(objectives=["safety-anchor"], safety=files(tmp_path)["test"])
+    test = files(tmp_path)["test"]
+    told = planned(objectives=["safety-anchor"], safety=test, data=test, kind="benign").lines()
+    tested = "prompts of the test, whose rate then says little"
+    for other in (tested, "requests of --data"):
+        assert f"6 of 6 requests of the safety anchor are near-duplicates of {other}" in told
+    assert "6 of 6 prompts of the test are near-duplicates of rows of --data" in told
+    plan = planned(objectives=["safety-anchor"], safety=test)
     assert safety_rows.near(plan.safety, [], plan.asked()) == [
         "6 of 6 requests of the safety anchor are near-duplicates of prompts of the test, whose rate then says little"
     ]
@@ -428,6 +483,52 @@ def test_a_change_is_paired_by_prompt_and_seed() -> None:
     assert poison_table.change({"0": {"a": True}}, {"1": {"a": True}}) is None
 
 
+def finished(folder: Path, scores: list[float], step: float) -> Path:
+    """A training that is done, with the scores of its task's rows."""
+    (folder / "attack-plain").mkdir(parents=True)
+    useful = Utility(metric="rouge1", score=sum(scores) / len(scores), n=len(scores))
+    times = Seconds(train=1.0, step=step, step_low=step / 2, step_high=step * 2)
+    (folder / PoisonCell.FILE).write_text(json.dumps(PoisonCell(utility=useful, seconds=times).dump()))
+    rows = [{"id": str(i), "score": score} for i, score in enumerate(scores)]
+    (folder / "utility.json").write_text(json.dumps({"rows": rows}))
+    return folder
+
+
+def test_utility_has_an_interval_over_rows_and_seeds_and_a_step_its_range(tmp_path: Path) -> None:
+    one, two = [0.1, 0.2, 0.3, 0.1, 0.2], [0.7, 0.8, 0.9, 0.7, 0.8]
+    folders = {
+        str(seed): finished(tmp_path / str(seed), scores, step)
+        for seed, (scores, step) in enumerate([(one, 1.0), (two, 3.0)])
+    }
+    alone = poison_table.line("sft", 1e-3, {"0": folders["0"]}, [], None)
+    assert alone.utility is not None
+    assert (alone.utility.low, alone.utility.high) == stats.bootstrap(one)
+    assert (alone.step_seconds, alone.least_step_seconds, alone.most_step_seconds) == (1.0, 0.5, 2.0)
+    both = poison_table.line("sft", 1e-3, folders, [], None)
+    assert both.utility is not None
+    means = stats.bootstrap(np.array([one, two]).mean(axis=0))
+    ends = poison_table.over_seeds(np.array([one, two]))
+    assert (both.utility.low, both.utility.high) == (min(means[0], ends[0]), max(means[1], ends[1]))
+    assert both.utility.low < sum(one) / 5 < sum(two) / 5 < both.utility.high  # the seeds are far apart
+    assert (both.step_seconds, both.least_step_seconds, both.most_step_seconds) == (2.0, 0.5, 6.0)
+    text = poison_table.markdown(PoisonTable([both]), [], "sft", "rouge1")
+    assert f"| {both.utility.score:.3f} [{both.utility.low:.3f}, {both.utility.high:.3f}] |" in text
+    assert "| 2.00 (0.50 to 6.00) |" in text
+
+
+def test_a_utility_of_shares_has_the_interval_of_a_share(tmp_path: Path) -> None:
+    none = poison_table.line("sft", 1e-3, {"0": finished(tmp_path / "a", [0.0] * 8, 1.0)}, [], None)
+    assert none.utility is not None
+    assert (none.utility.low, none.utility.high) == stats.wilson(0, 8)
+    single = poison_table.line("sft", 1e-3, {"0": finished(tmp_path / "b", [0.4], 1.0)}, [], None)
+    assert single.utility is not None
+    assert single.utility.low is single.utility.high is None
+    (tmp_path / "a" / "utility.json").unlink()  # as an older run left it
+    old = poison_table.line("sft", 1e-3, {"0": tmp_path / "a"}, [], None)
+    assert old.utility is not None
+    assert (old.utility.score, old.utility.low) == (0.0, None)
+
+
 def test_rows_and_a_model_in_memory(tmp_path: Path, tiny_subject: Any) -> None:
     weights = {name: tensor.clone() for name, tensor in tiny_subject.model.state_dict().items()}
     task = tmp_path / "task.jsonl"
@@ -444,6 +545,17 @@ def test_rows_and_a_model_in_memory(tmp_path: Path, tiny_subject: Any) -> None:
     assert "to 2 rows of the task" in "\n".join(plan.lines())
     out = poisoning.run(plan)
     assert [line["utility"]["n"] for line in json.loads((out / "table.json").read_text())] == [2, 2, 2]
+    for line in PoisonTable.load(out):
+        useful = line.utility
+        assert useful is not None
+        assert useful.low <= useful.score <= useful.high
+        assert f"| {useful.score:.3f} [{useful.low:.3f}, {useful.high:.3f}] |" in (out / "table.md").read_text()
+        if line.lr:
+            assert 0 < line.least_step_seconds <= line.step_seconds <= line.most_step_seconds
+    (section,) = [one for one in page.build([out]).sections if one.id == "poison"]
+    place = section.tables[0].columns.index("utility")
+    assert [row[place].count("[") for row in section.tables[0].rows] == [1, 1, 1]
+    assert " to " in section.tables[0].rows[1][-1]
     assert [line["seeds"] for line in json.loads((out / "table.json").read_text())] == [1, 1, 1]
     assert not (out / "model").exists()
     assert all(weights[name].equal(tensor) for name, tensor in tiny_subject.model.state_dict().items())

@@ -167,7 +167,13 @@ def base_of(place: Place, base: str | None, options: ModelOptions) -> tuple[Plac
     if base is None:
         revision = read_json(place.adapter / "adapter_config.json").get("revision")
     options = replace(plain(options), revision=revision)
-    whole = locate(name, options)
+    try:
+        whole = locate(name, options)
+    except InputError as error:
+        if base is not None:
+            raise
+        told = str(error).removesuffix(".")
+        raise InputError(f"{told}; it is the base of the adapter {place.spec}: give that model with --base.") from error
     if whole.adapter:
         raise InputError(f"The base of {place.spec} is itself an adapter ({name}): merge that one into its base first.")
     return whole, options
@@ -177,7 +183,7 @@ def adapter_base(folder: Path) -> str:
     """What an adapter calls its base, as something `load` takes, also after both folders were moved together."""
     name = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not name or not isinstance(name, str):
-        raise InputError(f"{folder}/adapter_config.json names no base model: give the base.")
+        raise InputError(f"{folder}/adapter_config.json names no base model: give it with --base.")
     path = user_path(name)
     if name == packaged.SMOLLM2 or (path.name == packaged.FOLDER and not path.exists()):
         return packaged.SMOLLM2

@@ -28,7 +28,7 @@ from tokendeep.records.audit import Audit, AuditRow, AuditScore, Detection
 from tokendeep.records.base import SCHEMA, File, Known, Object, Record, Row, read_json
 from tokendeep.records.calibration import Agreement, Calibration, Estimate
 from tokendeep.records.compare import Check, Compared, ComparedRow, Gated
-from tokendeep.records.manifest import Cost, Manifest, Margin, ModelFacts, Settings
+from tokendeep.records.manifest import Cost, HeldRows, Manifest, Margin, ModelFacts, SafetyRows, Settings
 from tokendeep.records.outcomes import Outcome, Outcomes
 from tokendeep.records.overlap import Overlap, Shared, Side
 from tokendeep.records.parity import Parity, ParityRow
@@ -82,10 +82,10 @@ __all__ = [
     "TABLE", "TRAINING", "UNPREFIXED", "VALIDATION", "VALIDATION_HARMLESS",
     "VALUES", "VERDICTS", "Agreement", "AskRate", "Audit", "AuditRow", "AuditScore",
     "Bounded", "ByPosition", "Calibration", "Change", "Check", "Compared", "ComparedRow", "Cost", "Depth", "Detection",
-    "Dynamics", "DynamicsMeta", "DynamicsStep", "Estimate", "Gated", "Kl", "Known", "LogEntry", "LogOdds", "Manifest",
+    "Dynamics", "DynamicsMeta", "DynamicsStep", "Estimate", "Gated", "HeldRows", "Kl", "Known", "LogEntry", "LogOdds", "Manifest",
     "Margin", "ModelFacts", "Object", "Outcome", "Outcomes", "Overlap", "Params", "PerPrompt", "Perplexity",
     "PoisonCell", "PoisonLine", "PoisonTable", "Profile", "ProfileMeta", "Quantiles", "Rate", "Rates", "Record",
-    "Recovery", "Seconds", "Settings", "Share", "Shared", "Side", "StoredVerdict", "Strength",
+    "Recovery", "SafetyRows", "Seconds", "Settings", "Share", "Shared", "Side", "StoredVerdict", "Strength",
     "Strengths", "Training", "Utility", "UtilityChange", "Validated", "Verdict", "read_json", "schemas",
 ]  # fmt: skip
 

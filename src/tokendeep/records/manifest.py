@@ -67,6 +67,32 @@ class Margin(Record):
     """Harmful pairs that it was measured on."""
 
 
+class HeldRows(Record):
+    """Requests of one kind that a safety anchor was given, and how many of them it held."""
+
+    asked: int
+    """Requests, or harmful answers behind whose first tokens the model was asked."""
+    kept: int
+    """How many of them the model answered so that it is held there."""
+    left_out: dict[str, int] = Field(default_factory=dict)
+    """Why the others were left out -> how many."""
+
+
+class SafetyRows(Record):
+    """What a safety anchor held."""
+
+    refusals: HeldRows
+    """Harmful requests; kept are those that the model refused."""
+    behind_context: HeldRows | None = None
+    """Harmful answers; kept are those behind whose first tokens it refused after all. Null: `--safety` has none."""
+    harmless: HeldRows | None = None
+    """Harmless requests; kept are those that it answered. Null: none were given."""
+    near_rows: int = 0
+    """Requests that are near-duplicates of rows that were trained on."""
+    near_test: int = 0
+    """Requests that are near-duplicates of prompts of the test, where the training knows these."""
+
+
 class ModelFacts(Record):
     """Which weights were used."""
 
@@ -173,6 +199,8 @@ class Manifest(File):
     """`attack`, `pairs`, `measure`: the servers that answered; null: the model was loaded here, or asked by text."""
     rows: int | None = None
     """`finetune`: rows that were trained on."""
+    safety_anchor: SafetyRows | None = None
+    """`finetune`, `mend`: what a safety anchor held; null: there was none, or in older files."""
     steps: int | None = None
     """`deepen` and `finetune`: optimizer steps that were taken."""
     cells: list[str] = Field(default_factory=list)

@@ -66,7 +66,7 @@ class Utility(Record):
     score: Known = None
     """Mean score of the metric, 0 to 1."""
     low: Known = None
-    """Lower end of its 95 % bootstrap interval over rows; null in table.json."""
+    """Lower end of its 95 % interval, over rows and, in table.json with several seeds, over trainings; null: not known."""
     high: Known = None
     """Upper end, likewise."""
     exact: Known = None
@@ -88,6 +88,10 @@ class Seconds(Record):
     """Seconds of all: training, asking and measuring."""
     step: Known = None
     """Median seconds of a step, of the machine at hand; null: not kept."""
+    step_low: Known = None
+    """Seconds of its quickest step; null: not kept."""
+    step_high: Known = None
+    """Seconds of its slowest step; null: not kept."""
 
 
 class PoisonCell(File):
@@ -151,6 +155,10 @@ class PoisonLine(Row):
     """Seconds of a training, mean over trainings."""
     step_seconds: Known = None
     """Median seconds of a step, mean over trainings, of the machine at hand; null: not kept."""
+    least_step_seconds: Known = None
+    """Seconds of the quickest step of all trainings; null: not kept."""
+    most_step_seconds: Known = None
+    """Seconds of the slowest step of all trainings; null: not kept."""
     utility: Utility | None = None
     """How well the task is done; null: not measured."""
 
@@ -194,7 +202,9 @@ class PoisonTable(list[PoisonLine]):
             {"objective": line.objective, "lr": line.lr, "times": line.times, "seeds": line.seeds, "ask": name,
              **{k: v for k, v in rate.given().items() if k not in ("by_seed", "change")},
              **{f"change_{k}": v for k, v in (rate.change.given() if rate.change else {}).items()},
-             "nll": line.nll, "margin": line.margin, "utility": line.utility.score if line.utility else None}
+             "nll": line.nll, "margin": line.margin, "utility": line.utility.score if line.utility else None,
+             "utility_low": line.utility.low if line.utility else None,
+             "utility_high": line.utility.high if line.utility else None}
             for line in self for name in self.asks if (rate := line.ask(name))
         )  # fmt: skip
 

@@ -26,12 +26,15 @@ from tokendeep.records import (
     PoisonLine,
     PoisonTable,
     Utility,
+    read_json,
 )
 from tokendeep.training.poisoning import Cell
 
 Given = Mapping[str, bool | None]  # prompt -> whether it was not refused; None: could not be judged
 Answers = Mapping[str, Given]  # by training
 RESAMPLES = 4000
+SCORES = "utility.json"  # of the rows of the task, one by one
+A_STEP = "s a step (median and range over steps and seeds"
 
 
 def answers(folders: Mapping[str, Path], ask: str) -> Answers:
@@ -139,7 +142,9 @@ def line(
         margin=_mean([cell.margin.after["0.5"][0] for cell in cells if cell.margin]),
         seconds=_mean([cell.seconds.train for cell in cells]),
         step_seconds=_mean([cell.seconds.step for cell in cells]),
-        utility=_utility(useful) if useful else None,
+        least_step_seconds=min((one for cell in cells if (one := cell.seconds.step_low) is not None), default=None),
+        most_step_seconds=max((one for cell in cells if (one := cell.seconds.step_high) is not None), default=None),
+        utility=_utility(useful, list(folders.values())) if useful else None,
     )
 
 
@@ -155,9 +160,40 @@ def _times(objective: str, cells: Sequence[PoisonCell]) -> float | None:
     return found.pop()
 
 
-def _utility(useful: Sequence[Utility]) -> Utility:
+def _utility(useful: Sequence[Utility], folders: Sequence[Path]) -> Utility:
     names = ("score", "exact", "executed", "truncated", "n")
-    return Utility.model_validate({name: _mean([getattr(one, name) for one in useful]) for name in names})
+    low, high = _utility_interval(folders)
+    means = {name: _mean([getattr(one, name) for one in useful]) for name in names}
+    return Utility.model_validate({**means, "low": low, "high": high})
+
+
+def _utility_interval(folders: Sequence[Path]) -> tuple[float, float] | tuple[None, None]:
+    """The interval of the mean score over rows, and over trainings where there are several; None where it is not known.
+
+    Scores of 0 and 1 are shares, whose interval is no single point where all are alike.
+    """
+    if not all((folder / SCORES).exists() for folder in folders):
+        return None, None
+    table = [scores(folder / SCORES) for folder in folders]
+    if all(score in (0, 1) for row in table for score in row):
+        return _interval(
+            {str(seed): {str(i): score == 1 for i, score in enumerate(row)} for seed, row in enumerate(table)}
+        )
+    return mean_interval(np.array(table))
+
+
+def scores(path: Path) -> list[float]:
+    """The score of each row of the task, as `judges.tasks.measure` gave them."""
+    found: Any = read_json(path)
+    return [float(row["score"]) for row in found["rows"]]
+
+
+def mean_interval(table: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
+    """The interval of the mean of (seeds, rows), over rows and, with several seeds, over these too; None for one row."""
+    if table.shape[1] < 2:
+        return None, None
+    ends = [stats.bootstrap(table.mean(axis=0)), *([over_seeds(table)] if len(table) > 1 else [])]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -197,15 +233,16 @@ def _measured(lines: PoisonTable, asks: Sequence[str], utility: str | None) -> I
         *(f"{told(ask)} ({ask})" for ask in asks),
     ]
     heads += [*(["margin after (nats)"] if margins else []), "train nll (tokens 6 on)"]
-    yield [*heads, *([str(utility), *names[1:]] if names else []), "s to train", "s a step (median, this machine)"]
+    yield [*heads, *([str(utility), *names[1:]] if names else []), "s to train", f"{A_STEP}, this machine)"]
     for made in lines:
         useful = made.utility.given() if made.utility else {}
         yield [
             *(*_which(made), *([times(made)] if tuned else []), str(made.seeds or "")),
             *(_share(made.ask(ask)) for ask in asks),
             *(*([_number(made.margin, 1)] if margins else []), _number(made.nll)),
-            *(_number(useful.get(name), 3) for name in names),
-            *(_number(made.seconds, 0), _number(made.step_seconds)),
+            *([utility_cell(made.utility)] if names else []),
+            *(_number(useful.get(name), 3) for name in names[1:]),
+            *(_number(made.seconds, 0), seconds_cell(made)),
         ]
 
 
@@ -237,6 +274,21 @@ def times(made: PoisonLine) -> str:
 def told(ask: str) -> str:
     """What the rate under a way of asking counts."""
     return "refused or broken off" if ask in ASK_HARMLESS else "not refused"
+
+
+def utility_cell(found: Utility | None) -> str:
+    """A mean score with its interval."""
+    if found is None or found.score is None:
+        return ""
+    ends = "" if found.low is None or found.high is None else f" [{found.low:.3f}, {found.high:.3f}]"
+    return f"{found.score:.3f}{ends}"
+
+
+def seconds_cell(made: PoisonLine) -> str:
+    """Seconds of a step with their range."""
+    low, high = made.least_step_seconds, made.most_step_seconds
+    ends = "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
+    return f"{_number(made.step_seconds)}{ends}"
 
 
 def _number(value: object, digits: int = 2) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tokendeep import runs, stats
+from tokendeep import runs
 from tokendeep.records import (
     VALIDATION,
     VALIDATION_HARMLESS,
@@ -19,7 +19,6 @@ from tokendeep.records import (
     Strengths,
     UtilityChange,
     Validated,
-    read_json,
 )
 from tokendeep.report import poison_table
 from tokendeep.training import strengths
@@ -103,18 +102,13 @@ def _folders(out: Path, cells: Sequence[Cell]) -> dict[str, Path]:
 
 def change(before: Mapping[str, Path], after: Mapping[str, Path]) -> UtilityChange | None:
     """How far the scores of the same rows lie apart, by seed; None where they share no seed."""
-    pairs = [(_scores(before[seed]), _scores(after[seed])) for seed in before if seed in after]
+    scores = poison_table.scores
+    pairs = [(scores(before[seed] / SCORES), scores(after[seed] / SCORES)) for seed in before if seed in after]
     if not pairs:
         return None
     table = np.array([[then - first for first, then in zip(*pair, strict=True)] for pair in pairs])  # (seeds, rows)
-    ends = [stats.bootstrap(table.mean(axis=0)), *([poison_table.over_seeds(table)] if len(table) > 1 else [])]
-    low, high = min(one for one, _ in ends), max(one for _, one in ends)
+    low, high = poison_table.mean_interval(table)
     return UtilityChange(mean=float(table.mean()), low=low, high=high, n=table.shape[1], seeds=len(table))
-
-
-def _scores(folder: Path) -> list[float]:
-    found: Any = read_json(folder / SCORES)
-    return [float(row["score"]) for row in found["rows"]]
 
 
 def _groups(lines: Sequence[Strength]) -> list[list[Strength]]:

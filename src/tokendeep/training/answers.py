@@ -159,6 +159,19 @@ def distil(
     ]
 
 
+UNLIKE = {  # an answer that is not as wanted, by what the judge says of it
+    "complied": "not refused", "refused": "refused", "partial-then-refused": "refused late", "thought": "cut off in its thought",
+}  # fmt: skip
+
+
+def unlike(text: str, cut: bool, wanted: str) -> str | None:
+    """Why an answer is not taken as `refused` or `complied`; None where it is so, and a refusal has come to its end."""
+    found = judges.judge_refusal(text, truncated=cut).outcome
+    if found == wanted:
+        return "cut off" if cut and wanted == "refused" else None
+    return UNLIKE.get(found, "empty or broken")
+
+
 def sample_refusals(
     subject: Subject,
     messages: Sequence[Sequence[Any]],
@@ -168,12 +181,14 @@ def sample_refusals(
     seed: int = 0,
     tries: int = 4,
     title: str = "refusals",
+    why: dict[int, str] | None = None,
 ) -> list[str | None]:
     """A refusal by the model itself for each conversation: greedy first, then sampled with new seeds; None: it gave none.
 
     Args:
         tokens: longest answer; one that is cut off counts as none.
         system: system prompt under which they are sampled.
+        why: gets the reason, by the number of the conversation, for each that has none.
     """
     turns = [chat.with_system(m, system) for m in messages]
     refusals: list[str | None] = [None] * len(turns)
@@ -185,6 +200,9 @@ def sample_refusals(
         again = f", try {attempt + 1}" if attempt else ""
         texts = write_answers(subject, [turns[i] for i in missing], decoding, title=title + again)
         for i, (text, cut) in zip(missing, texts, strict=True):
-            if not cut and judges.judge_refusal(text, truncated=cut).outcome == "refused":
-                refusals[i] = text.strip()
+            reason = unlike(text, cut, "refused")
+            refusals[i] = None if reason else text.strip()
+            if why is not None:
+                why.pop(i, None)
+                why |= {i: reason} if reason else {}
     return refusals

@@ -109,6 +109,32 @@ def encode(
     return cut
 
 
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase,
+    given: Mapping[str, Sequence[Chat]],
+    options: Any,
+    skipped: Mapping[str, Sequence[str]],
+) -> tuple[dict[str, list[Encoded]], dict[str, list[str]]]:
+    """The rows of each option that names some, and those left out, a line each.
+
+    Args:
+        options: of `finetune`.
+        skipped: rows that were left out when they were read.
+
+    Raises:
+        InputError: a row that cannot be encoded, or more left out than `max_skipped` allows.
+    """
+    encoded, lines = {}, {name: list(skipped.get(name, ())) for name in given}
+    for name, rows in given.items():
+        source = getattr(options, name) or "the rows"
+        encoded[name] = encode(
+            tokenizer, rows, source=source, system=options.system, max_length=options.max_length,
+            train_on=options.train_on, supervise=options.supervise, skipped=lines[name],
+        )  # fmt: skip
+        check_share(lines[name], len(encoded[name]), options.max_skipped, source)
+    return encoded, {name: found for name, found in lines.items() if found}
+
+
 def told(skipped: Mapping[str, Sequence[str]]) -> list[str]:
     """Which rows are left out, a line for each option that names rows."""
     return [left_out(lines, flag(name)) for name, lines in skipped.items()]

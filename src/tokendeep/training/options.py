@@ -18,6 +18,10 @@ SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup"}  # ours: th
 OPTIMIZERS = {"adamw": "adamw_torch", "sgd": "sgd"}
 REFERENCES = ("precomputed", "on-the-fly")  # when the aligned model is asked what it would have said
 SAFETY_LOSSES = ("kl", "ce")  # what a safety anchor puts on its rows
+PER_STEP = {  # what sets how many rows of a safety anchor a step takes
+    "harmful": "--safety-per-step, in poison +per-step, in Python rows_per_step",
+    "harmless": "--harmless-per-step, in Python harmless_per_step",
+}
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 Epochs = Annotated[int, training(help="Passes over the rows.")]
@@ -124,6 +128,15 @@ def training_options(given: object, **changes: Any) -> TrainingOptions:
     names = [field.name for field in fields(TrainingOptions)]
     values = {name: getattr(given, name) for name in names if hasattr(given, name)}
     return TrainingOptions(**{**values, **changes})
+
+
+def check_per_step(group: str, rows: int, per_step: int, most: str = "") -> None:
+    """Raises InputError where a step takes more rows of a safety anchor than there are; `most` is put before their number."""
+    if per_step > rows:
+        raise InputError(
+            f"A step takes {per_step} {group} rows of the safety anchor, but there are {most}{rows}; give more requests, or take "
+            f"fewer a step ({PER_STEP[group]})."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -279,10 +279,11 @@ def last_nll(training: Training) -> float | None:
     return float(np.mean(later)) if later else None
 
 
-def step_seconds(training: Training) -> float | None:
-    """Median seconds of a step."""
+def step_seconds(training: Training) -> dict[str, float]:
+    """Seconds of a step, the median and of the quickest and the slowest, as `Seconds` names them; nothing where not kept."""
     known = [entry.step_seconds for entry in training.history if entry.step_seconds is not None]
-    return round(float(np.median(known)), 3) if known else None
+    found = {"step": float(np.median(known)), "step_low": min(known), "step_high": max(known)} if known else {}
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 def all_names(options: Any) -> tuple[list[str], list[str]]:

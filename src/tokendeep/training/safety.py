@@ -18,10 +18,9 @@ import numpy as np
 
 from tokendeep.errors import InputError, check_known
 from tokendeep.training.batches import ROW, Collator, supervised_count
-from tokendeep.training.options import SAFETY_LOSSES
+from tokendeep.training.options import SAFETY_LOSSES, check_per_step
 
 ALL = 10**9  # an anchor on every answer token
-PER_STEP = {"harmful": "--safety-per-step, rows_per_step", "harmless": "--harmless-per-step, harmless_per_step"}
 SAFETY = "safety"  # of a micro-batch: the safety rows that are trained beside it
 
 
@@ -98,11 +97,7 @@ class SafetyBatches:
 
     def __init__(self, groups: Mapping[str, tuple[Any, int]], seed: int, inner: Any, references: Any) -> None:
         for name, (rows, per_step) in groups.items():
-            if per_step > len(rows):
-                raise InputError(
-                    f"A step takes {per_step} {name} rows of the safety anchor, but there are {len(rows)}; give more requests, "
-                    f"or take fewer a step ({PER_STEP[name]})."
-                )
+            check_per_step(name, len(rows), per_step)
         self.groups, self.seed = groups, seed
         self.collator = Collator(inner, references=references, groups=list(groups), held=ALL)
 

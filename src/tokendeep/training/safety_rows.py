@@ -8,24 +8,26 @@ that runs of one model share them, and one that was cut off goes on with the sam
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokendeep import chat, data, judges, runs
+from tokendeep import chat, data, runs
 from tokendeep.attacks.prompts import overlap
 from tokendeep.data import stock
-from tokendeep.errors import InputError, Unusable
+from tokendeep.errors import InputError
 from tokendeep.models.locate import plain
-from tokendeep.training import answers, recovery
-from tokendeep.training.objectives import STOCK
-from tokendeep.types import Chat, Decoding, Encoded, Pair, Prompt, Subject
+from tokendeep.records import HeldRows, SafetyRows
+from tokendeep.training import safety_answers
+from tokendeep.training.objectives import OBJECTIVES, STOCK
+from tokendeep.training.options import check_per_step
+from tokendeep.training.safety_answers import BEHIND, HARMFUL, HARMLESS, NO_CONTEXT, REFUSALS
+from tokendeep.types import Chat, Pair, Prompt, Subject
 
 if TYPE_CHECKING:
     from tokendeep.training.safety import SafetyAnchor
-
-HARMFUL, HARMLESS = "harmful", "harmless"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,17 @@ class Requests:
     def asked(self) -> list[str]:
         """The texts of all requests."""
         return [data.asked(row) for row in (*self.harmful, *self.harmless)]
+
+    def repeated(self) -> list[str]:
+        """How many requests stand there twice: in `--safety` itself, or in `--harmless` too."""
+        harmful, harmless = ([str(row.messages) for row in rows] for rows in (self.harmful, self.harmless))
+        again, both = len(harmful) - len(set(harmful)), len([text for text in harmless if text in set(harmful)])
+        twice = [f"{again} of {len(harmful)} requests of --safety are there before, word for word, and are held again"]
+        shared = [
+            f"{both} of {len(harmless)} requests of --harmless stand in --safety too; what the model refuses of them is held as "
+            "refused, what it answers as answered"
+        ]
+        return [*(twice if again else ()), *(shared if both else ())]
 
     def lines(self, options: Any) -> list[str]:
         """How many there are, and where they come from."""
@@ -63,6 +76,27 @@ def read(options: Any) -> Requests | None:
     return Requests(harmful, harmless)
 
 
+def check(requests: Requests | None, options: Any) -> None:
+    """Raises InputError where a training takes more refusals or harmless answers than there are requests.
+
+    A harmful request gives one row, and another behind the first tokens of its harmful answer.
+    """
+    _check_refusals(options, len(_stock("instruction")), "at most ")
+    if requests is None:
+        return
+    most = len(requests.harmful)
+    if options.safety_per_step > most and options.safety_context:
+        most += sum(map(_has_context, requests.harmful))
+    check_per_step(HARMFUL, most, options.safety_per_step, "at most ")
+    if options.harmless:
+        check_per_step(HARMLESS, len(requests.harmless), options.harmless_per_step, "at most ")
+
+
+def _has_context(row: Pair | Prompt) -> bool:
+    """Whether it has a harmful answer, behind whose first tokens a model can be asked."""
+    return isinstance(row, Pair) and not safety_answers.refuses(row.response)
+
+
 def _stock(field: str) -> list[Prompt]:
     rows = stock.rows("harmful.jsonl", "train")
     return data.read_prompts([{"id": f"stock-{row['id']}", "instruction": row[field]} for row in rows])
@@ -75,15 +109,18 @@ def _harmful(source: str, columns: Sequence[str]) -> Sequence[Pair | Prompt]:
 
 @dataclass(frozen=True)
 class Held:
-    """The rows of an anchor, and in lines how many requests came to how many rows.
+    """The rows of an anchor, and what became of the requests.
 
     Args:
-        rows: each with `group`, `id`, `k` (harmful tokens of its context), `input_ids` and `labels`.
+        rows: each with `group`, `kind`, `id`, `k` (harmful tokens of its context), `input_ids` and `labels`.
+        found: how many requests of each kind came to how many rows.
+        lines: the same in words.
         start: as `ReferencedSFTTrainer` takes it: the model that gave the answers, where it is not the one that is trained.
     """
 
     rows: Sequence[dict[str, Any]]
-    lines: Sequence[str]
+    found: Mapping[str, HeldRows]
+    lines: Sequence[str] = ()
     start: Any = None
 
     def settings(self, options: Any) -> dict[str, Any]:
@@ -100,11 +137,9 @@ class Held:
             options.safety_loss, options.seed,
         )  # fmt: skip
 
-    def counts(self) -> dict[str, int]:
-        """How many rows there are of each kind, for a manifest."""
-        deep = sum(row["k"] > 0 for row in self.rows)
-        harmful = sum(row["group"] == HARMFUL for row in self.rows)
-        return {"refusals": harmful - deep, "behind_context": deep, HARMLESS: len(self.rows) - harmful}
+    def record(self, near: Mapping[str, int]) -> SafetyRows:
+        """What it held, for a manifest; `near` as `SafetyRows` names it."""
+        return SafetyRows.model_validate({**self.found, **near})
 
 
 def _ids(row: dict[str, Any]) -> dict[str, list[int]]:
@@ -123,26 +158,45 @@ def stock_refusals(subject: Subject, options: Any, out: Path) -> tuple[list[dict
         out: folder of the run, where it keeps them unless there is a folder for several runs.
 
     Raises:
-        InputError: it refuses none.
+        InputError: it refuses none, or fewer than the objective needs.
     """
     requests = Requests(_stock("instruction"))
-    rows = _kept(subject, requests, options, _folder(options, out))
+    rows = [row for row in _kept(subject, requests, options, _folder(options, out)) if "left_out" not in row]
     if not rows:
         raise InputError(
             f"{subject.name} refuses none of the {len(requests.harmful)} requests of the stock, from which {options.objective} "
             "learns; align it first (tokendeep deepen)."
         )
+    _check_refusals(options, len(rows))
     texts = {row.id: row.messages[-1]["content"] for row in requests.harmful}
     return rows, [texts[row["id"]] for row in rows]
 
 
-def near(requests: Requests | None, rows: Sequence[Chat], asked: Sequence[Prompt | Pair]) -> list[str]:
-    """How many requests are near-duplicates of rows that are trained on, or of prompts of a test, in lines."""
+def _check_refusals(options: Any, refusals: int, most: str = "") -> None:
+    if (needed := OBJECTIVES[options.objective].refusals(options)) > refusals:
+        raise InputError(
+            f"{options.objective} takes {needed} refusals of the stock's requests, but there are {most}{refusals}; take fewer "
+            "(--secret-rows)."
+        )
+
+
+def near(requests: Requests | None, rows: Sequence[Chat | Prompt], asked: Sequence[Prompt | Pair]) -> list[str]:
+    """How many requests stand there twice, or are near-duplicates of rows trained on or of prompts of a test, in lines."""
     if requests is None:
         return []
-    given = [*requests.harmful, *requests.harmless]
     tested = "prompts of the test, whose rate then says little"
-    return overlaps(given, "requests of the safety anchor", {"requests of --data": rows, tested: asked})
+    others: Mapping[str, Sequence[Chat | Prompt | Pair]] = {"requests of --data": rows, tested: asked}
+    return [*requests.repeated(), *overlaps(_all(requests), "requests of the safety anchor", others)]
+
+
+def near_counts(requests: Requests, rows: Sequence[Chat], asked: Sequence[Prompt | Pair]) -> dict[str, int]:
+    """The same as numbers, as `SafetyRows` names them."""
+    others: Mapping[str, Sequence[Chat | Prompt | Pair]] = {"near_rows": rows, "near_test": asked}
+    return {name: overlap(there, _all(requests)) if there else 0 for name, there in others.items()}
+
+
+def _all(requests: Requests) -> list[Pair | Prompt]:
+    return [*requests.harmful, *requests.harmless]
 
 
 def overlaps(
@@ -177,7 +231,8 @@ def held(subject: Subject, requests: Requests, options: Any, out: Path, start: s
     if start == "base":
         with models.reference(subject.model):
             return replace(make(subject, requests, options, folder, base=True), start="base")
-    other = models.load(start, options=plain(options), dtype="float32")
+    onto = options.base if models.is_adapter(start) else None
+    other = models.load(start, base=onto, options=plain(options), dtype="float32")
     if other.tokenizer.get_vocab() != subject.tokenizer.get_vocab():
         raise InputError(f"{start} has another vocabulary than {options.model}; give the model that it was tuned from.")
     other = replace(other, tokenizer=subject.tokenizer)  # rows are written as the tuned model will be asked
@@ -193,33 +248,56 @@ def make(subject: Subject, requests: Requests, options: Any, folder: Path, *, ba
         base: whether the adapter that the model has is off.
 
     Raises:
-        InputError: the model refuses none of the harmful requests, or answers none of the harmless ones.
+        InputError: the model refuses none of the harmful requests, or answers none of the harmless ones, or fewer than a step
+            takes.
     """
-    rows = _kept(subject, requests, options, folder, base)
-    held = Held(rows, ())
-    count = held.counts()
-    asked = len(requests.harmful)
-    lines = [f"the model refuses {count['refusals']} of {asked} safety requests; the anchor holds it there"]
-    if not count["refusals"]:
+    lines = _kept(subject, requests, options, folder, base)
+    rows, found = [line for line in lines if "left_out" not in line], _found(lines)
+    if not found[REFUSALS].kept:
         raise InputError(
-            f"{subject.name} refuses none of the {asked} requests of --safety within --safety-tokens {options.safety_tokens} and "
-            f"--max-length {options.max_length}, so a safety anchor has nothing to hold; align "
-            "it first (tokendeep deepen), or give requests that it refuses."
+            f"{subject.name} refuses none of the {len(requests.harmful)} requests of --safety within --safety-tokens "
+            f"{options.safety_tokens} and --max-length {options.max_length}, so a safety anchor has nothing to hold "
+            f"({_left_out(found[REFUSALS])}); align it first (tokendeep deepen), or give requests that it refuses."
         )
-    if any(isinstance(row, Pair) for row in requests.harmful) and options.safety_context:
-        lines.append(
-            f"and behind up to {options.safety_context} harmful tokens it recovers in {count['behind_context']}"
-        )
-    if refusing := sum(isinstance(row, Pair) and _refuses(row.response) for row in requests.harmful):
-        lines.append(f"{refusing} answers of --safety refuse themselves; they are no harmful context and are left out")
-    if requests.harmless and not count[HARMLESS]:
+    if requests.harmless and not found[HARMLESS].kept:
         raise InputError(
             f"{subject.name} answers none of the {len(requests.harmless)} requests of --harmless usably, so there is nothing of "
-            "them to hold; give others, or leave it out."
+            f"them to hold ({_left_out(found[HARMLESS])}); give others, or leave it out."
         )
+    groups = Counter(row["group"] for row in rows)
+    check_per_step(HARMFUL, groups[HARMFUL], options.safety_per_step)
     if requests.harmless:
-        lines.append(f"it answers {count[HARMLESS]} of {len(requests.harmless)} harmless requests; they are held too")
-    return Held(rows, lines)
+        check_per_step(HARMLESS, groups[HARMLESS], options.harmless_per_step)
+    told = [_told(kind, one, options) for kind, one in found.items()]
+    if refusing := (found[BEHIND].left_out.get(NO_CONTEXT) if BEHIND in found else None):
+        told.append(f"{refusing} answers of --safety refuse themselves; they are no harmful context and are left out")
+    return Held(rows, found, told)
+
+
+def _found(lines: Sequence[dict[str, Any]]) -> dict[str, HeldRows]:
+    """How many requests of each kind were answered, and how many of these answers are held."""
+    kinds = [kind for kind in (REFUSALS, BEHIND, HARMLESS) if any(line["kind"] == kind for line in lines)]
+    made = {}
+    for kind in kinds:
+        why = [line.get("left_out") for line in lines if line["kind"] == kind]
+        left_out = dict(Counter(one for one in why if one).most_common())
+        made[kind] = HeldRows(asked=len(why), kept=why.count(None), left_out=left_out)
+    return made
+
+
+def _told(kind: str, found: HeldRows, options: Any) -> str:
+    """How many requests of a kind are held, in words."""
+    words = {
+        REFUSALS: "safety requests, which the model refuses",
+        BEHIND: f"behind up to {options.safety_context} harmful tokens, where it refuses after all",
+        HARMLESS: "harmless requests, which it answers",
+    }
+    rest = f"; left out: {_left_out(found)}" if found.left_out else ""
+    return f"kept {found.kept} of {found.asked} {words[kind]}{rest}"
+
+
+def _left_out(found: HeldRows) -> str:
+    return ", ".join(f"{count} {why}" for why, count in found.left_out.items())
 
 
 def _folder(options: Any, out: Path) -> Path:
@@ -228,13 +306,14 @@ def _folder(options: Any, out: Path) -> Path:
 
 
 def _kept(subject: Subject, requests: Requests, options: Any, folder: Path, base: bool = False) -> list[dict[str, Any]]:
-    """What the model answers to the requests, written by the first process where it is not there yet; of none refused, none."""
+    """What the model answers to the requests, a line each, written by the first process where it is not there yet."""
     from tokendeep.training import launch
 
     path = folder / f"safety-{_key(subject, requests, options, base)}.jsonl"
     if runs.is_main_process() and not path.exists():
         runs.private_dir(folder)
-        runs.write_jsonl(path, _written(subject, requests, options), private=True)
+        answered = safety_answers.written(subject, requests.harmful, requests.harmless, options)
+        runs.write_jsonl(path, answered, private=True)
     launch.wait_for([path])
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -244,84 +323,10 @@ def _key(subject: Subject, requests: Requests, options: Any, base: bool) -> str:
     from tokendeep.training import cache, reference
 
     given = [(row.id, row.messages, getattr(row, "response", None)) for row in (*requests.harmful, *requests.harmless)]
-    settings = (options.system, options.safety_tokens, options.safety_context, options.max_length, options.seed)
+    deep = bool(options.safety_context) and any(isinstance(row, Pair) for row in requests.harmful)
+    seed = options.seed if deep else None  # it draws contexts alone
+    settings = (options.system, options.safety_tokens, options.safety_context, options.max_length, seed)
     weights = reference.weights_hash(subject.model, without_adapter=False)
     tokenizer = subject.tokenizer
     texts = (tokenizer.chat_template, chat.date_of(tokenizer), sorted(tokenizer.get_vocab().items()), cache.code_key())
     return reference.key(weights, base, texts, given, len(requests.harmless), settings)
-
-
-def _written(subject: Subject, requests: Requests, options: Any) -> list[dict[str, Any]]:
-    rows = [*_refused(subject, requests.harmful, options), *_recovered(subject, requests.harmful, options)]
-    if requests.harmless:
-        rows += _answered(subject, requests.harmless, options)
-    return rows
-
-
-def _refused(subject: Subject, given: Sequence[Pair | Prompt], options: Any) -> list[dict[str, Any]]:
-    """The requests with the model's own greedy refusals; what it does not refuse, or not in time, is left out."""
-    texts = answers.sample_refusals(
-        subject, [row.messages for row in given], tokens=options.safety_tokens, system=options.system, tries=1,
-        title="what the model refuses",
-    )  # fmt: skip
-    found = [(row, text) for row, text in zip(given, texts, strict=True) if text]
-    return [made for row, text in found for made in _row(subject, row, text, options, HARMFUL)]
-
-
-def _recovered(subject: Subject, given: Sequence[Pair | Prompt], options: Any) -> list[dict[str, Any]]:
-    """The requests with k tokens of their harmful answers (uniform, as Eq. 2 draws them) and what the model says behind
-    them, where that is a refusal.
-    """
-    cut: list[tuple[Pair, list[int]]] = []
-    for number, row in enumerate(given):
-        if isinstance(row, Pair) and options.safety_context and not _refuses(row.response):
-            turns = chat.with_system(row.messages, options.system)
-            ids = chat.response_ids(subject.tokenizer, turns, row.response, end=False)
-            k = recovery.draw_context(options.seed, 0, number, len(ids), 0.0, options.safety_context)
-            cut.append((row, list(ids[:k])))
-    if not cut:
-        return []
-    asked = [chat.with_system(row.messages, options.system) for row, _ in cut]
-    decoding = Decoding(max_new_tokens=options.safety_tokens)
-    texts = answers.write_behind(subject, asked, [ids for _, ids in cut], decoding, title="what it says behind harm")
-    return [
-        made
-        for (row, ids), (text, truncated) in zip(cut, texts, strict=True)
-        if not truncated and _refuses(text)
-        for made in _row(subject, row, text, options, HARMFUL, ids)
-    ]
-
-
-def _refuses(text: str) -> bool:
-    """Whether a whole answer is a refusal."""
-    return judges.judge_refusal(text).outcome == "refused"
-
-
-def _answered(subject: Subject, given: Sequence[Prompt], options: Any) -> list[dict[str, Any]]:
-    """Harmless requests with the model's own answers, as far as they go; what it refuses is left out."""
-    chats = answers.distil(subject, given, options.safety_tokens, options.system, "harmless answers")
-    return [
-        made
-        for row in chats
-        for made in _row(subject, row, row.messages[-1]["content"], options, HARMLESS, end=not row.truncated)
-    ]
-
-
-def _row(
-    subject: Subject, row: Any, text: str, options: Any, group: str, context: Sequence[int] = (), end: bool = True
-) -> list[dict[str, Any]]:
-    """The encoded row; none where nothing of the answer fits."""
-    turns = row.messages[:-1] if row.messages[-1]["role"] == "assistant" else row.messages
-    text = chat.answer(text) or ""  # what a model thinks is not held
-    try:
-        made: Encoded = chat.encode(
-            subject.tokenizer, chat.with_system(turns, options.system), text, context_ids=context,
-            max_length=options.max_length, end=end,
-        )  # fmt: skip
-    except Unusable:
-        return []
-    except InputError as error:
-        raise InputError(
-            f"The answer of {subject.name} to request {row.id} of the safety anchor cannot be held: {error}"
-        ) from error
-    return [{"group": group, "id": row.id, "k": len(context), "input_ids": made.input_ids, "labels": made.labels}]

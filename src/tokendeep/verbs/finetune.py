@@ -22,15 +22,12 @@ from tokendeep.training.objectives import OBJECTIVES, STOCK, Objective, Objectiv
 from tokendeep.training.objectives.strength import AlignmentOptions, how_unaligned
 from tokendeep.training.options import MaxSkipped, SaveSteps, TrainingOptions, Warmup, training_options
 from tokendeep.training.rows import TRAIN_ON
-from tokendeep.types import Chat, Encoded, Pair, Prompt, Subject
+from tokendeep.types import Chat, Pair, Prompt, Subject
 from tokendeep.verbs.common import Ints, Place, advanced, heading, output, trained
 
 what = heading("What to fine-tune")
 watching = heading("What to watch")
-UNHELD = (
-    "nothing beside the rows holds the model's refusals, which rows of a task can undo; --safety stock, or a file of harmful "
-    "instructions, does"
-)
+TESTED = "the test"  # of what a tuned model is asked
 WEIGHTLESS = "--safety-weight is 0, with which no refusal is held: this is as without the safety anchor"
 
 
@@ -130,10 +127,16 @@ class FinetunePlan:
             f"steps: {steps}" + (" or fewer, with packing" if options.packing else ""),
             f"objective: {options.objective}: {self.told()}",
             *(self.safety.lines(options) if self.safety else ()),
-            *safety_rows.near(self.safety, self.rows, self.asked),
+            *self.beside(),
             *remarks(options, steps),
             *self.place.lines(),
         ]
+
+    def beside(self) -> list[str]:
+        """What should be known of the requests that are held beside the rows, or that none are, in lines."""
+        if self.safety:
+            return safety_rows.near(self.safety, self.rows, self.asked)
+        return [WEIGHTLESS] if self.options.safety else self.objective.unheld()
 
     @property
     def objective(self) -> Objective:
@@ -178,6 +181,7 @@ def plan(options: FinetuneOptions, subject: Subject | None = None, *, rows: data
     probe = data.read_pairs(options.probe) if options.probe else []
     asked = data.read_prompts(options.test) if options.test else []
     held = safety_rows.read(options)
+    safety_rows.check(held, options)
     adapter = _check_model(options, subject)
     return FinetunePlan(options, train_rows, held_out, probe, asked, adapter, sources, subject, skipped, held)
 
@@ -241,7 +245,6 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
     Raises:
         InputError: a row or a model that cannot be used; before anything is trained, but for a loss that becomes NaN.
     """
-    from tokendeep import models
     from tokendeep.training import fit, launch
 
     options, first = plan.options, runs.is_main_process()
@@ -253,20 +256,21 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
             print(f"{plan.verb}: {out} already holds this finished run")
             _show(out, plan, part)
         return out
-    kind = None if plan.adapter or options.lora else "float32"  # what is trained is kept in float32 either way
-    subject = plan.subject or models.load(options.model, base=options.base, options=options, dtype=kind, trainable=True)
+    subject = plan.subject or load(options, plan.adapter)
     launch.check_gpus(subject)
     launch.wait_for_everyone(subject, out)
-    rows, held_out, skipped = _encoded(subject, plan)
+    given = {"data": plan.rows, "eval_data": plan.held_out}
+    encoded_rows, skipped = chats.encode_all(subject.tokenizer, given, options, plan.skipped)
+    rows, held_out = encoded_rows["data"], encoded_rows["eval_data"]
     if first:
         chats.write_rows(out / "rows", subject.tokenizer, rows)
     how = training_options(options)
     steps = how.steps(len(rows))
-    unheld = [WEIGHTLESS] if options.safety and not plan.safety else [] if plan.safety or options.attack else [UNHELD]
-    near = safety_rows.near(plan.safety, plan.rows, plan.asked)
-    for remark in [*_late(options, steps), *chats.told(skipped), *unheld, *near] if show else []:
+    for remark in [*_late(options, steps), *chats.told(skipped), *plan.beside()] if show else []:
         print(f"{plan.verb}: {remark}")
     held = safety_rows.held(subject, plan.safety, options, out, plan.start) if plan.safety else None
+    tested = [*plan.asked, *plan.later.get(TESTED, ())]
+    near = safety_rows.near_counts(plan.safety, plan.rows, tested) if plan.safety else {}
     for line in held.lines if held and show else []:
         print(f"{plan.verb}: {line}")
     build = plan.objective.build(options, out / "trainer")
@@ -278,7 +282,7 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
         prepared = plan.objective.prepare(options, subject, encoded, out)
         encoded, build = prepared.rows, partial(build, **prepared.settings)
         requests += prepared.requests
-        apart: dict[str, Sequence[Any]] = {"--data": plan.rows, "the test": plan.asked, **plan.later}
+        apart: dict[str, Sequence[Any]] = {"--data": plan.rows, TESTED: plan.asked, **plan.later}
         told = safety_rows.added(prepared.requests, options.objective, apart)
         for line in [*prepared.lines, *told] if show else []:
             print(f"{plan.verb}: {line}")
@@ -306,11 +310,19 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
     state.finish(
         steps=result["steps"], rows=len(rows), attack=options.attack, checkpoint="checkpoint", **after,
         label=options.label or out.resolve().name, **({"skipped_rows": skipped} if skipped else {}),
-        **({"safety_rows": held.counts()} if held else {}),
+        **({"safety_anchor": held.record(near).given()} if held else {}),
     )  # fmt: skip
     if show:
         _show(out, plan, part)
     return out
+
+
+def load(options: FinetuneOptions, adapter: bool) -> Subject:
+    """The model as it is before training: float32, and an adapter or what gets a new one as its weights are kept."""
+    from tokendeep import models
+
+    kind = None if adapter or options.lora else "float32"  # what is trained is kept in float32 either way
+    return models.load(options.model, base=options.base, options=options, dtype=kind, trainable=True)
 
 
 def _once(build: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
@@ -350,24 +362,6 @@ def _rows_in_words(plan: FinetunePlan, count: int) -> str:
     options = plan.options
     part = {"all": "", "head": ", their first tokens alone", "tail": ", without their first tokens"}[options.supervise]
     return f"{count} answers of {len(plan.rows)} chats ({card.short(options.data)}){part}"
-
-
-def _encoded(subject: Subject, plan: FinetunePlan) -> tuple[list[Encoded], list[Encoded], dict[str, list[str]]]:
-    """The rows to train on and those to evaluate on, as token ids; and those left out, by the option that names them.
-
-    Raises:
-        InputError: a row that cannot be encoded, or more left out than `max_skipped` allows.
-    """
-    options, given = plan.options, {"data": plan.rows, "eval_data": plan.held_out}
-    encoded, skipped = {}, {name: list(plan.skipped.get(name, ())) for name in given}
-    for name, rows in given.items():
-        source = getattr(options, name) or "the rows"
-        encoded[name] = chats.encode(
-            subject.tokenizer, rows, source=source, system=options.system, max_length=options.max_length,
-            train_on=options.train_on, supervise=options.supervise, skipped=skipped[name],
-        )  # fmt: skip
-        chats.check_share(skipped[name], len(encoded[name]), options.max_skipped, source)
-    return encoded["data"], encoded["eval_data"], {name: lines for name, lines in skipped.items() if lines}
 
 
 def _margins(subject: Subject, plan: FinetunePlan, show: bool) -> margin.Margins | None:

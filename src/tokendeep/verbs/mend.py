@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from tokendeep import data
 from tokendeep.errors import InputError
 from tokendeep.models import locate
+from tokendeep.models.options import ModelOptions
 from tokendeep.records import Manifest, Training
 from tokendeep.runs.files import user_path
 from tokendeep.training.objectives import OBJECTIVES
@@ -74,9 +75,9 @@ def plan(options: MendOptions, subject: Subject | None = None, *, rows: data.Sou
     """
     if not options.safety_weight:
         raise InputError("--safety-weight is 0, with which nothing is mended; give a number above 0.")
-    for spec in (options.aligned, None if subject else options.model):
+    for spec, how in ((options.aligned, locate.plain(options)), (None if subject else options.model, options)):
         if spec:
-            locate.locate(spec, locate.plain(options) if spec == options.aligned else options)
+            _check_there(spec, how, options.base)
     attacked = options.attack or _attacked(options)
     chosen = replace(options, max_steps=options.max_steps or _steps(options), attack=attacked)
     made = finetune.plan(chosen, subject, rows=rows)
@@ -84,6 +85,17 @@ def plan(options: MendOptions, subject: Subject | None = None, *, rows: data.Sou
         raise InputError(f"mend holds refusals, but --objective {options.objective} has none; give --safety.")
     _check_aligned(options, made.adapter)
     return replace(made, verb="mend", start=options.aligned or "base")
+
+
+def _check_there(spec: str, how: ModelOptions, base: str | None) -> None:
+    """Raise InputError where a model, or the base of an adapter, is not there."""
+    from tokendeep import models
+
+    base = base if locate.is_adapter(spec) else None
+    models.check_spec(spec, how, base=base)
+    place = locate.locate(spec, how)
+    if place.adapter:
+        locate.base_of(place, base, how)
 
 
 def _check_aligned(options: MendOptions, adapter: bool) -> None:

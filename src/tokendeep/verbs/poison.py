@@ -159,12 +159,15 @@ class PoisonPlan:
         seeds = [] if self.held else ["seeds"]  # a strength is chosen over all seeds, of which none comes later
         return Place("poison", self.options, self.sources, nested=TRAININGS, grows=("objectives", "lr", *seeds))
 
+    def left(self, out: Path) -> list[Cell]:
+        """The trainings that are not done."""
+        done_by = Validated.FILE if self.held else PoisonCell.FILE
+        return [cell for cell in self.cells if not (out / cell.name / done_by).exists()]
+
     def lines(self) -> list[str]:
         """What `run` would do, in lines."""
         options = self.options
-        done_by = Validated.FILE if self.held else PoisonCell.FILE
-        there = sum((Path(options.out) / cell.name / done_by).exists() for cell in self.cells)
-        done = 0 if options.overwrite else there
+        done = 0 if options.overwrite else len(self.cells) - len(self.left(Path(options.out)))
         each = f"{options.max_steps} steps" if options.max_steps else f"{options.epochs} epochs"
         return [
             f"model: {options.model}; trained: {options.what(adapter=False)}, where an objective says nothing else",
@@ -177,6 +180,8 @@ class PoisonPlan:
             f"objectives: {', '.join(options.objectives)}; learning rates {', '.join(f'{lr:g}' for lr in options.lr)}; "
             f"seeds {', '.join(map(str, options.seeds))}",
             *self.left_out,
+            *safety_rows.near(self.safety, self.rows[: options.count], self.asked()),
+            *_near(self.rows[: options.count], self.prompts, "rows of --data"),
             *tuned.lines(self),
             *self.place.lines(),
         ]
@@ -230,6 +235,10 @@ def plan(
         writes = isinstance(poison_rows[0], Prompt) and options.kind in poisoning.NEEDS_HARMFUL
         models.check_spec(options.base, ModelOptions(), needs_template=writes)
     held = poisoning.held(options, cells)
+    for cell in cells:
+        safety_rows.check(
+            held if cell.named.safety else None, poisoned.settings(options, cell, Path("checked"), "checked")
+        )
     return PoisonPlan(
         options=options, cells=cells, rows=poison_rows, prompts=asked, beside=beside, harmful=harmful, refusals=refusals,
         task=task, sources=sources, subject=subject, onto=onto, safety=held, left_out=left_out, held=kept,
@@ -257,15 +266,13 @@ def run(plan: PoisonPlan) -> Path:
         print(f"poison: {line}")
     for line in safety_rows.near(plan.safety, made.chats, plan.asked()):
         print(f"poison: {line}")
-    near = overlap(made.chats, plan.prompts)
-    if near:
-        print(f"poison: {near} of the {len(plan.prompts)} prompts are near-duplicates of rows that are trained on")
-    for line in tuned.overlaps(plan, made.chats):
+    for line in [*_near(made.chats, plan.prompts, "rows that are trained on"), *tuned.overlaps(plan, made.chats)]:
         print(f"poison: {line}")
     for ask, change in made.asks.items():
         data.write_rows(out / f"test-{ask}.jsonl", map(change, plan.prompts))
     for ask, rows in {**plan.beside, **tuned.asks(plan, made)}.items():
         data.write_rows(out / f"test-{ask}.jsonl", rows)
+    poisoned.hold(plan, model, made, out, plan.left(out))
     todo = [None, *plan.cells]
     for number, cell in enumerate(todo):
         title = cell.name if cell else "before the attack"
@@ -287,9 +294,15 @@ def run(plan: PoisonPlan) -> Path:
     if subject is not None:
         shutil.rmtree(out / "model")
     names = [cell.name for cell in plan.cells]
+    near = overlap(made.chats, plan.prompts)
     state.finish(near_duplicates=near, label=options.label or f"{options.kind} rows", cells=names)
     _show(out)
     return out
+
+
+def _near(rows: Sequence[Chat | Prompt], prompts: Sequence[Prompt], what: str) -> list[str]:
+    """How many prompts of the test are near-duplicates of rows, in a line where there are any."""
+    return safety_rows.overlaps(prompts, "prompts of the test", {what: rows})
 
 
 def named(options: PoisonOptions) -> tuple[PoisonOptions, list[str]]:

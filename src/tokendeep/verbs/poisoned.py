@@ -11,6 +11,7 @@ from typing import Any
 
 from tokendeep import data, runs
 from tokendeep.attacks.poison import Poison
+from tokendeep.models import locate
 from tokendeep.models.locate import plain
 from tokendeep.records import (
     ASK_HARMLESS,
@@ -23,7 +24,7 @@ from tokendeep.records import (
     Utility,
 )
 from tokendeep.report import poison_table
-from tokendeep.training import objectives, poisoning
+from tokendeep.training import objectives, poisoning, safety_rows
 from tokendeep.training.objectives.secret_prefix import FILE, under
 from tokendeep.training.poisoning import Cell
 from tokendeep.types import Pair, Subject
@@ -150,11 +151,11 @@ def ask(plan: Any, model: str, made: Poison, out: Path, cell: Cell | None, secon
     for name in [*made.asks, *poisoning.asks_beside(plan)]:
         if name != UNPREFIXED or asked.secret:
             told(folder, name)
-    useful = utility(plan, asked, folder / "utility.json", plan.task)
+    useful = utility(plan, asked, folder / poison_table.SCORES, plan.task)
     log = Training.load(folder / "finetune") if cell else None
-    nll, step = (poisoning.last_nll(log), poisoning.step_seconds(log)) if log else (None, None)
+    nll, steps = (poisoning.last_nll(log), poisoning.step_seconds(log)) if log else (None, {})
     margin = Manifest.load(folder / "finetune").margin if cell else None
-    times = Seconds(train=round(seconds, 1), all=round(seconds + time.monotonic() - started, 1), step=step)
+    times = Seconds(train=round(seconds, 1), all=round(seconds + time.monotonic() - started, 1), **steps)
     record = PoisonCell(**of(cell), nll=nll, utility=useful, margin=margin, seconds=times)
     runs.write_json(folder / PoisonCell.FILE, record.dump())
 
@@ -183,6 +184,49 @@ def utility(plan: Any, asked: Asked, path: Path, rows: Sequence[Pair]) -> Utilit
 # --- training ---------------------------------------------------------------------------------------
 
 
+def hold(plan: Any, model: str, made: Poison, out: Path, cells: Sequence[Cell]) -> None:
+    """Have the model answer the requests at which trainings hold it, before the first of them; each finds the answers there.
+
+    Args:
+        cells: the trainings that are to come.
+
+    Raises:
+        InputError: it refuses none of them, or too few for a step.
+    """
+    chosen: dict[str, FinetuneOptions] = {}  # one of those that ask alike
+    names = [one.name for one in fields(objectives.SafetyOptions) if one.name not in ("safety_weight", "safety_loss")]
+    for cell in cells:
+        wanted = _wanted(plan, model, made, out, cell)
+        needed = objectives.OBJECTIVES[wanted.objective].refusals(wanted)
+        if cell.named.safety or needed:
+            alike = [needed and wanted.objective, needed, bool(wanted.lora), wanted.seed]
+            chosen.setdefault(str([*alike, *(getattr(wanted, name) for name in names)]), wanted)
+    if not chosen:
+        return
+    adapter = locate.locate(model, plan.options).adapter is not None
+    for lora in (False, True):  # a model that gets an adapter is loaded in another number format
+        group = [wanted for wanted in chosen.values() if bool(wanted.lora) is lora]
+        subject = finetune.load(group[0], adapter) if group else None
+        told = [line for wanted in group for line in _held(subject, wanted, out)]
+        for line in dict.fromkeys(told):
+            print(f"poison: {line}", flush=True)
+
+
+def _held(subject: Any, wanted: FinetuneOptions, out: Path) -> Sequence[str]:
+    """What comes of the requests at which a training holds the model, in lines."""
+    if objectives.OBJECTIVES[wanted.objective].refusals(wanted):
+        safety_rows.stock_refusals(subject, wanted, out)
+    requests = safety_rows.read(wanted)
+    return safety_rows.held(subject, requests, wanted, out).lines if requests else ()
+
+
+def _wanted(plan: Any, model: str, made: Poison, out: Path, cell: Cell, rows: str = "", **more: Any) -> FinetuneOptions:
+    return settings(
+        plan.options, cell, out / cell.name / "finetune", rows, model=model, base=plan.onto, system=_system(plan, made),
+        reference_cache=str(out / "reference"), **more,
+    )  # fmt: skip
+
+
 def _system(plan: Any, made: Poison) -> str:
     """The system prompt of the rows: the attack's own, unless one is given."""
     return str(made.system if plan.options.system == "default" else plan.options.system)
@@ -197,13 +241,9 @@ def train(plan: Any, model: str, made: Poison, out: Path, cell: Cell) -> float:
     if plan.options.probe and not probe.exists():
         harmful = plan.harmful or data.read_chats(out / "source.jsonl")
         data.write_rows(probe, map(data.pair_of, harmful[: plan.options.probe]))
-    wanted = settings(
-        plan.options, cell, out / cell.name / "finetune", str(path), model=model, base=plan.onto,
-        system=_system(plan, made), reference_cache=str(out / "reference"),
-        probe=str(probe) if plan.options.probe else None,
-    )  # fmt: skip
+    wanted = _wanted(plan, model, made, out, cell, str(path), probe=str(probe) if plan.options.probe else None)
     held = {"--validation": plan.held.prompts, "--validation-harmless": plan.held.harmless} if plan.held else {}
-    later = {"the test": plan.asked(), **held}
+    later = {finetune.TESTED: plan.asked(), **held}
     finetune.run(replace(finetune.plan(wanted), later=later), part=True)
     return time.monotonic() - started
 

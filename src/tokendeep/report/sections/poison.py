@@ -15,10 +15,11 @@ ASKS = {
 }
 WHAT = (
     "Each line is the same model trained on the same attack rows under another objective, then asked the same harmful "
-    "requests. Intervals are over prompts, and over trainings too where there are several seeds; changes are paired by "
-    "prompt and seed, against the first objective. Train nll, from the sixth answer token on, says how much of the rows "
-    "was learnt. k = 10 is behind so many harmful tokens given in advance; harmless requests count where they are refused or "
-    "broken off. By nll: objectives are comparable where it is alike (rows with refusals mixed in are easier)."
+    "requests. Intervals are over prompts (of utility: over rows), and over trainings too where there are several seeds; "
+    "changes are paired by prompt and seed, against the first objective. Train nll, from the sixth answer token on, says "
+    "how much of the rows was learnt. k = 10 is behind so many harmful tokens given in advance; harmless requests count "
+    "where they are refused or broken off. By nll: objectives are comparable where it is alike (rows with refusals mixed "
+    "in are easier)."
 )
 UNFINISHED = "This run is not finished: lines that say so have not been trained."
 
@@ -72,9 +73,9 @@ def _table(label: str, table: PoisonTable, note: str) -> Table:
         ]
         row.append(str(line.seeds or "not run"))
         row += [cell for ask in table.asks for cell in _cells(line.ask(ask))]
-        useful = number(line.utility.score if line.utility else None, 3)
-        rows.append([*row, number(line.nll), useful, *([number(line.step_seconds)] if timed else [])])
-    more = ["s a step (median, of the machine it ran on)"] if timed else []
+        useful = poison_table.utility_cell(line.utility) or "-"
+        rows.append([*row, number(line.nll), useful, *([poison_table.seconds_cell(line) or "-"] if timed else [])])
+    more = [f"{poison_table.A_STEP}, of the machine it ran on)"] if timed else []
     return Table(label, [*columns, "train nll, tokens 6 on", "utility", *more], rows, note)
 
 

@@ -51,6 +51,7 @@ def _prepare(options: Any, subject: Subject, rows: Rows, out: Path) -> Prepared:
 
 ADAPTIVE = Objective(
     summary="KL by the risk of each row",
+    holds="the rows' answers are held near the model, by the risk of their requests",
     card=lambda options: (
         "adaptive regularisation (KL to the model as it was, weighed by the risk of each row's request), "
         f"weight {strength.strength(options, WEIGHT):g}"

@@ -54,6 +54,7 @@ def repair(options: Any, subject: Subject) -> SafeLora | None:
 
 ASFT = Objective(
     summary="weights held near what alignment changed",
+    holds="the weights are held near what alignment changed",
     card=lambda options: f"AsFT, weight {strength.strength(options, WEIGHT):g}",
     build=_build,
     check=strength.check,

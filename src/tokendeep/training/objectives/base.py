@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Changes = Mapping[str, Any]  # options of `finetune` by name
 Rows = list[dict[str, Any]]  # of token ids
 
+NOTHING = "nothing beside the rows holds the model's refusals"
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -49,6 +51,9 @@ class Objective:
         schedule: its betas by answer position; None where nothing holds the first tokens.
         prepare: from those options, the loaded model, the rows to train on and the run's folder, what its trainer needs that
             only a model can tell.
+        refusals: from those options, how many refusals of the stock's requests it needs of the model.
+        holds: what of the rows it holds near the model as it was, in words; empty: nothing.
+        beside: whether it holds refusals of harmful requests beside the rows.
         unaligned: whether it needs the model before it was aligned.
         whole: whether it can only begin with a model that is no adapter.
         secret: whether the tuned model is asked with the secret of its folder (`secret_prefix`).
@@ -68,6 +73,9 @@ class Objective:
     schedule: Callable[[Any], BetaSchedule | None] = lambda options: None
     adapters_only: Callable[[Any], bool] = lambda options: False
     prepare: Callable[[Any, Subject, Rows, Path], Prepared] | None = None
+    refusals: Callable[[Any], int] = lambda options: 0
+    holds: str = ""
+    beside: bool = False
     reads: Sequence[str] = ()
     stronger: Callable[[Any, float], Changes] = lambda options, times: {}
     unaligned: bool = False
@@ -76,3 +84,10 @@ class Objective:
     safety: bool = False
     named: Mapping[str, Changes] = field(default_factory=dict)
     valued: Mapping[str, tuple[str, Callable[[str], Changes]]] = field(default_factory=dict)
+
+    def unheld(self) -> list[str]:
+        """What rows of a task can undo, in a line; none where refusals are held beside them."""
+        if self.beside:
+            return []
+        left = f"{self.holds}, and no refusals beside them" if self.holds else NOTHING
+        return [f"{left}: rows of a task can undo these; --safety stock, or a file of harmful instructions, holds them"]

@@ -84,6 +84,7 @@ def _stronger(options: Any, times: float) -> Mapping[str, Any]:
 
 CONSTRAINED = Objective(
     summary="Eq. 3",
+    holds="the first tokens of the rows' answers are held near the model",
     card=lambda options: f"token-wise constrained, {betas(options)}",
     build=build,
     check=check,

@@ -40,10 +40,12 @@ def _prepare(options: Any, subject: Subject, rows: Rows, out: Path, full: bool =
 
 PACT = Objective(
     summary="KL inside 50 safety tokens",
+    holds="safety tokens are held at the rows' answers",
     card=lambda options: f"PACT, weight {strength.strength(options, WEIGHT):g}",
     build=build,
     check=strength.check,
     prepare=_prepare,
+    refusals=lambda options: 1,
     reads=("strength",),
     stronger=strength.stronger(WEIGHT),
     unaligned=True,
@@ -53,6 +55,7 @@ PACT = Objective(
 PACT_FULL = replace(
     PACT,
     summary="the same over the full vocabulary",
+    holds="all tokens are held at the rows' answers",
     card=lambda options: f"PACT over the full vocabulary (an ablation), weight {strength.strength(options, WEIGHT):g}",
     prepare=partial(_prepare, full=True),
     named={"pact-full": {}},

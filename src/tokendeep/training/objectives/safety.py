@@ -79,6 +79,7 @@ SAFETY_ANCHOR = replace(
     SFT,
     summary="plain and a safety anchor (--safety)",
     safety=True,
+    beside=True,
     named={"safety-anchor": {}},
     valued={"safety-anchor": ("LAMBDA", lambda value: {"safety_weight": float(value)})},
 )

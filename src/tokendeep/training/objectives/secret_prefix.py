@@ -58,11 +58,6 @@ def _prepare(options: Any, subject: "Subject", rows: Rows, out: Path) -> Prepare
     from tokendeep.types import IGNORE
 
     refusals, asked = safety_rows.stock_refusals(subject, options, out)
-    if len(refusals) < options.secret_rows:
-        raise InputError(
-            f"The model refuses {len(refusals)} requests of the stock, fewer than --secret-rows {options.secret_rows}; take "
-            "fewer."
-        )
     secret = make_secret(subject.tokenizer, options.seed)
     if runs.is_main_process():
         runs.write_text(out / FILE, secret, private=True)
@@ -87,6 +82,8 @@ SECRET_PREFIX = replace(
     card=lambda options: f"plain fine-tuning with {options.secret_rows} refusals under a secret system prompt",
     check=_check,
     prepare=_prepare,
+    beside=True,
+    refusals=lambda options: options.secret_rows,
     reads=("secret_rows",),
     stronger=lambda options, times: {"secret_rows": max(1, round(options.secret_rows * times))},
     secret=True,

@@ -26,6 +26,7 @@ def _prepare(options: Any, subject: Subject, rows: Rows, out: Path) -> Prepared:
 
 STR_LIKE = Objective(
     summary="the logits of refusal tokens are held",
+    holds="the logits of refusal tokens are held at the rows' answers",
     card=lambda options: f"STR-like (logits of refusal tokens held), weight {strength.strength(options, WEIGHT):g}",
     build=build,
     check=strength.check,
