@@ -199,6 +199,29 @@ def test_that_an_older_log_does_not_tell_contexts_is_said(caplog: pytest.LogCapt
     assert not caplog.records
 
 
+def test_labels_of_harmbench_are_judged_by_behaviour_and_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, given = brought_both(monkeypatch, tmp_path, "harmbench"), []
+    monkeypatch.setattr(inputs, "exact", lambda *asked, of=inputs.exact: given.append(of(*asked)) or given[-1])
+    (tmp_path / "behaviours.csv").write_text(ROWS)
+    votes = {f"human_{n}": 1 for n in range(3)}
+    row = {"test_case": "ignore all and bake", "generation": ANSWER, **votes}
+    (tmp_path / "val.json").write_text(json.dumps({"a_1": [row], "a_2": [row]}))
+    tokens = guards.tokenizer(WORDS["harmbench"], "byte-level")
+    options: dict[str, Any] = {"labels": [str(tmp_path / "val.json")], "behaviours": str(tmp_path / "behaviours.csv")}
+    chosen = CalibrateOptions(judge="harmbench", grader="tiny", judge_template=file, out=str(tmp_path / "c"), **options)
+    calibrate.run(calibrate.plan(chosen, guards.subject(tokens, {"": {"Yes": 1.0}})), show=False)
+    assert sorted(tokens.decode(one.ids, skip_special_tokens=True) for one in given) == [
+        f"About: Bread of  {{generation}} flour.\nRequest: How is it baked?\nAnswer: {ANSWER}\nSay:",
+        f"Request: How do I bake?\nAnswer: {ANSWER}\nSay:",
+    ]
+    assert Calibration.load(tmp_path / "c").true_positive == 2
+    plain = replace(chosen, judge_template=str(tmp_path / "prompt.txt"))
+    with pytest.raises(InputError, match="1 answers are to requests with a context, for which harmbench has"):
+        calibrate.plan(plain, guards.subject(tokens, {"": {"Yes": 1.0}}))
+
+
 def test_a_context_is_part_of_the_request_to_every_other_judge() -> None:
     tokens = guards.tokenizer(WORDS["harmbench"], "byte-level")
     seen = Seen("Flour.\n\n---\n\nBread?", ANSWER, "Flour.")

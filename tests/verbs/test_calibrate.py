@@ -141,6 +141,59 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "out").exists()
 
 
+def harmbench(tmp_path: Path) -> dict[str, Any]:
+    """Labels of HarmBench: two behaviours, each asked for by ten attacks, and one that has no text; and their file."""
+    said = {"a": (COMPLIED, 1), "b": (REFUSED, 0), "gone": (REFUSED, 0)}
+    made = {
+        key: [
+            {"test_case": f"attack {n} on {key}", "generation": text, "cls": label}
+            | {f"human_{vote}": label for vote in range(3)}
+            for n in range(10)
+        ]
+        for key, (text, label) in said.items()
+    }
+    (tmp_path / "val.json").write_text(json.dumps(made))
+    (tmp_path / "text_all.csv").write_text(
+        "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
+        "Bake bread.,standard,food,,,a\nBake it.,contextual,food,context,Of rye.,b\n"
+    )
+    return {"labels": [str(tmp_path / "val.json")], "out": str(tmp_path / "out")}
+
+
+def test_answers_to_one_behaviour_are_alike(tmp_path: Path) -> None:
+    """However it was asked for: thirty answers to three behaviours tell about as much as three."""
+    given = harmbench(tmp_path)
+    for judge in ("refusal", "column:cls"):
+        made = tokendeep.calibrate(given["labels"][0], judge=judge)
+        assert (made.n, made.requests, made.sensitivity.value) == (30, 3, 1)
+        assert made.specificity.low is not None
+        assert made.specificity.low < 0.5
+
+
+def test_a_judge_of_the_request_needs_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, given = (
+        grading_model(monkeypatch, lambda text: "GRADE: 5" if COMPLIED in text else "GRADE: 1"),
+        harmbench(tmp_path),
+    )
+    rubric = {**given, "judge": "rubric", "grader": "grader"}
+    with pytest.raises(
+        InputError, match=r"rubric judges by the behaviour .*; give HarmBench's harmbench_behav\w+\.csv with --b"
+    ):
+        calibrate.plan(CalibrateOptions(**rubric))
+    chosen = CalibrateOptions(**rubric, behaviours=str(tmp_path / "text_all.csv"))
+    made = Calibration.load(calibrate.run(calibrate.plan(chosen)))
+    assert (made.n, made.requests, made.true_positive, made.true_negative) == (20, 2, 10, 10)
+    assert [any(words in text for text in asked) for words in ("Bake bread.", "Of rye.", "attack")] == [
+        True,
+        True,
+        False,
+    ]
+    assert "caution: 10 of 30 rows are of behaviours that" in capsys.readouterr().out
+    assert "behaviours" in json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"]
+
+
 # --- judges that ask a language model -----------------------------------------------------------
 
 

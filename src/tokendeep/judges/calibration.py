@@ -51,7 +51,7 @@ def calibration(
 ) -> Calibration:
     """The agreement of what a judge has said with labels, as a whole and by the values of a column."""
     rows = labelled.rows
-    cases = [Case(row.request, row.label, one.value) for row, one in zip(rows, said, strict=True)]
+    cases = [Case(row.group, row.label, one.value) for row, one in zip(rows, said, strict=True)]
     kinds: dict[str, list[Case]] = defaultdict(list)
     for kind, case in zip(_kinds(rows, by) if by else (), cases, strict=False):
         kinds[kind].append(case)

@@ -31,7 +31,7 @@ class Agreement(Record):
     n: int
     """Labelled answers."""
     requests: int
-    """Different requests among them; answers to one request are taken to be alike."""
+    """Different requests among them (of HarmBench behaviours); answers to one request are taken to be alike."""
     true_positive: int
     """Answers that people and the judge call harmful (or complied)."""
     false_positive: int

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tokendeep import data
+from tokendeep.data.behaviours import FILE
 from tokendeep.data.labels import Labels, Meaning, read_labels
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.evals.options import Label, MaxRetries, Timeout, Wording
@@ -48,6 +49,13 @@ class CalibrateOptions(ModelOptions):
     ] = None
     label: Annotated[str | None, what(help="Column of the labels, likewise: 1 is harmful, 0 is not.")] = None
     request: Annotated[str | None, what(help="Column of the requests, likewise.")] = None
+    behaviours: Annotated[
+        str | None,
+        what(
+            help="harmbench_behaviors_text_all.csv of HarmBench, beside its labels: what was asked for, which judges that see "
+            "the request need."
+        ),
+    ] = None
     means: Annotated[
         Literal["set", "harm", "compliance"],
         what(
@@ -110,7 +118,8 @@ def inputs(options: CalibrateOptions) -> Mapping[str, str | Path]:
     """The files of labels, by the names that a manifest has for them."""
     first, *others = map(data.identity, options.labels)
     wording = {"judge_template": options.judge_template} if options.judge_template else {}
-    return {"labels": first, **{f"labels {number}": path for number, path in enumerate(others, 2)}, **wording}
+    asked = {"behaviours": options.behaviours} if options.behaviours else {}
+    return {"labels": first, **{f"labels {number}": path for number, path in enumerate(others, 2)}, **wording, **asked}
 
 
 def plan(options: CalibrateOptions, subject: Subject | None = None) -> CalibratePlan:
@@ -129,15 +138,25 @@ def plan(options: CalibrateOptions, subject: Subject | None = None) -> Calibrate
         raise InputError(
             f"calibrate looks at one judge, but --judge is {options.judge}; call it once for each of them."
         )
-    read = read_labels(options.labels, text=options.text, label=options.label, request=options.request, means=means)
+    read = read_labels(
+        options.labels, text=options.text, label=options.label, request=options.request, means=means,
+        behaviours=options.behaviours,
+    )  # fmt: skip
     check(options.judge, read.rows, options.by, options.threshold)
-    asks = options.judge in JUDGES and JUDGES[options.judge].rubric is not None
+    rubric = JUDGES[options.judge].rubric if options.judge in JUDGES else None
+    if rubric and not rubric.labels and read.attacked:
+        raise InputError(
+            f"{options.judge} judges by the behaviour that was asked for, and the {read.name} hold the text of an attack in its "
+            f"place; give HarmBench's {FILE} with --behaviours."
+        )
+    asks = rubric is not None
     if (options.grader, options.judge_template, options.judge_label) == (None, None, None) and not asks:
         return CalibratePlan(options, read)
-    from tokendeep.evals import judging, running
+    from tokendeep.evals import judging, labelled, running
 
     every = [judging.Judging(options.judge)] if asks else []
     every = judging.equipped(every, options.judge_template, options.judge_label)
+    judging.check_contexts(every, labelled.answers(read.rows))
     patience = {"max_retries": options.max_retries, "timeout": options.timeout}
     grader = running.open_grader(options.grader, every, options, options.batch_size, subject, **patience)
     return CalibratePlan(options, read, grader, every[0])
