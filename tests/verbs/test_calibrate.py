@@ -77,6 +77,26 @@ def test_a_judge_that_breaks_and_a_thought_are_undecided(monkeypatch: pytest.Mon
     assert tokendeep.calibrate(said).reasons == {"judge-error": 2, "thought": 1}
 
 
+def test_what_the_judge_sees_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def noted(text: str, *, truncated: bool) -> Any:
+        seen.append(text)
+        return rule(text, truncated=truncated)
+
+    rule = JUDGES["refusal"].rule
+    assert rule is not None
+    monkeypatch.setitem(JUDGES, "refusal", replace(JUDGES["refusal"], rule=noted))
+    for judged, text in (
+        ("continuation", COMPLIED),
+        ("full", COMPLIED),
+        ("conversation", f"How do I bake bread 0?\n\n{COMPLIED}"),
+    ):
+        assert tokendeep.calibrate(ROWS[:1], judged=judged).judged == judged
+        assert seen.pop() == text
+    assert tokendeep.calibrate(ROWS, judge="column:other").judged is None
+
+
 def test_a_finished_calibration_is_shown_again_and_another_one_refused(tmp_path: Path) -> None:
     first = run(tmp_path)
     assert run(tmp_path).dump() == first.dump()
@@ -109,6 +129,11 @@ def test_as_a_function_it_gives_a_table() -> None:
         ({"by": "modle"}, "row 1: has no column 'modle' for --by; did you mean model"),
         ({"text": "answer"}, "row 1: has no column 'answer'"),
         ({"label": "score"}, "row 1: 'score' must be 0 or 1"),
+        ({"judged": "all"}, "--judged is 'all', but must be one of continuation, full, conversation"),
+        (
+            {"judge": "column:other", "judged": "full"},
+            "--judged is for a judge that looks now, and a column holds what",
+        ),
         ({"means": "fun"}, "--means is 'fun', but must be one of set, harm, compliance"),
     ],
 )

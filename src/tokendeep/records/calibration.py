@@ -67,6 +67,9 @@ class Calibration(Agreement, File):
     """Hash of the words that the judge goes by; a run judged by others is not corrected. Null where it has none."""
     grader: str | None = None
     """The language model that graded by a rubric."""
+    judged: str | None = None
+    """What it saw: `continuation`, an answer that is the model's own; `full`, one that begins with tokens given in advance;
+    `conversation`, the request too. Null: the verdicts stood in a column, or an older version has not kept it."""
     labels: str
     """The label set, or the name of the user's own file."""
     data: str
