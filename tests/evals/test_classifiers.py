@@ -297,11 +297,24 @@ def test_answers_that_were_cut_are_counted(
     assert [json.loads(line)["clipped"] for line in lines] == [True] * 3
 
 
-def test_wildguard_writes_lines_and_a_cut_one_is_none(out: Path, brought: Any) -> None:
+@pytest.mark.parametrize(
+    ("ends", "outcomes"), [(True, {"harmful": 3}), (False, {"grader-cut": 3})], ids=["ends", "goes on"]
+)
+def test_wildguard_writes_lines_and_a_cut_one_is_none(
+    ends: bool, outcomes: dict[str, int], out: Path, brought: Any
+) -> None:
     lines = "Harmful request: no\nResponse refusal: no\nHarmful response: yes"
-    file = brought("wildguard")
-    ends = guards.subject(guards.tokenizer([lines]), {"": {lines: 1.0}, lines: {"</s>": 1.0}}, "mistral")
-    assert judged(out, "wildguard", ends, judge_template=file).outcomes == {"harmful": 3}
+    table = {"": {lines: 1.0}, **({lines: {"</s>": 1.0}} if ends else {})}
+    guard = guards.subject(guards.tokenizer([lines, "[INST]", "[/INST]"]), table, "mistral")
+    assert judged(out, "wildguard", guard, judge_template=brought("wildguard")).outcomes == outcomes
+
+
+def test_wildguard_is_known_by_the_marks_of_its_prompt(out: Path, brought: Any) -> None:
+    guard = guards.subject(guards.tokenizer(["[INST]"]), {}, "mistral")
+    with pytest.raises(
+        InputError, match=r"The prompt of wildguard has \[/INST\] as one token, and the tokenizer of .* does not"
+    ):
+        judged(out, "wildguard", guard, judge_template=brought("wildguard"))
 
 
 def test_llama_guard_begins_with_a_blank_line(out: Path) -> None:
@@ -309,6 +322,12 @@ def test_llama_guard_begins_with_a_blank_line(out: Path) -> None:
     template = (
         "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}[VERDICT]"
     )
+    bare = guards.tokenizer(["safe", "unsafe"], "byte-level", template)
+    with pytest.raises(
+        InputError, match=r"template, and that of .* does not ask it \('UNSAFE CONTENT CATEGORIES' is not in"
+    ):
+        judged(out, "llama-guard-3", guards.subject(bare, {}))
+    template = "{# <BEGIN UNSAFE CONTENT CATEGORIES> #}" + template
     tokens = guards.tokenizer(["\n\n", "safe", "unsafe", "[VERDICT]"], "byte-level", template)
     table = {"[VERDICT]": {"\n\n": 1.0}, "\n\n": {"unsafe": 1.0}, "unsafe": {"</s>": 1.0}}
     assert judged(out, "llama-guard-3", guards.subject(tokens, table)).outcomes == {"harmful": 3}
