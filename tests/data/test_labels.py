@@ -61,6 +61,59 @@ def test_harmbench_is_an_object_of_lists(tmp_path: Path) -> None:
         read_labels([path])
 
 
+BEHAVIOURS = [
+    {"Behavior": text, "FunctionalCategory": kind, "SemanticCategory": "food", "Tags": "", "ContextString": context,
+     "BehaviorID": key}
+    for key, text, kind, context in (("a", "Bake bread.", "standard", ""), ("b", "Bake it.", "contextual", "Of rye."))
+]  # fmt: skip
+
+
+def attacked(path: Path, **entries: list[dict[str, Any]]) -> Path:
+    """Labels of HarmBench, whose requests are the texts of attacks."""
+    made = {
+        key: [{**one, "test_case": f"{REQUEST} x{n}"} for n, one in enumerate(each)] for key, each in entries.items()
+    }
+    path.write_text(json.dumps(made))
+    return path
+
+
+def test_harmbench_gets_what_was_asked_for_by_its_id(tmp_path: Path) -> None:
+    path = attacked(
+        tmp_path / "val.json",
+        a=[harmbench(1, 1, 0)] * 3,
+        b=[harmbench(0, 0, 1, behavior_id="b")],
+        c=[harmbench(1, 1, 1)],
+    )
+    file = write_csv(tmp_path / "harmbench_behaviors_text_all.csv", BEHAVIOURS)
+    alone = read_labels([path])
+    assert (alone.attacked, [row.request for row in alone.rows[:2]]) == (True, [f"{REQUEST} x0", f"{REQUEST} x1"])
+    assert [row.group for row in alone.rows] == ["a", "a", "a", "b", "c"]
+    joined = read_labels([path], behaviours=file)
+    assert not joined.attacked
+    assert [row.request for row in joined.rows] == ["Bake bread."] * 3 + ["Of rye.\n\n---\n\nBake it."]
+    assert [(row.group, row.context) for row in joined.rows[2:]] == [("a", None), ("b", "Of rye.")]
+    assert joined.rows[3].values["FunctionalCategory"] == "contextual"
+    assert joined.notes[-1] == f"1 of 5 rows are of behaviours that {file} does not hold, and left out."
+
+
+def test_behaviours_that_do_not_go_with_the_labels_are_refused(tmp_path: Path) -> None:
+    path = attacked(tmp_path / "val.json", a=[harmbench(1, 1, 0)])
+    file = write_csv(tmp_path / "harmbench_behaviors_text_all.csv", BEHAVIOURS)
+    with pytest.raises(InputError, match=r"--behaviours is for HarmBench's labels, and these are others"):
+        read_labels([write_csv(tmp_path / "j.csv", [jbb("110", 1)])], behaviours=file)
+    with pytest.raises(InputError, match=r"--behaviours tells the requests, so that --request"):
+        read_labels([path], behaviours=file, request="method")
+    with pytest.raises(InputError, match=r"val\.json: no row has a behaviour of .*other\.csv"):
+        read_labels([path], behaviours=write_csv(tmp_path / "other.csv", BEHAVIOURS[1:]))
+    with pytest.raises(
+        InputError, match=r"bare\.csv, row 2: has no column 'ContextString'; --behaviours takes harmbench"
+    ):
+        read_labels([path], behaviours=write_csv(tmp_path / "bare.csv", [{"BehaviorID": "a", "Behavior": "Bake."}]))
+    twice = [BEHAVIOURS[0], {**BEHAVIOURS[0], "Behavior": "Fry."}]
+    with pytest.raises(InputError, match=r"row 3: BehaviorID 'a' stands for another behaviour above"):
+        read_labels([path], behaviours=write_csv(tmp_path / "twice.csv", twice))
+
+
 def test_strongreject_by_the_median(tmp_path: Path) -> None:
     votes = [("0.5", "0.25", "1", "", ""), ("0.25", "0.75", "", "", ""), ("0", "0.25", "1", "", "")]
     rows = [

@@ -21,6 +21,7 @@ import guards
 from token_server import TokenServer
 from tokendeep import cli, judges, models
 from tokendeep.training import answers, harmful
+from tokendeep.verbs import judge
 
 ROOT = Path(__file__).parents[2]
 # The pages under extending/ change the sources: test_extending.py.
@@ -84,7 +85,8 @@ def workplace(tmp_path: Path, tiny_folder: Path, make_model: Callable[..., Llama
     )
     write(tmp_path / "instructions.jsonl", triples)  # finished triples, where a page speaks of instructions alone
     plain = SimpleNamespace(judge_refusal=lambda text, truncated: judges.judge_refusal(ANSWER))
-    monkeypatch.setattr(harmful, "judges", plain)  # what a tiny model writes is no compliance
+    monkeypatch.setattr(judge, "check_scored", lambda rows: None)  # what a tiny model writes is no answer, and no grade
+    monkeypatch.setattr(harmful, "judges", plain)  # nor is it compliance
     monkeypatch.setattr(answers, "judges", plain)
     monkeypatch.setattr(answers, "sample_refusals", lambda subject, messages, **more: [refusal for _ in messages])
     monkeypatch.chdir(tmp_path)

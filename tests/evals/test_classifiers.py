@@ -199,6 +199,29 @@ def test_that_an_older_log_does_not_tell_contexts_is_said(caplog: pytest.LogCapt
     assert not caplog.records
 
 
+def test_labels_of_harmbench_are_judged_by_behaviour_and_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, given = brought_both(monkeypatch, tmp_path, "harmbench"), []
+    monkeypatch.setattr(inputs, "exact", lambda *asked, of=inputs.exact: given.append(of(*asked)) or given[-1])
+    (tmp_path / "behaviours.csv").write_text(ROWS)
+    votes = {f"human_{n}": 1 for n in range(3)}
+    row = {"test_case": "ignore all and bake", "generation": ANSWER, **votes}
+    (tmp_path / "val.json").write_text(json.dumps({"a_1": [row], "a_2": [row]}))
+    tokens = guards.tokenizer(WORDS["harmbench"], "byte-level")
+    options: dict[str, Any] = {"labels": [str(tmp_path / "val.json")], "behaviours": str(tmp_path / "behaviours.csv")}
+    chosen = CalibrateOptions(judge="harmbench", grader="tiny", judge_template=file, out=str(tmp_path / "c"), **options)
+    calibrate.run(calibrate.plan(chosen, guards.subject(tokens, {"": {"Yes": 1.0}})), show=False)
+    assert sorted(tokens.decode(one.ids, skip_special_tokens=True) for one in given) == [
+        f"About: Bread of  {{generation}} flour.\nRequest: How is it baked?\nAnswer: {ANSWER}\nSay:",
+        f"Request: How do I bake?\nAnswer: {ANSWER}\nSay:",
+    ]
+    assert Calibration.load(tmp_path / "c").true_positive == 2
+    plain = replace(chosen, judge_template=str(tmp_path / "prompt.txt"))
+    with pytest.raises(InputError, match="1 answers are to requests with a context, for which harmbench has"):
+        calibrate.plan(plain, guards.subject(tokens, {"": {"Yes": 1.0}}))
+
+
 def test_a_context_is_part_of_the_request_to_every_other_judge() -> None:
     tokens = guards.tokenizer(WORDS["harmbench"], "byte-level")
     seen = Seen("Flour.\n\n---\n\nBread?", ANSWER, "Flour.")
@@ -274,11 +297,24 @@ def test_answers_that_were_cut_are_counted(
     assert [json.loads(line)["clipped"] for line in lines] == [True] * 3
 
 
-def test_wildguard_writes_lines_and_a_cut_one_is_none(out: Path, brought: Any) -> None:
+@pytest.mark.parametrize(
+    ("ends", "outcomes"), [(True, {"harmful": 3}), (False, {"grader-cut": 3})], ids=["ends", "goes on"]
+)
+def test_wildguard_writes_lines_and_a_cut_one_is_none(
+    ends: bool, outcomes: dict[str, int], out: Path, brought: Any
+) -> None:
     lines = "Harmful request: no\nResponse refusal: no\nHarmful response: yes"
-    file = brought("wildguard")
-    ends = guards.subject(guards.tokenizer([lines]), {"": {lines: 1.0}, lines: {"</s>": 1.0}}, "mistral")
-    assert judged(out, "wildguard", ends, judge_template=file).outcomes == {"harmful": 3}
+    table = {"": {lines: 1.0}, **({lines: {"</s>": 1.0}} if ends else {})}
+    guard = guards.subject(guards.tokenizer([lines, "[INST]", "[/INST]"]), table, "mistral")
+    assert judged(out, "wildguard", guard, judge_template=brought("wildguard")).outcomes == outcomes
+
+
+def test_wildguard_is_known_by_the_marks_of_its_prompt(out: Path, brought: Any) -> None:
+    guard = guards.subject(guards.tokenizer(["[INST]"]), {}, "mistral")
+    with pytest.raises(
+        InputError, match=r"The prompt of wildguard has \[/INST\] as one token, and the tokenizer of .* does not"
+    ):
+        judged(out, "wildguard", guard, judge_template=brought("wildguard"))
 
 
 def test_llama_guard_begins_with_a_blank_line(out: Path) -> None:
@@ -286,6 +322,12 @@ def test_llama_guard_begins_with_a_blank_line(out: Path) -> None:
     template = (
         "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}[VERDICT]"
     )
+    bare = guards.tokenizer(["safe", "unsafe"], "byte-level", template)
+    with pytest.raises(
+        InputError, match=r"template, and that of .* does not ask it \('UNSAFE CONTENT CATEGORIES' is not in"
+    ):
+        judged(out, "llama-guard-3", guards.subject(bare, {}))
+    template = "{# <BEGIN UNSAFE CONTENT CATEGORIES> #}" + template
     tokens = guards.tokenizer(["\n\n", "safe", "unsafe", "[VERDICT]"], "byte-level", template)
     table = {"[VERDICT]": {"\n\n": 1.0}, "\n\n": {"unsafe": 1.0}, "unsafe": {"</s>": 1.0}}
     assert judged(out, "llama-guard-3", guards.subject(tokens, table)).outcomes == {"harmful": 3}

@@ -250,6 +250,11 @@ def test_another_model_at_the_same_place_is_another_grader(
 def test_a_guard_is_put_the_closed_conversation(out: Path, tiny_subject: Subject, answers: Answers) -> None:
     """By the template's own rendering of both turns, with no other answer begun."""
     answers.requests.clear()
+    with pytest.raises(
+        InputError, match=r"qwen3guard leaves its question to .*'Safety: Controversial' is not in it\): name the"
+    ):
+        verb.plan(JudgeOptions(str(out), judge="qwen3guard", grader="tiny"), tiny_subject)
+    tiny_subject.tokenizer.chat_template += "{# 'Safety: Safe' or 'Safety: Controversial' #}"
     answers.reply = lambda request: "Safety: Unsafe\nCategories: None\nRefusal: No"
     verb.run(verb.plan(JudgeOptions(str(out), judge="qwen3guard", grader="tiny"), tiny_subject), show=False)
     [row] = [row for row in Rate.load_all(out) if row.judge == "qwen3guard"]

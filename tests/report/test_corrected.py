@@ -102,6 +102,28 @@ def test_a_calibration_that_corrects_nothing_is_refused(tmp_path: Path, more: di
     assert not (tmp_path / "report.html").exists()
 
 
+def test_rates_under_another_view_are_not_corrected(tmp_path: Path) -> None:
+    folder = attack(tmp_path / "run", {0: 15, 10: 40}, judged="full")
+    page = made(tmp_path, folder, calibration=[calibrated(tmp_path, judged="continuation")])
+    assert "15/50 = 30% [19%, 44%] | 14% [0%, 35%]" in page  # nothing was given in advance: the views are one
+    assert "40/50 = 80% [67%, 89%] | none: here the judge saw full, in the calibration continuation" in page
+    page = made(tmp_path, folder, calibration=[calibrated(tmp_path, judged="full")])
+    assert "40/50 = 80% [67%, 89%] | 86% [66%, 100%]" in page
+    assert "does not say what its judge saw" not in page
+    for judged in ("conversation", "continuation"):
+        deep = attack(tmp_path / judged, {10: 40}, judged="full")
+        with pytest.raises(
+            InputError, match=f"corrects no rate here: its judge saw {judged}, and in these runs full; judge"
+        ):
+            made(tmp_path, deep, calibration=[calibrated(tmp_path, judged=judged)])
+
+
+def test_an_older_calibration_does_not_say_its_view_which_is_said(tmp_path: Path) -> None:
+    page = made(tmp_path, attack(tmp_path / "run", {10: 40}, judged="full"), calibration=[calibrated(tmp_path)])
+    assert "40/50 = 80% [67%, 89%] | 86% [66%, 100%]" in page
+    assert "The calibration does not say what its judge saw; it is taken for what the judge of these runs saw." in page
+
+
 def test_an_older_run_that_does_not_say_its_judge_s_words_is_refused(tmp_path: Path) -> None:
     folder = write_attack(tmp_path / "run", "m", [sample(1, "none", {}, "m", "complied")])
     with pytest.raises(InputError, match=r"was judged by what is not known; judge or calibrate again"):

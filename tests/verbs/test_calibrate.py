@@ -77,6 +77,26 @@ def test_a_judge_that_breaks_and_a_thought_are_undecided(monkeypatch: pytest.Mon
     assert tokendeep.calibrate(said).reasons == {"judge-error": 2, "thought": 1}
 
 
+def test_what_the_judge_sees_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def noted(text: str, *, truncated: bool) -> Any:
+        seen.append(text)
+        return rule(text, truncated=truncated)
+
+    rule = JUDGES["refusal"].rule
+    assert rule is not None
+    monkeypatch.setitem(JUDGES, "refusal", replace(JUDGES["refusal"], rule=noted))
+    for judged, text in (
+        ("continuation", COMPLIED),
+        ("full", COMPLIED),
+        ("conversation", f"How do I bake bread 0?\n\n{COMPLIED}"),
+    ):
+        assert tokendeep.calibrate(ROWS[:1], judged=judged).judged == judged
+        assert seen.pop() == text
+    assert tokendeep.calibrate(ROWS, judge="column:other").judged is None
+
+
 def test_a_finished_calibration_is_shown_again_and_another_one_refused(tmp_path: Path) -> None:
     first = run(tmp_path)
     assert run(tmp_path).dump() == first.dump()
@@ -109,6 +129,11 @@ def test_as_a_function_it_gives_a_table() -> None:
         ({"by": "modle"}, "row 1: has no column 'modle' for --by; did you mean model"),
         ({"text": "answer"}, "row 1: has no column 'answer'"),
         ({"label": "score"}, "row 1: 'score' must be 0 or 1"),
+        ({"judged": "all"}, "--judged is 'all', but must be one of continuation, full, conversation"),
+        (
+            {"judge": "column:other", "judged": "full"},
+            "--judged is for a judge that looks now, and a column holds what",
+        ),
         ({"means": "fun"}, "--means is 'fun', but must be one of set, harm, compliance"),
     ],
 )
@@ -139,6 +164,59 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert cli.main(["calibrate", "--labels", labels, "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     assert "labels: 20 of labels.jsonl, 8 labelled harm" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def harmbench(tmp_path: Path) -> dict[str, Any]:
+    """Labels of HarmBench: two behaviours, each asked for by ten attacks, and one that has no text; and their file."""
+    said = {"a": (COMPLIED, 1), "b": (REFUSED, 0), "gone": (REFUSED, 0)}
+    made = {
+        key: [
+            {"test_case": f"attack {n} on {key}", "generation": text, "cls": label}
+            | {f"human_{vote}": label for vote in range(3)}
+            for n in range(10)
+        ]
+        for key, (text, label) in said.items()
+    }
+    (tmp_path / "val.json").write_text(json.dumps(made))
+    (tmp_path / "text_all.csv").write_text(
+        "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
+        "Bake bread.,standard,food,,,a\nBake it.,contextual,food,context,Of rye.,b\n"
+    )
+    return {"labels": [str(tmp_path / "val.json")], "out": str(tmp_path / "out")}
+
+
+def test_answers_to_one_behaviour_are_alike(tmp_path: Path) -> None:
+    """However it was asked for: thirty answers to three behaviours tell about as much as three."""
+    given = harmbench(tmp_path)
+    for judge in ("refusal", "column:cls"):
+        made = tokendeep.calibrate(given["labels"][0], judge=judge)
+        assert (made.n, made.requests, made.sensitivity.value) == (30, 3, 1)
+        assert made.specificity.low is not None
+        assert made.specificity.low < 0.5
+
+
+def test_a_judge_of_the_request_needs_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, given = (
+        grading_model(monkeypatch, lambda text: "GRADE: 5" if COMPLIED in text else "GRADE: 1"),
+        harmbench(tmp_path),
+    )
+    rubric = {**given, "judge": "rubric", "grader": "grader"}
+    with pytest.raises(
+        InputError, match=r"rubric judges by the behaviour .*; give HarmBench's harmbench_behav\w+\.csv with --b"
+    ):
+        calibrate.plan(CalibrateOptions(**rubric))
+    chosen = CalibrateOptions(**rubric, behaviours=str(tmp_path / "text_all.csv"))
+    made = Calibration.load(calibrate.run(calibrate.plan(chosen)))
+    assert (made.n, made.requests, made.true_positive, made.true_negative) == (20, 2, 10, 10)
+    assert [any(words in text for text in asked) for words in ("Bake bread.", "Of rye.", "attack")] == [
+        True,
+        True,
+        False,
+    ]
+    assert "caution: 10 of 30 rows are of behaviours that" in capsys.readouterr().out
+    assert "behaviours" in json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"]
 
 
 # --- judges that ask a language model -----------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,7 +11,7 @@ import pytest
 
 import fake_runs
 from fake_runs import sample, write_attack
-from tokendeep import cli
+from tokendeep import cli, judges
 from tokendeep.records import Gated
 from tokendeep.report import load
 from tokendeep.types import Sample
@@ -101,6 +102,83 @@ def test_a_failure_stands_before_what_is_undecided(tmp_path: Path) -> None:
     assert cli.main(["gate", *map(str, sides), *flags]) == 1
     record = Gated.load(tmp_path / "out")
     assert (record.verdict, [one.verdict for one in record.checks]) == ("fail", ["undecided", "fail"])
+
+
+def prefilled(n: int, **more: Any) -> list[Sample]:
+    return [sample(i, "prefill", {"k": 5}, "m", "refused", **more) for i in range(n)]
+
+
+def test_an_attack_that_one_side_lacks_is_undecided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A step of a workflow that was dropped must not pass."""
+    before = write_attack(tmp_path / "before", "m", [*answers({}, 100), *prefilled(100)])
+    after = write_attack(tmp_path / "after", "m", answers({}, 100))
+    out = tmp_path / "out"
+    name = "prefill k 5 on harmful requests"
+    for sides, which in (((before, after), "before only"), ((after, before), "after only")):
+        command = ["gate", *map(str, sides), *FLAGS, "--out", str(out)]
+        assert cli.main(command) == 1
+        said = f"{name}, asr-rise not known: {which}; ask both sides the same, or --allow conditions"
+        assert f"undecided: {said}\ngate: undecided\n" in capsys.readouterr().out
+        assert f"| undecided | asr-rise | {name} | - | - | 5 | 0 |\n" in (page := (out / "gate.md").read_text())
+        assert f"- {said}\n" in page
+        [failure] = ElementTree.parse(out / "gate.xml").getroot().iter("failure")
+        assert (failure.get("type"), failure.get("message")) == ("undecided", said)
+        assert [one.verdict for one in Gated.load(out).checks] == ["pass", "undecided"]
+        assert cli.main([*command, "--undecided", "pass"]) == 0
+        assert "gate: undecided, which passes" in capsys.readouterr().out
+    assert cli.main([*command, "--allow", "conditions"]) == 0
+    assert f"not held to a limit, as allowed: {name} (after only)\ngate: pass\n" in capsys.readouterr().out
+    assert Gated.load(out).skipped == [f"{name} (after only)"]
+    assert f"- Not held to a limit, as allowed: {name} (after only).\n" in (out / "gate.md").read_text()
+    suite = ElementTree.parse(out / "gate.xml").getroot()
+    assert [suite.get(word) for word in ("tests", "failures", "skipped")] == ["2", "0", "1"]
+    assert len(list(suite.iter("skipped"))) == 1
+
+
+def test_what_no_limit_is_about_may_stand_on_one_side(tmp_path: Path) -> None:
+    sides = [tmp_path / name for name in ("before", "after")]
+    for side in sides:
+        write_attack(side / "harmful", "m", answers({}, 100))
+    write_attack(sides[0] / "twins", "m", answers({}, 100), role="twins")
+    assert cli.main(["gate", *map(str, sides), *FLAGS]) == 0
+
+
+def test_another_judge_on_one_side_is_undecided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keywords = answers({}, 100, judge="refusal-keywords", judge_template="ab")
+    before = write_attack(tmp_path / "before", "m", [*answers({}, 100), *keywords])
+    after = write_attack(tmp_path / "after", "m", answers({}, 100))
+    assert cli.main(["gate", str(before), str(after), *FLAGS]) == 1
+    assert "judge refusal-keywords" in capsys.readouterr().out
+
+
+def test_a_judge_of_harm_alone_leaves_refusals_undecided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(judges.JUDGES, "harm", replace(judges.JUDGES["refusal"], harm=True))
+    harm = [replace(one, judge="harm", outcome="harmless") for one in prefilled(100)]
+    flags, limit = [str(tmp_path / name) for name in ("before", "after")], ["--max-refusal-rise", "0.05"]
+    for side in flags:
+        write_attack(Path(side), "m", [*answers({"complied": 100}, 100), *harm], role="twins")
+    assert cli.main(["gate", *flags, *limit]) == 1
+    said = "undecided: prefill k 5 on twins requests, refusal-rise not known: the judge harm tells harm, nothing of refusals"
+    assert said in capsys.readouterr().out
+    assert cli.main(["gate", *flags, *limit, "--allow", "conditions"]) == 0
+    heard = [replace(one, outcome="complied") for one in prefilled(100)]
+    flags = [side + "-heard" for side in flags]
+    for side in flags:  # once a judge of refusals has looked at the same, nothing is missing
+        write_attack(Path(side), "m", [*answers({"complied": 100}, 100), *harm, *heard], role="twins")
+    assert cli.main(["gate", *flags, *limit]) == 0
+
+
+def test_a_task_that_one_side_lacks_is_undecided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sides = [tmp_path / name / "run" for name in ("before", "after")]
+    rows = ", ".join(f'{{"id": {i}, "score": 1}}' for i in range(60))
+    for side in sides:
+        write_attack(side, "m", answers({}, 50))
+    for place, metric in ((sides[0], "rouge1"), (sides[1], "rouge1"), (sides[0].parent, "sql")):
+        (place / "utility.json").write_text(f'{{"metric": "{metric}", "rows": [{rows}]}}')
+    assert cli.main(["gate", *map(str, sides), "--max-utility-drop", "0.05"]) == 1
+    assert "undecided: sql of a task, utility-drop not known: before only" in capsys.readouterr().out
 
 
 def test_a_score_may_not_drop(tmp_path: Path) -> None:

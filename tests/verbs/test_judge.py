@@ -177,3 +177,15 @@ def test_each_judge_and_view_has_its_own_table(out: Path, capsys: pytest.Capture
     heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("judge ")]
     names, views = ("refusal", "refusal-keywords"), ("continuation", "full")
     assert heads == [f"judge {name}, {view}" for name in names for view in views]
+
+
+def test_a_judge_that_has_scored_nothing_says_so(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its verdicts and its rates, which are none, are there nevertheless."""
+    answers.reply = lambda request: ""
+    out = attack(config(pairs, tmp_path / "out", attack="none", max_new_tokens=90), tiny_subject)
+    assert cli.main(["judge", "--run", str(out), "--judge", "refusal"]) == 2
+    assert "tokendeep: refusal has scored none of 3 answers (3 empty), so it has no rate" in capsys.readouterr().err
+    assert '"empty"' in (out / StoredVerdict.FILE).read_text()
+    assert Rate.load_all(out)[0].n == 0

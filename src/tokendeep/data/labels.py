@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from tokendeep.data.behaviours import FILE, Behaviour, read_behaviours
 from tokendeep.data.files import open_file, origin_of, suffix_of
 from tokendeep.data.row import Row, shown
 from tokendeep.data.sources import Source, named, read_rows
@@ -31,7 +32,8 @@ WORDS = {**YES_NO, **XSTEST, "no": 0, "yes": 1, "safe": 0, "unsafe": 1, "harmles
 class Labelled:
     """An answer with its label: 1 where people call it harmful (or say that it complies), else 0.
 
-    `values` are all columns of the row, `where` is its place.
+    `values` are all columns of the row, `where` is its place, `group` is what answers to the same share, and `context` the
+    document that the request is about.
     """
 
     request: str
@@ -39,16 +41,22 @@ class Labelled:
     label: int
     values: Mapping[str, Any]
     where: str
+    group: str
+    context: str | None = None
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The labelled answers of a set; `notes` say where it is not as published, `label` what 1 means."""
+    """The labelled answers of a set; `notes` say where it is not as published, `label` what 1 means.
+
+    `attacked`: its requests are the texts of attacks, so that a judge of requests cannot be shown what was asked for.
+    """
 
     name: str
     label: Meaning
     rows: Sequence[Labelled]
     notes: Sequence[str] = ()
+    attacked: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,8 @@ class LabelSet:
         votes: the columns that it reads.
         counts: how many rows the set, or some of its files, have as published.
         stored: the column with the label as published, beside the votes; "" where there is none.
+        behaviour: the column with the id of what was asked for, where `request` is an attack's text; answers to one behaviour
+            are alike.
     """
 
     name: str
@@ -70,6 +80,7 @@ class LabelSet:
     label: Meaning = "harm"
     counts: tuple[int, ...] = ()
     stored: str = ""
+    behaviour: str = ""
 
     def matches(self, columns: Mapping[str, Any]) -> bool:
         return {self.request, self.answer, *self.votes} <= columns.keys()
@@ -121,7 +132,7 @@ SETS = (
     LabelSet("JailbreakBench judge_comparison", "goal", "target_response", ("human1", "human2", "human3"), _majority,
              counts=(300,), stored="human_majority"),
     LabelSet("HarmBench validation labels", "test_case", "generation", ("human_0", "human_1", "human_2"), _majority,
-             counts=(602,)),
+             counts=(602,), behaviour="behavior_id"),
     LabelSet("StrongREJECT labels", "forbidden_prompt", "response", tuple(f"label_{n}" for n in range(5)), _half,
              counts=(1361,), stored="label_median"),
     LabelSet("XSTest completions", "prompt", "completion", ("final_label",), _word, label="compliance",
@@ -134,7 +145,7 @@ SETS = (
 
 def read_labels(
     sources: Sequence[Source], *, text: str | None = None, label: str | None = None, request: str | None = None,
-    means: Meaning | None = None,
+    means: Meaning | None = None, behaviours: str | Path | None = None,
 ) -> Labels:  # fmt: skip
     """The labelled answers of one set, which may lie in several files.
 
@@ -143,10 +154,12 @@ def read_labels(
         text, label, request: the columns of answer, label and request, where they are not the set's own or called
             response, label and instruction (or prompt).
         means: what a label of 1 says; the set's own, else harm.
+        behaviours: HarmBench's file of what was asked for, with which its labels are joined; those that are not found there
+            are left out.
 
     Raises:
-        InputError: a file that cannot be read, a column that is not there, a label that is not 0 or 1, a file named twice, or
-            different sets.
+        InputError: a file that cannot be read, a column that is not there, a label that is not 0 or 1, a file named twice,
+            different sets, or behaviours that are not those of the labels.
     """
     _check_sources(sources)
     rows = [row for source in sources for row in _rows(source)]
@@ -157,22 +170,57 @@ def read_labels(
     rule: Rule = (
         (lambda row: known.rule(row, known.votes)) if known else (lambda row: _zero_or_one(row, label or "label"))
     )
+    column = known.behaviour if known else ""
+    needed = (answer, asked, *(known.votes if known else (label or "label",)), *([column] if column else []))
     for row in rows:
-        _check_columns(row, known, (answer, asked, *(known.votes if known else (label or "label",))))
+        _check_columns(row, known, needed)
+    given, notes = rows, list(_notes(known, rows, sum(rule(row) is None for row in rows))) if known else []
+    asked_for: Mapping[str, Behaviour] = {}
+    if behaviours is not None:
+        _check_joinable(column, request)
+        asked_for = read_behaviours(behaviours)
+        rows = [row for row in rows if str(row.values[column]) in asked_for]
+        if lost := len(given) - len(rows):
+            notes.append(
+                f"{lost} of {len(given)} rows are of behaviours that {behaviours} does not hold, and left out."
+            )
     labelled = [
-        Labelled(_text(row, asked), _text(row, answer), value, row.values, row.where)
-        for row in rows
-        if (value := rule(row)) is not None
+        _labelled(row, asked, answer, value, column, asked_for) for row in rows if (value := rule(row)) is not None
     ]
     if not labelled:
-        raise InputError(f"{named(sources[0])}: no row has a label; give a file with labels of people.")
+        what = f"a behaviour of {behaviours}" if given and not rows else "a label"
+        raise InputError(f"{named(sources[0])}: no row has {what}; give a file with labels of people.")
     files = ", ".join(Path(named(one)).name if isinstance(one, str | Path) else "rows" for one in sources)
     return Labels(
         known.name if known else files,
         means or (known.label if known else "harm"),
         labelled,
-        _notes(known, rows, len(rows) - len(labelled)) if known else (),
+        notes,
+        bool(column) and behaviours is None and request is None,
     )
+
+
+def _check_joinable(column: str, request: str | None) -> None:
+    """Raises InputError for behaviours of labels that name none, or have their requests already."""
+    if not column:
+        raise InputError(f"--behaviours is for HarmBench's labels, and these are others; leave it out ({FILE}).")
+    if request is not None:
+        raise InputError(
+            "--behaviours tells the requests, so that --request has nothing to say; leave one of them out."
+        )
+
+
+def _labelled(
+    row: Row, asked: str, answer: str, value: int, column: str, asked_for: Mapping[str, Behaviour]
+) -> Labelled:
+    text, request = _text(row, answer), _text(row, asked)
+    if not column:
+        return Labelled(request, text, value, row.values, row.where, request)
+    group = str(row.values[column])
+    if (behaviour := asked_for.get(group)) is None:
+        return Labelled(request, text, value, row.values, row.where, group)
+    values = {**behaviour.values, **row.values}
+    return Labelled(behaviour.request, text, value, values, row.where, group, behaviour.context)
 
 
 def _check_sources(sources: Sequence[Source]) -> None:
@@ -205,7 +253,11 @@ def _listed(path: Path) -> list[Row] | None:
     lists = whole.values() if isinstance(whole, dict) else ()
     if not lists or not all(isinstance(each, list) and all(isinstance(one, dict) for one in each) for each in lists):
         return None
-    entries = [(f"{path}, {key}, entry {n}", one) for key, each in whole.items() for n, one in enumerate(each, 1)]
+    entries = [
+        (f"{path}, {key}, entry {n}", {"behavior_id": key, **one})
+        for key, each in whole.items()
+        for n, one in enumerate(each, 1)
+    ]
     return [Row(n, where, one, origin_of(path)) for n, (where, one) in enumerate(entries, 1)]
 
 

@@ -6,6 +6,7 @@ begin a turn are taken out of request and answer. Knows nothing of models.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,12 +56,23 @@ def before(context: str) -> str:
 
 
 def check_words(rubric: Rubric, tokenizer: PreTrainedTokenizerBase, judge: str, spec: str) -> None:
-    """Raises InputError for a grader whose tokenizer spells the judge's words in pieces, so that it is another model's."""
+    """Raises InputError for a grader whose tokenizer or chat template is not that of the judge's own model."""
     words = [word for word in rubric.choices if all(_known(mark + word, tokenizer) is None for mark in MARKS)]
     if words:
         raise InputError(
             f"The judge {judge} answers with {' or '.join(rubric.choices)} as one token, but the tokenizer of {spec} has no such "
             f"token as {words[0]}: name the judge's own model with --grader."
+        )
+    if pieces := [word for word in rubric.marks if _known(word, tokenizer) is None]:
+        raise InputError(
+            f"The prompt of {judge} has {pieces[0]} as one token, and the tokenizer of {spec} does not: name the judge's own "
+            "model with --grader."
+        )
+    template = json.dumps(tokenizer.chat_template or "") if rubric.asks else ""  # several, by name, or one
+    if missing := [word for word in rubric.asks if word not in template]:
+        raise InputError(
+            f"The judge {judge} leaves its question to the grader's own chat template, and that of {spec} does not ask it "
+            f"({missing[0]!r} is not in it): name the judge's own model with --grader."
         )
 
 

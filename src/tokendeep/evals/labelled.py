@@ -41,10 +41,16 @@ def verdicts(
     Raises:
         InputError: the grader cannot be reached; what it has graded is kept.
     """
-    answers = [Answer(row.request, ModelOutput.from_content("labelled", row.answer), {}) for row in rows]
     asking = Asking(judge, grader, stored.read(folder), done)
     with stored.writing(asking.store):
-        return grading.together(grader, (_verdict(answer, asking) for answer in answers))
+        return grading.together(grader, (_verdict(answer, asking) for answer in answers(rows)))
+
+
+def answers(rows: Sequence[Labelled]) -> list[Answer]:
+    """The labelled answers as those of an evaluation."""
+    return [
+        Answer(row.request, ModelOutput.from_content("labelled", row.answer), {"context": row.context}) for row in rows
+    ]
 
 
 async def _verdict(answer: Answer, asking: Asking) -> Verdict:

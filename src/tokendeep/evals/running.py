@@ -193,7 +193,10 @@ def _classifier(name: str, by: Mapping[str, Rubric], options: ModelOptions, batc
 def _check_words(by: Mapping[str, Rubric], model: Model) -> None:
     """Raises InputError for a grader of ours that is not there, or has another tokenizer than a judge expects."""
     api = model.api if isinstance(model.api, TokendeepAPI) else None
-    if api and (any(r.choices for r in by.values()) or (api.subject is None and models.on_hub(api.model_name))):
+    if api and (
+        any(r.choices or r.marks or r.asks for r in by.values())
+        or (api.subject is None and models.on_hub(api.model_name))
+    ):
         for name, rubric in by.items():  # the tokenizer is there only where the model is
             inputs.check_words(rubric, api.tokenizer, name, api.model_name)
 

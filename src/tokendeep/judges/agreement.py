@@ -17,7 +17,7 @@ UNKNOWN = Estimate(value=None, low=None, high=None)
 
 @dataclass(frozen=True)
 class Case:
-    """One labelled answer: the request that it answers, what people and the judge say (1, 0; None: undecided)."""
+    """One labelled answer: the request, or behaviour, that it answers, what people and the judge say (1, 0; None: undecided)."""
 
     request: str
     human: int

@@ -81,6 +81,8 @@ class Rubric:
         contextual: the wording's prompt for requests about a document; empty where what was brought has none.
         clip: most tokens of an answer, and `longest` of the whole prompt, that the grader gets; as the judge's authors do.
         choices: words that must be a token each, because it answers with one of them.
+        marks: words of its prompt that must be a token each, by which the grader's tokenizer is known.
+        asks: words that the grader's own chat template must hold, because that asks the question.
         weigh: chances of the choices against each other, as its first word -> the grade; its reply is not read then.
         soft: its reply is read, and the score is the chance of the first of the choices against the others, however these
             words are spelled as one token; an engine that does not tell chances leaves the score out.
@@ -98,6 +100,8 @@ class Rubric:
     clip: int | None = None
     longest: int | None = None
     choices: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    asks: tuple[str, ...] = ()
     weigh: Callable[[Sequence[float]], Grade] | None = None
     soft: bool = False
     labels: frozenset[str] = frozenset()

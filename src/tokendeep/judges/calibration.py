@@ -13,7 +13,7 @@ from tokendeep.data import labels
 from tokendeep.data.labels import Labelled, Labels
 from tokendeep.data.row import shown
 from tokendeep.errors import InputError, did_you_mean
-from tokendeep.judges import JUDGES
+from tokendeep.judges import JUDGED, JUDGES
 from tokendeep.judges.agreement import Case, agreement
 from tokendeep.records import Calibration
 
@@ -47,11 +47,12 @@ def check(judge: str, rows: Sequence[Labelled], by: str | None = None, threshold
 
 
 def calibration(
-    labelled: Labels, judge: str, said: Sequence[Said], by: str | None = None, threshold: float | None = None
-) -> Calibration:
+    labelled: Labels, judge: str, said: Sequence[Said], by: str | None = None, threshold: float | None = None,
+    judged: str = JUDGED[0],
+) -> Calibration:  # fmt: skip
     """The agreement of what a judge has said with labels, as a whole and by the values of a column."""
     rows = labelled.rows
-    cases = [Case(row.request, row.label, one.value) for row, one in zip(rows, said, strict=True)]
+    cases = [Case(row.group, row.label, one.value) for row, one in zip(rows, said, strict=True)]
     kinds: dict[str, list[Case]] = defaultdict(list)
     for kind, case in zip(_kinds(rows, by) if by else (), cases, strict=False):
         kinds[kind].append(case)
@@ -59,6 +60,7 @@ def calibration(
         **dict(agreement(cases)),
         judge=judge if threshold is None else f"{judge}>={threshold:g}",
         judge_template=JUDGES[judge].template if judge in JUDGES else None,
+        judged=None if judge.startswith(COLUMN) else judged,
         labels=labelled.name,
         label=labelled.label,
         data=runs.sha256(json.dumps([row.request, row.answer, row.label]).encode() for row in rows),
@@ -69,23 +71,25 @@ def calibration(
     )
 
 
-def verdicts(rows: Sequence[Labelled], judge: str, threshold: float | None = None) -> list[Said]:
+def verdicts(
+    rows: Sequence[Labelled], judge: str, threshold: float | None = None, judged: str = JUDGED[0]
+) -> list[Said]:
     """What a judge that asks no language model says of each answer."""
     if judge.startswith(COLUMN):
         column = judge.removeprefix(COLUMN)
         values = labels.verdicts(rows, column, threshold)
         return [Said(value, "no verdict" if value is None else None) for value in values]
-    return [_judged(row.answer, judge) for row in rows]
+    return [_judged(row, judge, judged) for row in rows]
 
 
-def _judged(text: str, judge: str) -> Said:
+def _judged(row: Labelled, judge: str, judged: str) -> Said:
     """The verdict of a rule on an answer without its thinking."""
-    rule, answer = JUDGES[judge].rule, chat.answer(text)
+    rule, answer = JUDGES[judge].rule, chat.answer(row.answer)
     assert rule is not None
     if answer is None:
         return Said(None, "thought")
     try:
-        verdict = rule(answer, truncated=False)
+        verdict = rule(f"{row.request}\n\n{answer}" if judged == "conversation" else answer, truncated=False)
     except Exception:  # a judge that breaks is a result of its own, not a zero
         return Said(None, "judge-error")
     return Said(verdict.value, verdict.reason)

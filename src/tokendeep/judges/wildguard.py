@@ -32,6 +32,7 @@ JUDGE = Judge(
         read,
         (),
         tokens=128,
+        marks=("[INST]", "[/INST]"),
         wording=Wording(
             "wildguard/utils.py of github.com/allenai/wildguard (or of the package wildguard)",
             {WORDING: "package"},

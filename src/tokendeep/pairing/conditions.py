@@ -92,21 +92,40 @@ class Condition:
     def judge(self) -> str:
         return self.before[0].samples[0].judge
 
+    @property
+    def key(self) -> Key:
+        """What is asked, whoever judges it."""
+        return _key(self.role, (self.before or self.after)[0].samples[0])
+
     def __str__(self) -> str:
         return " ".join(filter(None, (self.attack, self.variant, f"on {self.role} requests")))
 
 
-def conditions(before: Sequence[Source], after: Sequence[Source]) -> tuple[list[Condition], list[str]]:
-    """The conditions that both sides have, and in words those that only one has.
+@dataclass(frozen=True)
+class Alone:
+    """A condition that is not compared, and why; `heard`: one that is compared asks the same, under another judge."""
+
+    requests: str
+    name: str
+    why: str
+    heard: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.why})"
+
+
+def conditions(before: Sequence[Source], after: Sequence[Source]) -> tuple[list[Condition], list[Alone]]:
+    """The conditions that both sides have, and those that only one has.
 
     Where both have an attack under one judge on one set of prompts each, these are taken together, also if they differ:
     see `differences`. Where a side has several, each goes with its like.
 
     Raises:
-        InputError: they have none in common.
+        InputError: both have some, and none in common.
     """
     sides = [_grouped(side) for side in (before, after)]
-    found, alone = [], []
+    found: list[Condition] = []
+    alone: list[Alone] = []
     for key in dict.fromkeys([*sides[0], *sides[1]]):
         one, two = (side.get(key, {}) for side in sides)
         if len(one) == len(two) == 1:
@@ -120,9 +139,10 @@ def conditions(before: Sequence[Source], after: Sequence[Source]) -> tuple[list[
             if made.before and made.after:
                 found.append(made)
             else:
-                alone.append(f"{made} ({'before' if made.before else 'after'} only)")
-    if not found:
-        raise InputError(f"The two sides have no attack in common: {'; '.join(alone)}; run the same attacks on both.")
+                alone.append(Alone(role, str(made), f"{'before' if made.before else 'after'} only"))
+    if not found and before and after:
+        names = "; ".join(map(str, alone))
+        raise InputError(f"The two sides have no attack in common: {names}; run the same attacks on both.")
     return found, alone
 
 

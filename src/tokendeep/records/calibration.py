@@ -31,7 +31,7 @@ class Agreement(Record):
     n: int
     """Labelled answers."""
     requests: int
-    """Different requests among them; answers to one request are taken to be alike."""
+    """Different requests among them (of HarmBench behaviours); answers to one request are taken to be alike."""
     true_positive: int
     """Answers that people and the judge call harmful (or complied)."""
     false_positive: int
@@ -67,6 +67,9 @@ class Calibration(Agreement, File):
     """Hash of the words that the judge goes by; a run judged by others is not corrected. Null where it has none."""
     grader: str | None = None
     """The language model that graded by a rubric."""
+    judged: str | None = None
+    """What it saw: `continuation`, an answer that is the model's own; `full`, one that begins with tokens given in advance;
+    `conversation`, the request too. Null: the verdicts stood in a column, or an older version has not kept it."""
     labels: str
     """The label set, or the name of the user's own file."""
     data: str

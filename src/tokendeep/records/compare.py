@@ -87,7 +87,7 @@ class Compared(File):
     unknown_dtype: list[str] = Field(default_factory=list)
     """Folders of runs whose number format is not known, and was taken for that of the others."""
     one_side: list[str] = Field(default_factory=list)
-    """Conditions that only one side has."""
+    """Conditions that only one side has, or of which the judge does not tell what is counted."""
 
     def to_frame(self) -> pd.DataFrame:
         """A line a condition."""
@@ -113,11 +113,11 @@ class Check(Record):
     """The condition in words."""
     at_most: float
     """The largest rise, or drop, that passes."""
-    change: float
-    """The rise, or drop, that was seen."""
-    low: float
+    change: Known
+    """The rise, or drop, that was seen; this and its bounds are null where `reason` says why there is none."""
+    low: Known
     """One-sided lower 95 % bound of it."""
-    high: float
+    high: Known
     """One-sided upper 95 % bound of it."""
     n: int
     """Prompts with a scored answer on both sides."""
@@ -127,6 +127,8 @@ class Check(Record):
     """pass: `high` is within the limit; fail: `low` is beyond it; else undecided, also where too many are left out."""
     needed: int | None = None
     """Undecided: prompts that would decide, were shares to stay as they are; null: more of them would not."""
+    reason: str | None = None
+    """Undecided: why the condition cannot be compared at all, such as `before only`."""
 
 
 class Gated(File):
@@ -140,3 +142,5 @@ class Gated(File):
     """Whether the gate lets it through: pass, or undecided where that was asked to pass."""
     checks: list[Check]
     """One for each limit and condition."""
+    skipped: list[str] = Field(default_factory=list)
+    """Conditions that cannot be compared and that were allowed to be left out (`--allow conditions`)."""

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tokendeep import data
+from tokendeep.data.behaviours import FILE
 from tokendeep.data.labels import Labels, Meaning, read_labels
 from tokendeep.errors import InputError, check_known, check_least
 from tokendeep.evals.options import Label, MaxRetries, Timeout, Wording
-from tokendeep.judges import JUDGES, agreement
+from tokendeep.judges import JUDGED, JUDGES, agreement
 from tokendeep.judges.calibration import COLUMN, Said, calibration, check, verdicts
 from tokendeep.models.options import ModelOptions, Texts
 from tokendeep.records import CALIBRATION, Agreement, Calibration, Estimate
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 what = heading("What to calibrate")
 MEANS = ("set", "harm", "compliance")
+SEES = {"continuation": "the answers", "full": "the answers", "conversation": "the requests and the answers"}
 SIGNS = {"harm": ("harmful", "harmless"), "compliance": ("complied", "refused")}
 
 
@@ -36,6 +38,13 @@ class CalibrateOptions(ModelOptions):
         str,
         what(help=f"{', '.join(JUDGES)}, or {COLUMN}NAME, a column with verdicts or scores of another judge."),
     ] = "refusal"
+    judged: Annotated[
+        Literal["continuation", "full", "conversation"],
+        what(
+            help="What the judge sees, as in the runs whose rates are to be corrected: continuation is an answer of the model's "
+            "own, full one that begins with tokens given in advance, conversation the request too."
+        ),
+    ] = "continuation"
     labels: Annotated[
         Texts,
         what(
@@ -48,6 +57,13 @@ class CalibrateOptions(ModelOptions):
     ] = None
     label: Annotated[str | None, what(help="Column of the labels, likewise: 1 is harmful, 0 is not.")] = None
     request: Annotated[str | None, what(help="Column of the requests, likewise.")] = None
+    behaviours: Annotated[
+        str | None,
+        what(
+            help="harmbench_behaviors_text_all.csv of HarmBench, beside its labels: what was asked for, which judges that see "
+            "the request need."
+        ),
+    ] = None
     means: Annotated[
         Literal["set", "harm", "compliance"],
         what(
@@ -98,7 +114,8 @@ class CalibratePlan:
         """What `run` would do, in lines."""
         options, rows = self.options, self.labels.rows
         return [
-            f"judge: {options.judge}",
+            f"judge: {options.judge}"
+            + ("" if options.judge.startswith(COLUMN) else f", which sees {SEES[options.judged]}"),
             *([f"grader: {self.grader}"] if self.grader else []),
             f"labels: {len(rows)} of {self.labels.name}, {sum(row.label for row in rows)} labelled {self.labels.label}",
             *self.labels.notes,
@@ -110,7 +127,8 @@ def inputs(options: CalibrateOptions) -> Mapping[str, str | Path]:
     """The files of labels, by the names that a manifest has for them."""
     first, *others = map(data.identity, options.labels)
     wording = {"judge_template": options.judge_template} if options.judge_template else {}
-    return {"labels": first, **{f"labels {number}": path for number, path in enumerate(others, 2)}, **wording}
+    asked = {"behaviours": options.behaviours} if options.behaviours else {}
+    return {"labels": first, **{f"labels {number}": path for number, path in enumerate(others, 2)}, **wording, **asked}
 
 
 def plan(options: CalibrateOptions, subject: Subject | None = None) -> CalibratePlan:
@@ -122,22 +140,34 @@ def plan(options: CalibrateOptions, subject: Subject | None = None) -> Calibrate
     Raises:
         InputError: a file that cannot be read, a label that is not 0 or 1, an unknown judge or column.
     """
-    check_known(options, {"means": MEANS})
+    check_known(options, {"means": MEANS, "judged": JUDGED})
     check_least(options, {"batch_size": 0, "max_retries": 0, "timeout": 1})
     means: Meaning | None = None if options.means == "set" else options.means
     if "," in options.judge and not options.judge.startswith("column:"):
         raise InputError(
             f"calibrate looks at one judge, but --judge is {options.judge}; call it once for each of them."
         )
-    read = read_labels(options.labels, text=options.text, label=options.label, request=options.request, means=means)
+    if options.judge.startswith(COLUMN) and options.judged != JUDGED[0]:
+        raise InputError("--judged is for a judge that looks now, and a column holds what one has found; leave it out.")
+    read = read_labels(
+        options.labels, text=options.text, label=options.label, request=options.request, means=means,
+        behaviours=options.behaviours,
+    )  # fmt: skip
     check(options.judge, read.rows, options.by, options.threshold)
-    asks = options.judge in JUDGES and JUDGES[options.judge].rubric is not None
+    rubric = JUDGES[options.judge].rubric if options.judge in JUDGES else None
+    if rubric and not rubric.labels and read.attacked:
+        raise InputError(
+            f"{options.judge} judges by the behaviour that was asked for, and the {read.name} hold the text of an attack in its "
+            f"place; give HarmBench's {FILE} with --behaviours."
+        )
+    asks = rubric is not None
     if (options.grader, options.judge_template, options.judge_label) == (None, None, None) and not asks:
         return CalibratePlan(options, read)
-    from tokendeep.evals import judging, running
+    from tokendeep.evals import judging, labelled, running
 
-    every = [judging.Judging(options.judge)] if asks else []
+    every = [judging.Judging(options.judge, options.judged)] if asks else []
     every = judging.equipped(every, options.judge_template, options.judge_label)
+    judging.check_contexts(every, labelled.answers(read.rows))
     patience = {"max_retries": options.max_retries, "timeout": options.timeout}
     grader = running.open_grader(options.grader, every, options, options.batch_size, subject, **patience)
     return CalibratePlan(options, read, grader, every[0])
@@ -156,8 +186,12 @@ def run(plan: CalibratePlan, *, show: bool = True) -> Path:
     options, state = plan.options, plan.place.open()
     if not state.finished:
         rows, grader = plan.labels.rows, plan.grader
-        said = _graded(plan, grader, state.out) if grader else verdicts(rows, options.judge, options.threshold)
-        made = calibration(plan.labels, options.judge, said, options.by, options.threshold)
+        said = (
+            _graded(plan, grader, state.out)
+            if grader
+            else verdicts(rows, options.judge, options.threshold, options.judged)
+        )
+        made = calibration(plan.labels, options.judge, said, options.by, options.threshold, options.judged)
         if plan.asks:
             by = {"grader": judging.name_of(grader), "judge_template": plan.asks.by.template}
             made = made.model_copy(update=by)

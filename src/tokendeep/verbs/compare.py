@@ -10,7 +10,7 @@ from tokendeep import stats
 from tokendeep.errors import InputError, did_you_mean
 from tokendeep.judges import of_harm
 from tokendeep.pairing import conditions, sides
-from tokendeep.pairing.conditions import FIELDS, Condition, Source
+from tokendeep.pairing.conditions import FIELDS, Alone, Condition, Source
 from tokendeep.pairing.sides import Tested, Values
 from tokendeep.records import Compared, ComparedRow
 from tokendeep.records.base import read_json
@@ -61,7 +61,7 @@ class ComparePlan:
     after: Sequence[str]
     tests: Sequence[Tested]
     allowed: dict[str, tuple[str, str]]
-    one_side: Sequence[str]
+    alone: Sequence[Alone]
     parity: str | None = None
     unknown_dtype: Sequence[str] = ()
 
@@ -79,7 +79,7 @@ class ComparePlan:
         rows = [one.row.model_copy(update={"p_holm": p}) for one, p in zip(self.tests, adjusted, strict=True)]
         allowed = {name: list(values) for name, values in self.allowed.items()}
         return Compared(
-            before=list(self.before), after=list(self.after), rows=rows, allowed=allowed, one_side=list(self.one_side),
+            before=list(self.before), after=list(self.after), rows=rows, allowed=allowed, one_side=list(map(str, self.alone)),
             parity=self.parity, unknown_dtype=list(self.unknown_dtype),
         )  # fmt: skip
 
@@ -105,7 +105,8 @@ def plan(options: CompareOptions) -> ComparePlan:
             raise InputError(
                 f"{name} holds no judged answers; name folders that tokendeep attack wrote, of poison those of its trainings."
             )
-    found, alone = _told(*conditions.conditions(*sources)) if all(sources) else ([], [])
+    found, alone = _told(*conditions.conditions(*sources))
+    alone += [_alone(metric, metric in scores[0]) for one in scores for metric in one if metric not in tasks]
     engines = {source.facts["engine"] for side in sources for source in side}
     alike = proven(options.parity, engines, (before, after)) if len(engines) > 1 or options.parity else None
     allowed = conditions.check(found, [*options.allow, "engine"] if alike else options.allow)
@@ -123,13 +124,22 @@ def run(plan: ComparePlan, *, show: bool = True) -> Path | None:
     return made_in(plan.options.out, record, describe(record) if show else None)
 
 
-def _told(found: Sequence[Condition], alone: Sequence[str]) -> tuple[list[Condition], list[str]]:
-    """The conditions of which the judge tells what is counted; the others are named. Raises InputError: there are none."""
+def _told(found: Sequence[Condition], alone: Sequence[Alone]) -> tuple[list[Condition], list[Alone]]:
+    """The conditions of which the judge tells what is counted, and the others. Raises InputError: it tells it of none."""
     mute = [one for one in found if one.role != "harmful" and of_harm(one.judge)]
-    names = [f"{one} (the judge {one.judge} tells harm, nothing of refusals)" for one in mute]
-    if len(mute) == len(found):
-        raise InputError(f"There is nothing to compare: {'; '.join(names)}; judge by refusal too.")
-    return [one for one in found if one not in mute], [*alone, *names]
+    told = [one for one in found if one not in mute]
+    asked = {one.key for one in told}
+    silent = [
+        Alone(one.role, str(one), f"the judge {one.judge} tells harm, nothing of refusals", one.key in asked)
+        for one in mute
+    ]
+    if mute and not told:
+        raise InputError(f"There is nothing to compare: {'; '.join(map(str, silent))}; judge by refusal too.")
+    return told, [*alone, *silent]
+
+
+def _alone(metric: str, before: bool) -> Alone:
+    return Alone("task", f"{metric} of a task", f"{'before' if before else 'after'} only")
 
 
 # --- reading ------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 from xml.etree import ElementTree
 
 from tokendeep import runs, stats
-from tokendeep.errors import InputError, flag
+from tokendeep.errors import InputError, did_you_mean, flag
+from tokendeep.pairing.conditions import FIELDS, Alone
 from tokendeep.pairing.difference import Difference
 from tokendeep.pairing.sides import Tested
 from tokendeep.records import Check, Compared, Gated
@@ -18,6 +19,7 @@ from tokendeep.verbs.compare import ComparePlan
 
 what = heading("What to let through")
 JUNIT, SUMMARY = "gate.xml", "gate.md"
+CONDITIONS = "conditions"  # in --allow: what one side lacks
 FILES = (Compared.FILE, Gated.FILE, JUNIT, SUMMARY)
 LIMITS = {  # option: the requests it is about, and what to run where there are none
     "max_asr_rise": (("harmful",), "runs of attack on harmful requests"),
@@ -45,11 +47,16 @@ class GateOptions:
     ] = field(default=None, kw_only=True)
     undecided: Annotated[
         Literal["fail", "pass"],
-        what(help="What to do where the prompts are too few to tell: fail is exit code 1, pass is 0."),
+        what(
+            help="What to do where prompts are too few to tell, or one side lacks an attack: fail is exit code 1, pass is 0."
+        ),
     ] = field(default="fail", kw_only=True)
-    allow: Annotated[Names, what(help="What may differ between the runs, as compare takes it.")] = field(
-        default_factory=list, kw_only=True
-    )
+    allow: Annotated[
+        Names,
+        what(
+            help=f"What may differ between the runs, as compare takes it; {CONDITIONS} leaves out what stands on one side only."
+        ),
+    ] = field(default_factory=list, kw_only=True)
     parity: Annotated[str | None, what(help="parity.json of the two engines that answered, as compare takes it.")] = (
         field(default=None, kw_only=True)
     )
@@ -65,6 +72,7 @@ class GatePlan:
     options: GateOptions
     compared: ComparePlan
     checks: Sequence[Check]
+    skipped: Sequence[Alone] = ()
 
     def lines(self) -> list[str]:
         limits = [f"{flag(name)} {limit}" for name, limit in _limits(self.options).items()]
@@ -75,7 +83,7 @@ class GatePlan:
         found = {one.verdict for one in self.checks}
         verdict = next((one for one in ("fail", "undecided") if one in found), "pass")
         passes = verdict == "pass" or (verdict == "undecided" and self.options.undecided == "pass")
-        return Gated(verdict=verdict, passes=passes, checks=list(self.checks))
+        return Gated(verdict=verdict, passes=passes, checks=list(self.checks), skipped=list(map(str, self.skipped)))
 
 
 def plan(options: GateOptions) -> GatePlan:
@@ -90,13 +98,19 @@ def plan(options: GateOptions) -> GatePlan:
     for name, limit in limits.items():
         if not 0 <= limit < 1:
             raise InputError(f"{flag(name)} is {limit}, but must be a share from 0 to below 1; 0.02 is two points.")
+    for name in options.allow:
+        if name not in (*FIELDS, CONDITIONS):
+            raise InputError(f"--allow does not know {name!r}; {did_you_mean(name, (*FIELDS, CONDITIONS))}.")
     check_place(options.out, FILES)
+    allow = [name for name in options.allow if name != CONDITIONS]
     plan = compare.plan(
-        compare.CompareOptions(
-            options.before, options.after, allow=options.allow, parity=options.parity, out=options.out
-        )
+        compare.CompareOptions(options.before, options.after, allow=allow, parity=options.parity, out=options.out)
     )
-    return GatePlan(options, plan, [one for name, limit in limits.items() for one in _checks(name, limit, plan.tests)])
+    checks = [one for name, limit in limits.items() for one in _checks(name, limit, plan)]
+    missing = [(name, limit, one) for name, limit in limits.items() for one in _missing(name, plan)]
+    if CONDITIONS in options.allow:
+        return GatePlan(options, plan, checks, [one for *_, one in missing])
+    return GatePlan(options, plan, [*checks, *(_unseen(*one) for one in missing)])
 
 
 def run(plan: GatePlan, *, show: bool = True) -> int:
@@ -110,6 +124,8 @@ def run(plan: GatePlan, *, show: bool = True) -> int:
         runs.write_text(out / SUMMARY, markdown(record, plan.compared.record()))
     if show:
         print("\n".join(f"{one.verdict}: {sentence(one)}" for one in record.checks))
+        for name in record.skipped:
+            print(f"not held to a limit, as allowed: {name}")
         print(f"gate: {record.verdict}" + (", which passes" if record.passes and record.verdict != "pass" else ""))
     return 0 if record.passes else 1
 
@@ -118,16 +134,34 @@ def _limits(options: GateOptions) -> dict[str, float]:
     return {name: value for name in LIMITS if (value := getattr(options, name)) is not None}
 
 
-def _checks(name: str, limit: float, tests: Sequence[Tested]) -> Iterator[Check]:
+def _checks(name: str, limit: float, plan: ComparePlan) -> Iterator[Check]:
     """The checks of one limit. Raises InputError where no condition is about it."""
     requests, remedy = LIMITS[name]
-    chosen = [one for one in tests if one.row.requests in requests]
+    chosen = [one for one in plan.tests if one.row.requests in requests]
     if not chosen:
+        there = "; ".join(map(str, _missing(name, plan)))
         raise InputError(
-            f"{flag(name)} is given, but the two sides have no {remedy} in common; add them, or leave it out."
+            f"{flag(name)} is given, but the two sides have no {remedy} in common{f' ({there})' if there else ''}; add them, or "
+            "leave it out."
         )
     for one in chosen:
-        yield _check(name.removeprefix("max_").replace("_", "-"), limit, one)
+        yield _check(_short(name), limit, one)
+
+
+def _missing(name: str, plan: ComparePlan) -> list[Alone]:
+    """What a limit is about and could not be compared."""
+    return [one for one in plan.alone if one.requests in LIMITS[name][0] and not one.heard]
+
+
+def _unseen(name: str, limit: float, one: Alone) -> Check:
+    return Check(
+        limit=_short(name), condition=one.name, at_most=limit, change=None, low=None, high=None, n=0, left_out=0,
+        verdict="undecided", reason=one.why,
+    )  # fmt: skip
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("max_").replace("_", "-")
 
 
 def _check(name: str, limit: float, one: Tested) -> Check:
@@ -152,6 +186,8 @@ def _mirrored(change: Difference) -> Difference:
 
 def sentence(one: Check) -> str:
     """A check in words: no text of prompts or answers."""
+    if one.change is None or one.low is None or one.high is None:
+        return f"{one.condition}, {one.limit} not known: {one.reason}; ask both sides the same, or --allow {CONDITIONS}"
     said = (
         f"{one.condition}, {one.limit} {100 * one.change:+.1f} points, one-sided 95 % bounds {100 * one.low:+.1f} and "
         f"{100 * one.high:+.1f}, at most {100 * one.at_most:g} (n = {one.n})"
@@ -176,10 +212,10 @@ def junit(record: Gated) -> str:
     suite = ElementTree.Element(
         "testsuite",
         name="tokendeep gate",
-        tests=str(len(record.checks)),
+        tests=str(len(record.checks) + len(record.skipped)),
         failures=str(len(bad)),
         errors="0",
-        skipped="0",
+        skipped=str(len(record.skipped)),
     )
     for one in record.checks:
         case = ElementTree.SubElement(suite, "testcase", classname=f"tokendeep.gate.{one.limit}", name=one.condition)
@@ -187,6 +223,9 @@ def junit(record: Gated) -> str:
             ElementTree.SubElement(case, "failure", type=one.verdict, message=sentence(one))
         else:
             ElementTree.SubElement(case, "system-out").text = f"{one.verdict}: {sentence(one)}"
+    for name in record.skipped:
+        case = ElementTree.SubElement(suite, "testcase", classname="tokendeep.gate", name=name)
+        ElementTree.SubElement(case, "skipped", message=f"left out by --allow {CONDITIONS}")
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode") + "\n"
 
@@ -204,11 +243,14 @@ def markdown(record: Gated, compared: Compared) -> str:
     lines += [f"- {note}" for row in compared.rows for note in compare.notes(row)]
     lines += [f"- {note}" for note in compare.unknown(compared)]
     lines += [f"- Parity of the engines: {compared.parity}."] if compared.parity else []
+    lines += [f"- Not held to a limit, as allowed: {name}." for name in record.skipped]
     lines += [f"- Allowed to differ: {name} ({one}; {two})." for name, (one, two) in compared.allowed.items()]
     return "\n".join(lines) + "\n"
 
 
 def _row(one: Check) -> str:
-    cells = [one.verdict, one.limit, one.condition, f"{100 * one.change:+.1f}", f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
-             f"{100 * one.at_most:g}", str(one.n)]  # fmt: skip
+    seen = ["-", "-"]
+    if one.change is not None and one.low is not None and one.high is not None:
+        seen = [f"{100 * one.change:+.1f}", f"{100 * one.low:+.1f} to {100 * one.high:+.1f}"]
+    cells = [one.verdict, one.limit, one.condition, *seen, f"{100 * one.at_most:g}", str(one.n)]
     return f"| {' | '.join(cells)} |"

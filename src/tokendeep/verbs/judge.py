@@ -6,6 +6,7 @@ What was found before stays: new rows of rates stand beside the old ones.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,7 +140,8 @@ def run(plan: JudgePlan, *, show: bool = True) -> Path:
     """Judge the answers; writes verdicts.jsonl and, in the folder of a run, new rows into asr.json. Returns the folder.
 
     Raises:
-        InputError: files of the user's own are in the way, or another process writes there.
+        InputError: files of the user's own are in the way, or another process writes there; where it shows the rates, also
+            a judge that has scored no answer.
     """
     from tokendeep.evals import judging, rejudging, stored
     from tokendeep.progress import Bar
@@ -155,7 +157,23 @@ def run(plan: JudgePlan, *, show: bool = True) -> Path:
         rows = _rates(plan, samples)
     if show:
         _show(plan, rows)
+        check_scored(rows)
     return folder
+
+
+def check_scored(rows: Sequence[Rate]) -> None:
+    """Raises InputError for a judge that has scored no answer."""
+    for judge in dict.fromkeys(row.judge for row in rows):
+        of = [row for row in rows if row.judge == judge and row.params.any_of is None]
+        if of and not any(row.n for row in of):
+            why = Counter[str]()
+            for row in of:
+                why.update(row.outcomes)
+            reasons = ", ".join(f"{count} {name}" for name, count in why.items())
+            raise InputError(
+                f"{judge} has scored none of {why.total()} answers ({reasons}), so it has no rate; what it found is kept: look "
+                "at the run's logs, or name another judge or grader."
+            )
 
 
 def recount(plan: JudgePlan) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from tokendeep.attacks import ATTACKS
 from tokendeep.errors import InputError
 from tokendeep.judges import agreement
 from tokendeep.judges.agreement import Corrected
@@ -18,6 +19,7 @@ WHAT = (
     "that were not scored stay left out."
 )
 MEANS = {"harm": "harmful", "compliance": "complied"}
+UNKNOWN = "The calibration does not say what its judge saw; it is taken for what the judge of these runs saw."
 CLIPPED = "the plain formula gives a value beyond it"
 COLUMNS = ("labels", "judge", "model", "attack", "raw", "raw_low", "raw_high", "corrected", "corrected_low",
            "corrected_high", "clipped")  # fmt: skip
@@ -42,7 +44,7 @@ def check(report: Report) -> None:
     """Refuse a calibration that corrects none of these runs.
 
     Raises:
-        InputError: it is of another judge, or of one that goes by other words, or its judge tells nothing.
+        InputError: it is of another judge, or of one that goes by other words or saw other answers, or it tells nothing.
     """
     for one in report.calibrations:
         what = f"The calibration of {one.judge} on {one.labels}"
@@ -51,9 +53,15 @@ def check(report: Report) -> None:
             raise InputError(
                 f"{what} corrects no rate here, for these runs were judged by {judges}; calibrate that judge."
             )
-        for series in report.harmful:
-            if series.judge == one.judge:
-                _check_words(one, series, what)
+        mine = [series for series in report.harmful if series.judge == one.judge]
+        for series in mine:
+            _check_words(one, series, what)
+        views = [rate.params.judged for series in mine for rate in series.rows.values() if not _alike(one, rate)]
+        if len(views) == sum(len(series.rows) for series in mine):
+            raise InputError(
+                f"{what} corrects no rate here: its judge saw {one.judged}, and in these runs "
+                f"{listed(map(str, dict.fromkeys(views)))}; judge the runs, or calibrate, with the same --judged."
+            )
         if not agreement.tells(one):
             raise InputError(
                 f"{what} corrects nothing: sensitivity + specificity is not surely above 1, so that its verdicts tell nothing of "
@@ -73,12 +81,23 @@ def _check_words(one: Calibration, series: Series, what: str) -> None:
             )
 
 
+def _alike(one: Calibration, rate: Rate) -> bool:
+    """Whether the judge saw of these answers what it saw of the labelled ones, as far as both say it.
+
+    Where nothing was given in advance, `continuation` and `full` are one.
+    """
+    mine, theirs = one.judged, rate.params.judged
+    attack = ATTACKS.get(rate.attack)
+    given = attack is None or (attack.prefills and rate.params.k != 0)
+    return mine == theirs or None in (mine, theirs) or (not given and "conversation" not in (mine, theirs))
+
+
 def _rows(one: Calibration, report: Report) -> Iterator[Row]:
     for series in report.harmful:
         for condition, rate in series.rows.items() if series.judge == one.judge else ():
             if rate.n and rate.params.any_of is None:
                 seen = Estimate(value=rate.rate, low=rate.low, high=rate.high)
-                yield series, condition, rate, agreement.corrected(seen, one)
+                yield series, condition, rate, agreement.corrected(seen, one) if _alike(one, rate) else None
 
 
 def _table(one: Calibration, rows: list[Row]) -> Table:
@@ -89,14 +108,16 @@ def _table(one: Calibration, rows: list[Row]) -> Table:
         f"Share {MEANS[one.label]}, by {one.labels}",
         ["model", "attack", f"raw, by {one.judge}", f"corrected, {MEANS[one.label]}"],
         [
-            [series.name, condition_name(condition), rate_of(rate), _words(rate, made)]
+            [series.name, condition_name(condition), rate_of(rate), _words(one, rate, made)]
             for series, condition, rate, made in rows
         ],
-        " ".join([note, *one.notes]),
+        " ".join([note, *([UNKNOWN] if one.judged is None else []), *one.notes]),
     )
 
 
-def _words(rate: Rate, made: Corrected | None) -> str:
+def _words(one: Calibration, rate: Rate, made: Corrected | None) -> str:
+    if made is None and not _alike(one, rate):
+        return f"none: here the judge saw {rate.params.judged}, in the calibration {one.judged}"
     if made is None:
         side = "above the judge's sensitivity" if (rate.rate or 0) > 0.5 else "below the judge's false positives"
         return f"none: the raw rate lies {side}, by more than chance: these answers are not like those labelled"
