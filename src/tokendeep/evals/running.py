@@ -25,7 +25,7 @@ from tokendeep.defences.options import DefenceOptions
 from tokendeep.engines.base import MOST_ROWS
 from tokendeep.engines.options import ANSWER, FREE, EngineOptions
 from tokendeep.errors import InputError, explain, guarded
-from tokendeep.evals import grading, inputs, judging, logs, served
+from tokendeep.evals import flushing, grading, inputs, judging, logs, served
 from tokendeep.evals.classifier import open_classifier
 from tokendeep.evals.judging import Judging
 from tokendeep.evals.provider import NAME, OPTIONS, SERVING, TokendeepAPI, live_model
@@ -43,7 +43,6 @@ TRACE_LEVEL = "INSPECT_TRACE_LEVEL"  # what of its doings it writes there: a fil
 ELSEWHERE = "inspect/"  # any other Inspect provider: inspect/PROVIDER/NAME
 # Inspect providers of which a second object would load the model again.
 STARTING = frozenset({"vllm", "vllm-completions", "sglang", "hf", "llama-cpp-python", "transformer_lens", "nnterp"})
-FLUSHES = 2000  # a log is rewritten whole at each flush: beyond so many samples, not after each of them
 NO_IDENTITY = ("batch_size", "device", "device_map")  # Inspect would take a run with others for another one
 
 
@@ -324,20 +323,21 @@ def _eval_set(
     todo: Sequence[Task], session: Session, folder: Path, largest: int, batch_size: int, max_retries: int
 ) -> list[EvalLog]:
     ours = session.model.api if isinstance(session.model.api, TokendeepAPI) else None
-    _, written = eval_set(
-        list(todo),
-        log_dir=str(folder),
-        log_dir_allow_dirty=True,  # a task that Inspect does not know again, of an older version, is asked anew
-        model=session.model,
-        model_roles={grading.ROLE: session.grader} if session.grader else None,
-        max_tasks=len(todo),
-        max_samples=ours.queue if ours else None,
-        max_connections=ours.max_connections() if ours else None,
-        log_realtime=False,  # its database would keep the texts outside the run's folder
-        log_buffer=max(1, largest // FLUSHES),
-        max_retries=max_retries, retry_attempts=1, retry_immediate=False,
-        display="none", log_level="error", log_model_api=False, ctl_server=False, score_display=False,
-    )  # fmt: skip
+    with flushing.rhythm(largest, bool(ours and ours.served)) as at_once:
+        _, written = eval_set(
+            list(todo),
+            log_dir=str(folder),
+            log_dir_allow_dirty=True,  # a task that Inspect does not know again, of an older version, is asked anew
+            model=session.model,
+            model_roles={grading.ROLE: session.grader} if session.grader else None,
+            max_tasks=len(todo),
+            max_samples=ours.queue if ours else None,
+            max_connections=ours.max_connections() if ours else None,
+            log_realtime=False,  # its database would keep the texts outside the run's folder
+            log_buffer=at_once,
+            max_retries=max_retries, retry_attempts=1, retry_immediate=False,
+            display="none", log_level="error", log_model_api=False, ctl_server=False, score_display=False,
+        )  # fmt: skip
     return written
 
 
