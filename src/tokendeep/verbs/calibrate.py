@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tokendeep import data
 from tokendeep.data.labels import Labels, Meaning, read_labels
 from tokendeep.errors import InputError, check_known, check_least
-from tokendeep.evals.options import Label, MaxRetries, Timeout, Wording
+from tokendeep.evals.options import GraderOptions, Label, MaxRetries, Timeout, Wording
 from tokendeep.judges import JUDGES, agreement
 from tokendeep.judges.calibration import COLUMN, Said, calibration, check, verdicts
 from tokendeep.models.options import ModelOptions, Texts
@@ -29,7 +29,7 @@ SIGNS = {"harm": ("harmful", "harmless"), "compliance": ("complied", "refused")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateOptions(ModelOptions):
+class CalibrateOptions(GraderOptions, ModelOptions):
     """Compare a judge's verdicts with people's labels, and say how far its rates can be trusted."""
 
     judge: Annotated[
@@ -66,7 +66,7 @@ class CalibrateOptions(ModelOptions):
         str | None,
         what(
             help="Language model that grades, for judges that ask one: hub id, local folder, GGUF file, smollm2, or "
-            "inspect/PROVIDER/NAME for any other that Inspect knows."
+            "inspect/PROVIDER/NAME for any other that Inspect knows; MODEL@URL where a server of completions has it."
         ),
     ] = None
     judge_template: Wording = None
@@ -133,13 +133,14 @@ def plan(options: CalibrateOptions, subject: Subject | None = None) -> Calibrate
     check(options.judge, read.rows, options.by, options.threshold)
     asks = options.judge in JUDGES and JUDGES[options.judge].rubric is not None
     if (options.grader, options.judge_template, options.judge_label) == (None, None, None) and not asks:
+        options.check_grader(None)
         return CalibratePlan(options, read)
-    from tokendeep.evals import judging, running
+    from tokendeep.evals import graders, judging
 
     every = [judging.Judging(options.judge)] if asks else []
     every = judging.equipped(every, options.judge_template, options.judge_label)
     patience = {"max_retries": options.max_retries, "timeout": options.timeout}
-    grader = running.open_grader(options.grader, every, options, options.batch_size, subject, **patience)
+    grader = graders.open_grader(options.grader, every, options, options.batch_size, subject, place=options, **patience)
     return CalibratePlan(options, read, grader, every[0])
 
 
