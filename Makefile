@@ -51,7 +51,7 @@ bench-gcg: env
 		'from tokendeep import models; print(models.smollm2_folder())')
 	$(BIN)/python benchmarks/gcg.py compare build/gcg-ours.json build/gcg-nano.json
 
-# What the engine on servers costs itself, against a server that answers at once (10 minutes).
+# What the engine on servers and the whole attack cost themselves, against a server that answers at once (12 minutes).
 bench-client: env
 	$(BIN)/python benchmarks/client.py
 

@@ -26,8 +26,8 @@ from tokendeep.engines.local import generate
 from tokendeep.errors import InputError
 from tokendeep.evals import inputs, judging
 from tokendeep.evals.classifier import open_classifier
+from tokendeep.evals.graders import open_grader
 from tokendeep.evals.judging import Answer, Judging
-from tokendeep.evals.running import open_grader
 from tokendeep.judges import JUDGES
 from tokendeep.judges.base import Rubric, Seen
 from tokendeep.models import locate

@@ -401,6 +401,64 @@ def test_the_time_limit_reaches_graders_that_are_given_ids(
         assert (grader.api.place.answer_timeout, grader.api.max_retries) == (7, 3)
 
 
+def test_a_graders_server_has_a_key_and_a_name_of_its_own(
+    out: Path,
+    pairs: Path,
+    tmp_path: Path,
+    tiny_subject: Subject,
+    words_folder: Path,
+    answers: Answers,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def judged(*more: str) -> str:
+        words = ["judge", "--run", str(out), "--judge", "rubric", "--grader", f"{words_folder}@{server.url}", *more]
+        assert cli.main([*words, "--max-retries", "0"]) == 2
+        return capsys.readouterr().err
+
+    (tmp_path / "l.csv").write_text("instruction,response,label\nHow?,So it is.,1\nWhy?,Thus it is.,0\n")
+    with served_grader(tiny_subject, ["GRADE: 2"] * 8) as server:
+        server.key = "secret"
+        assert "put the key into an environment variable and name it with --grader-key-env." in judged()
+        assert "NO_SUCH_KEY, which --grader-key-env names, is not set" in judged("--grader-key-env", "NO_SUCH_KEY")
+        monkeypatch.setenv("THE_KEY", "secret")
+        with_key = ["--grader-key-env", "THE_KEY"]
+        assert "serves no model tinny; did you mean tiny: give --grader-model." in judged(
+            *with_key, "--grader-model", "tinny"
+        )
+        given: dict[str, Any] = {"grader": f"{words_folder}@{server.url}", "grader_key_env": "THE_KEY"}
+        server.pages["/v1/models"] = {"data": [{"id": name, "owned_by": "vllm"} for name in ("tiny", "other")]}
+        assert "name one with --grader-model." in judged(*with_key)
+        given["grader_model"] = "tiny"
+        verb.run(verb.plan(JudgeOptions(str(out), judge="rubric", **given)), show=False)
+        assert row_of(out).n == 3
+        attack(ungraded(pairs, tmp_path / "o", **given), tiny_subject)
+        assert row_of(tmp_path / "o").n == 3
+        labelled = {"labels": [str(tmp_path / "l.csv")], "out": str(tmp_path / "c"), "judge": "rubric"}
+        calibrate.run(calibrate.plan(CalibrateOptions(**labelled, **given)), show=False)
+    written = "".join(path.read_text() for path in tmp_path.rglob("*.json"))
+    assert "secret" not in written
+
+
+def test_options_of_a_graders_server_are_for_one(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("instruction,response,label\nHow?,So it is.,1\nWhy?,Thus it is.,0\n")
+    sentence = "--grader-key-env is for a grader on a server: name it with --grader MODEL@URL, or leave it out."
+    with pytest.raises(InputError, match=sentence):
+        verb.plan(JudgeOptions(str(out), judge="rubric", grader="smollm2", grader_key_env="X"))
+    with pytest.raises(InputError, match=sentence):
+        verb.plan(JudgeOptions(str(out), grader_key_env="X"))
+    with pytest.raises(InputError, match=sentence.replace("key-env", "model")):
+        calibrate.plan(CalibrateOptions(labels=[str(tmp_path / "l.csv")], grader_model="x", out=str(tmp_path / "c")))
+
+
+@pytest.mark.parametrize("name", ["judge", "calibrate", "attack"])
+def test_help_says_how_a_grader_on_a_server_is_named(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for word in ("MODEL@URL", "--grader-key-env", "--grader-model"):
+        assert word in told
+
+
 def test_attack_waits_for_no_grader_without_end(
     pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers
 ) -> None:

@@ -89,11 +89,9 @@ def addresses(text: str) -> list[str]:
     return urls
 
 
-def key(name: str) -> str:
-    """The key in an environment variable. Raises InputError where there is none."""
+def key(name: str, option: str = "--api-key-env") -> str:
+    """The key in an environment variable that an option names. Raises InputError where there is none."""
     found = os.environ.get(name, "").strip()
     if not found:
-        raise InputError(
-            f"The environment variable {name}, which --api-key-env names, is not set: put the key into it."
-        )
+        raise InputError(f"The environment variable {name}, which {option} names, is not set: put the key into it.")
     return found

@@ -26,6 +26,7 @@ from tokendeep.errors import InputError
 from tokendeep.evals import inputs, judging, served
 from tokendeep.evals.classifier import CLIPPED, ClassifierAPI
 from tokendeep.evals.judging import LENGTH_LIMITS, Answer, Judging
+from tokendeep.evals.options import of_grader
 from tokendeep.evals.provider import CHOICES, CLOSED, EXACT, TokendeepAPI
 from tokendeep.evals.session import Session, current, outside_loops
 from tokendeep.judges import Judge, Verdict, judge_refusal
@@ -131,7 +132,7 @@ async def grade(judge: Judge, seen: Seen, grader: Model) -> Verdict:
         if (status := served.status_of(error)) in served.REJECTIONS:
             return Verdict(outcome=REJECTED, truncated=False, evidence=f"status {status}")
         if isinstance(error, InputError):
-            raise InputError(f"The grader could not be asked: {error}") from error
+            raise InputError(f"The grader could not be asked: {of_grader(str(error))}") from error
         raise InputError(f"The grader {served.failure(grader, error)}: {served.REMEDY}.") from error
     clipped = (output.metadata or {}).get(CLIPPED, asked.clipped)
     found = read(judge, output).model_copy(update={"clipped": clipped})

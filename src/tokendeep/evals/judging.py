@@ -14,6 +14,7 @@ from inspect_ai.model import ChatMessage, ContentReasoning, Model, ModelOutput
 from tokendeep import chat
 from tokendeep.errors import InputError, did_you_mean
 from tokendeep.evals import inputs
+from tokendeep.evals.options import of_grader
 from tokendeep.evals.session import current
 from tokendeep.judges import JUDGED, JUDGES, Judge, Verdict, classifiers, wordings
 from tokendeep.judges.base import Seen
@@ -188,7 +189,7 @@ def name_of(grader: Model | None) -> str | None:
     except InputError as error:
         if (run := current()) and run.grader_name:
             return run.grader_name
-        raise InputError(f"The grader could not be asked: {error}") from error
+        raise InputError(f"The grader could not be asked: {of_grader(str(error))}") from error
 
 
 def facts(

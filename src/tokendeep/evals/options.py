@@ -1,5 +1,6 @@
 """What every evaluation shares: how rows are read, how answers are sampled, and who judges them. Loads nothing heavy."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
@@ -7,7 +8,8 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 
 from tokendeep.data.options import ROLES, DataOptions
-from tokendeep.errors import InputError, did_you_mean
+from tokendeep.engines.options import key
+from tokendeep.errors import InputError, did_you_mean, flag
 from tokendeep.models.options import advanced
 from tokendeep.types import Decoding
 
@@ -25,6 +27,39 @@ MaxRetries = Annotated[
 Timeout = Annotated[
     int, advanced(help="Seconds that one reply of a grader's server may take before it is asked again.")
 ]
+
+
+GraderKey = Annotated[
+    str | None,
+    advanced(help="Name of the environment variable that holds the key of the grader's server (--grader MODEL@URL)."),
+]
+GraderModel = Annotated[
+    str | None, advanced(help="What the grader's server (--grader MODEL@URL) calls it, where it serves several models.")
+]
+ITS_OWN = {"api-key-env": "grader-key-env", "engine-model": "grader-model", "model": "grader"}
+
+
+def of_grader(sentence: str) -> str:
+    """A sentence about a model on a server, with the options by which a grader is named."""
+    return re.sub(r"(?<=--)(api-key-env|engine-model|model)(?![\w-])", lambda found: ITS_OWN[found[0]], sentence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraderOptions:
+    """How a grader on a server is asked."""
+
+    grader_key_env: GraderKey = None
+    grader_model: GraderModel = None
+
+    def check_grader(self, name: str | None) -> None:
+        """Raises InputError for options of a server where the grader `name` is on none, and for a key that is not set."""
+        for option in ("grader_key_env", "grader_model"):
+            if getattr(self, option) is not None and "@http" not in (name or ""):
+                raise InputError(
+                    f"{flag(option)} is for a grader on a server: name it with --grader MODEL@URL, or leave it out."
+                )
+        if self.grader_key_env is not None:
+            key(self.grader_key_env, "--grader-key-env")
 
 
 Wording = Annotated[

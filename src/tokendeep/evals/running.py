@@ -16,22 +16,19 @@ from typing import Any, TypeVar
 
 from inspect_ai import Task, eval_set
 from inspect_ai.log import EvalLog
-from inspect_ai.model import GenerateConfig, Model, get_model
+from inspect_ai.model import Model, get_model
 from platformdirs import user_data_path
 
 from tokendeep import chat, models, runs
 from tokendeep.attacks.base import Attack
 from tokendeep.defences.options import DefenceOptions
 from tokendeep.engines.base import MOST_ROWS
-from tokendeep.engines.options import ANSWER, FREE, EngineOptions
+from tokendeep.engines.options import FREE, EngineOptions
 from tokendeep.errors import InputError, explain, guarded
-from tokendeep.evals import grading, inputs, judging, logs, served
-from tokendeep.evals.classifier import open_classifier
-from tokendeep.evals.judging import Judging
+from tokendeep.evals import flushing, grading, logs, served
 from tokendeep.evals.provider import NAME, OPTIONS, SERVING, TokendeepAPI, live_model
 from tokendeep.evals.session import Session, outside_loops, use
 from tokendeep.evals.tasks import LATER, SERVED, TASKS, arguments, prefills
-from tokendeep.judges.base import Rubric
 from tokendeep.models.options import ModelOptions
 from tokendeep.progress import Bar
 from tokendeep.runs.files import remove
@@ -43,7 +40,6 @@ TRACE_LEVEL = "INSPECT_TRACE_LEVEL"  # what of its doings it writes there: a fil
 ELSEWHERE = "inspect/"  # any other Inspect provider: inspect/PROVIDER/NAME
 # Inspect providers of which a second object would load the model again.
 STARTING = frozenset({"vllm", "vllm-completions", "sglang", "hf", "llama-cpp-python", "transformer_lens", "nnterp"})
-FLUSHES = 2000  # a log is rewritten whole at each flush: beyond so many samples, not after each of them
 NO_IDENTITY = ("batch_size", "device", "device_map")  # Inspect would take a run with others for another one
 
 
@@ -126,79 +122,6 @@ def _on_server(
         model.model_args.pop(field, None)
     model.model_args["engine"] = "server"
     return model
-
-
-def open_grader(
-    name: str | None,
-    every: Sequence[Judging],
-    options: ModelOptions,
-    batch_size: int,
-    subject: Subject | None = None,
-    *,
-    max_retries: int = 6,
-    timeout: int = ANSWER,
-) -> Model | None:
-    """The model that grades, as `open_model`, or MODEL@URL for one on a server; None where no judge asks one.
-
-    Args:
-        max_retries: how often its server is asked again.
-        timeout: seconds that one reply of its server may take.
-
-    Raises:
-        InputError: a judge asks a model and none is named, or the other way round.
-    """
-    asking = grading.asking(every)
-    if name is None and asking:
-        raise InputError(f"The judge {asking[0]} asks a language model to grade; name one with --grader MODEL.")
-    if name is not None and not asking:
-        raise InputError(
-            "--grader names a model, but no judge of --judge asks one; leave it out, or give --judge rubric."
-        )
-    if name is None:
-        return None
-    judging.check_equipped(every)
-    by = {one.judge: rubric for one in every if (rubric := one.by.rubric)}
-    if any(rubric.labels for rubric in by.values()):
-        return _classifier(name, by, options, batch_size)
-    raw = [name for name, rubric in by.items() if rubric.wording]
-    spec, at, rest = name.removeprefix(f"{NAME}/").partition("@http")
-    if raw and (name.startswith(ELSEWHERE) or name.split("/")[0] in SERVING):
-        raise InputError(
-            f"The judge {raw[0]} gives its model token ids of its own, which {name.split('/')[0]} does not take: give --grader "
-            "its folder or hub id, or MODEL@URL where a server has it."
-        )
-    engine = EngineOptions(engine=f"http{rest}", answer_timeout=timeout) if at else None
-    own = ModelOptions(chat_template=options.chat_template) if engine else options
-    needs_template = len(raw) < len(by)
-    model = open_model(spec, own, batch_size, subject, None, engine, max_retries, needs_template)
-    if str(model).split("/")[0] in SERVING and (names := grading.by_turns(every)):
-        raise InputError(
-            f"The judge {names[0]} puts a finished answer, which {str(model).split('/')[0]} would continue; serve the model "
-            "elsewhere and give --grader inspect/openai-api/SERVER/NAME, or its folder."
-        )
-    _check_words(by, model)
-    if not isinstance(model.api, TokendeepAPI):  # Inspect would ask and wait for ever
-        model.config = model.config.merge(GenerateConfig(max_retries=max_retries, attempt_timeout=timeout))
-    return model
-
-
-def _classifier(name: str, by: Mapping[str, Rubric], options: ModelOptions, batch_size: int) -> Model:
-    """The sequence classifier that these judges ask."""
-    if len({rubric.labels for rubric in by.values()}) > 1:
-        raise InputError(f"--grader is one model, but {' and '.join(by)} ask different ones: call judge once for each.")
-    [labels] = {rubric.labels for rubric in by.values()}
-    return open_classifier(name, labels, options, batch_size)
-
-
-def _check_words(by: Mapping[str, Rubric], model: Model) -> None:
-    """Raises InputError for a grader of ours that is not there, or has another tokenizer than a judge expects."""
-    api = model.api if isinstance(model.api, TokendeepAPI) else None
-    if api and (
-        any(r.choices or r.marks or r.asks for r in by.values())
-        or (api.subject is None and models.on_hub(api.model_name))
-    ):
-        for name, rubric in by.items():  # the tokenizer is there only where the model is
-            inputs.check_words(rubric, api.tokenizer, name, api.model_name)
 
 
 def _served(spec: str, options: ModelOptions) -> Model:
@@ -327,20 +250,21 @@ def _eval_set(
     todo: Sequence[Task], session: Session, folder: Path, largest: int, batch_size: int, max_retries: int
 ) -> list[EvalLog]:
     ours = session.model.api if isinstance(session.model.api, TokendeepAPI) else None
-    _, written = eval_set(
-        list(todo),
-        log_dir=str(folder),
-        log_dir_allow_dirty=True,  # a task that Inspect does not know again, of an older version, is asked anew
-        model=session.model,
-        model_roles={grading.ROLE: session.grader} if session.grader else None,
-        max_tasks=len(todo),
-        max_samples=ours.queue if ours else None,
-        max_connections=ours.max_connections() if ours else None,
-        log_realtime=False,  # its database would keep the texts outside the run's folder
-        log_buffer=max(1, largest // FLUSHES),
-        max_retries=max_retries, retry_attempts=1, retry_immediate=False,
-        display="none", log_level="error", log_model_api=False, ctl_server=False, score_display=False,
-    )  # fmt: skip
+    with flushing.rhythm(largest, bool(ours and ours.served)) as at_once:
+        _, written = eval_set(
+            list(todo),
+            log_dir=str(folder),
+            log_dir_allow_dirty=True,  # a task that Inspect does not know again, of an older version, is asked anew
+            model=session.model,
+            model_roles={grading.ROLE: session.grader} if session.grader else None,
+            max_tasks=len(todo),
+            max_samples=ours.queue if ours else None,
+            max_connections=ours.max_connections() if ours else None,
+            log_realtime=False,  # its database would keep the texts outside the run's folder
+            log_buffer=at_once,
+            max_retries=max_retries, retry_attempts=1, retry_immediate=False,
+            display="none", log_level="error", log_model_api=False, ctl_server=False, score_display=False,
+        )  # fmt: skip
     return written
 
 

@@ -36,6 +36,8 @@ NOT_COMPARED = (
     "api_key_env",
     "in_flight",
     "answer_timeout",
+    "grader_model",
+    "grader_key_env",
 )
 OWN = {"tokendeep", "verb", "status", "config", "inputs", "models", "seed", "versions", "started", "resumed", "finished",
        "files", "results"}  # fmt: skip

@@ -20,7 +20,7 @@ from tokendeep.defences import DEFENCES
 from tokendeep.defences.options import DefenceOptions
 from tokendeep.engines.options import EngineOptions
 from tokendeep.errors import InputError, check_least
-from tokendeep.evals.options import EvalOptions, Grader
+from tokendeep.evals.options import EvalOptions, Grader, GraderOptions
 from tokendeep.judges.base import FAILED
 from tokendeep.models.options import ModelOptions, own
 from tokendeep.records import Outcomes, Rate, Rates
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tokendeep.evals.running import Model
 
 MODELS = ("grader", *(name for attack in ATTACKS.values() for name in attack.models))  # options that name them
-SHARED = (ModelOptions, EngineOptions, DefenceOptions, EvalOptions)
+SHARED = (ModelOptions, EngineOptions, DefenceOptions, GraderOptions, EvalOptions)
 what = heading("What to attack")
 log = logging.getLogger(__name__)
 
@@ -177,12 +177,12 @@ def plan(options: AttackOptions, subject: Subject | None = None, rows: Iterable[
 
 def _open_grader(options: AttackOptions) -> Model | None:
     """The model that grades, if any; it waits for a server as the model under attack does."""
-    from tokendeep.evals import judging, running
+    from tokendeep.evals import graders, judging
 
     every = judging.named(options.judge, options.judged)
     loading = models.ModelOptions(dtype=options.dtype, device=options.device)
     patience = {"max_retries": options.max_retries, "timeout": options.answer_timeout}
-    return running.open_grader(options.grader, every, loading, options.batch_size, **patience)
+    return graders.open_grader(options.grader, every, loading, options.batch_size, place=options, **patience)
 
 
 def run(plan: AttackPlan, *, show: bool = True, kept: bool = True) -> Path:

@@ -11,7 +11,7 @@ from tokendeep import data
 from tokendeep.data.behaviours import FILE
 from tokendeep.data.labels import Labels, Meaning, read_labels
 from tokendeep.errors import InputError, check_known, check_least
-from tokendeep.evals.options import Label, MaxRetries, Timeout, Wording
+from tokendeep.evals.options import GraderOptions, Label, MaxRetries, Timeout, Wording
 from tokendeep.judges import JUDGED, JUDGES, agreement
 from tokendeep.judges.calibration import COLUMN, Said, calibration, check, verdicts
 from tokendeep.models.options import ModelOptions, Texts
@@ -31,7 +31,7 @@ SIGNS = {"harm": ("harmful", "harmless"), "compliance": ("complied", "refused")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateOptions(ModelOptions):
+class CalibrateOptions(GraderOptions, ModelOptions):
     """Compare a judge's verdicts with people's labels, and say how far its rates can be trusted."""
 
     judge: Annotated[
@@ -82,7 +82,7 @@ class CalibrateOptions(ModelOptions):
         str | None,
         what(
             help="Language model that grades, for judges that ask one: hub id, local folder, GGUF file, smollm2, or "
-            "inspect/PROVIDER/NAME for any other that Inspect knows."
+            "inspect/PROVIDER/NAME for any other that Inspect knows; MODEL@URL where a server of completions has it."
         ),
     ] = None
     judge_template: Wording = None
@@ -162,14 +162,15 @@ def plan(options: CalibrateOptions, subject: Subject | None = None) -> Calibrate
         )
     asks = rubric is not None
     if (options.grader, options.judge_template, options.judge_label) == (None, None, None) and not asks:
+        options.check_grader(None)
         return CalibratePlan(options, read)
-    from tokendeep.evals import judging, labelled, running
+    from tokendeep.evals import graders, judging, labelled
 
     every = [judging.Judging(options.judge, options.judged)] if asks else []
     every = judging.equipped(every, options.judge_template, options.judge_label)
     judging.check_contexts(every, labelled.answers(read.rows))
     patience = {"max_retries": options.max_retries, "timeout": options.timeout}
-    grader = running.open_grader(options.grader, every, options, options.batch_size, subject, **patience)
+    grader = graders.open_grader(options.grader, every, options, options.batch_size, subject, place=options, **patience)
     return CalibratePlan(options, read, grader, every[0])
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tokendeep import runs
 from tokendeep.errors import InputError, check_least
-from tokendeep.evals.options import Label, MaxRetries, Timeout, Wording
+from tokendeep.evals.options import GraderOptions, Label, MaxRetries, Timeout, Wording
 from tokendeep.judges import JUDGED, JUDGES, Judge
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Manifest, Outcomes, Rate, Rates, StoredVerdict
@@ -32,7 +32,7 @@ what = heading("What to judge")
 
 
 @dataclass(frozen=True)
-class JudgeOptions:
+class JudgeOptions(GraderOptions):
     """Judge the answers of a finished attack again, by other judges or views; nothing is generated."""
 
     run: Annotated[str, what(help="Folder that attack wrote (or inspect eval, with its logs).")]
@@ -50,7 +50,7 @@ class JudgeOptions:
         str | None,
         what(
             help="Language model that grades harm, for the judges that ask one: hub id, local folder, GGUF file, smollm2, or "
-            "inspect/PROVIDER/NAME for any other that Inspect knows."
+            "inspect/PROVIDER/NAME for any other that Inspect knows; MODEL@URL where a server of completions has it."
         ),
     ] = field(default=None, kw_only=True)
     judge_template: Wording = field(default=None, kw_only=True)
@@ -117,7 +117,7 @@ def plan(options: JudgeOptions, subject: Subject | None = None) -> JudgePlan:
     Raises:
         InputError: an unknown judge or view, a folder without answers, or a run that has not finished.
     """
-    from tokendeep.evals import judging, logs, rejudging, running
+    from tokendeep.evals import graders, judging, logs, rejudging
 
     every, folder = judging.named(options.judge, options.judged), user_path(options.run)
     every = judging.equipped(every, options.judge_template, options.judge_label)
@@ -132,7 +132,7 @@ def plan(options: JudgeOptions, subject: Subject | None = None) -> JudgePlan:
     check_least(options, {"batch_size": 0, "max_retries": 0, "timeout": 1})
     loaded = ModelOptions(chat_template=options.chat_template, dtype=options.dtype, device=options.device)
     patience = {"max_retries": options.max_retries, "timeout": options.timeout}
-    grader = running.open_grader(options.grader, every, loaded, options.batch_size, subject, **patience)
+    grader = graders.open_grader(options.grader, every, loaded, options.batch_size, subject, place=options, **patience)
     return JudgePlan(options, folder, every, read, grader)
 
 

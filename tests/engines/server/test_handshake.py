@@ -136,7 +136,9 @@ def no_counts(reply: dict[str, Any]) -> dict[str, Any]:
         (lambda reply: {"choices": []}, "is not one of a server of its kind"),
         (lambda reply: {"error": "x"}, "is not one of a server of its kind"),
         (lambda reply: {**reply, "choices": [{**reply["choices"][0], "text": "qqqq"}]}, "do not spell the text"),
+        (lambda reply: {**reply, "choices": [{**reply["choices"][0], "text": ""}]}, "do not spell the text"),
         (lambda reply: {**reply, "choices": [{**reply["choices"][0], "token_ids": [41]}]}, "stopped for length at 1"),
+        (lambda reply: {**reply, "choices": [{**reply["choices"][0], "token_ids": [999] * 16}]}, "the token id 999"),
     ],
 )
 def test_answers_that_are_wrong(
@@ -188,10 +190,11 @@ def test_servers_must_be_alike(server: TokenServer, tiny_subject: Subject) -> No
 def test_an_end_of_the_servers_own_is_no_text(server: TokenServer) -> None:
     own = server.subject.tokenizer.convert_tokens_to_ids("<|endoftext|>")
     assert own not in server.known.ends
+    text = server.subject.tokenizer.decode([50])
     request = Request(tuple(range(40, 60)), Decoding(max_new_tokens=6))
     with meet(server) as engine:
         server.change = lambda reply: {
-            **reply, "choices": [{**reply["choices"][0], "token_ids": [50, own], "text": "", "finish_reason": "stop"}]
+            **reply, "choices": [{**reply["choices"][0], "token_ids": [50, own], "text": text, "finish_reason": "stop"}]
         }  # fmt: skip
         done = engine.submit(request).result(30)
         assert (done.ids, done.truncated) == ((50,), False)

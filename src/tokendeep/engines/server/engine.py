@@ -99,7 +99,8 @@ class ServerEngine:
             return self._dialect.address(host), {**self._dialect.body(ask), **self._choosing(request.choices)}
 
         def read(answer: Mapping[str, Any]) -> Completion:
-            done = answers.completion(self.tokenizer, ask, parsed(self._dialect.read, answer, self.about.model))
+            told = parsed(self._dialect.read, answer, self.about.model)
+            done = answers.completion(self.tokenizer, ask, told, self.known.vocabulary)
             self.stats.requests, self.stats.tokens = self.stats.requests + 1, self.stats.tokens + len(done.ids)
             return replace(done, chances=self._chances(answer, request.choices))
 

@@ -141,7 +141,7 @@ def _meet(
         ask = Ask(Request(ids, Decoding(max_new_tokens=longest)), model, known.ends, 0, bias)
         return ask, dialects.parsed(how.read, client.post(host, how.address(host), how.body(ask)), host.url)
 
-    rounds = [[_canary(host, tokenizer, *_first(host, model, asked, ids)) for ids in prompts] for _ in range(2)]
+    rounds = [[_canary(host, tokenizer, known, *_first(host, model, asked, ids)) for ids in prompts] for _ in range(2)]
     _, reply = asked(prompts[0], 1)
     handshake = Handshake(
         kind,
@@ -211,7 +211,7 @@ def _check_tokenizer(client: Client, host: Host, tokenizer: Any, kind: str, mode
         ) from None
     except (KeyError, TypeError):
         return
-    answers.check_text(tokenizer, tuple(words), str(spelt), whole=True)
+    answers.check_text(tokenizer, tuple(words), str(spelt))
 
 
 def _first(host: Host, model: str, asked: Callable[[Ids, int], tuple[Ask, Reply]], ids: Ids) -> tuple[Ask, Reply]:
@@ -229,7 +229,7 @@ def _first(host: Host, model: str, asked: Callable[[Ids, int], tuple[Ask, Reply]
         raise
 
 
-def _canary(host: Host, tokenizer: Any, ask: Ask, reply: Reply) -> Completion:
+def _canary(host: Host, tokenizer: Any, known: Known, ask: Ask, reply: Reply) -> Completion:
     """The answer to a canary, checked more closely than others."""
     if reply.prompt is None and reply.prompt_tokens is None:
         raise InputError(
@@ -237,7 +237,7 @@ def _canary(host: Host, tokenizer: Any, ask: Ask, reply: Reply) -> Completion:
             "SGLang or llama.cpp."
         )
     try:
-        return answers.completion(tokenizer, ask, reply)
+        return answers.completion(tokenizer, ask, reply, known.vocabulary)
     except InputError as error:
         raise InputError(f"{host.url}: {error}") from error
 
