@@ -205,6 +205,22 @@ def test_a_busy_server_is_waited_for(server: TokenServer) -> None:
     meet(server).close()
 
 
+@pytest.mark.parametrize("status", [403, 503])
+def test_what_could_not_be_asked_is_not_what_a_server_cannot_do(server: TokenServer, status: int) -> None:
+    server.rejects_when = lambda body: status if body.get("prompt_logprobs") is not None else None
+    assert f"status {status}" in refused(server, max_retries=1)
+
+
+@pytest.mark.parametrize("status", [400, 404, 500, 501])
+def test_a_server_that_cannot_score_is_told_so(server: TokenServer, status: int) -> None:
+    server.rejects_when = lambda body: status if body.get("prompt_logprobs") is not None else None
+    with meet(server, max_retries=1) as engine:
+        assert not engine.about.scores
+    server.rejects_when = lambda body: status if body.get("logprob_token_ids") else None
+    with meet(server, max_retries=1) as engine:
+        assert (engine.about.scores, engine.about.picks) == (True, False)
+
+
 def test_texts_without_ids_are_checked(tiny_subject: Subject) -> None:
     with TokenServer(tiny_subject, kind="plain") as server:
         said = tiny_subject.tokenizer("Then bake it in a hot oven until it is brown.").input_ids
