@@ -10,6 +10,8 @@ import asyncio
 import atexit
 import logging
 import os
+import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -52,6 +54,7 @@ class Host:
 
     url: str  # ends in /v1
     failures: int = 0
+    heard: bool = False  # whether it has ever answered
     lost: str | None = None  # how
     door: asyncio.Lock = field(default_factory=asyncio.Lock)
     resting: float = 0.0
@@ -255,12 +258,14 @@ class Client:
     async def _fetch(self, host: Host, method: str, address: str, body: Mapping[str, Any] | None) -> Any:
         try:
             async with self._session.request(method, address, json=body, allow_redirects=False) as response:
+                host.heard = True
                 if response.status == 200:
                     return await response.json(content_type=None)
                 text = await response.text(errors="replace")
         except aiohttp.ClientSSLError as error:
             raise Refused(_tls(host, error)) from None
         except aiohttp.ServerDisconnectedError:
+            await _check_scheme(host)
             raise Failed(f"{host.url} closed the connection", stale=True, lost=True) from None
         except aiohttp.SocketTimeoutError:
             raise Failed(
@@ -268,6 +273,8 @@ class Client:
                 "--engine, --timeout of judge and calibrate)"
             ) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            if not isinstance(error, aiohttp.ClientConnectorError):  # there was a connection
+                await _check_scheme(host)
             raise Failed(f"{host.url} cannot be reached ({_words(error)})", lost=True) from None
         except ValueError:
             raise Refused(f"{host.url} answers, but not with JSON: {NO_SERVER}.") from None
@@ -285,9 +292,11 @@ class Client:
                 else "put the key into an environment variable and name it with --api-key-env"
             )
             return Refused(f"{host.url} refuses {given} (status {status}): {way}.", status)
-        return Refused(f"{host.url} refused a request with status {status}.", status, _said(text))
+        why = f"{host.url} refused a request with status {status}"
+        return Refused(f"{why}: {REASON}.", status, _said(text))
 
 
+REASON = "look for its reason in the log of the server, then call again to go on; what was answered is kept"
 REMEDY = "check that the server runs and has room for the request, then call again to go on; what was answered is kept"
 
 
@@ -320,13 +329,32 @@ def _tries(tries: int) -> str:
 def _words(error: BaseException) -> str:
     """The system's words for why there is no connection."""
     reason = getattr(error, "os_error", None) or error
+    if isinstance(error, aiohttp.ClientConnectorDNSError) or isinstance(reason, socket.gaierror):
+        return "no machine of this name is known"
+    if isinstance(reason, TimeoutError):
+        return f"no connection within {CONNECT:.0f} seconds"
     number = getattr(reason, "errno", None)
-    return os.strerror(number) if number and number > 0 else type(error).__name__
+    return os.strerror(number) if number and number > 0 else "the connection broke, or what it says is not HTTP"
 
 
 def _said(text: str) -> str:
     """The server's own sentence, on one line."""
     return " ".join(text.split())[:300]
+
+
+async def _check_scheme(host: Host) -> None:
+    """Raises Refused for a server with encryption whose address says that it has none; one that has answered has none."""
+    parts, trusting = urlsplit(host.url), ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    if parts.scheme != "http" or host.heard:
+        return
+    try:
+        async with asyncio.timeout(CONNECT):
+            _, writer = await asyncio.open_connection(parts.hostname, parts.port or 80, ssl=trusting)
+    except OSError:  # TimeoutError is one
+        return
+    writer.close()
+    raise Refused(f"{host.url} is the address of a server that speaks TLS: give it with https://.")
 
 
 def _tls(host: Host, error: aiohttp.ClientSSLError) -> str:
