@@ -9,8 +9,10 @@ ones: `server.faults` holds what becomes of the next requests (a status, "drop" 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import socket
 import ssl
 import threading
 from collections import deque
@@ -62,8 +64,13 @@ class TokenServer:
         self.picks = True  # whether it is a version that tells log-probabilities of chosen next tokens
         self.pages: dict[str, Any] = {}  # what lies at a path in place of what is usual
         self.rejects: Callable[[Ids], bool] = lambda prompt: False  # whether it fails for a prompt, with status 400
+        self.rejects_when: Callable[[Mapping[str, Any]], int | None] = lambda body: (
+            None
+        )  # the same by all that is asked
         self.lead: Ids = []  # put before every prompt, as a server that adds BOS does
         self.port = 0
+        self.connections: set[Any] = set()
+        self._server: Any = None
         self._lock = threading.RLock()
 
     @property
@@ -90,9 +97,13 @@ class TokenServer:
         return self
 
     def stop(self) -> None:
-        """Serve no longer."""
-        self._server.shutdown()
-        self._server.server_close()
+        """Serve no longer, and close what is open."""
+        old, self._server = self._server, None
+        old.shutdown()
+        old.server_close()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> TokenServer:
         return self.start()
@@ -209,6 +220,15 @@ def _handler(owner: TokenServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def setup(self) -> None:
+            super().setup()
+            owner.connections.add(self.connection)
+
+        def finish(self) -> None:
+            owner.connections.discard(self.connection)
+            with contextlib.suppress(OSError):
+                super().finish()
+
         def do_GET(self) -> None:
             self._send(200, owner.get(self.path))
 
@@ -217,6 +237,7 @@ def _handler(owner: TokenServer) -> type[BaseHTTPRequestHandler]:
             fault = owner.faults.popleft() if owner.faults and self.path != "/detokenize" else None
             if fault is None and owner.rejects(body.get("prompt") or []):
                 fault = 400
+            fault = fault or owner.rejects_when(body)
             if fault == "drop":
                 self.close_connection = True
                 self.connection.close()
@@ -225,6 +246,9 @@ def _handler(owner: TokenServer) -> type[BaseHTTPRequestHandler]:
                 self._send(int(fault), {"error": {"message": f"no {body.get('prompt')}"}})
                 return
             answer = owner.post(self.path, body)
+            if self.server is not owner._server:  # it was stopped meanwhile
+                self.close_connection = True
+                return
             if answer is not None and self.path != "/detokenize":
                 answer = owner.change(answer)
                 owner.asked.append(body)

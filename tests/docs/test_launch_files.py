@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from tokendeep import cli
@@ -16,6 +17,7 @@ from tokendeep import cli
 RECIPES = Path(__file__).parents[2] / "recipes"
 SLURM = sorted((RECIPES / "slurm").glob("*.sbatch"))
 SKY = sorted((RECIPES / "skypilot").glob("*.yaml"))
+SETTINGS = sorted((RECIPES / "accelerate").glob("*.yaml"))
 SBATCH = {"job-name", "nodes", "ntasks-per-node", "gpus-per-node", "time", "output"}
 GIVEN = {
     "MODEL",
@@ -101,6 +103,30 @@ def test_the_commands_have_their_options(name: str, text: str, given: set[str]) 
             cli.parse(words[1:])
 
 
+@pytest.mark.parametrize("path", SKY, ids=lambda path: path.stem)
+def test_a_task_of_skypilot_installs_what_it_has_copied(path: Path) -> None:
+    task = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert task["workdir"] == "."
+    assert re.search(r"^pip install \.( #.*)?$", task["setup"], re.M)
+    assert "pip install tokendeep" not in task["setup"]
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.stem)
+def test_accelerate_reads_its_settings(path: Path) -> None:
+    """Its own class knows every key; a key of a plugin is one that it takes."""
+    read = load_config_from_file(str(path))
+    assert isinstance(read, ClusterConfig)
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert {name: getattr(read, name) for name in given if name != "distributed_type"} == {
+        name: value for name, value in given.items() if name != "distributed_type"
+    }
+    assert read.distributed_type == given["distributed_type"]
+    options = {one for action in launch_command_parser()._actions for one in action.option_strings}
+    for name in [*given.get("fsdp_config", ()), *given.get("deepspeed_config", ())]:
+        assert f"--{name}" in options, name
+
+
 def test_there_are_launch_files() -> None:
+    assert SETTINGS
     assert SLURM
     assert SKY

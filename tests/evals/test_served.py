@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -228,3 +229,19 @@ def test_a_provider_that_is_not_set_up_is_told_without_marks(monkeypatch: pytest
     monkeypatch.setattr(running, "get_model", missing)
     with pytest.raises(InputError, match=r"cannot be used \(It needs more\. Install with: pip install more\): check"):
         running.open_model("inspect/mockllm/model", ModelOptions(), 1)
+
+
+def test_a_provider_that_lacks_openai_names_the_extra() -> None:
+    import tomllib
+
+    from tokendeep.evals import running
+    from tokendeep.models.options import ModelOptions
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert [one.partition(">")[0] for one in project["optional-dependencies"]["servers"]] == ["openai"]
+    if importlib.util.find_spec("openai"):
+        pytest.skip("openai is installed")
+    with pytest.raises(
+        InputError, match=r"cannot be used \(.*openai.*\): install tokendeep\[servers\], which has it\.$"
+    ):
+        running.open_model("inspect/openai-api/local/model", ModelOptions(), 1)

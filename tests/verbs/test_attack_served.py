@@ -157,7 +157,7 @@ def test_a_run_goes_on_at_another_address_but_not_with_another_server(
     server.faults.extend([None] * len(server.asked))  # what the handshake asks
     server.asked.clear()
     server.faults.extend([None, None, None, *([400] * 40)])
-    with pytest.raises(InputError, match=r"Row \w+: .* refused a request with status 400"):
+    with pytest.raises(InputError, match=r"Row \w+: .* refused a request with status 400: look for .* kept\.$"):
         attack(served(pairs, out, server, tiny_folder, in_flight=1), show=False)
     before = server.prompts()
     server.faults.clear()

@@ -132,10 +132,17 @@ def _served(spec: str, options: ModelOptions) -> Model:
     try:
         model = get_model(spec, memoize=False)
     except Exception as error:  # each provider has its own way to say what it misses
-        why = re.sub(r"\[/?[a-z]+\]", "", str(error)).removeprefix("ERROR: ").rstrip(". ")  # without marks of boldness
-        raise InputError(f"The Inspect model {spec} cannot be used ({why}): check its name and set-up.") from error
+        plain = " ".join(re.sub(r"\[/?[a-z]+\]", "", str(error)).split())  # without marks of boldness
+        why = plain.removeprefix("ERROR: ").rstrip(". ")
+        way = "install tokendeep[servers], which has it" if _misses_openai(why) else "check its name and set-up"
+        raise InputError(f"The Inspect model {spec} cannot be used ({why}): {way}.") from error
     served.tell_of_waiting(model)
     return model
+
+
+def _misses_openai(why: str) -> bool:
+    """Whether the package openai is what a provider lacks."""
+    return re.search(r"\bopenai\b", why) is not None and re.search(r"install|upgrade|No module", why) is not None
 
 
 def facts(model: Model, name: str) -> dict[str, Any]:

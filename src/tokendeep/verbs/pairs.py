@@ -197,12 +197,13 @@ def _writer(plan: PairsPlan) -> Subject:
 
 def _served(plan: PairsPlan, state: runs.Run) -> Served:
     """The model on a server, which must be that of before where the run goes on."""
+    from tokendeep.engines.options import FREE
     from tokendeep.engines.server.engine import Served, connect
 
     options = plan.options
     tokenizer = models.load_tokenizer(options.model, options)
     engine = connect(options, tokenizer, models.outline(options.model, options))
-    state.agree("engine", engine.about.dump(), free=["servers"])
+    state.agree("engine", engine.about.dump(), free=FREE)
     return Served(tokenizer, engine)
 
 

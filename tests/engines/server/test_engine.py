@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,7 @@ from tokendeep.engines.base import Request, TooLong
 from tokendeep.engines.local import generate
 from tokendeep.engines.server import client
 from tokendeep.engines.server.engine import ServerEngine
+from tokendeep.engines.server.handshake import CANARY_TOKENS
 from tokendeep.errors import InputError
 from tokendeep.types import Decoding, Subject
 
@@ -104,6 +105,9 @@ def failing(server: TokenServer, faults: Sequence[int | str], **more: object) ->
             error = future.exception(60)
             outcome.append(error or future.result())
         server.asked[:start] = []
+    server.asked[:] = [
+        body for body in server.asked if body["max_tokens"] == 12
+    ]  # without what a server is met with again
     return outcome
 
 
@@ -171,7 +175,69 @@ def test_a_server_that_dies_and_comes_back(tiny_subject: Subject) -> None:
         server.stop()
         server.start()
         assert [one.result(60) for one in futures] == generate(tiny_subject, asked)
-        assert set(server.prompts()[start:]) == {one.ids for one in asked}
+        assert set(server.prompts()[start:]) >= {one.ids for one in asked}
+
+
+def come_back(subject: Subject, change: Callable[[TokenServer], None]) -> tuple[list[object], TokenServer]:
+    """What becomes of requests whose server is another one when it comes back."""
+    asked = requests(subject, 24)
+    with TokenServer(subject) as server, engine(server, in_flight=4) as servers:
+        futures = [servers.submit(one) for one in asked]
+        futures[3].result(30)
+        server.stop()
+        change(server)
+        time.sleep(0.05)  # all calls find out
+        server.asked.clear()
+        server.start()
+        return [future.exception(60) or future.result() for future in futures], server
+
+
+def other_words(server: TokenServer) -> None:
+    server.answer = lambda prompt, most: [40 + (sum(prompt) + n) % 50 for n in range(most)]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (other_words, "it answers the same question in another way"),
+        (lambda server: setattr(server, "model", "big"), "its model was tiny and is big"),
+        (lambda server: setattr(server, "context", 64), "its context was 512 and is 64"),
+        (lambda server: setattr(server, "kind", "llamacpp"), "its kind was vllm and is llamacpp"),
+        (lambda server: server.pages.update({"/version": {"version": "1.0"}}), "its version was 0.32.0 and is 1.0"),
+    ],
+)
+def test_another_server_that_comes_back_is_not_asked(
+    tiny_subject: Subject, change: Callable[[TokenServer], None], why: str
+) -> None:
+    outcome, server = come_back(tiny_subject, change)
+    wrong = [str(one) for one in outcome if isinstance(one, Exception)]
+    assert wrong
+    assert set(wrong) == {
+        f"{server.url} was gone and came back as another server ({why}): start it as it was, then call again to go on; what was "
+        "answered is kept."
+    }
+    assert [one for one in outcome if not isinstance(one, Exception)] == [
+        one
+        for one, again in zip(generate(tiny_subject, requests(tiny_subject, 24)), outcome, strict=True)
+        if one == again
+    ]
+    assert all(body["max_tokens"] == CANARY_TOKENS for body in server.asked)
+
+
+def test_a_server_that_comes_back_is_met_once(tiny_subject: Subject) -> None:
+    outcome, server = come_back(tiny_subject, lambda server: None)
+    assert outcome == generate(tiny_subject, requests(tiny_subject, 24))
+    lengths = [body["max_tokens"] for body in server.asked]
+    assert (lengths[0], lengths.count(CANARY_TOKENS)) == (CANARY_TOKENS, 1)
+
+
+def test_an_answer_that_other_requests_have_changed_is_no_other_server(tiny_subject: Subject) -> None:
+    def change(server: TokenServer) -> None:
+        plain, turns = server.answer, iter([[41], [42]])
+        server.answer = lambda prompt, most: [*next(turns, []), *plain(prompt, most)][:most]
+
+    outcome, _ = come_back(tiny_subject, change)
+    assert outcome == generate(tiny_subject, requests(tiny_subject, 24))
 
 
 def test_several_servers_share_the_load(tiny_subject: Subject) -> None:

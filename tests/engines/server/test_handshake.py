@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 
 from token_server import TokenServer
@@ -111,6 +114,17 @@ def test_tls(server: TokenServer, tmp_path: Path, tiny_subject: Subject) -> None
     with TokenServer(tiny_subject, answer=words, certificate=str(file)) as secret:
         assert "certificate of https://127.0.0.1" in refused(secret)
         assert "SSL_CERT_FILE" in refused(secret)
+        plain = secret.url.replace("https:", "http:")
+        assert f"{plain} is the address of a server that speaks TLS: give it with https://." in refused(secret, plain)
+
+
+def test_why_there_is_no_connection() -> None:
+    place: Any = SimpleNamespace(host="nowhere", port=80, ssl=False)
+    unknown = aiohttp.ClientConnectorDNSError(place, OSError(None, "Domain name not found"))
+    assert client._words(unknown) == client._words(socket.gaierror(-2, "x")) == "no machine of this name is known"
+    assert client._words(TimeoutError()) == "no connection within 15 seconds"
+    assert client._words(ConnectionRefusedError(111, "x")) == "Connection refused"
+    assert client._words(ValueError()) == "the connection broke, or what it says is not HTTP"
 
 
 def test_ids_are_refused(server: TokenServer) -> None:
@@ -203,6 +217,22 @@ def test_an_end_of_the_servers_own_is_no_text(server: TokenServer) -> None:
 def test_a_busy_server_is_waited_for(server: TokenServer) -> None:
     server.faults.extend([503, 429])
     meet(server).close()
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_what_could_not_be_asked_is_not_what_a_server_cannot_do(server: TokenServer, status: int) -> None:
+    server.rejects_when = lambda body: status if body.get("prompt_logprobs") is not None else None
+    assert f"status {status}" in refused(server, max_retries=1)
+
+
+@pytest.mark.parametrize("status", [400, 404, 500, 501])
+def test_a_server_that_cannot_score_is_told_so(server: TokenServer, status: int) -> None:
+    server.rejects_when = lambda body: status if body.get("prompt_logprobs") is not None else None
+    with meet(server, max_retries=1) as engine:
+        assert not engine.about.scores
+    server.rejects_when = lambda body: status if body.get("logprob_token_ids") else None
+    with meet(server, max_retries=1) as engine:
+        assert (engine.about.scores, engine.about.picks) == (True, False)
 
 
 def test_texts_without_ids_are_checked(tiny_subject: Subject) -> None:

@@ -10,10 +10,12 @@ import asyncio
 import atexit
 import logging
 import os
+import socket
+import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +30,7 @@ WAIT, LONGEST_WAIT = 3.0, 120.0  # seconds before a server that failed is asked 
 CONNECT = 15.0  # seconds for a connection
 IDLE = 4.0  # seconds a connection is kept unused: below the 5 of most servers, so that none is closed under a request
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+GONE = frozenset({502, 503})  # said by what stands before a server that is not there
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 SILENCE = 60.0  # seconds between two notes that a server is waited for
 
@@ -44,10 +47,16 @@ class Refused(InputError):
 
 @dataclass(eq=False)
 class Host:
-    """One server: `resting` until it is asked again, after so many `failures` in a row."""
+    """One server: `resting` until it is asked again, after so many `failures` in a row.
+
+    Where it was `lost`, another may have come in its place: it is met again before it is asked anything, at its `door`.
+    """
 
     url: str  # ends in /v1
     failures: int = 0
+    heard: bool = False  # whether it has ever answered
+    lost: str | None = None  # how
+    door: asyncio.Lock = field(default_factory=asyncio.Lock)
     resting: float = 0.0
     told: float = float("-inf")
 
@@ -96,9 +105,15 @@ class Client:
         max_retries: how often a call that failed is made again.
         answer: seconds that one answer may take.
 
+    Attributes:
+        meet: makes sure of a server that was lost and is there again, once it is known what it was; raises InputError where it
+            is another one now.
+
     Raises:
         InputError: the variable of the key is not set.
     """
+
+    meet: Callable[[Host], Awaitable[None]] | None = None
 
     def __init__(
         self, urls: list[str], key_env: str | None, in_flight: int, max_retries: int, answer: float = ANSWER
@@ -125,11 +140,11 @@ class Client:
 
     def get(self, host: Host, address: str) -> Any:
         """What lies at an address: JSON. Raises InputError where there is none."""
-        return self._wait(self._patiently(host, "GET", address, None))
+        return self._wait(self.fetch(host, "GET", address))
 
     def post(self, host: Host, address: str, body: Mapping[str, Any]) -> Any:
         """The answer of this very server: JSON. Raises InputError where there is none."""
-        return self._wait(self._patiently(host, "POST", address, body))
+        return self._wait(self.fetch(host, "POST", address, body))
 
     def close(self) -> None:
         """Break off; unfinished calls get a RuntimeError. Calling it again does nothing."""
@@ -194,10 +209,13 @@ class Client:
     async def _make(self, host: Host, call: Call) -> None:
         """Make one call once; where that fails and may be mended, it waits again in front of the others."""
         try:
+            if host.lost is not None:
+                await self._greet(host)
             address, body = call.ask(host)
             result = call.read(await self._fetch(host, "POST", address, body))
         except Failed as failed:
             call.tries += 1
+            host.lost = failed.why if failed.lost else host.lost
             if call.tries > self.max_retries:
                 call.finish(None, InputError(f"{failed.why}{_tries(call.tries)}: {REMEDY}."))
                 return
@@ -210,39 +228,59 @@ class Client:
             host.failures = 0
             call.finish(result)
 
-    async def _patiently(self, host: Host, method: str, address: str, body: Mapping[str, Any] | None) -> Any:
-        """Fetch, again and again where a server is there but busy."""
+    async def fetch(self, host: Host, method: str, address: str, body: Mapping[str, Any] | None = None) -> Any:
+        """What a server says; it is asked again and again where it is there but busy. Raises InputError where it says nothing."""
         for tries in range(self.max_retries + 1):
             try:
                 return await self._fetch(host, method, address, body)
             except Failed as failed:
-                if not (failed.busy or failed.stale) or tries == self.max_retries:
+                if not (failed.status or failed.stale) or tries == self.max_retries:
                     raise
                 host.fail(failed.why, failed.wait)
                 await asyncio.sleep(host.resting - time.monotonic())
         return None
 
+    async def _greet(self, host: Host) -> None:
+        """Meet a server again that was lost; once for all calls that wait for it."""
+        async with host.door:
+            if host.lost is None:
+                return
+            if host.resting > time.monotonic():  # it was not there for the call before this one
+                raise Failed(host.lost, lost=True)
+            try:
+                if self.meet is not None:
+                    await self.meet(host)
+            except Failed as failed:
+                host.fail(failed.why, failed.wait)
+                raise
+            host.lost = None
+
     async def _fetch(self, host: Host, method: str, address: str, body: Mapping[str, Any] | None) -> Any:
         try:
             async with self._session.request(method, address, json=body, allow_redirects=False) as response:
+                host.heard = True
                 if response.status == 200:
                     return await response.json(content_type=None)
                 text = await response.text(errors="replace")
         except aiohttp.ClientSSLError as error:
             raise Refused(_tls(host, error)) from None
         except aiohttp.ServerDisconnectedError:
-            raise Failed(f"{host.url} closed the connection", stale=True) from None
+            await _check_scheme(host)
+            raise Failed(f"{host.url} closed the connection", stale=True, lost=True) from None
         except aiohttp.SocketTimeoutError:
             raise Failed(
                 f"{host.url} did not answer within {self.answer:g} seconds (--answer-timeout and --in-flight of verbs with "
                 "--engine, --timeout of judge and calibrate)"
             ) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise Failed(f"{host.url} cannot be reached ({_words(error)})") from None
+            if not isinstance(error, aiohttp.ClientConnectorError):  # there was a connection
+                await _check_scheme(host)
+            raise Failed(f"{host.url} cannot be reached ({_words(error)})", lost=True) from None
         except ValueError:
             raise Refused(f"{host.url} answers, but not with JSON: {NO_SERVER}.") from None
         if response.status in AGAIN:
-            raise Failed(f"{host.url} failed with status {response.status}", _pause(response.headers), busy=True)
+            why, pause = f"{host.url} failed with status {response.status}", _pause(response.headers)
+            raise Failed(why, pause, lost=response.status in GONE, status=response.status)
         raise self._refusal(host, response.status, text)
 
     def _refusal(self, host: Host, status: int, text: str) -> Refused:
@@ -254,18 +292,28 @@ class Client:
                 else "put the key into an environment variable and name it with --api-key-env"
             )
             return Refused(f"{host.url} refuses {given} (status {status}): {way}.", status)
-        return Refused(f"{host.url} refused a request with status {status}.", status, _said(text))
+        why = f"{host.url} refused a request with status {status}"
+        return Refused(f"{why}: {REASON}.", status, _said(text))
 
 
+REASON = "look for its reason in the log of the server, then call again to go on; what was answered is kept"
 REMEDY = "check that the server runs and has room for the request, then call again to go on; what was answered is kept"
 
 
 class Failed(InputError):
-    """A call that may be made again: after `wait` seconds where the server says so."""
+    """A call that may be made again: after `wait` seconds where the server says so.
 
-    def __init__(self, why: str, wait: float | None = None, stale: bool = False, busy: bool = False) -> None:
+    Args:
+        stale: a connection was closed, perhaps before the call was made.
+        lost: another one may take its place.
+        status: what it said; 0 where it said nothing.
+    """
+
+    def __init__(
+        self, why: str, wait: float | None = None, *, stale: bool = False, lost: bool = False, status: int = 0
+    ) -> None:
         super().__init__(f"{why}: {REMEDY}.")
-        self.why, self.wait, self.stale, self.busy = why, wait, stale, busy
+        self.why, self.wait, self.stale, self.lost, self.status = why, wait, stale, lost, status
 
 
 def _pause(headers: Mapping[str, str]) -> float | None:
@@ -281,13 +329,32 @@ def _tries(tries: int) -> str:
 def _words(error: BaseException) -> str:
     """The system's words for why there is no connection."""
     reason = getattr(error, "os_error", None) or error
+    if isinstance(error, aiohttp.ClientConnectorDNSError) or isinstance(reason, socket.gaierror):
+        return "no machine of this name is known"
+    if isinstance(reason, TimeoutError):
+        return f"no connection within {CONNECT:.0f} seconds"
     number = getattr(reason, "errno", None)
-    return os.strerror(number) if number and number > 0 else type(error).__name__
+    return os.strerror(number) if number and number > 0 else "the connection broke, or what it says is not HTTP"
 
 
 def _said(text: str) -> str:
     """The server's own sentence, on one line."""
     return " ".join(text.split())[:300]
+
+
+async def _check_scheme(host: Host) -> None:
+    """Raises Refused for a server with encryption whose address says that it has none; one that has answered has none."""
+    parts, trusting = urlsplit(host.url), ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    if parts.scheme != "http" or host.heard:
+        return
+    try:
+        async with asyncio.timeout(CONNECT):
+            _, writer = await asyncio.open_connection(parts.hostname, parts.port or 80, ssl=trusting)
+    except OSError:  # TimeoutError is one
+        return
+    writer.close()
+    raise Refused(f"{host.url} is the address of a server that speaks TLS: give it with https://.")
 
 
 def _tls(host: Host, error: aiohttp.ClientSSLError) -> str:

@@ -69,10 +69,11 @@ class ServerEngine:
         self.tokenizer, self.known, self.stats = tokenizer, known, Stats()
         self._client = Client(addresses(urls), key_env, in_flight, max_retries, answer_timeout)
         try:
-            self.about = handshake.meet(self._client, tokenizer, known, model)
+            self.about, answered = handshake.meet(self._client, tokenizer, known, model)
         except BaseException:
             self._client.close()
             raise
+        self._client.meet = lambda host: handshake.again(self._client, host, tokenizer, known, self.about, answered)
         for sentence in self.about.shortcomings:
             log.warning("%s: %s", urls, sentence)
         self.context = min(known.context, self.about.context or known.context)

@@ -5,6 +5,7 @@ Knows nothing of what the engine is used for.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from tokendeep.chat.ids import control_ids
 from tokendeep.engines.base import Completion, Known, Request
 from tokendeep.engines.options import FREE, NO_SERVER
 from tokendeep.engines.server import answers, dialects
-from tokendeep.engines.server.client import Client, Host, Refused
+from tokendeep.engines.server.client import Client, Failed, Host, Refused
 from tokendeep.engines.server.dialects import Ask, Dialect, Ids, Reply
 from tokendeep.errors import InputError, did_you_mean
 from tokendeep.types import Decoding
@@ -27,7 +28,9 @@ CANARIES = (
 )
 CANARY_TOKENS = 16
 ALIKE = 0.5  # nats between two ways to the same log-probability, in whatever number format the server computes
+CHANCES = 3  # for the canary of a server that was gone: answers to others, which it still writes, can change it
 SPREAD = 64  # words of the vocabulary that the server is asked to spell
+BROKEN, CANNOT = 500, (400, 404, 405, 422, 501)  # statuses
 VERSIONS = {
     "vllm": ("version", "version"),
     "sglang": ("get_server_info", "version"),
@@ -107,8 +110,8 @@ def _question(tokenizer: Any, text: str) -> Ids:
     return tuple(chat.prompt_ids(tokenizer, [{"role": "user", "content": text}]))
 
 
-def meet(client: Client, tokenizer: Any, known: Known, name: str | None) -> Handshake:
-    """Ask every server; all must be alike, down to the canaries.
+def meet(client: Client, tokenizer: Any, known: Known, name: str | None) -> tuple[Handshake, Completion]:
+    """Ask every server; all must be alike, down to the canaries. What is known of them, and the answer to the first canary.
 
     Raises:
         InputError: in this order, of each: not there; no server of completions; no such model; token ids are refused or
@@ -125,7 +128,55 @@ def meet(client: Client, tokenizer: Any, known: Known, name: str | None) -> Hand
                 f"The servers {client.hosts[0].url} ({first}) and {host.url} ({other}) {what}: start them with the same "
                 "version, model and settings, or give one of them."
             )
-    return Handshake(**{**asdict(first), "servers": len(client.hosts)})
+    return Handshake(**{**asdict(first), "servers": len(client.hosts)}), answered[0]
+
+
+async def again(
+    client: Client, host: Host, tokenizer: Any, known: Known, about: Handshake, answered: Completion
+) -> None:
+    """Make sure that a server which was gone is the same as before.
+
+    Args:
+        about: what is known of it.
+        answered: its answer to the first canary then.
+
+    Raises:
+        InputError: it is another one.
+    """
+    try:
+        cards = _cards(await client.fetch(host, "GET", f"{host.url}/models"))
+    except Refused:
+        cards = {}
+    card = cards.get(about.model, {})
+    now = {
+        "model": about.model if card else ", ".join(sorted(cards)[:9]) or "none",
+        "context": card.get("max_model_len"),
+    }
+    if card:
+        now |= {"kind": str(card.get("owned_by", "unknown"))}
+        address, field = VERSIONS.get(about.kind, VERSIONS["vllm"])
+        with contextlib.suppress(Refused):  # it does not tell
+            now |= {"version": _told(await client.fetch(host, "GET", f"{host.root}/{address}"), field)[0]}
+    for name, then in about.dump().items():
+        if None not in (then, found := now.get(name)) and then != found:
+            raise InputError(_changed(host, f"its {name} was {then} and is {found}"))
+    ask = Ask(
+        Request(_question(tokenizer, CANARIES[0]), Decoding(max_new_tokens=CANARY_TOKENS)), about.model, known.ends, 0
+    )
+    how = dialect(about.kind)
+    for _ in range(CHANCES if about.repeats else 0):
+        told = await client.fetch(host, "POST", how.address(host), how.body(ask))
+        if _canary(host, tokenizer, known, ask, dialects.parsed(how.read, told, host.url)) == answered:
+            return
+    if about.repeats:
+        raise InputError(_changed(host, "it answers the same question in another way"))
+
+
+def _changed(host: Host, how: str) -> str:
+    return (
+        f"{host.url} was gone and came back as another server ({how}): start it as it was, then call again to go on; what was "
+        "answered is kept."
+    )
 
 
 def _meet(
@@ -161,10 +212,7 @@ def _meet(
 def _card(client: Client, host: Host, name: str | None) -> Mapping[str, Any]:
     """What the server says of the model that is to be asked."""
     try:
-        listed = client.get(host, f"{host.url}/models")
-        cards = {str(card["id"]): card for card in listed["data"]}
-    except (KeyError, TypeError):
-        cards = {}
+        cards = _cards(client.get(host, f"{host.url}/models"))
     except Refused as refusal:
         if refusal.status in (401, 403) or not refusal.status:
             raise
@@ -179,15 +227,31 @@ def _card(client: Client, host: Host, name: str | None) -> Mapping[str, Any]:
     return cards[wanted]
 
 
+def _cards(listed: Any) -> dict[str, Mapping[str, Any]]:
+    """What a list of models says of each, by its name; nothing where it is none."""
+    try:
+        return {str(card["id"]): card for card in listed["data"]}
+    except (KeyError, TypeError):
+        return {}
+
+
 def _version(client: Client, host: Host, kind: str) -> tuple[str | None, int | None]:
     """The version and the context of a kind that says so elsewhere; None for what is not told."""
     address, field = VERSIONS.get(kind, ("version", "version"))
     try:
-        told = client.get(host, f"{host.root}/{address}")
-        context = (told.get("default_generation_settings") or {}).get("n_ctx")
-        return told.get(field) and str(told[field]), context
-    except (InputError, AttributeError):
+        return _told(client.get(host, f"{host.root}/{address}"), field)
+    except InputError as error:
+        if not _cannot(error):
+            raise
         return None, None
+
+
+def _told(page: Any, field: str) -> tuple[str | None, int | None]:
+    """The version and the context on a page of a server."""
+    if not isinstance(page, dict):
+        return None, None
+    context = (page.get("default_generation_settings") or {}).get("n_ctx")
+    return page.get(field) and str(page[field]), context
 
 
 def _check_tokenizer(client: Client, host: Host, tokenizer: Any, kind: str, model: str) -> None:
@@ -248,7 +312,9 @@ def _stops(ends: frozenset[int], ids: Ids, asked: Callable[[Ids, int, int], tupl
     for end in sorted(ends):
         try:
             _, reply = asked(ids, 4, end)
-        except Refused:
+        except Refused as refusal:
+            if not _cannot(refusal):
+                raise
             return None
         if reply.ids is None or reply.ids[:1] not in ((end,), ()):
             return None
@@ -264,8 +330,17 @@ def _score(client: Client, host: Host, how: Dialect, model: str, ids: Ids) -> fl
     try:
         told = client.post(host, how.address(host), how.score_body(model, ids, start))
         return dialects.parsed(lambda answer: read(answer, ids, start), told, host.url)[0]
-    except InputError:
+    except InputError as error:
+        if not _cannot(error):
+            raise
         return None
+
+
+def _cannot(error: InputError) -> bool:
+    """Whether a server says that it cannot do what it was asked; it may also not have been reached, or have been busy."""
+    if isinstance(error, Failed):
+        return error.status == BROKEN  # however often it is asked, and it does answer other requests
+    return not isinstance(error, Refused) or error.status in CANNOT
 
 
 def _picks(client: Client, host: Host, how: Dialect, model: str, ids: Ids, score: float) -> bool:
@@ -276,5 +351,7 @@ def _picks(client: Client, host: Host, how: Dialect, model: str, ids: Ids, score
     try:
         told = client.post(host, how.address(host), how.next_body(model, ids[:-1], token))
         return abs(dialects.parsed(lambda answer: read(answer, token), told, host.url)[0] - score) < ALIKE
-    except InputError:
+    except InputError as error:
+        if not _cannot(error):
+            raise
         return False
