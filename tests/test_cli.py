@@ -813,3 +813,19 @@ def test_a_librarys_own_error_of_a_full_disk_is_one_sentence_below_the_bar(
 def test_an_unknown_users_home_is_no_crash(tmp_path, capfd):
     assert "must name an HTML file" in one_line(["report", str(tmp_path), "--out=~no-such-user/x"], capfd)
     assert "There is no folder" in one_line(["report", "~no-such-user/x", f"--out={tmp_path}/report.html"], capfd)
+
+
+@pytest.mark.parametrize("lines", [1, 20_000], ids=["as it ends", "as it prints"])
+def test_a_reader_that_stops_early_is_no_error(lines, tmp_path):
+    """As `head` does: it closes the pipe, in which the rest may stand unread."""
+    code = (
+        "import sys\nfrom types import SimpleNamespace\nfrom tokendeep import cli\n"
+        f"cli.parse = lambda words: (lambda: print('line of a table\\n' * {lines}), SimpleNamespace(args=(), kwargs={{}}))\n"
+        "sys.exit(cli.main([]))"
+    )
+    ours, theirs = os.pipe()
+    os.close(ours)  # nobody reads
+    done = subprocess.run([sys.executable, "-c", code], stdout=theirs, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(theirs)
+    assert done.stderr == ""
+    assert done.returncode in (0, cli.PIPE)

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from tokendeep.verbs import VERBS
 from tokendeep.verbs.common import advanced, check_text, meaning, output, typed, yaml_settings
 
 HELP = ("-h", "--help")
+PIPE = 141  # the exit code of a program that is stopped because nobody reads what it prints
 NUMBERS: dict[Any, Callable[[str], object]] = {int: whole_number, float: number}
 ALONE = (*HELP, "--version", "--install-completion")  # what needs no verb
 
@@ -236,12 +238,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = next(iter(bound.args), None)
         result = function(*bound.args, **bound.kwargs)
         leave()
+        unread()
     except KeyboardInterrupt:
         close_bars()
         print("tokendeep: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         warn_of_replaced()
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and unread():
+            return PIPE
         place = getattr(error, "filename", None) or getattr(options, "out", None) or "the output folder"
         known = error if isinstance(error, InputError) else explain(error, place)
         if known is None or "--debug" in words:
@@ -252,6 +257,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         warn_of_replaced()
         return 2
     return result if isinstance(result, int) else 0  # the exit code of gate
+
+
+def unread() -> bool:
+    """Whether nobody reads what is printed any more, such as `head` when it has its lines; then the rest goes nowhere."""
+    try:
+        place, waiting = sys.stdout.fileno(), select.poll()
+    except (AttributeError, OSError, ValueError):  # no stdout, or one that is no file; a system without poll
+        return False
+    waiting.register(place, 0)
+    if gone := any(event & select.POLLERR for _, event in waiting.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), place)
+    return gone
 
 
 def warn_of_replaced() -> None:

@@ -39,6 +39,17 @@ def test_jailbreakbench_by_the_majority_of_three(tmp_path: Path) -> None:
     assert [note.split(" rows ")[0] for note in made.notes] == ["JailbreakBench judge_comparison has 300", "In 1"]
 
 
+def test_a_known_set_that_has_lost_a_column_is_named(tmp_path: Path) -> None:
+    row = jbb("110", 1)
+    del row["human3"]
+    path = write_csv(tmp_path / "j.csv", [row])
+    with pytest.raises(
+        InputError, match="has all columns of JailbreakBench judge_comparison but 'human3', so the set has ch"
+    ):
+        read_labels([path])
+    assert read_labels([path], text="target_response", label="human1", request="goal").rows[0].label == 1
+
+
 def test_as_many_rows_as_published_are_no_note(tmp_path: Path) -> None:
     assert not read_labels([write_csv(tmp_path / "j.csv", [jbb("110", 1)] * 300)]).notes
 

@@ -123,6 +123,10 @@ def test_as_a_function_it_gives_a_table() -> None:
     ("options", "sentence"),
     [
         ({"judge": "refusla"}, "Unknown judge 'refusla'; did you mean refusal; column:NAME is a column of verdicts"),
+        (
+            {"judge": "hf:org/guard"},
+            "A classifier is named by --grader: give --judge hf-refusal or hf-harm with --grader org/",
+        ),
         ({"judge": "column:othr"}, "labels.jsonl, row 1: has no column 'othr'; did you mean other"),
         ({"threshold": 0.5}, "--threshold is for a column of scores; leave it out, or give --judge column:NAME"),
         ({"judge": "column:score"}, "row 1: 'score' is a score and no verdict; say with --threshold"),
@@ -143,6 +147,11 @@ def test_bad_input_is_one_sentence_before_anything_is_judged(
     with pytest.raises(InputError, match=sentence.replace("(", r"\(")):
         run(tmp_path, **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_files_of_labels_stand_with_commas_between(tmp_path: Path) -> None:
+    names = [write(tmp_path / name, ROWS[: n + 1]) for n, name in enumerate(("a.jsonl", "b.jsonl", "c,d.jsonl"))]
+    assert len(calibrate.plan(CalibrateOptions(labels=[",".join(names[:2]), names[2]], out="out")).labels.rows) == 6
 
 
 def test_a_column_of_texts_tells_no_kinds(tmp_path: Path) -> None:

@@ -82,8 +82,9 @@ class LabelSet:
     stored: str = ""
     behaviour: str = ""
 
-    def matches(self, columns: Mapping[str, Any]) -> bool:
-        return {self.request, self.answer, *self.votes} <= columns.keys()
+    def lacks(self, columns: Mapping[str, Any]) -> set[str]:
+        """Its columns that are not among these."""
+        return {self.request, self.answer, *self.votes} - columns.keys()
 
 
 # --- people's verdicts -----------------------------------------------------------------------------
@@ -164,7 +165,9 @@ def read_labels(
     _check_sources(sources)
     rows = [row for source in sources for row in _rows(source)]
     first = rows[0].values
-    known = None if label else next((one for one in SETS if one.matches(first)), None)
+    known = None if label else next((one for one in SETS if not one.lacks(first)), None)
+    if (text, label, request) == (None, None, None) and known is None:
+        _check_changed(rows[0])
     answer = text or (known.answer if known else "response")
     asked = request or (known.request if known else "instruction" if "instruction" in first else "prompt")
     rule: Rule = (
@@ -230,6 +233,17 @@ def _check_sources(sources: Sequence[Source]) -> None:
     files = [os.path.realpath(user_path(one)) for one in sources if isinstance(one, str | Path)]
     if twice := [file for file in files if files.count(file) > 1]:
         raise InputError(f"--labels names {twice[0]} twice, so that its rows would count twice; name it once.")
+
+
+def _check_changed(first: Row) -> None:
+    """Raises InputError for a row of a known set that lacks one of its columns."""
+    for one in SETS:
+        lacks = one.lacks(first.values)
+        if len(lacks) == 1 and any(vote in first.values for vote in one.votes):
+            raise InputError(
+                f"{first.where}: has all columns of {one.name} but {shown(lacks.pop())}, so the set has changed; take the file "
+                "as published, or name your columns with --text, --label and --request."
+            )
 
 
 def _rows(source: Source) -> list[Row]:

@@ -91,7 +91,7 @@ def together(grader: Model, work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 async def verdict(one: Judging, answer: Answer, grader: Model | None = None) -> Verdict:
     """What a judge finds in an answer, by its rule or by asking a grader. Under plain Inspect raises InputError as `grade`."""
     if (seen := judging.seen_by(one, answer)) is None:
-        found = judging.unseen(answer)
+        found = judging.unseen(one, answer)
     elif one.by.rubric and grader is not None:
         found = await _grade_or_keep(one.by, seen, grader)
     else:

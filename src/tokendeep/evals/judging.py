@@ -17,9 +17,10 @@ from tokendeep.evals import inputs
 from tokendeep.evals.options import of_grader
 from tokendeep.evals.session import current
 from tokendeep.judges import JUDGED, JUDGES, Judge, Verdict, classifiers, wordings
-from tokendeep.judges.base import Seen
+from tokendeep.judges.base import COPYRIGHT, Seen
 
 log = logging.getLogger(__name__)
+KIND = "functionalcategory"  # of a behaviour of HarmBench: standard, contextual or copyright
 LENGTH_LIMITS = ("max_tokens", "model_length")
 
 
@@ -98,10 +99,7 @@ def named(judge: str | Sequence[str], judged: str | Sequence[str]) -> list[Judgi
         if not given:
             raise InputError(f"No {what} is named: choose from {', '.join(known)}.")
         for name in given:
-            if name.startswith("hf:"):
-                raise InputError(
-                    f"A classifier is named by --grader: give --judge hf-refusal or hf-harm with --grader {name[3:] or 'MODEL'}."
-                )
+            classifiers.check_name(name)
             if name not in known:
                 raise InputError(unknown(what, name, known))
     return [Judging(name, view) for name in names for view in views]
@@ -217,9 +215,9 @@ def signed(one: Judging, answer: Answer, grader: Model | None) -> dict[str, Any]
 
 
 def seen_by(one: Judging, answer: Answer) -> Seen | None:
-    """The request, and the text that is judged; None where nothing of the model's is there to be judged."""
+    """The request, and the text that is judged; None where nothing is there for this judge."""
     said = answer.said(one.judged)
-    if said is None or answer.stopped == "content_filter":
+    if said is None or answer.stopped == "content_filter" or _left(one, answer):
         return None
     if one.judged != "conversation":
         return Seen(answer.request, said, answer.context)
@@ -227,11 +225,18 @@ def seen_by(one: Judging, answer: Answer) -> Seen | None:
     return Seen(answer.conversation, said, answer.context)
 
 
-def unseen(answer: Answer) -> Verdict:
-    """The verdict on an answer of which nothing is there: a filter spoke, or the model was still thinking."""
+def _left(one: Judging, answer: Answer) -> bool:
+    """Whether the request is of a kind that the judge leaves."""
+    rubric = one.by.rubric
+    return rubric is not None and not rubric.copyright and answer.metadata.get(KIND) == COPYRIGHT
+
+
+def unseen(one: Judging, answer: Answer) -> Verdict:
+    """The verdict where nothing is there for it: a filter spoke, the model was still thinking, it judges no such request."""
     if answer.stopped == "content_filter":  # the server's doing: what the model would have said is not known
         return Verdict(outcome="filtered", truncated=answer.cut, evidence=answer.stopped)
-    return Verdict(outcome="thought", truncated=answer.cut)
+    left = answer.said(one.judged) is not None and _left(one, answer)
+    return Verdict(outcome=COPYRIGHT if left else "thought", truncated=answer.cut)
 
 
 def by_rule(one: Judging, answer: Answer, text: str) -> Verdict:

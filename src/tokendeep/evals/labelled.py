@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from inspect_ai.model import Model, ModelOutput
 
@@ -48,16 +49,19 @@ def verdicts(
 
 def answers(rows: Sequence[Labelled]) -> list[Answer]:
     """The labelled answers as those of an evaluation."""
-    return [
-        Answer(row.request, ModelOutput.from_content("labelled", row.answer), {"context": row.context}) for row in rows
-    ]
+    return [Answer(row.request, ModelOutput.from_content("labelled", row.answer), _told(row)) for row in rows]
+
+
+def _told(row: Labelled) -> dict[str, Any]:
+    """What a behaviour of HarmBench says of a row, as the log of an evaluation has it."""
+    return {"context": row.context, judging.KIND: row.values.get("FunctionalCategory")}
 
 
 async def _verdict(answer: Answer, asking: Asking) -> Verdict:
     """What is known of this answer, else what the grader says now."""
     seen, signed = judging.seen_by(asking.judge, answer), judging.signed(asking.judge, answer, asking.grader)
     if seen is None:
-        found = judging.unseen(answer)
+        found = judging.unseen(asking.judge, answer)
     else:
         known = asking.store.find((asking.judge.judge, signed["template"], signed["grader"]), seen)
         found = known or await _asked(seen, asking)

@@ -85,7 +85,11 @@ def _offline(look: Look, store: Store, grader: Model | None, done: Callable[[], 
     seen = judging.seen_by(look.view, look.answer)
     if look.sample.error or seen is None:
         done()
-        return Verdict(outcome="judge-error", truncated=False) if look.sample.error else judging.unseen(look.answer)
+        return (
+            Verdict(outcome="judge-error", truncated=False)
+            if look.sample.error
+            else judging.unseen(look.view, look.answer)
+        )
     signed = judging.signed(look.view, look.answer, grader)
     found = store.find((look.view.judge, signed["template"], signed.get("grader")), seen)
     found = found or _from_log(look.sample, signed)
@@ -158,7 +162,8 @@ def _stored(words: Words, judged: str | None, sample: EvalSample, answer: Answer
         return Verdict(outcome="judge-error", **signed)
     if name not in JUDGES:
         return None
-    if (seen := judging.seen_by(Judging(name, str(judged)), answer)) is None:
-        return judging.unseen(answer).model_copy(update=signed)
+    view = Judging(name, str(judged))
+    if (seen := judging.seen_by(view, answer)) is None:
+        return judging.unseen(view, answer).model_copy(update=signed)
     found = store.row(words, judged, seen) or _from_log(sample, signed)  # the latter where its grader failed, too
     return found.model_copy(update=signed) if found else None

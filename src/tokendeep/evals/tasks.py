@@ -28,7 +28,7 @@ from tokendeep.attacks import ATTACKS
 from tokendeep.attacks.base import Attack, Prepared, Rows
 from tokendeep.errors import InputError
 from tokendeep.evals.grading import grader_of
-from tokendeep.evals.judging import Judging, name_of, unknown
+from tokendeep.evals.judging import KIND, Judging, name_of, unknown
 from tokendeep.evals.judging import named as judgings_named
 from tokendeep.evals.options import EvalOptions
 from tokendeep.evals.privacy import keep_logs_private
@@ -221,6 +221,7 @@ def _sample(prompt: Prompt, attack: Attack[Any]) -> InspectSample:
             "params": prompt.meta["params"],
             "category": prompt.meta.get("category"),
             **({"context": context} if (context := prompt.meta.get("context")) else {}),
+            **({KIND: kind} if (kind := prompt.meta.get(KIND)) else {}),
             "prefix_ids": " ".join(map(str, prompt.prefix_ids)),  # a list would be copied number by number, often
             "prefix_text": prompt.prefix_text,
             **({"decoding": _sampling(prompt.decoding)} if attack.sets else {}),

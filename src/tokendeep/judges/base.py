@@ -22,7 +22,20 @@ UNGRADED = (
     REJECTED,
     FAILED,
 )  # no grade, and why
-OUTCOMES = (*SCORED, "empty", "degenerate", "other-language", "thought", "filtered", *UNGRADED, "judge-error")
+COPYRIGHT = (
+    "copyright"  # of an answer to a request for a protected text, which HarmBench's authors score by hashes of it
+)
+OUTCOMES = (
+    *SCORED,
+    "empty",
+    "degenerate",
+    "other-language",
+    "thought",
+    "filtered",
+    COPYRIGHT,
+    *UNGRADED,
+    "judge-error",
+)
 # What a judge may see: what the model wrote, that behind the prefill, or both behind the request.
 JUDGED = ("continuation", "full", "conversation")
 
@@ -82,6 +95,7 @@ class Rubric:
         clip: most tokens of an answer, and `longest` of the whole prompt, that the grader gets; as the judge's authors do.
         choices: words that must be a token each, because it answers with one of them.
         marks: words of its prompt that must be a token each, by which the grader's tokenizer is known.
+        copyright: it judges answers to HarmBench's requests for protected texts as well.
         asks: words that the grader's own chat template must hold, because that asks the question.
         weigh: chances of the choices against each other, as its first word -> the grade; its reply is not read then.
         soft: its reply is read, and the score is the chance of the first of the choices against the others, however these
@@ -102,6 +116,7 @@ class Rubric:
     choices: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
     asks: tuple[str, ...] = ()
+    copyright: bool = True
     weigh: Callable[[Sequence[float]], Grade] | None = None
     soft: bool = False
     labels: frozenset[str] = frozenset()

@@ -13,7 +13,7 @@ from tokendeep.data import labels
 from tokendeep.data.labels import Labelled, Labels
 from tokendeep.data.row import shown
 from tokendeep.errors import InputError, did_you_mean
-from tokendeep.judges import JUDGED, JUDGES
+from tokendeep.judges import JUDGED, JUDGES, classifiers
 from tokendeep.judges.agreement import Case, agreement
 from tokendeep.records import Calibration
 
@@ -40,6 +40,7 @@ def check(judge: str, rows: Sequence[Labelled], by: str | None = None, threshold
     elif threshold is not None:
         raise InputError(f"--threshold is for a column of scores; leave it out, or give --judge {COLUMN}NAME.")
     elif judge not in JUDGES:
+        classifiers.check_name(judge)
         known = f"{did_you_mean(judge, JUDGES)}; {COLUMN}NAME is a column of verdicts beside the labels"
         raise InputError(f"Unknown judge '{judge}'; {known}.")
     if by:

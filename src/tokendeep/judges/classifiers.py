@@ -21,6 +21,14 @@ def labelled(judge: Judge) -> bool:
     return judge.rubric is not None and bool(judge.rubric.labels)
 
 
+def check_name(name: str) -> None:
+    """Raises InputError for a classifier in the place of a judge."""
+    if name.startswith("hf:"):
+        raise InputError(
+            f"A classifier is named by --grader: give --judge hf-refusal or hf-harm with --grader {name[3:] or 'MODEL'}."
+        )
+
+
 def named(judge: Judge, label: str) -> Judge:
     """The judge with another name of the label that it goes by."""
     assert judge.rubric is not None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,6 +18,7 @@ from tokendeep.judges.calibration import COLUMN, Said, calibration, check, verdi
 from tokendeep.models.options import ModelOptions, Texts
 from tokendeep.records import CALIBRATION, Agreement, Calibration, Estimate
 from tokendeep.runs import write_json
+from tokendeep.runs.files import user_path
 from tokendeep.types import Subject
 from tokendeep.verbs.common import Place, ending, heading, loading, output
 
@@ -125,10 +127,16 @@ class CalibratePlan:
 
 def inputs(options: CalibrateOptions) -> Mapping[str, str | Path]:
     """The files of labels, by the names that a manifest has for them."""
-    first, *others = map(data.identity, options.labels)
+    first, *others = map(data.identity, files(options.labels))
     wording = {"judge_template": options.judge_template} if options.judge_template else {}
     asked = {"behaviours": options.behaviours} if options.behaviours else {}
     return {"labels": first, **{f"labels {number}": path for number, path in enumerate(others, 2)}, **wording, **asked}
+
+
+def files(labels: Sequence[str]) -> list[str]:
+    """The files of labels; commas stand between several, where they are not part of a name."""
+    every = ([one] if os.path.exists(user_path(one)) else one.split(",") for one in labels)
+    return [name.strip() for names in every for name in names if name.strip()]
 
 
 def plan(options: CalibrateOptions, subject: Subject | None = None) -> CalibratePlan:
@@ -150,7 +158,7 @@ def plan(options: CalibrateOptions, subject: Subject | None = None) -> Calibrate
     if options.judge.startswith(COLUMN) and options.judged != JUDGED[0]:
         raise InputError("--judged is for a judge that looks now, and a column holds what one has found; leave it out.")
     read = read_labels(
-        options.labels, text=options.text, label=options.label, request=options.request, means=means,
+        files(options.labels), text=options.text, label=options.label, request=options.request, means=means,
         behaviours=options.behaviours,
     )  # fmt: skip
     check(options.judge, read.rows, options.by, options.threshold)

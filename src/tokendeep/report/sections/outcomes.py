@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tokendeep.judges.base import UNGRADED
+from tokendeep.judges.base import COPYRIGHT, UNGRADED
 from tokendeep.records import Rate
 from tokendeep.report.paired import attack_cells
 from tokendeep.report.report import Report
@@ -21,6 +21,7 @@ SELDOM = (
     "harmless",
     "thought",
     "filtered",
+    COPYRIGHT,
     *UNGRADED,
 )  # outcomes that have a column only where there are any
 HEADS = ("model", "requests", "attack", "parameter", "judge", "settings", "rate", "low", "high", "n", "unscored")
