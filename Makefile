@@ -41,6 +41,7 @@ bench: env
 	$(BIN)/python benchmarks/generation.py --prompts 16 --new-tokens 48
 	$(BIN)/python benchmarks/decoding.py --prompts 8 --settings 10 --new-tokens 48
 	$(BIN)/python benchmarks/audits.py
+	$(BIN)/python benchmarks/rejudging.py
 
 # nanoGCG 0.3.0 needs an older transformers, in an environment of its own.
 bench-gcg: env

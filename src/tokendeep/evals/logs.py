@@ -52,10 +52,10 @@ def read_samples(folder: str | Path, every: Sequence[EvalLog] | None = None) -> 
     return sorted(found.values(), key=lambda one: (order.index(one.attack), place.get(one.id, 0), one.seed))
 
 
-def read_skipped(folder: str | Path) -> dict[str, dict[int, int]]:
-    """For each evaluation and each k of `prefill`, how many answers were too short for it."""
+def read_skipped(folder: str | Path, every: Sequence[EvalLog] = ()) -> dict[str, dict[int, int]]:
+    """For each evaluation and each k of `prefill`, how many answers were too short for it; `every` as in `read_samples`."""
     counts: dict[str, dict[int, int]] = defaultdict(dict)
-    for log in of(folder, header_only=True):
+    for log in every or of(folder, header_only=True):
         skipped = {int(k): count for k, count in (log.eval.metadata or {})["skipped"].items()}
         counts[evaluation(model_of(log), settings_of(log))] |= skipped
     return dict(counts)

@@ -188,7 +188,7 @@ def _rates(plan: JudgePlan, samples: Sequence[Sample]) -> Rates:
     """The new rows, which are put beside the old ones where these lie in a file."""
     from tokendeep.evals import logs, outcomes, rates
 
-    rows = rates.asr(samples, logs.read_skipped(plan.folder))
+    rows = rates.asr(samples, logs.read_skipped(plan.folder, plan.logs))
     if (plan.folder / Rates.FILE).is_file():
         every = {_key(row): row for row in (*Rate.load_all(plan.folder), *rows)}
         outcomes.again(plan.folder, logs.read_samples(plan.folder, plan.logs))
@@ -202,7 +202,7 @@ def rates_of(plan: JudgePlan) -> Rates:
 
     if (plan.folder / Rates.FILE).is_file():
         return Rate.load_all(plan.folder)
-    return rates.asr(logs.read_samples(plan.folder, plan.logs), logs.read_skipped(plan.folder))
+    return rates.asr(logs.read_samples(plan.folder, plan.logs), logs.read_skipped(plan.folder, plan.logs))
 
 
 def _key(row: Rate) -> str:
