@@ -11,12 +11,11 @@ from inspect_ai.model import GenerateConfig, Model
 from tokendeep import models
 from tokendeep.engines.options import ANSWER, EngineOptions
 from tokendeep.errors import InputError
-from tokendeep.evals import grading, inputs, judging
+from tokendeep.evals import grading, inputs, judging, running
 from tokendeep.evals.classifier import open_classifier
 from tokendeep.evals.judging import Judging
 from tokendeep.evals.options import GraderOptions, of_grader
 from tokendeep.evals.provider import NAME, SERVING, TokendeepAPI
-from tokendeep.evals.running import ELSEWHERE, open_model
 from tokendeep.judges.base import Rubric
 from tokendeep.models.options import ModelOptions
 from tokendeep.types import Subject
@@ -59,7 +58,7 @@ def open_grader(
         return _classifier(name, by, options, batch_size)
     raw = [name for name, rubric in by.items() if rubric.wording]
     spec, at, rest = name.removeprefix(f"{NAME}/").partition("@http")
-    if raw and (name.startswith(ELSEWHERE) or name.split("/")[0] in SERVING):
+    if raw and (name.startswith(running.ELSEWHERE) or name.split("/")[0] in SERVING):
         raise InputError(
             f"The judge {raw[0]} gives its model token ids of its own, which {name.split('/')[0]} does not take: give --grader "
             "its folder or hub id, or MODEL@URL where a server has it."
@@ -68,7 +67,9 @@ def open_grader(
     engine = EngineOptions(engine=f"http{rest}", answer_timeout=timeout, **where) if at else None
     own = ModelOptions(chat_template=options.chat_template) if engine else options
     needs_template = len(raw) < len(by)
-    model = _opened(lambda: open_model(spec, own, batch_size, subject, None, engine, max_retries, needs_template))
+    model = _opened(
+        lambda: running.open_model(spec, own, batch_size, subject, None, engine, max_retries, needs_template)
+    )
     if str(model).split("/")[0] in SERVING and (names := grading.by_turns(every)):
         raise InputError(
             f"The judge {names[0]} puts a finished answer, which {str(model).split('/')[0]} would continue; serve the model "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tokendeep import runs
 from tokendeep.errors import InputError, check_least
-from tokendeep.evals.options import GraderOptions, Label, MaxRetries, Timeout, Wording
+from tokendeep.evals.options import GraderKey, GraderModel, GraderOptions, Label, MaxRetries, Timeout, Wording
 from tokendeep.judges import JUDGED, JUDGES, Judge
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Manifest, Outcomes, Rate, Rates, StoredVerdict
@@ -32,7 +32,7 @@ what = heading("What to judge")
 
 
 @dataclass(frozen=True)
-class JudgeOptions(GraderOptions):
+class JudgeOptions:
     """Judge the answers of a finished attack again, by other judges or views; nothing is generated."""
 
     run: Annotated[str, what(help="Folder that attack wrote (or inspect eval, with its logs).")]
@@ -67,6 +67,8 @@ class JudgeOptions(GraderOptions):
     batch_size: Annotated[int, loading(help="Answers that it reads together; 0 is what the memory holds.")] = field(
         default=0, kw_only=True
     )
+    grader_key_env: GraderKey = field(default=None, kw_only=True)
+    grader_model: GraderModel = field(default=None, kw_only=True)
     max_retries: MaxRetries = field(default=6, kw_only=True)
     timeout: Timeout = field(default=600, kw_only=True)
 
@@ -132,7 +134,8 @@ def plan(options: JudgeOptions, subject: Subject | None = None) -> JudgePlan:
     check_least(options, {"batch_size": 0, "max_retries": 0, "timeout": 1})
     loaded = ModelOptions(chat_template=options.chat_template, dtype=options.dtype, device=options.device)
     patience = {"max_retries": options.max_retries, "timeout": options.timeout}
-    grader = graders.open_grader(options.grader, every, loaded, options.batch_size, subject, place=options, **patience)
+    place = GraderOptions(grader_key_env=options.grader_key_env, grader_model=options.grader_model)
+    grader = graders.open_grader(options.grader, every, loaded, options.batch_size, subject, place=place, **patience)
     return JudgePlan(options, folder, every, read, grader)
 
 

@@ -94,5 +94,9 @@ def test_an_answer_that_ends_a_character_of_its_prompt(tokenizer: Any) -> None:
     prompt, ids = whole[:cut], whole[cut:]
     for text in ("\U0001f642 Paris", "\ufffd\ufffd Paris", " Paris"):  # each a way of servers with it
         assert completed(tokenizer, ids, text, prompt) == ids
+    assert completed(tokenizer, ids, "I \U0001f642 Paris", prompt) == ids  # as vLLM has it: all of the prompt as well
+    for text in ("\U0001f643 Paris", "I \U0001f642 Lyon"):
+        with pytest.raises(InputError, match="do not spell the text"):
+            completed(tokenizer, ids, text, prompt)
     with pytest.raises(InputError, match="do not spell the text"):
-        completed(tokenizer, ids, "\U0001f643 Paris", prompt)
+        completed(tokenizer, ids_of(tokenizer, "Paris"), "I Paris", ids_of(tokenizer, "I "))

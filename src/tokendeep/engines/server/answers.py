@@ -79,8 +79,10 @@ def check_text(
         hidden: more tokens that the text may leave out.
     """
     hidden = {*control_ids(tokenizer), *hidden}
-    ways = (_pattern(tokenizer, ids, hidden), _rest(tokenizer, before, ids, hidden))
-    if not any(way.fullmatch(_bare(text)) for way in ways if way):
+    ways = [_pattern(tokenizer, ids, hidden)]
+    if halved := _rest(tokenizer, before, ids, hidden):  # vLLM gives all of the prompt then, and the answer behind it
+        ways += [halved, _pattern(tokenizer, [*before, *ids], hidden)]
+    if not any(way.fullmatch(_bare(text)) for way in ways):
         raise InputError(
             "The token ids of an answer do not spell the text that the server gave with them: it serves a model of another "
             "tokenizer than --model names."
