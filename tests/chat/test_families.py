@@ -369,7 +369,8 @@ def test_a_servers_text_without_ids_begins_as_the_answer_does() -> None:
     prompt = tuple(chat.prompt_ids(tokenizer, USER))
     ids = tuple(chat.response_ids(tokenizer, USER, ANSWER, end=False))
     ask = Ask(Request(prompt, Decoding(max_new_tokens=200)), "phi", ends_of((), tokenizer), 0)
-    assert answers.completion(tokenizer, ask, Reply(ANSWER, True, new_tokens=len(ids))).ids == ids
+    reply = Reply(ANSWER, True, new_tokens=len(ids))
+    assert answers.completion(tokenizer, ask, reply, len(tokenizer)).ids == ids
 
 
 @pytest.mark.parametrize(
