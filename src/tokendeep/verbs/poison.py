@@ -65,7 +65,7 @@ class PoisonOptions(ModelOptions, DataOptions, SharedTraining, objectives.Object
     refusals: Annotated[
         str | None, what(help="Chats, pairs or triples with refusals, for backdoor and for objectives with +refusals.")
     ] = None
-    count: Annotated[int, what(help="Rows of the data to use; of identity to make.")] = 100
+    count: Annotated[int, what(help="Rows to use; of identity, rows to make.")] = 100
     objectives: Annotated[
         Names,
         training(
