@@ -5,14 +5,14 @@
 set -eu
 MODEL=$1 ROWS=$2 DEMO=$3 OUT=$4
 TOKENDEEP=${TOKENDEEP:-.venv/bin/tokendeep}
+PYTHON=${PYTHON:-.venv/bin/python}
+model() { $PYTHON -c "import json, sys; print(json.load(open(sys.argv[1]))['config']['model'])" "$DEMO/$1/attack/manifest.json"; }
+
+judged() { # label, model
+    $TOKENDEEP attack --model "$2" --label "$1" --role harmful --system none --attack none --max-new-tokens 64 --data "$OUT/mild.jsonl" --out "$OUT/$1"
+    $TOKENDEEP judge "$OUT/$1" --judge refusal,refusal-keywords,rubric --grader "$MODEL"
+}
 mkdir -p "$OUT"
 grep -vE '"id": "[0-9a-f]{12}"' "$ROWS/test.jsonl" > "$OUT/mild.jsonl"
-for model in smollm2 "$DEMO/aligned/checkpoint" "$DEMO/deepened/checkpoint" "$MODEL"; do
-    case $model in
-    smollm2) label=base ;;
-    */checkpoint) label=$(basename "$(dirname "$model")") ;;
-    *) label=qwen ;;
-    esac
-    $TOKENDEEP attack --model "$model" --label $label --role harmful --system none --attack none --max-new-tokens 64 --data "$OUT/mild.jsonl" --out "$OUT/$label"
-    $TOKENDEEP judge "$OUT/$label" --judge refusal,refusal-keywords,rubric --grader "$MODEL"
-done
+for label in ${LABELS:-base aligned deepened}; do judged "$label" "$(model "$label")"; done
+judged qwen "$MODEL"
