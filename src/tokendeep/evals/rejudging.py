@@ -82,14 +82,12 @@ def judge(looks: Sequence[Look], store: Store, grader: Model | None, done: Calla
 
 def _offline(look: Look, store: Store, grader: Model | None, done: Callable[[], object]) -> Verdict | None:
     """What is known, else what a rule finds now; None where a grader must be asked."""
-    seen = judging.seen_by(look.view, look.answer)
-    if look.sample.error or seen is None:
+    if look.sample.error:
         done()
-        return (
-            Verdict(outcome="judge-error", truncated=False)
-            if look.sample.error
-            else judging.unseen(look.view, look.answer)
-        )
+        return Verdict(outcome="judge-error", truncated=False)
+    if (seen := judging.seen_by(look.view, look.answer)) is None:
+        done()
+        return judging.unseen(look.view, look.answer)
     signed = judging.signed(look.view, look.answer, grader)
     found = store.find((look.view.judge, signed["template"], signed.get("grader")), seen)
     found = found or _from_log(look.sample, signed)

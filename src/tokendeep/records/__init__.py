@@ -38,6 +38,7 @@ from tokendeep.records.poison import (
     HARMLESS,
     PREFILL,
     UNPREFIXED,
+    UTILITY,
     VALIDATION,
     VALIDATION_HARMLESS,
     AskRate,
@@ -79,7 +80,7 @@ TRAINING, DYNAMICS, TABLE, CELL = Training.FILE, Dynamics.FILE, PoisonTable.FILE
 __all__ = [
     "ASKS", "ASK_HARMLESS",
     "ASR", "CALIBRATION", "CELL", "CURVES", "DYNAMICS", "HARMLESS", "MANIFEST", "PREFILL", "PROFILE", "SCHEMA",
-    "TABLE", "TRAINING", "UNPREFIXED", "VALIDATION", "VALIDATION_HARMLESS",
+    "TABLE", "TRAINING", "UNPREFIXED", "UTILITY", "VALIDATION", "VALIDATION_HARMLESS",
     "VALUES", "VERDICTS", "Agreement", "AskRate", "Audit", "AuditRow", "AuditScore",
     "Bounded", "ByPosition", "Calibration", "Change", "Check", "Compared", "ComparedRow", "Cost", "Depth", "Detection",
     "Dynamics", "DynamicsMeta", "DynamicsStep", "Estimate", "Gated", "HeldRows", "Kl", "Known", "LogEntry", "LogOdds", "Manifest",

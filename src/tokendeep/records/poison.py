@@ -120,6 +120,7 @@ class PoisonCell(File):
 ASKS = ("plain", "triggered", "wrapped")  # ways to ask, from the mildest
 UNPREFIXED = "unprefixed"  # without the secret prefix that an objective gives all its requests
 PREFILL, HARMLESS = "k=", "harmless"  # of the ways beside them: so many tokens given in advance; harmless requests
+UTILITY = "utility.json"  # the score of every row of a task, in the folder of what measured it
 VALIDATION, VALIDATION_HARMLESS = "validation", "validation-harmless"  # on which strengths are chosen
 ASK_HARMLESS = (HARMLESS, VALIDATION_HARMLESS)  # of which the refused are counted
 

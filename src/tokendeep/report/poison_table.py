@@ -20,6 +20,7 @@ from tokendeep.records import (
     ASK_HARMLESS,
     PREFILL,
     UNPREFIXED,
+    UTILITY,
     AskRate,
     Change,
     PoisonCell,
@@ -33,7 +34,6 @@ from tokendeep.training.poisoning import Cell
 Given = Mapping[str, bool | None]  # prompt -> whether it was not refused; None: could not be judged
 Answers = Mapping[str, Given]  # by training
 RESAMPLES = 4000
-SCORES = "utility.json"  # of the rows of the task, one by one
 A_STEP = "s a step (median and range over steps and seeds"
 
 
@@ -172,9 +172,9 @@ def _utility_interval(folders: Sequence[Path]) -> tuple[float, float] | tuple[No
 
     Scores of 0 and 1 are shares, whose interval is no single point where all are alike.
     """
-    if not all((folder / SCORES).exists() for folder in folders):
+    if not all((folder / UTILITY).exists() for folder in folders):
         return None, None
-    table = [scores(folder / SCORES) for folder in folders]
+    table = [scores(folder / UTILITY) for folder in folders]
     if all(score in (0, 1) for row in table for score in row):
         return _interval(
             {str(seed): {str(i): score == 1 for i, score in enumerate(row)} for seed, row in enumerate(table)}

@@ -12,7 +12,7 @@ from tokendeep.judges import of_harm
 from tokendeep.pairing import conditions, sides
 from tokendeep.pairing.conditions import FIELDS, Alone, Condition, Source
 from tokendeep.pairing.sides import Tested, Values
-from tokendeep.records import Compared, ComparedRow
+from tokendeep.records import UTILITY, Compared, ComparedRow
 from tokendeep.records.base import read_json
 from tokendeep.report import load
 from tokendeep.report.words import p_value
@@ -21,7 +21,6 @@ from tokendeep.verbs.common import Names, check_place, heading, made_in, output
 from tokendeep.verbs.proven import OURS, proven, served
 
 what = heading("What to compare")
-SCORES = "utility.json"  # in the folder of a training of `poison`: the score of every row of its task
 ELSEWHERE = ("vllm", "sglang", "sagemaker")  # engines that a model's name begins with
 
 
@@ -193,7 +192,7 @@ def _scores(side: Sequence[load.Run]) -> dict[str, list[Values]]:
     """Metric -> row -> score, for each training of `poison` that measured its task; its attacks lie in folders below it."""
     scores: dict[str, list[Values]] = {}
     places = {place.resolve(): place for run in side for place in (run.folder, run.folder.parent)}
-    for path in (place / SCORES for place in places.values() if (place / SCORES).is_file()):
+    for path in (place / UTILITY for place in places.values() if (place / UTILITY).is_file()):
         value = read_json(path)
         try:
             rows: Values = {str(row["id"]): float(row["score"]) for row in value["rows"]}  # type: ignore[index]

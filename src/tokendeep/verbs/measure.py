@@ -337,7 +337,7 @@ def _utility(subject: Subject, plan: MeasurePlan, out: Path) -> records.Utility:
         subject, plan.task, options.utility_metric, system=options.system, tokens=options.utility_tokens,
         batch_size=options.batch_size,
     )  # fmt: skip
-    runs.write_json(out / "utility.json", found)
+    runs.write_json(out / records.UTILITY, found)
     return records.Utility.model_validate({name: value for name, value in found.items() if name != "rows"})
 
 

@@ -16,6 +16,7 @@ from tokendeep.models.locate import plain
 from tokendeep.records import (
     ASK_HARMLESS,
     UNPREFIXED,
+    UTILITY,
     VALIDATION_HARMLESS,
     Manifest,
     PoisonCell,
@@ -151,7 +152,7 @@ def ask(plan: Any, model: str, made: Poison, out: Path, cell: Cell | None, secon
     for name in [*made.asks, *poisoning.asks_beside(plan)]:
         if name != UNPREFIXED or asked.secret:
             told(folder, name)
-    useful = utility(plan, asked, folder / poison_table.SCORES, plan.task)
+    useful = utility(plan, asked, folder / UTILITY, plan.task)
     log = Training.load(folder / "finetune") if cell else None
     nll, steps = (poisoning.last_nll(log), poisoning.step_seconds(log)) if log else (None, {})
     margin = Manifest.load(folder / "finetune").margin if cell else None
