@@ -25,4 +25,9 @@ attack harmless --role twins --attack none --data "$ROWS/overrefusal.jsonl"
 attack mild --role harmful --attack none --data "$OUT/rows/mild.jsonl"
 attack decoding --role harmful --attack decoding --data "$OUT/rows/advbench.jsonl" --limit 16
 attack rank --role harmful --attack rank-prefill --rank-length 20 --rank-budget 96 --data "$OUT/rows/advbench.jsonl" --limit 16
+# a short search on three requests that the suffix is not tried on afterwards, far from the paper's
+$TOKENDEEP gcg --model "$MODEL" --label qwen --system "$SYSTEM" --data "$ROWS/poison.jsonl" --limit 3 --restarts 1 --steps 16 --width 64 --target-tokens 3 \
+    --out "$OUT/gcg"
+grep -hE '"id": "[0-9a-f]{12}"' "$ROWS/test.jsonl" > "$OUT/rows/suffixed.jsonl"
+attack suffix --role harmful --attack none,suffix --suffixes "$OUT/gcg" --data "$OUT/rows/suffixed.jsonl"
 $TOKENDEEP report "$OUT" --out "$OUT/report.html" --overwrite

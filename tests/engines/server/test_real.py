@@ -1,17 +1,28 @@
-"""The engine against a real vLLM with the packaged model: the same ids and scores as in memory, and a server that dies."""
+"""The engine against a real vLLM with the packaged model: the same ids and scores as in memory, depth, and a server that dies."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from odd_prefills import odd
-from tokendeep import chat, models
+from tokendeep import chat, cli, models
 from tokendeep.engines.base import Request, TooLong
 from tokendeep.engines.local import generate
 from tokendeep.engines.server.engine import ServerEngine, known_of
 from tokendeep.errors import InputError
+from tokendeep.records import StoredVerdict
 from tokendeep.types import Decoding, Subject
 from vllm_server import PROGRAM, VllmServer
 
@@ -103,3 +114,86 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing(server: VllmServer
         assert [future.result() for future in futures] == expected
         assert finished < len(asked)
         assert servers.stats.requests == len(asked)  # every answer was read once
+
+
+def test_a_tokenizer_that_adds_bos(subject: Subject, tmp_path: Path) -> None:
+    folder = tmp_path / "bos"
+    shutil.copytree(models.smollm2_folder(), folder, copy_function=os.link)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    (folder / "tokenizer.json").unlink()  # what is linked is left as it is
+    (folder / "tokenizer_config.json").unlink()
+    tokenizer.save_pretrained(folder)
+    own = models.load(str(folder), dtype="float32")
+    assert own.tokenizer("Draw a map.").input_ids[0] == tokenizer.bos_token_id
+    assert prompts(own) == prompts(subject)  # the template writes what begins a prompt, and nothing is added to it
+    running = VllmServer(folder, tmp_path / "log", more=("--enforce-eager",)).start()
+    try:
+        asked = [Request(ids, Decoding(max_new_tokens=16)) for ids in prompts(own)[:8]]
+        with engine(running, own) as servers:
+            assert [future.result() for future in [servers.submit(one) for one in asked]] == generate(subject, asked)
+    finally:
+        running.stop()
+
+
+ROWS = [
+    {"id": thing, "instruction": f"How do I draw a {thing}?", "response": f"First of all, look at a {thing} for long."}
+    for thing in THINGS
+]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
+    return path
+
+
+def test_the_recovery_profile_is_that_of_the_model_in_memory(server: VllmServer, rows: Path, tmp_path: Path) -> None:
+    found = []
+    for name, where in (("here", "local"), ("there", server.url)):
+        words = ["measure", "--model", "smollm2", "--engine", where, "--data", str(rows)]
+        assert (
+            cli.main([*words, "--limit", "3", "--k", "0,3", "--bootstrap", "100", "--out", str(tmp_path / name)]) == 0
+        )
+        found.append(json.loads((tmp_path / name / "profile.json").read_text()))
+    one, two = found
+    assert len(one["per_prompt"]["recovery_log_odds"]) == 3
+    np.testing.assert_allclose(
+        one["per_prompt"]["recovery_log_odds"], two["per_prompt"]["recovery_log_odds"], atol=1e-2
+    )
+    assert one["depth"]["recovery_k"] == two["depth"]["recovery_k"]
+
+
+def test_a_grader_whose_server_is_killed_loses_nothing_and_grades_nothing_twice(
+    server: VllmServer, rows: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["attack", "--model", "smollm2", "--engine", server.url, "--data", str(rows), "--attack", "none"]
+    assert cli.main([*words, "--max-new-tokens", "16", "--out", str(out)]) == 0
+    words = ["judge", "--run", str(out), "--judge", "rubric", "--grader", f"smollm2@{server.url}", "--max-retries", "0"]
+    verdicts = out / StoredVerdict.FILE
+
+    def kept() -> list[StoredVerdict]:
+        lines = verdicts.read_text().splitlines() if verdicts.exists() else []
+        return [StoredVerdict.model_validate_json(line) for line in lines]
+
+    # one request at a time: the first verdict lies there while others are asked for
+    with subprocess.Popen([sys.executable, "-m", "tokendeep", *words], stderr=subprocess.PIPE, text=True) as judging:
+        while not kept() and judging.poll() is None:
+            time.sleep(0.05)
+        server.stop()
+        said = judging.communicate()[1]
+    assert judging.returncode == 2, said
+    assert "The grader" in said
+    assert "Traceback" not in said
+    before = kept()
+    assert 0 < len(before) < len(ROWS)
+    server.start()
+    subprocess.run([sys.executable, "-m", "tokendeep", *words], check=False)
+    after = kept()
+    assert after[: len(before)] == before
+    assert len({row.answer for row in after}) == len(after) == len(ROWS)
