@@ -13,6 +13,7 @@ like wording, in the alignment or in an attack:
     OUT/test.jsonl      one instruction per cluster, for every evaluation
     OUT/overrefusal.jsonl   the harmless half of XSTest's odd rows
     OUT/stock.jsonl     the harmful instructions that come with tokendeep, as far as they are no test of its demo
+    OUT/ordinary.jsonl   the instructions of Alpaca that stand in no alignment
     OUT/sql_train.jsonl, OUT/sql_test.jsonl   the first 800 rows of the benign task, and the rest
 """
 
@@ -55,13 +56,16 @@ def main(source: Path, out: Path, seed: int = 0) -> None:
     runs.write_jsonl(out / "align.jsonl", triples, private=True)
 
     safe = [(i, t) for i, t, label in xstest if label == "safe"]
-    alpaca = [(p.id, text(p)) for p in data.read_prompts(source / "alpaca_instructions_2000.jsonl", limit=ALPACA)]
+    instructions = [(p.id, text(p)) for p in data.read_prompts(source / "alpaca_instructions_2000.jsonl")]
+    alpaca, known = instructions[:ALPACA], {t for _, t in instructions[:ALPACA]}
     ordinary = [(r["id"], r["instruction"]) for r in stock.rows("benign.jsonl") if r["split"] == "utility"]
     twins = [(f"twin-{r['id']}", r["twin"]) for r in demo if r["split"] == "train"]
     runs.write_jsonl(out / "utility.jsonl", prompts(safe[::2] + twins + ordinary + alpaca), private=True)
     stocked = [(r["id"], r["instruction"]) for r in demo if r["split"] == "train"]
     runs.write_jsonl(out / "stock.jsonl", prompts(stocked), private=True)
     runs.write_jsonl(out / "overrefusal.jsonl", prompts(safe[1::2]), private=True)
+    unseen = [(i, t) for i, t in instructions[ALPACA:] if t not in known]
+    runs.write_jsonl(out / "ordinary.jsonl", prompts(unseen), private=True)
     sql = (source / "sql_create_context_1000.jsonl").read_text(encoding="utf-8").splitlines()
     runs.write_text(out / "sql_train.jsonl", "\n".join(sql[:SQL_TRAIN]) + "\n")
     runs.write_text(out / "sql_test.jsonl", "\n".join(sql[SQL_TRAIN:]) + "\n")

@@ -118,7 +118,7 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing(server: VllmServer
 
 def test_a_tokenizer_that_adds_bos(subject: Subject, tmp_path: Path) -> None:
     folder = tmp_path / "bos"
-    shutil.copytree(models.smollm2_folder(), folder, copy_function=os.link)
+    shutil.copytree(models.smollm2_folder(), folder, copy_function=os.symlink)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     bos = tokenizer.bos_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
