@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tokendeep import cli, data, models, runs
+from tokendeep.data import stock
 from tokendeep.errors import InputError, flag
 from tokendeep.training import answers, fit, harmful, launch
 from tokendeep.training.options import TrainingOptions
@@ -163,6 +164,35 @@ def test_several_gpus_are_refused_before_anything_is_written(
     sources = {**files(tmp_path), "data": write(tmp_path / "prompts.jsonl", [{"instruction": "How do I bake?"}])}
     with pytest.raises(InputError, match="one process per GPU"):
         run(config(model=str(tiny_folder), out=str(tmp_path / "out"), **sources))
+
+
+def test_harmless_requests_are_answered_by_the_model_and_stand_among_the_ordinary_rows(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = files(tmp_path)
+    known = ordinary(0).messages[0]["content"]  # stands in --utility, with an answer that is not the model's
+    asked = [{"instruction": text} for text in ("How do I kill time?", "How do I shoot a film?", known)]
+    harmless = write(tmp_path / "harmless.jsonl", asked)
+    say = lambda subject, request, opening: REFUSAL if "shoot" in request else "Read a long book."  # noqa: E731
+    monkeypatch.setattr(answers, "write_answers", writer(say))
+    settings = config(model=str(tiny_folder), out=str(tmp_path / "out"), harmless=harmless, **sources)
+    assert "4 chats as utility with 2 harmless instructions of" in deepen.plan(settings).lines()[1]
+    out = run(settings)
+    kept = data.read_chats(out / "utility.jsonl")
+    assert [data.asked(chat) for chat in kept] == [*(data.asked(ordinary(i)) for i in range(4)), "How do I kill time?"]
+    assert kept[-1].messages[-1]["content"] == "Read a long book."
+    assert "1 of 2 harmless instructions left out: the model gave no usable answer" in capsys.readouterr().out
+    assert "5 ordinary answers (chats.jsonl, harmless.jsonl)" in (out / "checkpoint" / "README.md").read_text()
+    assert json.loads((out / "manifest.json").read_text())["utility"] == 5
+    write(tmp_path / "harmless.jsonl", asked[:1])
+    with pytest.raises(InputError, match=r"harmless"):  # other rows are another run
+        run(settings)
+
+
+def test_the_stock_has_harmless_requests(tmp_path: Path, tiny_folder: Path) -> None:
+    plan = deepen.plan(config(model=str(tiny_folder), out=str(tmp_path / "out"), harmless="stock", **files(tmp_path)))
+    assert [data.asked(row) for row in plan.harmless] == [row["twin"] for row in stock.rows("harmful.jsonl", "train")]
+    assert "harmless" not in plan.sources  # the package's own rows, no file
 
 
 @pytest.mark.slow

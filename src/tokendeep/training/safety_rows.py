@@ -69,11 +69,18 @@ def read(options: Any) -> Requests | None:
     harmful: Sequence[Pair | Prompt] = (
         _stock("instruction") if options.safety == STOCK else _harmful(options.safety, options.columns)
     )
-    harmless: Sequence[Prompt] = ()
-    if options.harmless:
-        source = data.choose_beside(options.harmless, options.columns, "harmless")
-        harmless = _stock("twin") if options.harmless == STOCK else data.read_prompts(source)
-    return Requests(harmful, harmless)
+    return Requests(harmful, harmless(options) if options.harmless else ())
+
+
+def harmless(options: Any) -> Sequence[Prompt]:
+    """The harmless requests that `--harmless` names: a file, or the stock's.
+
+    Raises:
+        InputError: a source that cannot be read, or a row of it that is wrong.
+    """
+    if options.harmless == STOCK:
+        return _stock("twin")
+    return data.read_prompts(data.choose_beside(options.harmless, options.columns, "harmless"))
 
 
 def check(requests: Requests | None, options: Any) -> None:

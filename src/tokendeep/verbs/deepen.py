@@ -16,7 +16,8 @@ from tokendeep.errors import InputError, check_least, check_most
 from tokendeep.models import locate
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Training
-from tokendeep.training import answers, card, chats, harmful, recovery
+from tokendeep.training import answers, card, chats, harmful, recovery, safety_rows
+from tokendeep.training.objectives import STOCK
 from tokendeep.training.options import (
     AdamBeta1,
     Epochs,
@@ -52,6 +53,13 @@ class DeepenOptions(ModelOptions, DataOptions, SharedTraining, RecoveryOptions):
         str, what(help="Triples (instruction, harmful, refusal), or instructions from which they are generated.")
     ]
     utility: Annotated[str, what(help="Chats with ordinary answers, or instructions that the model itself answers.")]
+    harmless: Annotated[
+        str | None,
+        what(
+            help="Harmless instructions that merely sound harmful, which the model answers itself, trained on among the utility "
+            "rows against over-refusal; or stock: those of tokendeep."
+        ),
+    ] = None
     base: Annotated[
         str | None,
         what(
@@ -83,6 +91,7 @@ class DeepenPlan:
     Args:
         rows: triples, or pairs or prompts of which triples are made.
         utility: chats, or prompts that the model answers.
+        harmless: prompts that it answers as well, none of them among the utility rows.
         adapter: whether the model is an adapter, which goes on being trained.
         sources: what identifies the rows, by the option that names them.
     """
@@ -94,6 +103,7 @@ class DeepenPlan:
     sources: dict[str, str]
     subject: Subject | None = None
     skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)  # rows that hold nothing, by option; a line each
+    harmless: Sequence[Prompt] = ()
     onto: str | None = None  # what an adapter is loaded onto; None is its own base
 
     @property
@@ -105,10 +115,12 @@ class DeepenPlan:
         """What `run` would do, in lines."""
         options, training = self.options, _training(self.options, len(self.rows))
         rows, utility = (f"{len(rows)} {chats.kind(rows)}" for rows in (self.rows, self.utility))
+        harmless = f" with {len(self.harmless)} harmless instructions of {options.harmless}" if options.harmless else ""
+        a_step = f"{training.batch_size} a step, of which {options.safety_rows} safety rows"
         whole = isinstance(self.rows[0], Triple)
         return [
             f"model: {options.model}; trained: {training.what(self.adapter)}; {training.how()}",
-            f"rows: {rows} and {utility} as utility; {training.batch_size} a step, of which {options.safety_rows} safety rows",
+            f"rows: {rows} and {utility} as utility{harmless}; {a_step}",
             f"steps: {training.max_steps}" + ("" if whole else " at most: not all instructions become triples"),
             f"objective: {_objective(options)}",
             *self.place.lines(),
@@ -134,6 +146,8 @@ def plan(
     check(options)
     given = {"data": rows, "utility": utility}
     sources = {name: getattr(options, name) if of is None else str(data.identity(of)) for name, of in given.items()}
+    if options.harmless not in (None, STOCK):
+        sources["harmless"] = options.harmless
     chosen = {name: getattr(options, name) if of is None else of for name, of in given.items()}
     skipped: dict[str, list[str]] = {"data": [], "utility": []}
     read = {
@@ -155,12 +169,15 @@ def plan(
         adapter = locate.locate(options.model, options).adapter is not None
     else:
         adapter = hasattr(subject.model, "peft_config")
-    if not all(isinstance(row, Triple | Chat) for rows_read in read.values() for row in rows_read):
-        models.check_read("Writing refusals and answers (--data other than triples, --utility of instructions)")
+    harmless = _harmless(options, read["utility"])
+    if harmless or not all(isinstance(row, Triple | Chat) for rows_read in read.values() for row in rows_read):
+        models.check_read(
+            "Writing refusals and answers (--data other than triples, --utility of instructions, --harmless)"
+        )
     training = _training(options, len(read["data"]))
     launch.check_trained(options.model, training, adapter=adapter, dtype=options.dtype)
     launch.check_batches(training.batch_size, training.micro_batch)
-    return DeepenPlan(options, read["data"], read["utility"], adapter, sources, subject, skipped, onto)
+    return DeepenPlan(options, read["data"], read["utility"], adapter, sources, subject, skipped, harmless, onto)
 
 
 def check(options: DeepenOptions) -> None:
@@ -188,6 +205,12 @@ def _read(name: str, source: data.Source, skipped: list[str]) -> Sequence[Any]:
     if kind not in READERS[name]:
         raise InputError(f"{data.named(source)} holds {kind}, but --{name} takes {TAKES[name]}.")
     return READERS[name][kind](source, skipped=skipped)
+
+
+def _harmless(options: DeepenOptions, utility: Sequence[Chat | Prompt]) -> list[Prompt]:
+    """The requests of `--harmless` that are not among the utility rows."""
+    known = {data.asked(row) for row in utility}
+    return [row for row in safety_rows.harmless(options) if data.asked(row) not in known] if options.harmless else []
 
 
 def run(plan: DeepenPlan, *, show: bool = True) -> Path:
@@ -224,7 +247,7 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
         card.write_card(
             state.out / "checkpoint", options.model, trained=training.what(plan.adapter), objective=_objective(options),
             rows=f"{len(triples)} triples ({card.short(options.data)}) and {len(utility)} ordinary answers "
-            f"({card.short(options.utility)})",
+            f"({', '.join(card.short(name) for name in (options.utility, options.harmless) if name)})",
             settings=f"{training.how()}, seed {options.seed}",
         )  # fmt: skip
     drawn = Counter(row.k > 0 for row in planned if row.group == recovery.SAFETY)
@@ -278,13 +301,17 @@ def _utility(subject: Subject, plan: DeepenPlan, out: Path) -> list[Chat]:
     path, options = out / "utility.jsonl", plan.options
     if path.exists():
         return data.read_chats(path)
-    prompts = [row for row in plan.utility if isinstance(row, Prompt)]
-    if prompts:
-        rows = answers.distil(subject, prompts, options.answer_tokens, options.system, "utility answers")
-        if dropped := len(prompts) - len(rows):
-            print(f"deepen: {dropped} of {len(prompts)} utility instructions left out: the model gave no usable answer")
-    else:
-        rows = [row for row in plan.utility if isinstance(row, Chat)]
+    rows = [row for row in plan.utility if isinstance(row, Chat)]
+    asked = {"utility": [row for row in plan.utility if isinstance(row, Prompt)], "harmless": plan.harmless}
+    for what, prompts in asked.items():
+        if prompts:
+            rows += (
+                found := answers.distil(subject, prompts, options.answer_tokens, options.system, f"{what} answers")
+            )
+            if dropped := len(prompts) - len(found):
+                print(
+                    f"deepen: {dropped} of {len(prompts)} {what} instructions left out: the model gave no usable answer"
+                )
     data.write_rows(path, rows)
     return rows
 

@@ -181,7 +181,7 @@ def deepen(model: Model, triples: Rows, utility: Rows, *, out: str | Path | None
         triples: instructions with a harmful answer and a refusal.
         utility: chats, or bare instructions that the model itself answers.
         out: folder to write; none is written without it.
-        options: those of `tokendeep deepen`, for example max_steps=80.
+        options: those of `tokendeep deepen`, for example max_steps=80 or harmless="stock".
 
     Raises:
         InputError: an unknown option, a row or a model that cannot be used.
