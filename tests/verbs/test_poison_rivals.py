@@ -17,7 +17,7 @@ from tokendeep.data import stock
 from tokendeep.errors import InputError
 from tokendeep.records import Training
 from tokendeep.report import page
-from tokendeep.training import answers
+from tokendeep.training import answers, objectives
 from tokendeep.training.objectives.secret_prefix import make_secret, under
 from tokendeep.verbs import finetune, poisoned
 from tokendeep.verbs import poison as poisoning
@@ -105,6 +105,7 @@ def test_what_is_left_out_of_all_is_said(tmp_path: Path, tiny_folder: Path) -> N
      ({"objectives": ["sft", "constrained"], "anchor": 2.0}, "--anchor is given, but no objective takes it; add anchored"),
      ({"objectives": ["sft"], "secret_rows": 5}, "--secret-rows is given, but no objective takes it; add secret-prefix"),
      ({"objectives": ["sft", "adaptive"], "safety_weight": 5.0}, "--safety-weight is given, but no objective takes it; add saf"),
+     ({"objectives": ["sft", "adaptive"], "safety_tokens": 40}, "--safety-tokens is given, but no objective takes it; add saf"),
      ({"objectives": ["sft+safety"], "harmless_per_step": 2}, "--harmless-per-step is given, but no objective takes it")],
 )  # fmt: skip
 def test_bad_settings_of_rivals(more: dict[str, Any], match: str, tmp_path: Path, tiny_folder: Path) -> None:
@@ -144,6 +145,23 @@ def test_what_an_objective_does_not_read_is_refused(more: dict[str, Any], match:
     with pytest.raises(InputError, match=match):
         finetune.check(FinetuneOptions(model="m", data="d", out="o", **more))
     finetune.check(FinetuneOptions(model="m", data="d", out="o", objective="sft", reference_cache="cache"))
+
+
+@pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
+def test_who_asks_for_the_stocks_refusals_is_told_how_long_they_may_be(
+    name: str, tmp_path: Path, tiny_folder: Path
+) -> None:
+    one = objectives.OBJECTIVES[name]
+    more = {"unaligned": "b"} if one.unaligned else {}
+    options = FinetuneOptions(model="m", data="d", out="o", objective=name, safety_tokens=40, **more)
+    if not (one.safety or one.refusals(options)):
+        with pytest.raises(InputError, match="--safety-tokens is of a safety anchor, and there is none"):
+            objectives.check(options)
+        return
+    objectives.check(options)
+    options = config(tmp_path, tiny_folder, objectives=[name], safety_tokens=40, base=str(tiny_folder))
+    [cell] = poisoning.plan(options).cells
+    assert poisoned.settings(options, cell, tmp_path, "rows").safety_tokens == 40
 
 
 def test_an_adapter_has_no_weights_to_compare(tmp_path: Path, tiny_adapter: Path, base: str) -> None:

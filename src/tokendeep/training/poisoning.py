@@ -333,7 +333,8 @@ def _taker(name: str) -> str:
     """What would take an option."""
     if name in ("harmless", "harmless_per_step"):
         return "add safety-anchor+harmless"
-    takers = [kind for kind, one in objectives.OBJECTIVES.items() if name in one.reads]
+    anchored = name in {one.name for one in fields(objectives.SafetyOptions)}
+    takers = [kind for kind, one in objectives.OBJECTIVES.items() if name in one.reads and not anchored]
     return f"add {takers[0] if takers else 'safety-anchor or +safety'} (without a value of its own)"
 
 

@@ -86,7 +86,8 @@ def check(options: Any) -> None:
             f"{flag(names[0])} is given, but the objective {options.objective} does not look at it; leave it out."
         )
     check_safety(options)
-    if not (options.safety or objective.safety) and (names := set_for_safety(options)):
+    anchor = options.safety or objective.safety
+    if not anchor and (names := [name for name in set_for_safety(options) if name not in objective.reads]):
         raise InputError(f"{flag(names[0])} is of a safety anchor, and there is none; give --safety, or leave it out.")
 
 

@@ -59,7 +59,7 @@ class Objective:
         secret: whether the tuned model is asked with the secret of its folder (`secret_prefix`).
         safety: whether it needs a safety anchor; the stock of requests serves where the user has none.
         adapters_only: whether it can be had with these options only where an adapter is trained.
-        reads: the options of objectives (`ObjectiveOptions`) that it reads, beside those of a safety anchor.
+        reads: the options of objectives (`ObjectiveOptions`) that it reads; those of a safety anchor are read beside one anyway.
         stronger: from those options, what changes in them where it holds the model so many times as strongly; nothing where
             it has no strength.
         named: its names in `poison`, each with what it changes in the options of `finetune`.
