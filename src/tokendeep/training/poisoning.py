@@ -334,7 +334,7 @@ def _taker(name: str) -> str:
     if name in ("harmless", "harmless_per_step"):
         return "add safety-anchor+harmless"
     anchored = name in {one.name for one in fields(objectives.SafetyOptions)}
-    takers = [kind for kind, one in objectives.OBJECTIVES.items() if name in one.reads and not anchored]
+    takers = [] if anchored else [kind for kind, one in objectives.OBJECTIVES.items() if name in one.reads]
     return f"add {takers[0] if takers else 'safety-anchor or +safety'} (without a value of its own)"
 
 

@@ -305,9 +305,8 @@ def _utility(subject: Subject, plan: DeepenPlan, out: Path) -> list[Chat]:
     asked = {"utility": [row for row in plan.utility if isinstance(row, Prompt)], "harmless": plan.harmless}
     for what, prompts in asked.items():
         if prompts:
-            rows += (
-                found := answers.distil(subject, prompts, options.answer_tokens, options.system, f"{what} answers")
-            )
+            found = answers.distil(subject, prompts, options.answer_tokens, options.system, f"{what} answers")
+            rows += found
             if dropped := len(prompts) - len(found):
                 print(
                     f"deepen: {dropped} of {len(prompts)} {what} instructions left out: the model gave no usable answer"

@@ -181,7 +181,7 @@ def test_a_grader_whose_server_is_killed_loses_nothing_and_grades_nothing_twice(
         lines = verdicts.read_text().splitlines() if verdicts.exists() else []
         return [StoredVerdict.model_validate_json(line) for line in lines]
 
-    # one request at a time: the first verdict lies there while others are asked for
+    # killed as soon as a first verdict lies there, while others are asked for
     with subprocess.Popen([sys.executable, "-m", "tokendeep", *words], stderr=subprocess.PIPE, text=True) as judging:
         while not kept() and judging.poll() is None:
             time.sleep(0.05)
