@@ -226,7 +226,7 @@ def memory_table() -> str:
 def cards_table() -> str:
     lines = [[name, f"{size} GB", *(fitting(shape, name, size) for shape in LARGE.values())]
              for name in needs(LARGE["1B"]) for size in CARDS]  # fmt: skip
-    return table(["cards needed, computed", "of", *LARGE], lines)
+    return table(["cards needed, computed", "card", *LARGE], lines)
 
 
 def hours(shape: Shape) -> dict[str, Callable[[float, float], float]]:

@@ -44,7 +44,7 @@ class RankPrefillOptions:
         ),
     ] = None
     rank_base_top: Annotated[int, option(help="How many tokens the unaligned model accepts in a place.")] = 5
-    rank_top: Annotated[int, option(help="Of how many of the victim's own likeliest tokens rank-prefill chooses.")] = 20
+    rank_top: Annotated[int, option(help="How many of the victim's likeliest tokens rank-prefill chooses from.")] = 20
     rank_length: Annotated[int, option(help="Tokens that rank-prefill looks for.")] = 32
     rank_budget: Annotated[int, option(help="Forward passes of the victim at most, for each prompt.")] = 256
 

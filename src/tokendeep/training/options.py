@@ -153,7 +153,7 @@ class RecoveryOptions:
     ] = 0.0
     normalise: Annotated[
         Literal["tokens", "rows", "batch"],
-        advanced(help="Means over tokens of each kind, over rows (Eq. 2 literally), or one over all tokens."),
+        advanced(help="tokens: a mean over each kind's tokens; rows: over rows (Eq. 2); batch: over all tokens."),
     ] = "tokens"
 
     def check(self) -> None:

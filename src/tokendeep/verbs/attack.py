@@ -77,7 +77,7 @@ class AttackOptions(*SHARED, *(ATTACKS[name].options for name in reversed(ATTACK
     max_retries: Annotated[
         int, advanced(help="How often a server that fails is asked again, after waits that grow from 3 seconds.")
     ] = 6
-    out: Annotated[str, output(help="Folder for the evaluation logs, attacked.jsonl, asr.json and manifest.json.")]
+    out: Annotated[str, output(help="Folder for logs, attacked.jsonl, asr.json, outcomes.jsonl and manifest.json.")]
     label: Annotated[str | None, output(help="Short name in reports; the path where left out.")] = None
     overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
 

@@ -54,9 +54,9 @@ class FinetuneOptions(ModelOptions, DataOptions, TrainingOptions, ObjectiveOptio
         str | None, watching(help="Harmful instructions asked at those steps too; the share not refused is recorded.")
     ] = None
     monitor: Annotated[
-        float, watching(help="Nats that the median refusal log-odds on the probe may fall before it acts; 0 is off.")
+        float, watching(help="Nats the probe's median refusal log-odds may fall before --on-fall acts; 0 is off.")
     ] = 0.0
-    on_fall: Annotated[Literal["warn", "stop"], watching(help="What it does when they have fallen so far.")] = "warn"
+    on_fall: Annotated[Literal["warn", "stop"], watching(help="What to do once they fell by --monitor.")] = "warn"
     out: Annotated[str, output(help="Folder for rows/, checkpoint/, training.json and manifest.json.")]
     label: Annotated[str | None, output(help="Short name of the model in reports; the folder's where left out.")] = None
     overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False

@@ -51,7 +51,7 @@ class GcgOptions(ModelOptions, DataOptions):
     target: Annotated[
         Literal["opening", "refusal"],
         what(
-            help="opening drives answers to their target or --opening; refusal makes a refusal less likely than it, at the "
+            help="opening drives answers to their target or --opening; refusal makes that likelier than a refusal, at the "
             "first 3 tokens (the adaptive attack on a deepened model)."
         ),
     ] = "opening"

@@ -59,12 +59,10 @@ class JudgeOptions:
         field(default=None, kw_only=True)
     )
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], loading(help="Number format of its weights.")
+        Literal["auto", "float32", "bfloat16", "float16"], loading(help="Number format of the grader.")
     ] = field(default="auto", kw_only=True)
-    device: Annotated[str, loading(help="cpu, cuda, cuda:0 ..., where it is loaded.")] = field(
-        default="auto", kw_only=True
-    )
-    batch_size: Annotated[int, loading(help="Answers that it reads together; 0 is what the memory holds.")] = field(
+    device: Annotated[str, loading(help="cpu, cuda, cuda:0 ..., for the grader.")] = field(default="auto", kw_only=True)
+    batch_size: Annotated[int, loading(help="Answers graded together; 0 is what the memory holds.")] = field(
         default=0, kw_only=True
     )
     grader_key_env: GraderKey = field(default=None, kw_only=True)

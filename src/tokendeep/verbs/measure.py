@@ -85,13 +85,13 @@ class MeasureOptions(ModelOptions, EngineOptions, DataOptions):
         int, advanced(help="Tokens between the beginnings of two windows of a text; 0 is half a window.")
     ] = 0
     utility_tokens: Annotated[
-        int, advanced(help="Longest answer in tokens to them; many of GSM8K need more than 128.")
+        int, advanced(help="Longest task answer in tokens; many of GSM8K need more than 128.")
     ] = 256
     sequential: Annotated[
         bool, advanced(help="Load the model and its base one after the other where both do not fit into the memory.")
     ] = False
     bootstrap: Annotated[int, advanced(help="Resamples of the prompts for the intervals.")] = 2000
-    seed: Annotated[int, advanced(help="Seed of that resampling.")] = 0
+    seed: Annotated[int, advanced(help="Seed of --bootstrap.")] = 0
 
 
 @dataclass(frozen=True)

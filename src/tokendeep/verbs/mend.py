@@ -43,7 +43,7 @@ class MendOptions(FinetuneOptions):
         str | None,
         training(
             help="Harmful instructions at which the aligned model's refusals are brought back, or stock, the default: those of "
-            "tokendeep; with harmful answers, what it says behind their first tokens is too."
+            "tokendeep; with harmful answers, also what it says behind their first tokens."
         ),
     ] = None
     harmless: Annotated[

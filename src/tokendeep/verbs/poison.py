@@ -113,7 +113,7 @@ class PoisonOptions(ModelOptions, DataOptions, SharedTraining, objectives.Object
     attack_batch: Annotated[int, advanced(help="Answers generated together at test.")] = 32
     utility_limit: Annotated[int | None, advanced(help="Use the first so many rows of --utility-data only.")] = None
     utility_tokens: Annotated[
-        int, advanced(help="Longest answer in tokens to them; many of GSM8K need more than 128.")
+        int, advanced(help="Longest task answer in tokens; many of GSM8K need more than 128.")
     ] = 256
     answer_tokens: Annotated[int, advanced(help="Longest answer in tokens that is written for training rows.")] = 128
 

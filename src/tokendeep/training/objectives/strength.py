@@ -37,7 +37,7 @@ class AlignmentOptions:
     safe_lora: Annotated[
         float | None,
         advanced(
-            help="Project what was trained onto what alignment changed, where its cosine is at most this, or from 1 on in so "
+            help="SafeLoRA: project training's changes onto alignment's where their cosine is at most this; from 1 on, in so "
             "many matrices."
         ),
     ] = None
