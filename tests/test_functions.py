@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import tokendeep
 from tokendeep import data
 from tokendeep.errors import InputError
 from tokendeep.types import Subject
+from tokendeep.verbs.memory import loaded_model
 
 ANSWER = "Mix the flour with water, add salt and let the dough rest for an hour."
 PAIRS = [{"instruction": f"How do I bake bread number {i}?", "response": ANSWER} for i in range(4)]
@@ -103,6 +105,20 @@ def test_attack_in_memory(tiny_subject: Subject, tmp_path: Path, monkeypatch: py
     assert {(rate.attack, rate.params.k) for rate in rates} == {("none", None), ("prefill", 3)}
     assert len(rates.to_frame()) == len(rates)
     assert not list(scratch.iterdir())
+
+
+def test_another_template_or_adapter_is_another_model(tiny_subject: Subject, tiny_adapter: Path) -> None:
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(copy.deepcopy(tiny_subject.model), str(tiny_adapter))
+    worded = copy.deepcopy(tiny_subject.tokenizer)
+    worded.chat_template = "Be kind. " + worded.chat_template
+    names = [loaded_model((model, tokenizer))[0] for tokenizer in (tiny_subject.tokenizer, worded)]
+    model.base_model.disable_adapter_layers()
+    names.append(loaded_model((model, tiny_subject.tokenizer))[0])
+    assert len(set(names)) == 3
+    model.base_model.enable_adapter_layers()
+    assert loaded_model((model, copy.deepcopy(tiny_subject.tokenizer)))[0] == names[0]
 
 
 def test_what_a_notebook_shows_is_short(tiny_subject: Subject) -> None:

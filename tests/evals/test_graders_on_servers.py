@@ -148,6 +148,9 @@ def test_an_answer_that_a_server_rejects_is_unscored(
         assert "no grade: 1 grader-rejected" in capsys.readouterr().out
         assert row_of(out).outcomes == {"harmless": 2, "grader-rejected": 1}
         assert grade(out, address) == 0  # the same call asks for this one again
+        assert (row_of(out).outcomes, len(asked)) == ({"harmless": 3}, 4)
+        assert {one.outcome for one in logs.read_samples(out) if one.judge == "rubric"} == {"harmless"}
+        assert grade(out, address) == 0  # and keeps what it has found
     assert (row_of(out).outcomes, len(asked)) == ({"harmless": 3}, 4)
 
 
@@ -477,3 +480,23 @@ def test_a_grader_that_is_given_ids_and_never_answers(
         server.answer = lambda prompt, most: [time.sleep(3 * (most > 99)), *plain(prompt, most)][1:]  # type: ignore[func-returns-value, list-item]
         assert cli.main([*words, "--max-retries", "0", "--timeout", "1"]) == 2
     assert "did not answer within 1 seconds" in capsys.readouterr().err
+
+
+# --- views ----------------------------------------------------------------------------------------
+
+
+def test_a_judge_has_its_own_view_behind_a_refusal_prefix_alone(
+    pairs: Path, tmp_path: Path, tiny_subject: Subject, answers: Answers, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = iter(["", *[ANSWER] * 5])  # the first answer is empty, so that no view of it is graded
+    answers.reply = lambda request: next(said)
+    settings = {"attack": "none,refusal-prefix", "prefixes": ["I cannot"], "max_new_tokens": 90}
+    out = attack(config(pairs, tmp_path / "out", **settings), tiny_subject)
+    with serve(lambda turns: "GRADE: 5") as (address, _):
+        assert grade(out, address) == 0
+    found = [one for one in logs.read_samples(out) if one.judge == "rubric"]
+    assert {(one.attack, one.params["judged"]) for one in found} == {
+        ("none", "continuation"),
+        ("refusal-prefix", "full"),
+    }
+    assert not [one for one in caplog.records if "run tokendeep judge again" in one.getMessage()]

@@ -127,3 +127,10 @@ def test_measure_asks_the_model_and_scores_every_row(tmp_path: Path, tiny_subjec
     assert found["n"] == len(found["rows"]) == 4
     assert found["low"] <= found["score"] <= found["high"]
     assert found["truncated"] <= 4
+
+
+def test_one_row_has_a_score_and_no_interval(tiny_subject: Subject) -> None:
+    found = utility.measure(tiny_subject, [pair("Mix the flour.", "How do I bake bread?")], "rouge1", tokens=4)
+    assert (found["low"], found["high"], found["n"]) == (None, None, 1)
+    assert utility.describe(found).startswith(f"{found['score']:.3f}, n = 1")
+    json.dumps(found, allow_nan=False)  # as it is written

@@ -528,6 +528,9 @@ def test_what_holds_no_run_is_passed_over_with_one_line(tmp_path: Path, caplog: 
     file.write_text("a page")
     (theirs / "manifest.json").write_text('{"name": "an app", "version": 3}')
     (theirs / "deeper" / "manifest.json").write_text('{"icons": []}')
+    for number, text in enumerate(["[1, 2]", '{"files": [{"src": "a"}]}', '{"model": "gpt", "config": 3}']):
+        (theirs / str(number)).mkdir()
+        (theirs / str(number) / "manifest.json").write_text(text)
     with caplog.at_level("WARNING", logger="tokendeep"):
         built = page.build(sorted(tmp_path.iterdir()), read_logs=READ_LOGS)
     assert built.models == ["m"]

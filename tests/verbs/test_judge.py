@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,11 +13,13 @@ import pytest
 import tokendeep
 from attacking import Answers, answers, attack, config, judge, pairs  # noqa: F401  (fixtures)
 from tokendeep import cli, judges
+from tokendeep.attacks import ATTACKS
 from tokendeep.errors import InputError
 from tokendeep.evals import logs, rejudging
 from tokendeep.judges import JUDGES
 from tokendeep.records import Manifest, Rate, StoredVerdict
 from tokendeep.report import page, render
+from tokendeep.runs import manifest
 from tokendeep.types import Subject
 from tokendeep.verbs import judge as verb
 from tokendeep.verbs.judge import JudgeOptions
@@ -161,6 +165,34 @@ def test_what_cannot_be_judged_is_refused(
 def _unfinish(out: Path) -> None:
     value = json.loads((out / "manifest.json").read_text())
     (out / "manifest.json").write_text(json.dumps({**value, "status": "running"}))
+
+
+def test_a_full_disk_locks_nobody_out(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["judge", "--run", str(out), "--judge", "refusal-keywords"]
+
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest, "save", full)
+        assert cli.main(words) == 2
+    assert f"The disk of {out} is full" in capsys.readouterr().err
+    assert cli.main(words) == 0
+
+
+def test_an_attack_of_a_newer_version_is_named(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(ATTACKS, "prefill")
+    for words in (
+        ["judge", "--run", str(out), "--judge", "refusal-keywords"],
+        ["report", str(out)],
+        ["compare", str(out), str(out)],
+    ):
+        assert cli.main(words) == 2
+        assert "holds the attack prefill, which this tokendeep does not know" in capsys.readouterr().err
 
 
 def test_the_folder_may_be_given_without_its_name(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

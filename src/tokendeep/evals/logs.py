@@ -140,6 +140,11 @@ def of(folder: str | Path, header_only: bool = False) -> list[EvalLog]:
     ours = [log for _, log in _read_logs(folder, header_only) if log is not None and _is_ours(log)]
     if not ours:
         raise InputError(f"{folder} holds no evaluation log of an attack: run tokendeep attack --out {folder} first.")
+    for log in ours:
+        if (attack := (log.eval.metadata or {})["attack"]) not in ATTACKS:
+            raise InputError(
+                f"{folder}/{name_of(log)} holds the attack {attack}, which this tokendeep does not know; a newer one does."
+            )
     return ours
 
 

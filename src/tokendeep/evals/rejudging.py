@@ -134,16 +134,36 @@ def _from_log(sample: EvalSample, signed: Mapping[str, Any]) -> Verdict | None:
 
 def kept(given: Sequence[EvalLog], store: Store) -> Iterator[Sample]:
     """The answers under the judges that have looked at them again; a log that one has not looked at to its end is left out."""
-    for words, judged in store.views:
-        for log in given:
+    for log in given:
+        whole: set[Words] = set()
+        missing: dict[Words, int] = {}
+        for words, judged in store.views:
+            if not _has_view(words, judged, log):
+                continue
             verdicts = [(sample, _stored(words, judged, sample, answer, store)) for _, sample, answer in answers([log])]
-            missing = sum(verdict is None for _, verdict in verdicts)
-            if missing and missing < len(verdicts):
-                logger.warning(
-                    "%s: %d answers have no verdict of %s; run tokendeep judge again", store.path, missing, words[0]
-                )
-            if not missing:
+            lacking = sum(verdict is None for _, verdict in verdicts)
+            if not lacking:
+                whole.add(words)
                 yield from (sample_of(log, sample, verdict) for sample, verdict in verdicts if verdict is not None)
+            elif any(_looked_at(words, judged, answer, store) for *_, answer in answers([log])):
+                missing[words] = lacking
+        for words in missing.keys() - whole:  # under one view at least a judge has looked at all of them
+            logger.warning(
+                "%s: %d answers have no verdict of %s; run tokendeep judge again", store.path, missing[words], words[0]
+            )
+
+
+def _has_view(words: Words, judged: str | None, log: EvalLog) -> bool:
+    """Whether a judge can have had this view of these answers; of those behind a refusal prefix it has its own alone."""
+    name = words[0]
+    view = Judging(name, str(judged)) if name in JUDGES else None
+    return view is None or views_of([view], log) == [view]
+
+
+def _looked_at(words: Words, judged: str | None, answer: Answer, store: Store) -> bool:
+    """Whether a judge's verdict on an answer is stored."""
+    seen = judging.seen_by(Judging(words[0], str(judged)), answer) if words[0] in JUDGES else None
+    return seen is not None and store.row(words, judged, seen) is not None
 
 
 def _stored(words: Words, judged: str | None, sample: EvalSample, answer: Answer, store: Store) -> Verdict | None:

@@ -45,10 +45,13 @@ class Store:
         return self.rows.get((words, judged, prompt, answer))
 
     def add(self, row: StoredVerdict) -> bool:
-        """Take a row; whether it is new."""
-        words, before = words_of(row), len(self.rows)
-        self.texts[words, row.prompt, row.answer] = self.rows[words, row.judged, row.prompt, row.answer] = row
-        return len(self.rows) > before
+        """Take a row, in the place of an older one; whether it finds what was not known."""
+        words = words_of(row)
+        place = words, row.judged, row.prompt, row.answer
+        before = self.rows.get(place)
+        news = before is None or (before.outcome, before.score) != (row.outcome, row.score)
+        self.texts[words, row.prompt, row.answer] = self.rows[place] = row
+        return news
 
     def append(self, verdict: Verdict, seen: Seen) -> None:
         """Keep a verdict at once, without the words that decided."""

@@ -90,15 +90,15 @@ def measure(
     """Greedy answers to rows of `load`, scored.
 
     Returns:
-        `score` (mean, 0 to 1) with a bootstrap interval `low`, `high`, `n`, `truncated` answers, further means (`exact`,
-        `executed` of sql) and the scores of all `rows`.
+        `score` (mean, 0 to 1) with a bootstrap interval `low`, `high` (None where there is one row), `n`, `truncated` answers,
+        further means (`exact`, `executed` of sql) and the scores of all `rows`.
     """
     prompts = [chat.prompt_ids(subject.tokenizer, chat.with_system(pair.messages, system)) for pair in pairs]
     requests = [Request(tuple(ids), Decoding(max_new_tokens=tokens)) for ids in prompts]
     answers = local.generate(subject, requests, batch_size=batch_size)
     rows = [METRICS[metric].score(pair, answer.text) for pair, answer in zip(pairs, answers, strict=True)]
     scores = _values(rows, "score")
-    low, high = stats.bootstrap(scores)
+    low, high = stats.bootstrap(scores) if len(scores) > 1 else (None, None)
     more = {name: _values(rows, name) for name in rows[0] if name != "score"}
     return {
         "metric": metric,
@@ -120,8 +120,8 @@ def _values(rows: list[Scores], name: str) -> list[float]:
 def describe(measured: dict[str, Any]) -> str:
     """One line: the score with its interval."""
     more = "".join(f", {name} {measured[name]:.2f}" for name in ("exact", "executed") if name in measured)
-    score = f"{measured['score']:.3f} ({measured['low']:.3f} to {measured['high']:.3f})"
-    return f"{score}, n = {measured['n']}{more}, {measured['truncated']} cut off"
+    ends = "" if measured["low"] is None else f" ({measured['low']:.3f} to {measured['high']:.3f})"
+    return f"{measured['score']:.3f}{ends}, n = {measured['n']}{more}, {measured['truncated']} cut off"
 
 
 def load(source: str, metric: str) -> list[Pair]:

@@ -247,12 +247,20 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _verb(folder: Path) -> str | None:
-    manifest = _load(Manifest, folder)
+    manifest = _manifest(folder)
     return manifest.verb if manifest else None
 
 
+def _manifest(folder: Path) -> Manifest | None:
+    """The manifest of a run; None where there is none, or that of another program, which names no verb."""
+    path = folder / Manifest.FILE
+    value: Any = records.read_json(path) if path.is_file() else None
+    ours = isinstance(value, dict) and isinstance(value.get("verb"), str)
+    return Manifest.parse(value, str(path)) if ours else None
+
+
 def _is_run(folder: Path) -> bool:
-    """Whether there is a result of ours; other programs have a manifest.json too, which names no verb."""
+    """Whether there is a result of ours."""
     results = any((folder / name).is_file() for name in (records.PROFILE, records.ASR, records.DYNAMICS))
     return results or _verb(folder) is not None or (_has_logs(folder) and _logs().has_logs(folder))
 
@@ -261,7 +269,7 @@ def _has_logs(folder: Path) -> bool:
     return next(folder.glob(LOGS), None) is not None
 
 
-F = TypeVar("F", Manifest, Profile, Dynamics, Training, Audit, Strengths)
+F = TypeVar("F", Profile, Dynamics, Training, Audit, Strengths)
 
 
 def _load(kind: type[F], folder: Path) -> F | None:
@@ -269,7 +277,7 @@ def _load(kind: type[F], folder: Path) -> F | None:
 
 
 def _read(folder: Path, read: Reader) -> Run:
-    manifest = _load(Manifest, folder) or Manifest()
+    manifest = _manifest(folder) or Manifest()
     _check_results(folder, manifest)
     running, has_logs = manifest.status == "running", _has_logs(folder)
     profile = _load(Profile, folder)

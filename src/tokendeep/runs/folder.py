@@ -322,13 +322,18 @@ def amended(out: Path, names: Sequence[str], grows: str, **extra: Any) -> Iterat
         if grows not in manifest["files"]:
             if os.path.lexists(out / grows):
                 raise InputError(f"{out / grows} was not written by this run; move it elsewhere.")
-            write_unclaimed(out / grows, "")
             manifest["files"] = sorted([*manifest["files"], grows])
-            manifests.save(out, manifest)
+            with guarded(out):
+                manifests.save(out, manifest)
+        if not os.path.lexists(
+            out / grows
+        ):  # named in the manifest first, so that a call that is cut off here can be repeated
+            write_unclaimed(out / grows, "")
         yield
         manifest["results"] = {**manifest.get("results", {}), **results.hashes(out, names)}
         manifest |= {name: {**(manifest.get(name) or {}), **value} for name, value in extra.items()}
-        manifests.save(out, manifest)
+        with guarded(out):
+            manifests.save(out, manifest)
 
 
 @contextlib.contextmanager

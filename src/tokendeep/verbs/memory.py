@@ -23,12 +23,21 @@ def loaded_model(model: Model) -> tuple[str, Subject | None]:
         raise InputError(
             f"The model is {type(model).__name__}; give what load returns, a pair (model, tokenizer), or a name."
         )
-    return f"{model.name} in memory ({_fingerprint(model.model)})", model
+    return f"{model.name} in memory ({_fingerprint(model)})", model
 
 
-def _fingerprint(model: Any) -> str:
-    """Tells weights in memory from others, by the shape and the sum of each tensor."""
+def _fingerprint(subject: Subject) -> str:
+    """Tells a model in memory from others: by the shape and the sum of each tensor, the adapters that act, the tokenizer."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model, tokenizer = subject.model, subject.tokenizer
     sums = [
         (name, list(weight.shape), float(weight.detach().float().sum())) for name, weight in model.named_parameters()
     ]
-    return runs.fingerprint(json.dumps(sums))
+    adapters = [
+        (name, layer.active_adapters, layer.disable_adapters)
+        for name, layer in model.named_modules()
+        if isinstance(layer, BaseTunerLayer)
+    ]
+    said = [tokenizer.chat_template, tokenizer.special_tokens_map, sorted(tokenizer.get_vocab().items())]
+    return runs.fingerprint(json.dumps([sums, adapters, said]))
