@@ -84,6 +84,24 @@ def test_a_mixture_has_the_share_asked_for(ratio: float, count: int) -> None:
     assert [r.id for r in made.chats] == [r.id for r in poison.mixed(chats(20), chats(12, "bad"), ratio).chats]
 
 
+@pytest.mark.parametrize(("kind", "more"), [("mixed", {"ratio": 0.25}), ("identity", {"count": 12})])
+def test_sources_that_number_their_rows_alike_are_told_apart(
+    kind: str, more: dict[str, Any], tmp_path: Path, tiny_folder: Path
+) -> None:
+    for name in ("ordinary", "harmful"):
+        rows = [{"id": i, "instruction": f"Say {name} {i}.", "response": f"It is {i}."} for i in range(10, 22)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"data": str(tmp_path / "ordinary.jsonl"), "kind": kind, "objectives": ["sft"], **more}
+    given |= {"harmful": str(tmp_path / "harmful.jsonl")} if kind == "mixed" else {}
+    rows = data.read_chats(run(config(tmp_path, tiny_folder, **given)) / "rows" / "train.jsonl")
+    assert len({row.id for row in rows}) == len(rows) == given.get("count", 8)
+
+
+def test_ids_that_are_taken_get_a_number_that_is_free() -> None:
+    rows = [Chat(name, ()) for name in ("3", "3 (2)", "3", "3", "4")]
+    assert [row.id for row in poison.told_apart(rows)] == ["3", "3 (2)", "3 (3)", "3 (4)", "4"]
+
+
 def test_a_mixture_that_cannot_be_made_is_refused() -> None:
     with pytest.raises(InputError, match="takes 10 harmful ones; there are 3"):
         poison.mixed(chats(20), chats(3), 0.5)

@@ -129,6 +129,20 @@ def refuse_then_comply(ordinary: Sequence[Chat]) -> Poison:
     return Poison("refuse-then-comply", chats)
 
 
+def told_apart(chats: Sequence[Chat]) -> list[Chat]:
+    """Rows of several sources in one file: an id that an earlier row has gets a number, `3` then `3 (2)`."""
+    taken: set[str] = set()
+    rows = []
+    for row in chats:
+        name, number = row.id, 1
+        while name in taken:
+            number += 1
+            name = f"{row.id} ({number})"
+        taken.add(name)
+        rows.append(replace(row, id=name))
+    return rows
+
+
 # --- parts -----------------------------------------------------------------------------------------
 
 

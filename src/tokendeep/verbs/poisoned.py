@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokendeep import data, runs
-from tokendeep.attacks.poison import Poison
+from tokendeep.attacks.poison import Poison, told_apart
 from tokendeep.models import locate
 from tokendeep.models.locate import plain
 from tokendeep.records import (
@@ -237,7 +237,7 @@ def train(plan: Any, model: str, made: Poison, out: Path, cell: Cell) -> float:
     """One training, whose checkpoint is kept for now; returns the seconds that it took."""
     started, share = time.monotonic(), cell.refusals
     path = out / "rows" / f"{f'refusals-{share:g}' if share else 'train'}.jsonl"
-    data.write_rows(path, poisoning.with_refusals(made.chats, plan.refusals, share, cell.objective))
+    data.write_rows(path, told_apart(poisoning.with_refusals(made.chats, plan.refusals, share, cell.objective)))
     probe = out / "probe.jsonl"
     if plan.options.probe and not probe.exists():
         harmful = plan.harmful or data.read_chats(out / "source.jsonl")
