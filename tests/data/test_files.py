@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,42 @@ def test_shards_of_one_split_are_read_in_their_order(tmp_path: Path) -> None:
     assert data.read_chats(tmp_path) == [*data.read_chats([ROWS[0]]), *data.read_chats([ROWS[1]])]
     write(tmp_path, "test-00000-of-00001.jsonl", [ROWS[0]])
     refused(data.read_chats, tmp_path, "holds the files test, train", "give one of them")
+
+
+def both(folder: Path, how: str) -> Path:
+    """Three rows in two shards, as people or `datasets` write them."""
+    rows = [{"instruction": f"Say {n}", "response": f"It is {n}."} for n in range(3)]
+    if how == "saved":
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset.from_list(rows).save_to_disk(folder, num_shards=2)
+        return folder
+    for number, part in enumerate((rows[:2], rows[2:])):
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        if how == "csv":
+            text = "instruction,response\n" + "".join(f"{row['instruction']},{row['response']}\n" for row in part)
+        write(folder, f"train-{number:05}-of-00002.{how}", text)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["jsonl", "csv", "saved"])
+def test_rows_of_shards_are_numbered_through_and_named_by_their_file(tmp_path: Path, how: str) -> None:
+    rows = list(data.read_rows(both(tmp_path, how)))
+    assert [row.values["instruction"] for row in rows] == ["Say 0", "Say 1", "Say 2"]
+    assert [row.number for row in rows] == [1, 2, 3]
+    last = 2 if how == "csv" else 1  # below the line of column names
+    assert re.search(rf"/(train|data)-00001-of-00002\.\w+, row {last}$", rows[2].where)
+
+
+def test_hex_phi_s_files_are_numbered_through(tmp_path: Path) -> None:
+    for category in (1, 2, 10):
+        write(tmp_path, f"category_{category}.csv", f"Say {category}\nSay it again\n")
+    assert [row.number for row in data.read_rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_id_that_two_shards_give_is_named_with_both_places(tmp_path: Path) -> None:
+    for number in range(2):
+        write(tmp_path, f"train-{number:05}-of-00002.jsonl", ROWS[:1])
+    first, second = (str(tmp_path / f"train-0000{number}-of-00002.jsonl") for number in range(2))
+    refused(data.read_chats, tmp_path, f"{second}, row 1: its id is also that of {first}, row 1;")
+    refused(data.read_chats, write(tmp_path, "one.jsonl", ROWS[:1] * 2), "row 2: its id is also that of row 1;")
+    refused(data.read_chats, ROWS[:1] * 2, "Row 2: its id is also that of row 1;")

@@ -1,9 +1,11 @@
 """A file or a folder of files -> records, by its name. Knows HEx-PHI's folder, those that `datasets` saves, and shards."""
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from tokendeep.data.arrow import arrow_rows
@@ -69,12 +71,19 @@ def _only(names: list[str], folder: Path, what: str) -> str:
 
 
 def _shards(files: list[Path], columns: Mapping[str, str]) -> Iterator[Row]:
-    for path in files:
-        yield from local_rows(path, columns)
+    if len(files) == 1:
+        return local_rows(files[0], columns)
+    return _numbered_through(local_rows(path, columns) for path in files)
+
+
+def _numbered_through(files: Iterable[Iterator[Row]]) -> Iterator[Row]:
+    """The rows of several files, each with its place among all of them; `where` still says its own file and row."""
+    for number, row in enumerate(itertools.chain.from_iterable(files), 1):
+        yield replace(row, number=number)
 
 
 def hex_phi_rows(folder: Path) -> Iterator[Row]:
     """The rows of HEx-PHI's category_N.csv, in the order of their numbers."""
     files = [path for path in folder.iterdir() if (match := HEADERLESS.fullmatch(path.name)) and match["category"]]
-    for path in sorted(files, key=lambda path: int(path.stem.split("_")[1])):
-        yield from table_rows(path, {})
+    files.sort(key=lambda path: int(path.stem.split("_")[1]))
+    return _numbered_through(table_rows(path, {}) for path in files)
