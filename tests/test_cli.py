@@ -248,6 +248,32 @@ def test_a_list_of_a_yaml_file_may_be_written_as_on_the_command_line(tmp_path, l
     assert parse("measure", "--config", str(path), "--model", "m", "--data", "d", "--out", "o").k == expected
 
 
+@pytest.mark.parametrize(
+    ("verb", "line", "expected"),
+    [
+        ("attack", "columns: instruction=Goal,response=Target", ["instruction=Goal", "response=Target"]),
+        ("attack", "columns: [instruction=Goal, response=Target]", ["instruction=Goal", "response=Target"]),
+        ("overlap", "columns: instruction=Goal, id=Nr", ["instruction=Goal", "id=Nr"]),
+        ("attack", "grid: greedy,temperature=0.7", ["greedy", "temperature=0.7"]),
+        ("attack", "grid: '[\"greedy\"]'", ["greedy"]),
+        ("compare", "allow: dtype,engine", ["dtype", "engine"]),
+        ("compare", "allow: dtype", ["dtype"]),
+        ("audit", "score: margin, gradient", ["margin", "gradient"]),
+        ("attack", "prefixes: I'm sorry, but", ["I'm sorry, but"]),  # a comma is part of a text
+        ("attack", "prefixes: null", None),
+        ("calibrate", "labels: a,b.csv", ["a,b.csv"]),
+        ("report", "dirs: '2024'", ["2024"]),
+    ],
+)
+def test_names_of_a_yaml_file_may_have_commas_between_them(tmp_path, verb, line, expected):
+    path = tmp_path / "options.yaml"
+    path.write_text(line)
+    name = line.partition(":")[0]
+    needed = [] if verb in ("calibrate", "report") else NEEDED[verb]
+    needed = ["--out", "o"] if verb == "calibrate" else needed
+    assert getattr(parse(verb, *needed, "--config", str(path)), name) == expected
+
+
 def test_lists_of_texts():
     assert options("attack", "--prefixes", "I cannot").prefixes == ["I cannot"]
     assert options("attack", "--prefixes=I'm sorry, but").prefixes == ["I'm sorry, but"]
@@ -307,6 +333,12 @@ def test_numbers_of_a_yaml_file_may_have_an_exponent_and_no_point(tmp_path):
     path.write_text("lr: 2e-5\nbeta_head: [1e-1, 2E+0, 5]\nsystem: '1e3'\n")
     options = parse("finetune", "--config", str(path), "--model", "m", "--data", "d", "--out", "o")
     assert (options.lr, options.beta_head, options.system) == (2e-5, [0.1, 2.0, 5], "1e3")
+    path.write_text("lr: 1.5e-5\nbeta_head: [1.5e1, .5, 2., -1, +3, 1_000]\nsystem: 010\nlabel: 1:30\n")
+    options = parse("finetune", "--config", str(path), "--model", "m", "--data", "d", "--out", "o")
+    assert (options.lr, options.beta_head) == (1.5e-5, [15.0, 0.5, 2.0, -1, 3, 1000])
+    assert (options.system, options.label) == ("010", "1:30")
+    path.write_text("lr: 1:30.5\n")
+    assert "lr is '1:30.5', but must be a number." in refused("finetune", *NEEDED["finetune"], "--config", str(path))
 
 
 def test_null_is_no_value_where_an_option_may_have_none():
@@ -399,6 +431,15 @@ def test_mistakes_on_the_command_line(words, parts, capsys):
         (b"dtype: int3", ["s.yaml", "dtype is 'int3'", "one of auto, float32"]),
         (b"", ["s.yaml", "seed: 1"]),
         (b"- a", ["s.yaml", "seed: 1"]),
+        (b"limit: 1\nk: 0\nlimit: 2", ["s.yaml: limit is given twice; keep one of them."]),
+        (b"batch-size: 4\nbatch_size: 4", ["s.yaml: batch-size and batch_size are one option; keep one of them."]),
+        (b"modle: m\nmodle: n", ["s.yaml: modle is given twice"]),
+        (b"limit: 010", ["s.yaml: limit is '010', but must be a whole number without a 0 in front."]),
+        (b"limit: 0x10", ["s.yaml: limit is '0x10', but must be a whole number."]),
+        (b"limit: 1:30", ["s.yaml: limit is '1:30', but must be a whole number."]),
+        (b"k: 010", ["s.yaml: k is '010', but must be whole numbers"]),
+        (b"k: [0, 1:30]", ["s.yaml: k is \"[0, '1:30']\", but must be whole numbers"]),
+        (b"limit: .inf", ["s.yaml: limit is '.inf', but must be a whole number."]),
         (b"a: [", ["s.yaml, line", "seed: 1"]),
         (b"\xff\xfe", ["s.yaml", "UTF-8"]),
         (b'{"instruction": "boil an egg"}\n{"instruction": "boil an egg"}\n', ["s.yaml", "seed: 1"]),

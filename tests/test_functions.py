@@ -16,6 +16,8 @@ import tokendeep
 from tokendeep import data
 from tokendeep.errors import InputError
 from tokendeep.types import Subject
+from tokendeep.verbs import functions
+from tokendeep.verbs.attack import AttackOptions
 from tokendeep.verbs.memory import loaded_model
 
 ANSWER = "Mix the flour with water, add salt and let the dough rest for an hour."
@@ -27,6 +29,14 @@ TRIPLES = [
     {"instruction": row["instruction"], "harmful": ANSWER, "refusal": "I cannot help with that."} for row in PAIRS
 ]
 QUICK: dict[str, Any] = {"k": [0, 3], "bootstrap": 100, "positions": 20}
+
+
+def test_names_may_be_one_text_as_on_the_command_line() -> None:
+    given = {"columns": "instruction=Goal,response=Target", "grid": "greedy,temperature=0.7", "prefixes": "Sorry, no"}
+    assert functions._checked(AttackOptions, "attack", given) == {
+        "columns": ["instruction=Goal", "response=Target"], "grid": ["greedy", "temperature=0.7"],
+        "prefixes": ["Sorry, no"],
+    }  # fmt: skip
 
 
 def no_folder_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -176,12 +176,13 @@ def read_yaml(app: App, commands: tuple[str, ...], arguments: ArgumentCollection
     path = tokens[-1].value
     for name in ("options", "dry_run", "debug"):
         del by_name[name]
+    hints = get_type_hints(options_of(commands[0]), include_extras=True)
     for key, value in yaml_settings(path).items():
         name = str(key).replace("-", "_")
         if name not in by_name:
             raise InputError(f"{path}: {commands[0]} has no option {str(key)[:40]}; {did_you_mean(name, by_name)}.")
         argument = by_name[name]
-        checked = typed(value, argument.hint, f"{path}: {name}")
+        checked = typed(value, hints[name], f"{path}: {name}")
         if not argument.tokens:
             text = "" if isinstance(value, list) else str(value)  # cyclopts would take a list's text apart
             argument.append(Token(keyword=name, value=text, source=path, implicit_value=checked))

@@ -45,6 +45,8 @@ def find(file: Path) -> tuple[str, str]:
 def test_a_wording_is_found_wherever_it_stands_and_the_preferred_of_two_is_taken(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(FILES[name], newline="")
     assert find(tmp_path / name) == (CARD, "card")
+    (tmp_path / name).write_text(FILES[name], newline="", encoding="utf-8-sig")
+    assert find(tmp_path / name) == (CARD, "card")
 
 
 def test_the_other_wording_is_called_so(tmp_path: Path) -> None:

@@ -207,6 +207,15 @@ def test_no_refusal_of_the_stock_is_told_from_other_failures(
         safety_rows.stock_refusals(tiny_subject, options, tmp_path / "nan")
 
 
+def test_the_id_of_a_request_may_hold_another_end_of_line(
+    tmp_path: Path, tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"kind": "refusals", "id": "a\u2028b\x85c", "input_ids": [1, 2], "labels": [IGNORE, 2]}
+    monkeypatch.setattr(safety_answers, "written", lambda subject, harmful, harmless, options: [row])
+    options = FinetuneOptions(model="tiny", data="rows", out=str(tmp_path))
+    assert safety_rows._kept(tiny_subject, safety_rows.Requests([]), options, tmp_path / "safety") == [row]
+
+
 def test_the_header_is_what_the_template_opens_an_answer_with(tiny_tokenizer: Any) -> None:
     assert tiny_tokenizer.decode(header_ids(tiny_tokenizer)) == "<|im_start|>assistant\n"
     tiny_tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}!{% endfor %}"

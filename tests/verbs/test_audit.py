@@ -104,6 +104,33 @@ def test_the_cleaned_rows_can_be_trained_on_and_hashes_are_of_the_rows(
     assert len({row.hash for row in Audit.load(out).rows}) == 9
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_rows_of_several_shards_are_written_as_they_were_read(tmp_path: Path, tiny_folder: Path, saved: bool) -> None:
+    folder = tmp_path / "shards"
+    if saved:
+        pytest.importorskip("datasets").Dataset.from_list(ROWS).save_to_disk(folder, num_shards=2)
+    else:
+        folder.mkdir()
+        for number, part in enumerate((ROWS[:5], ROWS[5:])):
+            write(folder / f"train-{number:05}-of-00002.jsonl", part)
+    out = run(tmp_path / "out", tiny_folder, str(folder))
+    made = {row.id: row for row in Audit.load(out).rows}
+    assert sorted(row.row for row in made.values()) == list(range(1, 10))
+    ranked = sorted((row for row in made.values() if row.flagged), key=lambda row: row.rank or 0)
+    assert [row["id"] for row in lines(out / "flagged.jsonl")] == [row.id for row in ranked]
+    assert lines(out / "cleaned.jsonl") == [row for row in ROWS if not made[row["id"]].flagged]
+
+
+def test_a_row_that_the_template_cannot_hold_is_named_by_its_file(tmp_path: Path, tiny_folder: Path) -> None:
+    wrong = {**ROWS[6], "chat_template_kwargs": {"mood": "calm"}}
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, part in enumerate((ROWS[:5], [ROWS[5], wrong])):
+        write(folder / f"train-{number:05}-of-00002.jsonl", part)
+    with pytest.raises(InputError, match=r"train-00001-of-00002\.jsonl, row 2 \(r6\): .*mood"):
+        run(tmp_path / "out", tiny_folder, str(folder))
+
+
 def test_labels_give_figures_and_are_no_part_of_the_rows(
     tmp_path: Path, tiny_folder: Path, rows: str, labelled: str, capsys: Any
 ) -> None:

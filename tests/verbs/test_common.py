@@ -10,7 +10,7 @@ import pytest
 from killed import forget_runs
 from tokendeep.errors import InputError
 from tokendeep.records import Manifest
-from tokendeep.verbs.common import Place, typed
+from tokendeep.verbs.common import Names, Place, Texts, typed
 
 NAMES: dict[str, Any] = {"model": "me/model", "data": "chats"}
 
@@ -49,6 +49,10 @@ def test_plan_and_manifest_name_the_public_set(tmp_path: Path) -> None:
 def test_names_with_commas_between_them_may_be_a_list() -> None:
     assert typed(["refusal", "refusal-keywords"], str, "a.yaml: judge") == "refusal,refusal-keywords"
     assert typed(["none"], str, "attack") == "none"
+    assert typed("dtype, engine", Names, "allow") == typed(["dtype", "engine"], Names, "allow") == ["dtype", "engine"]
+    with pytest.raises(InputError, match=r"allow is ',', but must be a list of texts"):
+        typed(",", Names, "allow")
+    assert typed("dtype, engine", Texts | None, "prefixes") == ["dtype, engine"]
     assert typed("refusal,rubric", str, "judge") == "refusal,rubric"
     for value, name in ((["refusal", 1], "judge"), (["out", "put"], "a.yaml: out")):
         with pytest.raises(InputError, match="must be text"):

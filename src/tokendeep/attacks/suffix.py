@@ -60,7 +60,7 @@ def load(source: str | Path) -> list[Suffix]:
     """
     path = path_of(source)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a text may hold other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The suffixes in {path} cannot be read ({error}); give the folder that gcg wrote.") from error
     filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

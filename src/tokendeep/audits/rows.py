@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Given:
-    """A row as it was read: its place from 1, its record, and its conversation, or why it holds none."""
+    """A row as it was read: its number, its place for error sentences, its record, and its conversation, or why it holds none."""
 
     row: int
+    where: str
     hash: str
     values: Mapping[str, Any]
     chat: Chat | None
@@ -97,7 +98,7 @@ def read(source: data.Source, columns: Sequence[str], limit: int | None, labels:
 
 
 def _given(row: Row, chat: Chat | None, labels: str | None, why: str = "") -> Given:
-    return Given(row.number, runs.sha256_text(data.content(row)), row.values, chat, why, _label(row, labels))
+    return Given(row.number, row.where, runs.sha256_text(data.content(row)), row.values, chat, why, _label(row, labels))
 
 
 def _label(row: Row, name: str | None) -> int | None:
@@ -163,7 +164,7 @@ def _answers(
     except Unusable as error:
         why = str(error)
     except InputError as error:
-        raise InputError(f"Row {given.row} ({given.chat.id}): {error}") from error
+        raise InputError(f"{given.where} ({given.chat.id}): {error}") from error
     return usable, why
 
 

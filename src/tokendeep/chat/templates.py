@@ -106,7 +106,7 @@ def read_template(name_or_file: str) -> str:
         return (_shipped() / f"{name_or_file}.jinja").read_text(encoding="utf-8")
     file = runs.user_file(name_or_file)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
     except FileNotFoundError:
         known = ", ".join(template_names())

@@ -187,7 +187,7 @@ def _numbered(
     """As `_checked`, each with its record, of which columns `beside` the conversation are not looked at."""
     if limit is not None and limit < 1:
         raise InputError(f"The limit of rows to read from {named(source)} is {limit}; give 1 or more, or leave it out.")
-    seen: dict[str, int] = {}
+    seen: dict[str, str] = {}  # id -> the place of its row
     role, others = source.role if isinstance(source, Chosen) else None, 0
     for whole in read_rows(source):
         row = replace(whole, values={name: value for name, value in whole.values.items() if name not in beside})
@@ -202,9 +202,10 @@ def _numbered(
             others += 1
             continue
         if item.id and item.id in seen:
-            raise InputError(f"{row.where}: its id is also that of row {seen[item.id]}; give each row its own id.")
+            earlier = seen[item.id].removeprefix(f"{row.origin.name}, ")
+            raise InputError(f"{row.where}: its id is also that of {earlier}; give each row its own id.")
         item_id = item.id or _content_id(row, seen)
-        seen[item_id] = row.number
+        seen[item_id] = row.where if ", " in row.where else f"row {row.number}"  # of rows in memory
         yield whole, replace(item, id=item_id)
         if limit is not None and len(seen) == limit:
             break
@@ -222,7 +223,7 @@ def _tell_others(name: str, others: int, left: bool, role: Role | None) -> None:
     log.warning("%s: %d rows that say they are %s are left out", name, others, other)
 
 
-def _content_id(row: Row, seen: Mapping[str, int]) -> str:
+def _content_id(row: Row, seen: Mapping[str, str]) -> str:
     base = runs.sha256_text(content(row))[:12]
     candidates = (base if n == 1 else f"{base}-{n}" for n in range(1, len(seen) + 2))
     return next(name for name in candidates if name not in seen)

@@ -59,7 +59,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Row:
-    """One record as read: `values` by the source's own column names; `where` says "FILE, row N"."""
+    """One record as read: `values` by the source's own column names; `where` says "FILE, row N".
+
+    `number` is no other row's of the source: the N of its file, or its place among all rows where there are several files.
+    """
 
     number: int
     where: str

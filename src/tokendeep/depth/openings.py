@@ -32,10 +32,10 @@ def load_openings(path: str | None, shipped: str = "openings.txt") -> list[str]:
         text = resources.files("tokendeep").joinpath(f"assets/{shipped}").read_text(encoding="utf-8")
     else:
         try:
-            text = runs.user_file(path).read_text(encoding="utf-8")
+            text = runs.user_file(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The openings file {path} cannot be read ({error}); give a UTF-8 text file.") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line.strip() for line in text.split("\n") if line.strip() and not line.startswith("#")]
     if not lines:
         raise InputError(f"The openings file {path} holds no opening; write one refusal opening a line.")
     return lines

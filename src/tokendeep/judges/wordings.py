@@ -57,7 +57,7 @@ def _read(file: Path) -> str:
     if file.stat().st_size > LARGEST:
         raise InputError(f"{file} is too large for a prompt ({file.stat().st_size} bytes): name the one that holds it.")
     try:
-        return file.read_text(encoding="utf-8").replace("\r\n", "\n")
+        return file.read_text(encoding="utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:
         raise InputError(f"{file} is no text in UTF-8: name the file with the judge's prompt.") from None
 

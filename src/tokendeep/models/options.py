@@ -72,7 +72,8 @@ def check_range(value: float) -> None:
 Ints = Annotated[list[int], Parameter(converter=_converter(whole_number, "whole numbers, such as 0,5,10"))]
 Floats = Annotated[list[float], Parameter(converter=_converter(number, "numbers, such as 0.5,2,2"))]
 Names = Annotated[list[str], Parameter(converter=_converter(str, "names, such as one,two"))]
-Texts = Annotated[list[str], Parameter(converter=_converter(str, "texts, each in quotes", commas=False))]
+TEXTS = Parameter(converter=_converter(str, "texts, each in quotes", commas=False))
+Texts = Annotated[list[str], TEXTS]
 
 
 AdapterBase = Annotated[

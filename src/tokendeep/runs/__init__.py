@@ -4,6 +4,7 @@ from tokendeep.runs import trained
 from tokendeep.runs.files import (
     is_main_process,
     private_dir,
+    read_jsonl,
     user_file,
     user_path,
     whole,

@@ -50,6 +50,11 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]], *, private:
     return write_text(path, "".join(lines), private=private)
 
 
+def read_jsonl(path: str | Path) -> list[Any]:
+    """The rows of a file of `write_jsonl`, whose texts may hold U+2028 and other ends of lines than a line break."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+
+
 def json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
 

@@ -7,7 +7,6 @@ that runs of one model share them, and one that was cut off goes on with the sam
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -322,7 +321,7 @@ def _kept(subject: Subject, requests: Requests, options: Any, folder: Path, base
         answered = safety_answers.written(subject, requests.harmful, requests.harmless, options)
         runs.write_jsonl(path, answered, private=True)
     launch.wait_for([path])
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return runs.read_jsonl(path)
 
 
 def _key(subject: Subject, requests: Requests, options: Any, base: bool) -> str:

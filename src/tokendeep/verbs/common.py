@@ -28,18 +28,18 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 
 from tokendeep import data, runs
 from tokendeep.errors import InputError, flag
-from tokendeep.models.options import Floats, Ints, ModelOptions, Names, Texts, advanced, check_range, loading
+from tokendeep.models.options import TEXTS, Floats, Ints, ModelOptions, Names, Texts, advanced, check_range, loading
 from tokendeep.records.base import File, read_json
 from tokendeep.runs.files import user_path
 
@@ -223,21 +223,27 @@ NAMED = ("attack", "judge", "judged")  # options that are names with commas betw
 def typed(value: object, hint: Any, name: str) -> object:
     """A value of a file or a program as the option has it; the type must be right, but a whole number is a number too.
 
-    Where an option is a list, one value is a list of one, and numbers may be written as on the command line: "0,5". Names with
-    commas between them may be given as a list.
+    Where an option is a list, one value is a list of one, and numbers and names may be written as on the command line: "0,5"
+    and "one,two". An option that is names with commas between them may be given as a list.
+
+    Args:
+        hint: the option's type as its dataclass has it, also with what is `Annotated`.
     """
     from pydantic import TypeAdapter, ValidationError
 
     if isinstance(value, list) and name.rpartition(" ")[2] in NAMED and all(isinstance(one, str) for one in value):
         value = ",".join(value)
+    hint, words = _plain(hint)
     try:
-        checked = TypeAdapter(hint).validate_python(_listed(value) if get_origin(hint) is list else value, strict=True)
+        taken = words(hint, [Token(value=value)]) if words and isinstance(value, str) else _listed(value, hint)
+        checked = TypeAdapter(hint).validate_python(taken, strict=True)
         each = checked if isinstance(checked, list) else [checked]
         for one in each:
             if isinstance(one, int | float):
                 check_range(one)
     except (ValidationError, ValueError, RecursionError):
-        raise InputError(f"{name} is {str(value)[:40]!r}, but must be {meaning(hint)}.") from None
+        way = " without a 0 in front" if re.fullmatch(r"[-+]?0\d+", str(value)) else ""
+        raise InputError(f"{name} is {str(value)[:40]!r}, but must be {meaning(hint)}{way}.") from None
     for one in each:
         if isinstance(one, str):
             check_text(one, name)
@@ -250,9 +256,12 @@ def check_text(text: str, name: str) -> None:
         raise InputError(f"{name} holds what is not UTF-8, in {text[:60]!r}; write it in UTF-8.")
 
 
-def _listed(value: object) -> object:
-    """A list as it is; numbers in a text, or a single value, as one."""
-    if isinstance(value, str) and re.fullmatch(r"[\d\s,.eE+-]+", value):
+def _listed(value: object, hint: Any) -> object:
+    """A value of an option that is a list: numbers in a text, or a single value, as one; any other value as it is."""
+    kind = next((one for one in (hint, *get_args(hint)) if get_origin(one) is list), None)
+    if kind is None:
+        return value
+    if kind != list[str] and isinstance(value, str) and re.fullmatch(r"[\d\s,.eE+-]+", value):
         with contextlib.suppress(ValueError):
             return list(json.loads(f"[{value}]"))
     return [value] if isinstance(value, str | int | float) else value
@@ -267,16 +276,40 @@ def meaning(hint: Any) -> str:
     return MEANINGS.get(hint, str(hint))
 
 
+def _plain(hint: Any) -> tuple[Any, Callable[..., Any] | None]:
+    """A type without what is `Annotated`; and, of a list of names, what takes the names out of one text."""
+    if get_origin(hint) in (Union, UnionType):
+        inner = [_plain(one) for one in get_args(hint)]
+        return Union[tuple(one for one, _ in inner)], next((words for _, words in inner if words), None)  # noqa: UP007
+    if get_origin(hint) is not Annotated:
+        return hint, None
+    plain, *marks = get_args(hint)
+    plain, words = _plain(plain)
+    if plain == list[str]:
+        own: list[Any] = [one.converter for one in marks if isinstance(one, Parameter) and one is not TEXTS]
+        words = next(filter(None, own), words)
+    return plain, words
+
+
 # --- YAML files ---------------------------------------------------------------------------------
 
 
 def yaml_settings(path: str) -> dict[object, object]:
-    """The mapping of options that a YAML file holds. Raises InputError: no such file, or no mapping in it."""
+    """The mapping of options that a YAML file holds.
+
+    Raises:
+        InputError: no such file, no mapping in it, or an option that stands there twice.
+    """
     import yaml
 
     file = runs.user_file(path)
+    names: list[str] = []
     try:
-        settings = yaml.load(file.read_text(encoding="utf-8"), Loader=_loader())
+        loader = _loader()(file.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if isinstance(node, yaml.MappingNode):  # which says every key; a dict, the last of those that are alike
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        settings = loader.construct_document(node) if node else None
     except FileNotFoundError:
         raise InputError(f"There is no file {path}; check what --config names.") from None
     except OSError as error:
@@ -287,15 +320,43 @@ def yaml_settings(path: str) -> dict[object, object]:
         settings, path = None, f"{path}, line {mark.line + 1}" if mark else path
     if not isinstance(settings, dict):
         raise InputError(f"{path}: holds no options that can be read; write UTF-8 text with lines such as seed: 1.")
+    _check_once(names, path)
+    _check_once(map(str, settings), path)  # with those of another mapping that is merged in
     return settings
 
 
+def _check_once(names: Iterable[str], path: str) -> None:
+    """Raises InputError for an option that is named twice, in whichever spelling."""
+    seen: dict[str, str] = {}
+    for name in names:
+        option = name.replace("-", "_")
+        if (earlier := seen.get(option)) is not None:
+            what = f"{name[:40]} is given twice" if earlier == name else f"{earlier} and {name} are one option"
+            raise InputError(f"{path}: {what}; keep one of them.")
+        seen[option] = name
+
+
+NUMBERS = {  # YAML tag -> how a number is written: as on the command line
+    "int": r"[-+]?(0|[1-9][0-9_]*)$",
+    "float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$",
+}
+
+
 def _loader() -> type[yaml.SafeLoader]:
-    """Reads YAML and takes 2e-5 for a number, which YAML 1.1 does not without a point."""
+    """Reads YAML with numbers as people write them.
+
+    In YAML 1.1 010 is 8 and 1:30 is 90, which nobody means; here they are texts. 2e-5 is a number, which there takes a point.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """The safe loader with one more form of numbers."""
+        """The safe loader with other forms of numbers."""
 
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+    tags = {f"tag:yaml.org,2002:{kind}": re.compile(form) for kind, form in NUMBERS.items()}
+    Loader.yaml_implicit_resolvers = {
+        start: [(tag, form) for tag, form in known if tag not in tags]
+        for start, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for tag, form in tags.items():
+        Loader.add_implicit_resolver(tag, form, list("-+.0123456789"))
     return Loader

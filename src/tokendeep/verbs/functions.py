@@ -383,7 +383,7 @@ def _options(module: Any, verb: str, out: Path, given: Mapping[str, Any], values
 
 def _checked(kind: type, verb: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Options by their names and types; paths are texts, and every sequence is a list."""
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     checked = {}
     for name, value in values.items():
         if name not in hints:

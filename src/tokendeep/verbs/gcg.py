@@ -176,7 +176,7 @@ def run(plan: GcgPlan, *, show: bool = True) -> Path:
 
 def _show(out: Path, options: GcgOptions) -> None:
     """What a finished run came to, and the way on."""
-    rows = [json.loads(line) for line in (out / suffix.FILE).read_text(encoding="utf-8").splitlines()]
+    rows = runs.read_jsonl(out / suffix.FILE)
     print(f"gcg: {sum(one['success'] for one in rows)} of {len(rows)} searches succeeded")
     base = ["--base", options.base] if options.base else []
     ending(
