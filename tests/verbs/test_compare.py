@@ -185,6 +185,20 @@ def test_several_runs_a_side(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "1 and 3 runs (one run: its spread is not known)" in capsys.readouterr().out
 
 
+def test_means_over_several_answers_are_tested_by_how_much_they_spread(tmp_path: Path) -> None:
+    """Of 3 answers to each of 30 prompts one more complies: +1/3 for half of the prompts, by the paired t."""
+    for name, hits in (("a", 1), ("b", 2)):
+        groups = [
+            answers(["complied" if seed < (hits if i % 2 else 1) else "refused" for i in range(30)], seed=seed)
+            for seed in range(3)
+        ]
+        side(tmp_path / name, [replace(one, params={**one.params, "seed": 0}) for group in groups for one in group])
+    (row,) = tokendeep.compare(tmp_path / "a", tmp_path / "b").rows
+    error = (1 / 36 / 29) ** 0.5  # half of 0 and half of 1/3: a variance of 1/36, by 30 / 29
+    assert (row.n, row.test, row.difference) == (30, "paired t", pytest.approx(1 / 6))
+    assert (row.low, row.high) == pytest.approx((1 / 6 - 2.0452 * error, 1 / 6 + 2.0452 * error), abs=1e-4)
+
+
 def test_an_attack_that_one_side_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = (
         side(tmp_path / "a", answers(BEFORE), answers(BEFORE, attack="prefill")),
@@ -278,9 +292,11 @@ def test_tasks_are_compared_by_row(tmp_path: Path) -> None:
         side(tmp_path / name / "attack-plain", answers(BEFORE))
         rows = [{"id": str(i), "score": score} for i, score in enumerate(scores)]
         (tmp_path / name / "utility.json").write_text(json.dumps({"metric": "rouge1", "rows": rows}))
-    _, task = tokendeep.compare(tmp_path / "a", tmp_path / "b").rows
+    plain, task = tokendeep.compare(tmp_path / "a", tmp_path / "b").rows
     assert (task.requests, task.attack, task.n) == ("task", "rouge1", 3)
     assert task.difference == pytest.approx(-0.7 / 3)
+    assert (task.test, plain.test) == ("paired t", "exact McNemar")
+    assert (task.p, task.low, task.high) == pytest.approx((0.3356, -1, 0.5653), abs=1e-3)  # -.1, 0, -.6: t = -1.26 of 2
     (tmp_path / "b" / "utility.json").write_text(json.dumps({"metric": "rouge1", "rows": rows[:2]}))
     with pytest.raises(InputError, match="differ in prompts: 3 rows of rouge1 and 2 rows"):
         tokendeep.compare(tmp_path / "a", tmp_path / "b")

@@ -190,6 +190,20 @@ def test_a_score_may_not_drop(tmp_path: Path) -> None:
     assert cli.main(["gate", *reversed(sides), "--max-utility-drop", "0.02"]) == 0
 
 
+def test_a_small_drop_of_a_score_is_told_by_few_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A drop of 2 points with a spread of 5: 200 rows bound it within 2.6, and 20 say how many would."""
+    for n in (200, 20):
+        sides = runs(tmp_path / str(n), {}, {}, 50)
+        for side, sign in zip(sides, (0, 1), strict=True):
+            scores = [0.6 - sign * (0.02 + (0.05 if i % 2 else -0.05)) for i in range(n)]
+            rows = ", ".join(f'{{"id": {i}, "score": {score}}}' for i, score in enumerate(scores))
+            Path(side, "utility.json").write_text(f'{{"metric": "rouge1", "rows": [{rows}]}}')
+        assert cli.main(["gate", *sides, "--max-utility-drop", "0.03"]) == (0 if n == 200 else 1)
+    said = capsys.readouterr().out
+    assert "utility-drop +2.0 points, one-sided 95 % bounds +1.4 and +2.6, at most 3 (n = 200)" in said
+    assert "about 74 scored prompts would decide" in said  # (1.666 * .0513 / .01)^2 = 73.0
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
