@@ -298,6 +298,92 @@ def test_tasks_are_compared_by_row(tmp_path: Path) -> None:
     assert (task.test, plain.test) == ("paired t", "exact McNemar")
     assert (task.p, task.low, task.high) == pytest.approx((0.3356, -1, 0.5653), abs=1e-3)  # -.1, 0, -.6: t = -1.26 of 2
     (tmp_path / "b" / "utility.json").write_text(json.dumps({"metric": "rouge1", "rows": rows[:2]}))
-    with pytest.raises(InputError, match="differ in prompts: 3 rows of rouge1 and 2 rows"):
+    with pytest.raises(
+        InputError, match=r"differ in prompts: 3 rows \(\w{8}\) before and 2 rows \(\w{8}\) after \(rouge1 of"
+    ):
         tokendeep.compare(tmp_path / "a", tmp_path / "b")
     assert tokendeep.compare(tmp_path / "a", tmp_path / "b", allow=["prompts"]).rows[1].n == 2
+
+
+ASKED = {"prompts": "0123456789ab", "system": "none", "template": "abcdef012345", "tokens": 256, "dtype": "float32"}
+
+
+def measured(folder: Path, asked: dict[str, Any] | None, **more: Any) -> Path:
+    """A run of measure with the scores of a task; without `asked` as an older one left it."""
+    content = fake_runs.profile(fake_runs.random.Random(0), "m", deep=False)
+    fake_runs.write_measure(folder, "m", {**content, "meta": {**content["meta"], **more.pop("meta", {})}})
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    told = {"config": {"utility_tokens": 256}, "inputs": {"utility_data": "feed" * 16}, "model": {"dtype": "float32"}}
+    for name, value in told.items():
+        manifest[name] = {**manifest.get(name, {}), **value, **more.get(name, {})}
+    file.write_text(json.dumps({**manifest, **{name: value for name, value in more.items() if name not in told}}))
+    value = {"metric": "rouge1", "rows": [{"id": str(i), "score": i / 20} for i in range(20)]}
+    (folder / "utility.json").write_text(json.dumps({**value, **({} if asked is None else {"asked": asked})}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("field", "asked", "values"),
+    [
+        ("prompts", {"prompts": "ba9876543210"}, r"20 rows \(01234567\) before and 20 rows \(ba987654\) after"),
+        ("system", {"system": "sha 0badcafe"}, "none before and sha 0badcafe after"),
+        ("template", {"template": "0000ffff0000"}, "abcdef01 before and 0000ffff after"),
+        ("decoding", {"tokens": 128}, "max_new_tokens 256 before and .*max_new_tokens 128 after"),
+        ("dtype", {"dtype": "bfloat16"}, "float32 before and bfloat16 after"),
+    ],
+)
+def test_tasks_that_were_asked_otherwise_are_refused_and_can_be_allowed(
+    field: str, asked: dict[str, Any], values: str, tmp_path: Path
+) -> None:
+    a, same, b = (measured(tmp_path / name, {**ASKED, **told}) for name, told in (("a", {}), ("c", {}), ("b", asked)))
+    assert tokendeep.compare(a, same).allowed == {}
+    with pytest.raises(InputError, match=rf"differ in {field}: .*{values} \(rouge1 of a task\).*--allow {field}"):
+        tokendeep.compare(a, b)
+    with pytest.raises(InputError, match=f"differ in {field}: "):
+        tokendeep.compare([a, b], same)  # runs of one side
+    assert list(tokendeep.compare(a, b, allow=[field]).allowed) == [field]
+    assert cli.main(["gate", str(a), str(b), "--max-utility-drop", "0.9"]) == 2
+    assert cli.main(["gate", str(a), str(b), "--max-utility-drop", "0.9", "--allow", field]) == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "more"),
+    [
+        ("prompts", {"inputs": {"utility_data": "dead" * 16}}),
+        ("system", {"config": {"system": "Answer in verse."}}),
+        ("template", {"meta": {"template": "0000ffff0000"}}),
+        ("date", {"config": {"date": "2026-01-01"}}),
+        ("decoding", {"config": {"utility_tokens": 128}}),
+        ("dtype", {"model": {"dtype": "bfloat16"}}),
+        ("engine", {"engine": {"kind": "vllm", "version": "1"}}),
+    ],
+)
+def test_of_older_tasks_the_manifests_tell(field: str, more: dict[str, Any], tmp_path: Path) -> None:
+    a, same, b = (measured(tmp_path / name, None, **told) for name, told in (("a", {}), ("c", {}), ("b", more)))
+    assert tokendeep.compare(a, same).allowed == {}
+    with pytest.raises(InputError, match=f"differ in {field}: ") as error:
+        tokendeep.compare(a, b)
+    assert "verse" not in str(error.value)
+    assert list(tokendeep.compare(a, b, allow=[field]).allowed) == [field]
+
+
+def test_a_number_format_of_a_task_that_is_not_known_is_said(tmp_path: Path) -> None:
+    a, old = measured(tmp_path / "a", None), measured(tmp_path / "old", None, model={"dtype": None})
+    assert tokendeep.compare(a, old).unknown_dtype == [str(old)]
+
+
+def test_tasks_of_trainings_go_by_their_poison(tmp_path: Path) -> None:
+    """The manifest of a poison lies above its trainings; of those of another the task may have been another."""
+    for name, tokens in (("one", 256), ("two", 128)):
+        poison = fake_runs.manifest("poison", "m")
+        poison["config"] |= {"utility_tokens": tokens, "system": "default", "kind": "harmful"}
+        for cell in ("start", "sft"):
+            side(tmp_path / name / cell / "attack-plain", answers(BEFORE))
+            scores = {"metric": "rouge1", "rows": [{"id": str(i), "score": i / 20} for i in range(20)]}
+            (tmp_path / name / cell / "utility.json").write_text(json.dumps(scores))
+        (tmp_path / name / "manifest.json").write_text(json.dumps(poison))
+    start, tuned, other = (tmp_path / place for place in ("one/start", "one/sft", "two/sft"))
+    assert tokendeep.compare(start, tuned).allowed == {}
+    with pytest.raises(InputError, match="differ in decoding: .*256 before and .*128 after"):
+        tokendeep.compare(start, other)
