@@ -15,9 +15,10 @@ import tokendeep
 from fake_runs import sample, write_attack
 from tokendeep import cli, judges, stats
 from tokendeep.errors import InputError
-from tokendeep.records import Compared
+from tokendeep.records import Compared, Rate
 from tokendeep.report import load
 from tokendeep.types import Sample
+from tokendeep.verbs import rated
 
 
 @pytest.fixture(autouse=True)
@@ -303,6 +304,32 @@ def test_tasks_are_compared_by_row(tmp_path: Path) -> None:
     ):
         tokendeep.compare(tmp_path / "a", tmp_path / "b")
     assert tokendeep.compare(tmp_path / "a", tmp_path / "b", allow=["prompts"]).rows[1].n == 2
+
+
+def test_rates_of_suffixes_stay_one_line_each(tmp_path: Path) -> None:
+    name = "a\n::error::b\r\x1b[2K"
+    folder = side(tmp_path / "a", [sample(0, "suffix", {"suffix": name}, "m", "refused", grader=name)])
+    shown = rated.describe(Rate.load_all(folder))
+    assert len(shown.split("\n")) == 2
+    assert not set(shown) & set("\r\x1b")
+    assert "suffix a⟨U+000A⟩::error" in " ".join(shown.split())
+
+
+def test_a_sentence_about_an_odd_name_holds_no_command_of_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = (
+        side(
+            tmp_path / name,
+            [sample(0, "suffix", {"suffix": "\x1b[2K\n::error::"}, "m", "refused", judged=view, prefix="S")],
+        )
+        for name, view in (("a", "full"), ("b", "continuation"))
+    )
+    assert cli.main(["compare", str(a), str(b)]) == 2
+    error = capsys.readouterr().err
+    assert "differ in judged" in error
+    assert "⟨U+001B⟩[2K" in error
+    assert "\x1b" not in error
 
 
 ASKED = {"prompts": "0123456789ab", "system": "none", "template": "abcdef012345", "tokens": 256, "dtype": "float32"}

@@ -13,7 +13,7 @@ from tokendeep.pairing import conditions, sides
 from tokendeep.pairing.conditions import FIELDS, Alone, Condition, Source
 from tokendeep.pairing.sides import Tested
 from tokendeep.records import Compared, ComparedRow
-from tokendeep.report import load
+from tokendeep.report import load, plain
 from tokendeep.report.words import p_value
 from tokendeep.runs.files import user_path
 from tokendeep.verbs import scored
@@ -67,7 +67,7 @@ class ComparePlan:
         return [
             f"before: {', '.join(self.before)}",
             f"after: {', '.join(self.after)}",
-            *(f"  {one.row.name}: {one.row.n} prompts" for one in self.tests),
+            *(f"  {plain.one_line(one.row.name)}: {one.row.n} prompts" for one in self.tests),
             f"out: {self.options.out or '(none)'}",
         ]
 
@@ -194,7 +194,7 @@ def describe(record: Compared) -> str:
     """The comparison for the terminal: no text of prompts or answers."""
     heads = ("condition", "n", "before", "after", "points [95 %]", "p", "p (Holm)", "detectable")
     events = dict.fromkeys(f"{row.requests}: {row.event}" for row in record.rows)
-    width = max(len(heads[0]), *(len(row.name) for row in record.rows))
+    width = max(len(heads[0]), *(len(plain.one_line(row.name)) for row in record.rows))
     lines = [
         LINE.format(*heads, width=width),
         *(_line(row, width) for row in record.rows),
@@ -207,7 +207,7 @@ def describe(record: Compared) -> str:
     lines += unknown(record)
     if record.one_side:
         lines.append(f"Not compared: {'; '.join(record.one_side)}.")
-    return "\n".join(lines)
+    return plain.told(lines)
 
 
 def unknown(record: Compared) -> list[str]:
@@ -221,7 +221,7 @@ def _line(row: ComparedRow, width: int) -> str:
     change = f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
     found = "-" if row.detectable is None else f"{100 * row.detectable:.1f}"
     cells = (
-        row.name,
+        plain.one_line(row.name),
         row.n,
         f"{row.before:.3f}",
         f"{row.after:.3f}",
