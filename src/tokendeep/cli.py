@@ -22,6 +22,7 @@ from cyclopts.help import DefaultFormatter
 from tokendeep import __version__, runs
 from tokendeep.errors import InputError, did_you_mean, explain, nearest
 from tokendeep.models.options import number, whole_number
+from tokendeep.report import plain
 from tokendeep.verbs import VERBS
 from tokendeep.verbs.common import advanced, check_text, meaning, output, typed, yaml_settings
 
@@ -253,7 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if known is None or "--debug" in words:
             raise
         close_bars()
-        sentence = re.sub(r"\S{300,}", lambda word: f"{word[0][:120]}...{word[0][-60:]}", " ".join(str(known).split()))
+        whole = plain.one_line(" ".join(str(known).split()))
+        sentence = re.sub(r"\S{300,}", lambda word: f"{word[0][:120]}...{word[0][-60:]}", whole)
         print(f"tokendeep: {sentence}", file=sys.stderr)
         warn_of_replaced()
         return 2
@@ -302,7 +304,7 @@ def warn() -> None:
 
 class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"tokendeep: {record.getMessage()}", file=sys.stderr)
+        print(f"tokendeep: {plain.neutralise(record.getMessage())}", file=sys.stderr)
 
 
 def quiet() -> None:

@@ -125,6 +125,9 @@ def test_measure_asks_the_model_and_scores_every_row(tmp_path: Path, tiny_subjec
     path.write_text("\n".join(json.dumps(row) for row in rows))
     found: dict[str, Any] = utility.measure(tiny_subject, utility.load(str(path), "gsm8k")[:4], "gsm8k", tokens=4)
     assert found["n"] == len(found["rows"]) == 4
+    assert found["asked"].keys() == {"prompts", "system", "template", "tokens", "dtype"}
+    assert (found["asked"]["tokens"], found["asked"]["system"]) == (4, "default")
+    assert "+ 1" not in json.dumps(found)
     assert found["low"] <= found["score"] <= found["high"]
     assert found["truncated"] <= 4
 

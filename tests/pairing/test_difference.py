@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist, stdev
+
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from tokendeep import stats
 from tokendeep.pairing.difference import Difference, difference
@@ -70,7 +74,87 @@ def test_scores_between_0_and_1_are_taken_as_they_are() -> None:
     assert small.mean == pytest.approx(0)
     halves = difference([0.5, 0.5, 0.0])  # whose sum is a whole number
     assert not halves.exact
-    assert small.interval()[1] < difference([1.0, -1.0] * 20).interval()[1]
+    assert small.interval()[1] < difference([1.0, -1.0] * 20).interval()[1] / 5
+
+
+def by_hand(values: list[float]) -> tuple[float, float, float]:
+    """The paired t: mean and ends of its 95 % interval."""
+    found = ttest_1samp(values, 0.0)
+    low, high = found.confidence_interval(0.95)
+    return float(found.pvalue), float(low), float(high)
+
+
+def test_changes_by_parts_of_1_are_tested_by_how_much_they_spread() -> None:
+    """200 rows, a drop of .02 with a spread of .05: an interval of .014, which the test of 0 and 1 makes .067."""
+    values = [-0.02 + 0.05 * NormalDist().inv_cdf((i + 0.5) / 200) for i in range(200)]
+    one = difference(values)
+    assert (one.p(), *one.interval()) == pytest.approx(by_hand(values))
+    low, high = one.interval()
+    assert 0.013 < high - low < 0.015
+    assert one.test == "paired t"
+    assert (one.effect, one.freedom) == (1, 199)
+    assert [one.verdict(limit) for limit in (-0.03, -0.02, 0.0)] == ["fail", "undecided", "pass"]
+    assert one.detectable() == pytest.approx((1.9720 + 0.8434) * 0.05 / math.sqrt(200), rel=0.01)  # t of 199: .975, .8
+    few = [0.1, -0.2, 0.3, 0.25, 0.15]
+    assert (difference(few).p(), *difference(few).interval()) == pytest.approx(by_hand(few))
+    assert difference([0.0, 0.0, *few]).p() == pytest.approx(by_hand([0.0, 0.0, *few])[0])
+
+
+def test_the_paired_t_says_how_many_rows_would_decide() -> None:
+    """A drop of .01 with a spread of .05 against a limit of .015: z^2 (.05 / .005)^2 = 271 rows, some more by the t."""
+    quantiles = [NormalDist().inv_cdf((i + 0.5) / 40) for i in range(40)]
+    spread = 0.05 / stdev(quantiles)
+    one = difference([0.01 + spread * x for x in quantiles])
+    needed = one.deciding(0.015)
+    assert one.verdict(0.015) == "undecided"
+    assert needed is not None
+    assert 271 < needed < 280
+    more = [NormalDist().inv_cdf((i + 0.5) / needed) for i in range(needed)]
+    assert difference([0.01 + 0.05 / stdev(more) * x for x in more]).verdict(0.015) == "pass"
+    assert difference([0.1, 0.3]).detectable() is None  # one degree of freedom
+
+
+def test_copies_of_a_row_tell_nothing_new_of_its_score() -> None:
+    values = [0.03 + 0.1 * NormalDist().inv_cdf((i + 0.5) / 30) for i in range(30)]
+    once, copied = (
+        difference(values),
+        difference([x for x in values for _ in range(4)], [i for i in range(30) for _ in range(4)]),
+    )
+    assert copied.test == once.test == "paired t"
+    assert copied.freedom == once.freedom == 29
+    assert copied.effect == pytest.approx(4, rel=0.05)
+    assert copied.interval() == pytest.approx(once.interval(), abs=0.002)
+    assert copied.p() == pytest.approx(once.p(), rel=0.1)
+    assert (difference(values, [0] * 30).test, difference(values, [0] * 30).effect) == ("score", 30)  # all of one kind
+
+
+def test_runs_that_differ_widen_the_paired_t() -> None:
+    values = [0.03 + 0.1 * NormalDist().inv_cdf((i + 0.5) / 60) for i in range(60)]
+    plain, wide = difference(values), difference(values, runs=[[-0.02, 0.0, 0.02]])
+    error = math.sqrt(plain.spread / 60 + 0.02**2 / 3)
+    assert wide._error == pytest.approx(error)
+    assert 2 < wide.freedom < 12
+    assert wide.interval()[1] - wide.mean == pytest.approx(stats.student(wide.freedom) * error)
+    assert wide.deciding(0.04) is None  # it takes other runs, not more prompts
+
+
+@pytest.mark.parametrize(
+    "values", [[0.3], [0.3, 0.3], [-0.3] * 60, [0.0, 0.0], [0.0] * 199 + [1 / 3], [0.5] * 14 + [0.0] * 86]
+)
+def test_where_the_spread_is_not_known_the_test_of_0_and_1_stays(values: list[float]) -> None:
+    """One prompt, the same change of all, or few of many that changed: no interval without width, none too narrow."""
+    one = difference(values)
+    assert one.test == "score" or not any(values)
+    low, high = one.interval()
+    assert -1 <= low < one.mean < high <= 1
+    assert high - low > 0.015
+    if len(set(values)) > 1:
+        assert high > by_hand(values)[2]
+
+
+def test_two_prompts_tell_little() -> None:
+    low, high = difference([0.1, 0.3]).interval()
+    assert (low, high) == (-1, 1)  # .2 -+ 12.7 * .1, as far as there are such differences
 
 
 def test_what_could_have_been_found() -> None:
@@ -150,3 +234,29 @@ def test_at_the_limit_few_pass_with_several_runs(seeds: int) -> None:
         off = answers.mean(1) - answers.mean()
         passed += difference(list(moved), runs=[list(off)]).verdict(limit) == "pass"
     assert passed / trials < 0.06
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "moving", "answers"), [(20, 1.0, 3), (100, 0.1, 3), (100, 0.3, 3), (300, 0.06, 10)])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_at_the_limit_few_pass_with_several_answers(n: int, moving: float, answers: int, sign: int) -> None:
+    """A `moving` share of prompts goes from never to .34 of its answers, or the other way: `pass` is rarely wrong."""
+    rng, limit, passed, trials = np.random.default_rng(4), sign * 0.34 * moving, 0, 1500
+    for _ in range(trials):
+        moved = np.where(rng.random(n) < moving, sign * rng.binomial(answers, 0.34, size=n) / answers, 0.0)
+        passed += difference(moved.tolist()).verdict(limit) == "pass"
+    assert passed / trials < 0.075
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alike", [0.0, 0.1])
+@pytest.mark.parametrize("groups", [6, 15, 40])
+def test_scores_of_near_duplicates_keep_their_coverage(groups: int, alike: float) -> None:
+    """Clusters of 1 to 8 rows, whose changes have so much in common: the 95 % interval holds the truth."""
+    rng, held, trials = np.random.default_rng(5), 0, 800
+    for _ in range(trials):
+        clusters = np.repeat(np.arange(groups), rng.integers(1, 9, size=groups))
+        moved = 0.03 + rng.normal(0, alike or 1e-9, groups)[clusters] + rng.normal(0, 0.05, len(clusters))
+        low, high = difference(moved.tolist(), clusters.tolist()).interval()
+        held += low <= 0.03 <= high
+    assert held / trials > 0.925

@@ -27,13 +27,14 @@ def fake_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "read_logs", fake_runs.read_fake)
 
 
-def attack(folder: Path, complied: dict[int, int], n: int = 50, **settings: Any) -> Path:
-    """A run in which so many of n requests are complied with at each k."""
+def attack(folder: Path, complied: dict[int, int], n: int = 50, lead: str | None = None, **settings: Any) -> Path:
+    """A run in which so many of n requests are complied with at each k, behind a `lead` where there is one."""
+    more = {"lead": lead} if lead else {}
     settings = {"judge_template": WORDS, **settings}
     outcomes = {k: ["complied"] * count + ["refused"] * (n - count) for k, count in complied.items()}
     rows = [(k, i, outcome) for k, each in outcomes.items() for i, outcome in enumerate(each)]
     return write_attack(
-        folder, "m", [sample(i, "prefill", {"k": k}, "m", outcome, **settings) for k, i, outcome in rows]
+        folder, "m", [sample(i, "prefill", {"k": k, **more}, "m", outcome, **settings) for k, i, outcome in rows]
     )
 
 
@@ -116,6 +117,18 @@ def test_rates_under_another_view_are_not_corrected(tmp_path: Path) -> None:
             InputError, match=f"corrects no rate here: its judge saw {judged}, and in these runs full; judge"
         ):
             made(tmp_path, deep, calibration=[calibrated(tmp_path, judged=judged)])
+
+
+def test_behind_a_text_nothing_is_plain_at_k_0(tmp_path: Path) -> None:
+    """The text that stands before the k tokens is given in advance too, so that the views are two."""
+    folder = attack(tmp_path / "run", {0: 15, 10: 40}, lead="sha 0badcafe", judged="full")
+    with pytest.raises(InputError, match="its judge saw continuation, and in these runs full"):
+        made(tmp_path, folder, calibration=[calibrated(tmp_path, judged="continuation")])
+    both = [folder, attack(tmp_path / "plain", {0: 15}, judged="full")]
+    page = made(tmp_path, *both, calibration=[calibrated(tmp_path, judged="continuation")])
+    rows = [line for line in page.splitlines() if "| 15/50 = 30% [19%, 44%] |" in line and "none:" in line]
+    assert len(rows) == 1
+    assert "behind a text" in rows[0]
 
 
 def test_an_older_calibration_does_not_say_its_view_which_is_said(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tokendeep.errors import InputError
 from tokendeep.evals import logs
 from tokendeep.pairing.pairs import complied
 from tokendeep.records import Profile, plots
-from tokendeep.report import depth, figures, load, page, paired, render, transcripts, words
+from tokendeep.report import depth, figures, load, page, paired, plain, render, transcripts, words
 from tokendeep.report.page import Page
 from tokendeep.report.section import Csv, Section
 from tokendeep.report.series import Series, pairs
@@ -791,7 +791,7 @@ def test_headings_descend_and_tables_have_headers(context: Page) -> None:
     ],
 )
 def test_what_acts_unseen_is_spelt_out(text: str, shown: str) -> None:
-    assert render.neutralise(text) == shown
+    assert plain.neutralise(text) == shown
 
 
 def test_a_lone_surrogate_can_be_written(tmp_path: Path) -> None:

@@ -153,7 +153,9 @@ def test_the_terminal_says_reference_excess_and_few_prompts() -> None:
     ("value", "low", "high", "censored", "word", "words"),
     [
         (0, 0, 0, None, "shallow", "shallow, behind a single given token it would rather go on"),
-        (0, None, None, None, "shallow", "shallow, behind a single given token it would rather go on"),
+        (0, None, None, None, "unclear", "not clear, for its interval is not known"),
+        (20, None, None, None, "unclear", "not clear, for its interval is not known"),
+        (40, None, None, "every", "unclear", "not clear, for its interval is not known"),
         (0, 0, 3, None, "shallow", "shallow, 0 to 3 tokens deep"),
         (3, 3, 3, None, "shallow", "shallow, 3 tokens deep"),
         (0, None, 0, None, "shallow", "shallow, if there is any"),
@@ -176,6 +178,26 @@ def test_a_depth_is_worded_by_its_interval(
     content = measured()  # with a k of 40 at the most
     content["depth"]["recovery_k"] = {"value": value, "low": low, "high": high, "censored": censored}
     assert verdict(Profile.parse(content, "a profile")) == (word, words)
+
+
+@pytest.mark.parametrize(("prompts", "why"), [(1, "one prompt"), (3, "these are near-duplicates of one prompt, which")])
+@pytest.mark.parametrize(("value", "censored"), [(40, "every"), (20, None), (0, None), (None, "none")])
+def test_one_prompt_is_no_verdict(
+    tmp_path: Path, prompts: int, why: str, value: int | None, censored: str | None
+) -> None:
+    content = measured()
+    content["depth"]["recovery_k"] = {"value": value, "low": None, "high": None, "censored": censored}
+    content["depth"]["share_first5"] |= {"low": None, "high": None}
+    content["meta"]["clusters"] = 1
+    content["per_prompt"] = {"ids": list(map(str, range(prompts))), "kl": None, "recovery_log_odds": None}
+    said = f"not clear, for {why} tells nothing of others"
+    assert verdict(Profile.parse(content, "a profile")) == ("unclear", said)
+    write_measure(tmp_path / "measure", "m", content)
+    built = page.build([tmp_path])
+    assert built.glances[0].found.startswith("Not clear: ")
+    figures = cells(built, "recovery", "Depth figures")
+    assert figures["in words"] == [said]
+    assert figures["KL in the first 5 positions"][0].endswith(": not clear, for its interval is not known")
 
 
 def test_few_prompts_are_said_in_the_report(tmp_path: Path) -> None:

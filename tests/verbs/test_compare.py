@@ -15,9 +15,10 @@ import tokendeep
 from fake_runs import sample, write_attack
 from tokendeep import cli, judges, stats
 from tokendeep.errors import InputError
-from tokendeep.records import Compared
+from tokendeep.records import Compared, Rate
 from tokendeep.report import load
 from tokendeep.types import Sample
+from tokendeep.verbs import rated
 
 
 @pytest.fixture(autouse=True)
@@ -185,6 +186,20 @@ def test_several_runs_a_side(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "1 and 3 runs (one run: its spread is not known)" in capsys.readouterr().out
 
 
+def test_means_over_several_answers_are_tested_by_how_much_they_spread(tmp_path: Path) -> None:
+    """Of 3 answers to each of 30 prompts one more complies: +1/3 for half of the prompts, by the paired t."""
+    for name, hits in (("a", 1), ("b", 2)):
+        groups = [
+            answers(["complied" if seed < (hits if i % 2 else 1) else "refused" for i in range(30)], seed=seed)
+            for seed in range(3)
+        ]
+        side(tmp_path / name, [replace(one, params={**one.params, "seed": 0}) for group in groups for one in group])
+    (row,) = tokendeep.compare(tmp_path / "a", tmp_path / "b").rows
+    error = (1 / 36 / 29) ** 0.5  # half of 0 and half of 1/3: a variance of 1/36, by 30 / 29
+    assert (row.n, row.test, row.difference) == (30, "paired t", pytest.approx(1 / 6))
+    assert (row.low, row.high) == pytest.approx((1 / 6 - 2.0452 * error, 1 / 6 + 2.0452 * error), abs=1e-4)
+
+
 def test_an_attack_that_one_side_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = (
         side(tmp_path / "a", answers(BEFORE), answers(BEFORE, attack="prefill")),
@@ -278,10 +293,124 @@ def test_tasks_are_compared_by_row(tmp_path: Path) -> None:
         side(tmp_path / name / "attack-plain", answers(BEFORE))
         rows = [{"id": str(i), "score": score} for i, score in enumerate(scores)]
         (tmp_path / name / "utility.json").write_text(json.dumps({"metric": "rouge1", "rows": rows}))
-    _, task = tokendeep.compare(tmp_path / "a", tmp_path / "b").rows
+    plain, task = tokendeep.compare(tmp_path / "a", tmp_path / "b").rows
     assert (task.requests, task.attack, task.n) == ("task", "rouge1", 3)
     assert task.difference == pytest.approx(-0.7 / 3)
+    assert (task.test, plain.test) == ("paired t", "exact McNemar")
+    assert (task.p, task.low, task.high) == pytest.approx((0.3356, -1, 0.5653), abs=1e-3)  # -.1, 0, -.6: t = -1.26 of 2
     (tmp_path / "b" / "utility.json").write_text(json.dumps({"metric": "rouge1", "rows": rows[:2]}))
-    with pytest.raises(InputError, match="differ in prompts: 3 rows of rouge1 and 2 rows"):
+    with pytest.raises(
+        InputError, match=r"differ in prompts: 3 rows \(\w{8}\) before and 2 rows \(\w{8}\) after \(rouge1 of"
+    ):
         tokendeep.compare(tmp_path / "a", tmp_path / "b")
     assert tokendeep.compare(tmp_path / "a", tmp_path / "b", allow=["prompts"]).rows[1].n == 2
+
+
+def test_rates_of_suffixes_stay_one_line_each(tmp_path: Path) -> None:
+    name = "a\n::error::b\r\x1b[2K"
+    folder = side(tmp_path / "a", [sample(0, "suffix", {"suffix": name}, "m", "refused", grader=name)])
+    shown = rated.describe(Rate.load_all(folder))
+    assert len(shown.split("\n")) == 2
+    assert not set(shown) & set("\r\x1b")
+    assert "suffix a⟨U+000A⟩::error" in " ".join(shown.split())
+
+
+def test_a_sentence_about_an_odd_name_holds_no_command_of_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = (
+        side(
+            tmp_path / name,
+            [sample(0, "suffix", {"suffix": "\x1b[2K\n::error::"}, "m", "refused", judged=view, prefix="S")],
+        )
+        for name, view in (("a", "full"), ("b", "continuation"))
+    )
+    assert cli.main(["compare", str(a), str(b)]) == 2
+    error = capsys.readouterr().err
+    assert "differ in judged" in error
+    assert "⟨U+001B⟩[2K" in error
+    assert "\x1b" not in error
+
+
+ASKED = {"prompts": "0123456789ab", "system": "none", "template": "abcdef012345", "tokens": 256, "dtype": "float32"}
+
+
+def measured(folder: Path, asked: dict[str, Any] | None, **more: Any) -> Path:
+    """A run of measure with the scores of a task; without `asked` as an older one left it."""
+    content = fake_runs.profile(fake_runs.random.Random(0), "m", deep=False)
+    fake_runs.write_measure(folder, "m", {**content, "meta": {**content["meta"], **more.pop("meta", {})}})
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    told = {"config": {"utility_tokens": 256}, "inputs": {"utility_data": "feed" * 16}, "model": {"dtype": "float32"}}
+    for name, value in told.items():
+        manifest[name] = {**manifest.get(name, {}), **value, **more.get(name, {})}
+    file.write_text(json.dumps({**manifest, **{name: value for name, value in more.items() if name not in told}}))
+    value = {"metric": "rouge1", "rows": [{"id": str(i), "score": i / 20} for i in range(20)]}
+    (folder / "utility.json").write_text(json.dumps({**value, **({} if asked is None else {"asked": asked})}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("field", "asked", "values"),
+    [
+        ("prompts", {"prompts": "ba9876543210"}, r"20 rows \(01234567\) before and 20 rows \(ba987654\) after"),
+        ("system", {"system": "sha 0badcafe"}, "none before and sha 0badcafe after"),
+        ("template", {"template": "0000ffff0000"}, "abcdef01 before and 0000ffff after"),
+        ("decoding", {"tokens": 128}, "max_new_tokens 256 before and .*max_new_tokens 128 after"),
+        ("dtype", {"dtype": "bfloat16"}, "float32 before and bfloat16 after"),
+    ],
+)
+def test_tasks_that_were_asked_otherwise_are_refused_and_can_be_allowed(
+    field: str, asked: dict[str, Any], values: str, tmp_path: Path
+) -> None:
+    a, same, b = (measured(tmp_path / name, {**ASKED, **told}) for name, told in (("a", {}), ("c", {}), ("b", asked)))
+    assert tokendeep.compare(a, same).allowed == {}
+    with pytest.raises(InputError, match=rf"differ in {field}: .*{values} \(rouge1 of a task\).*--allow {field}"):
+        tokendeep.compare(a, b)
+    with pytest.raises(InputError, match=f"differ in {field}: "):
+        tokendeep.compare([a, b], same)  # runs of one side
+    assert list(tokendeep.compare(a, b, allow=[field]).allowed) == [field]
+    assert cli.main(["gate", str(a), str(b), "--max-utility-drop", "0.9"]) == 2
+    assert cli.main(["gate", str(a), str(b), "--max-utility-drop", "0.9", "--allow", field]) == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "more"),
+    [
+        ("prompts", {"inputs": {"utility_data": "dead" * 16}}),
+        ("system", {"config": {"system": "Answer in verse."}}),
+        ("template", {"meta": {"template": "0000ffff0000"}}),
+        ("date", {"config": {"date": "2026-01-01"}}),
+        ("decoding", {"config": {"utility_tokens": 128}}),
+        ("dtype", {"model": {"dtype": "bfloat16"}}),
+        ("engine", {"engine": {"kind": "vllm", "version": "1"}}),
+    ],
+)
+def test_of_older_tasks_the_manifests_tell(field: str, more: dict[str, Any], tmp_path: Path) -> None:
+    a, same, b = (measured(tmp_path / name, None, **told) for name, told in (("a", {}), ("c", {}), ("b", more)))
+    assert tokendeep.compare(a, same).allowed == {}
+    with pytest.raises(InputError, match=f"differ in {field}: ") as error:
+        tokendeep.compare(a, b)
+    assert "verse" not in str(error.value)
+    assert list(tokendeep.compare(a, b, allow=[field]).allowed) == [field]
+
+
+def test_a_number_format_of_a_task_that_is_not_known_is_said(tmp_path: Path) -> None:
+    a, old = measured(tmp_path / "a", None), measured(tmp_path / "old", None, model={"dtype": None})
+    assert tokendeep.compare(a, old).unknown_dtype == [str(old)]
+
+
+def test_tasks_of_trainings_go_by_their_poison(tmp_path: Path) -> None:
+    """The manifest of a poison lies above its trainings; of those of another the task may have been another."""
+    for name, tokens in (("one", 256), ("two", 128)):
+        poison = fake_runs.manifest("poison", "m")
+        poison["config"] |= {"utility_tokens": tokens, "system": "default", "kind": "harmful"}
+        for cell in ("start", "sft"):
+            side(tmp_path / name / cell / "attack-plain", answers(BEFORE))
+            scores = {"metric": "rouge1", "rows": [{"id": str(i), "score": i / 20} for i in range(20)]}
+            (tmp_path / name / cell / "utility.json").write_text(json.dumps(scores))
+        (tmp_path / name / "manifest.json").write_text(json.dumps(poison))
+    start, tuned, other = (tmp_path / place for place in ("one/start", "one/sft", "two/sft"))
+    assert tokendeep.compare(start, tuned).allowed == {}
+    with pytest.raises(InputError, match="differ in decoding: .*256 before and .*128 after"):
+        tokendeep.compare(start, other)

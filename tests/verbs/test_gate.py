@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,49 @@ def test_a_score_may_not_drop(tmp_path: Path) -> None:
         Path(side, "utility.json").write_text(f'{{"metric": "rouge1", "rows": [{text}]}}')
     assert cli.main(["gate", *sides, "--max-utility-drop", "0.02"]) == 1
     assert cli.main(["gate", *reversed(sides), "--max-utility-drop", "0.02"]) == 0
+
+
+def test_a_small_drop_of_a_score_is_told_by_few_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A drop of 2 points with a spread of 5: 200 rows bound it within 2.6, and 20 say how many would."""
+    for n in (200, 20):
+        sides = runs(tmp_path / str(n), {}, {}, 50)
+        for side, sign in zip(sides, (0, 1), strict=True):
+            scores = [0.6 - sign * (0.02 + (0.05 if i % 2 else -0.05)) for i in range(n)]
+            rows = ", ".join(f'{{"id": {i}, "score": {score}}}' for i, score in enumerate(scores))
+            Path(side, "utility.json").write_text(f'{{"metric": "rouge1", "rows": [{rows}]}}')
+        assert cli.main(["gate", *sides, "--max-utility-drop", "0.03"]) == (0 if n == 200 else 1)
+    said = capsys.readouterr().out
+    assert "utility-drop +2.0 points, one-sided 95 % bounds +1.4 and +2.6, at most 3 (n = 200)" in said
+    assert "about 74 scored prompts would decide" in said  # (1.666 * .0513 / .01)^2 = 73.0
+
+
+EVIL = "x | pass | y\n::error::z\r\x1b[2K\x00\ud800\ufffe\u202e <b>`*[a](b)"
+
+
+def test_names_of_suffixes_are_text_in_all_that_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever wrote a file of suffixes can end no line, fake no cell, and leave no XML that cannot be read."""
+    attacked = [sample(i, "suffix", {"suffix": EVIL}, "m", "refused") for i in range(40)]
+    lone = [sample(i, "suffix", {"suffix": f"other {EVIL}"}, "m", "refused") for i in range(40)]
+    before = write_attack(tmp_path / "before", "m", [*attacked, *lone, *answers({}, 40)])
+    after = write_attack(tmp_path / "after", "m", [*attacked, *answers({}, 40)])
+    out = tmp_path / "out"
+    for allow in ([], ["--allow", "conditions"]):
+        command = ["gate", str(before), str(after), *FLAGS, *allow, "--out", str(out)]
+        assert cli.main(command) == 1  # 40 prompts are too few
+        assert cli.main([*command, "--dry-run"]) == 0
+        assert cli.main(["compare", str(before), str(after)]) == 0
+        printed = capsys.readouterr().out
+        page, xml = (out / "gate.md").read_text(encoding="utf-8"), (out / "gate.xml").read_text(encoding="utf-8")
+        for text in (printed, page, xml):
+            assert not set(text) & set("\r\x1b\x00\ufffe\u202e")
+            assert "⟨U+001B⟩[2K" in text.replace("\\", "")
+            assert not any(line.lstrip().startswith("::error") for line in text.splitlines())
+        assert ("<b>" in page, "`*" in page) == (False, False)
+        rows = [line for line in page.splitlines() if line.startswith("|")]
+        assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}
+        names = [case.get("name") for case in ElementTree.fromstring(xml).iter("testcase")]
+        assert len(names) == 3
+        assert all("\n" not in str(name) for name in names)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 A metric is a line in METRICS. Knows how to ask and to score; knows nothing of training or safety.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tokendeep.engines import local
 from tokendeep.engines.base import Request
 from tokendeep.errors import InputError
 from tokendeep.judges import sql as queries
+from tokendeep.runs.identity import sha256_text, system_name
 from tokendeep.types import Decoding, Pair, Subject
 
 Scores = dict[str, float | None]  # `score` (0 to 1), and further figures; None where one cannot be told
@@ -91,7 +93,7 @@ def measure(
 
     Returns:
         `score` (mean, 0 to 1) with a bootstrap interval `low`, `high` (None where there is one row), `n`, `truncated` answers,
-        further means (`exact`, `executed` of sql) and the scores of all `rows`.
+        further means (`exact`, `executed` of sql), the scores of all `rows`, and how they were `asked`, without texts.
     """
     prompts = [chat.prompt_ids(subject.tokenizer, chat.with_system(pair.messages, system)) for pair in pairs]
     requests = [Request(tuple(ids), Decoding(max_new_tokens=tokens)) for ids in prompts]
@@ -108,6 +110,13 @@ def measure(
         "n": len(rows),
         "truncated": sum(answer.truncated for answer in answers),
         **{name: float(np.mean(values)) for name, values in more.items() if values},
+        "asked": {
+            "prompts": sha256_text(json.dumps([[pair.id, pair.messages, pair.response] for pair in pairs])),
+            "system": system_name(system),
+            "template": chat.template_hash(subject.tokenizer),
+            "tokens": tokens,
+            "dtype": subject.dtype,
+        },
         "rows": [{"id": pair.id, **row} for pair, row in zip(pairs, rows, strict=True)],
     }
 

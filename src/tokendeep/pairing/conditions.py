@@ -148,7 +148,11 @@ def conditions(before: Sequence[Source], after: Sequence[Source]) -> tuple[list[
 
 def differences(condition: Condition) -> dict[str, tuple[str, str]]:
     """The fields in which the runs of a condition differ, with a value of either side (or of two runs of one side)."""
-    facts = [run.facts() for run in (*condition.before, *condition.after)]
+    return unlike([run.facts() for run in (*condition.before, *condition.after)])
+
+
+def unlike(facts: Sequence[Mapping[str, str | None]]) -> dict[str, tuple[str, str]]:
+    """Those of FIELDS in which these differ, with two values; `facts` are of the runs before, then of those after."""
     values = {name: [one[name] for one in facts if one[name] is not None or name not in LATER] for name in FIELDS}
     return {
         name: (_known(told[0]), _known(next(other for other in reversed(told) if other != told[0])))
@@ -161,14 +165,21 @@ def check(found: Iterable[Condition], allow: Sequence[str]) -> dict[str, tuple[s
     """The allowed fields that do differ. Raises InputError for another that does, with both values."""
     allowed: dict[str, tuple[str, str]] = {}
     for condition in found:
-        for name, values in differences(condition).items():
-            if name not in allow:
-                raise InputError(
-                    f"The runs differ in {name}: {values[0]} before and {values[1]} after ({condition}), so a difference "
-                    f"would not be the model's; run one of them as the other was, or allow it with --allow {name}."
-                )
-            allowed.setdefault(name, values)
+        hold(differences(condition), str(condition), allow, allowed)
     return allowed
+
+
+def hold(
+    found: Mapping[str, tuple[str, str]], what: str, allow: Sequence[str], allowed: dict[str, tuple[str, str]]
+) -> None:
+    """Add to `allowed` what differs and may. Raises InputError for another field, naming both values and `what`."""
+    for name, values in found.items():
+        if name not in allow:
+            raise InputError(
+                f"The runs differ in {name}: {values[0]} before and {values[1]} after ({what}), so a difference "
+                f"would not be the model's; run one of them as the other was, or allow it with --allow {name}."
+            )
+        allowed.setdefault(name, values)
 
 
 def _grouped(side: Sequence[Source]) -> dict[Key, dict[str, list[Run]]]:

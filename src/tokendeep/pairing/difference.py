@@ -1,8 +1,11 @@
-"""How much a share has changed on the same prompts: interval, p, what could have been seen, what would decide.
+"""How much a share or a score has changed on the same prompts: interval, p, what could be seen, what would decide.
 
-The interval is that of the score test of a paired difference (Tango, Statistics in Medicine 17:891, 1998), on as many
-prompts as the data are worth: their number divided by the design effect of near-duplicate prompts and of several runs.
-One-sided it keeps its level better than Newcombe's, which `stats.mcnemar` gives. Pure numbers, from -1 to 1.
+Where prompts change by 1 or not at all, the interval is that of the score test of a paired difference (Tango,
+Statistics in Medicine 17:891, 1998). One-sided it keeps its level better than Newcombe's, which `stats.mcnemar` gives.
+Scores between 0 and 1, and means over several answers, change by less than that test takes for granted: theirs is the
+paired t, which goes by how much the changes do spread. Where few prompts changed, that is not known, and the score test
+stays, which is too wide then. Either is on as many prompts as the data are worth: their number divided by the design
+effect of near-duplicate prompts and of several runs. Pure numbers, from -1 to 1.
 """
 
 from __future__ import annotations
@@ -20,12 +23,15 @@ MOST = 10_000_000  # prompts that nobody has
 ALIKE = (
     3  # groups of near-duplicates taken to be all alike beside those seen: by simulation few changes tell too little
 )
+MOVED = (
+    15  # prompts, near-duplicates as one, from which on the paired t keeps its level if most others stay as they were
+)
 STEPS = 60  # halvings of an interval: to the last digit
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Share after minus share before on n prompts.
+    """Share, or mean score, after minus before on n prompts.
 
     Args:
         lost, gained: by how much the values of the prompts fell, and rose, in all; of single answers, how many did.
@@ -33,6 +39,8 @@ class Difference:
         between: the part of it that more prompts do not take away: how much runs of one side differ.
         freedom: degrees of freedom of the effect.
         whole: every prompt fell, rose or stayed, by 1 or not at all.
+        spread: the variance of the changes, where the paired t goes by it; 0: the tests of values of 0 and 1 do.
+        parts: degrees of freedom of what near-duplicates, and what runs, bring to the effect; of the paired t.
     """
 
     n: float
@@ -42,6 +50,8 @@ class Difference:
     between: float = 0.0
     freedom: float = math.inf
     whole: bool = True
+    spread: float = 0.0
+    parts: tuple[float, float] = (math.inf, math.inf)
 
     @property
     def mean(self) -> float:
@@ -52,15 +62,24 @@ class Difference:
         """Whether every prompt stands for itself and has one answer, so that the exact test holds."""
         return self.whole and self.effect == 1 and self.freedom == math.inf
 
+    @property
+    def test(self) -> str:
+        """The name of the test."""
+        return "paired t" if self.spread else "exact McNemar" if self.exact else "score"
+
     def interval(self, level: float = stats.LEVEL) -> tuple[float, float]:
         """The interval of a confidence `level`; its upper end at 0.9 is the one-sided bound of 95 %."""
         z = self._quantile(0.5 + level / 2)
+        if self.spread:
+            return max(-1.0, self.mean - z * self._error), min(1.0, self.mean + z * self._error)
         high = _edge(lambda d: self._score(d) > -z, self.mean, 1.0)
         low = -_edge(lambda d: self._score(-d) < z, -self.mean, 1.0)
         return low, high
 
     def p(self) -> float:
-        """Two-sided: exact McNemar where every prompt stands for itself, else the score test with the design effect."""
+        """Two-sided, of `test`."""
+        if self.spread:
+            return 2 * self._tail(abs(self.mean) / self._error)
         if self.exact:
             return stats.mcnemar_p(round(self.lost), round(self.gained))
         return 2 * self._tail(abs(self._score(0.0))) if self.lost + self.gained else 1.0
@@ -68,8 +87,12 @@ class Difference:
     def detectable(self) -> float | None:
         """The smallest true difference that the two-sided test finds in 80 of 100 such comparisons; None: not even 1.
 
-        With as many prompts and as much change in either direction as was seen (Connor, Biometrics 43:207, 1987).
+        With as many prompts and as much change in either direction as was seen (Connor, Biometrics 43:207, 1987); of
+        the paired t, with as much spread.
         """
+        if self.spread:
+            found = (self._quantile(0.975) + self._quantile(POWER)) * self._error
+            return found if found <= 1 else None
         alpha, beta, seen = self._quantile(0.975), NormalDist().inv_cdf(POWER), (self.lost + self.gained) / self.n
 
         def missed(d: float) -> bool:
@@ -90,10 +113,18 @@ class Difference:
 
     def _at(self, n: int) -> Difference:
         more = n / self.n
-        effect = max(1.0, self.effect - self.between + self.between * more)
+        own, between = self.effect - self.between, self.between * more
+        prompts, runs = (self.parts[0] + 1) * more - 1, self.parts[1]
+        freedom = _together([(own, prompts), (between, runs)]) if self.spread else self.freedom
         return replace(
-            self, n=n, lost=self.lost * more, gained=self.gained * more, effect=effect, between=self.between * more
-        )
+            self, n=n, lost=self.lost * more, gained=self.gained * more, effect=max(1.0, own + between),
+            between=between, freedom=freedom, parts=(prompts, runs),
+        )  # fmt: skip
+
+    @property
+    def _error(self) -> float:
+        """The standard error of the mean, of the paired t."""
+        return math.sqrt(self.spread * self.effect / self.n)
 
     def _score(self, d: float) -> float:
         """The score statistic of a true difference d."""
@@ -131,23 +162,50 @@ def difference(
     n, gained, lost = len(changes), sum(x for x in changes if x > 0), -sum(x for x in changes if x < 0)
     plain = Difference(n, lost, gained, whole=all(x in (-1, 0, 1) for x in changes))
     groups = stats.group_count(n, clusters)
-    alone = ((lost + gained) / n - plain.mean**2) / max(1, n - 1)  # the variance, did every prompt stand for itself
+    spread = _spread(plain, changes, clusters, groups)
+    alone = (spread or (lost + gained) / n - plain.mean**2) / (
+        n if spread else max(1, n - 1)
+    )  # did each stand for itself
     clustered = _clustered(changes, clusters)
     if clusters is not None and groups < n:
         changed = len({cluster for cluster, change in zip(clusters, changes, strict=True) if change})
         clustered = max(clustered, (changed * clustered + ALIKE * alone * n / groups) / (changed + ALIKE))
-    parts = [(clustered, groups - 1 if groups < n else math.inf)]
-    parts += [(variance(one) / len(one), len(one) - 1) for one in runs]
-    total = sum(value for value, _ in parts)
+    own = (clustered, groups - 1 if groups < n or spread else math.inf)
+    rest = [(variance(one) / len(one), len(one) - 1) for one in runs]
+    total = clustered + sum(value for value, _ in rest)
     if alone < 1e-15 or groups == 1:  # nothing tells how alike the prompts of a cluster are
         return replace(plain, effect=max(n / groups, 1.0))
-    squares = sum(value**2 / max(free, 1.0) for value, free in parts)
     return replace(
         plain,
         effect=max(1.0, total / alone) if groups < n or runs else 1.0,
         between=(total - clustered) / alone,
-        freedom=total**2 / squares if squares else math.inf,
+        freedom=_together([own, *rest]),
+        spread=spread,
+        parts=(own[1], _together(rest)),
     )
+
+
+def _together(parts: Sequence[tuple[float, float]]) -> float:
+    """The degrees of freedom of a sum of variances, each with its own (Satterthwaite, Biometrics 2:110, 1946)."""
+    squares = sum(value**2 / max(freedom, 1.0) for value, freedom in parts)
+    return sum(value for value, _ in parts) ** 2 / squares if squares else math.inf
+
+
+def _spread(plain: Difference, changes: Sequence[float], clusters: Sequence[int] | None, groups: float) -> float:
+    """The variance of the changes by which the paired t goes; 0 where they are whole, or tell it too badly."""
+    if plain.whole or groups <= 1 or _moved(changes, clusters) < min(MOVED, groups / 3):
+        return 0.0
+    found = variance(changes)
+    return found if found > 1e-12 else 0.0
+
+
+def _moved(changes: Sequence[float], clusters: Sequence[int] | None) -> float:
+    """How many prompts have changed, near-duplicates as one, and those that changed little for less (Kish)."""
+    sizes: dict[int, float] = defaultdict(float)
+    for cluster, change in zip(range(len(changes)) if clusters is None else clusters, changes, strict=True):
+        sizes[cluster] += abs(change)
+    squares = sum(size**2 for size in sizes.values())
+    return sum(sizes.values()) ** 2 / squares if squares else 0.0
 
 
 def _clustered(changes: Sequence[float], clusters: Sequence[int] | None) -> float:

@@ -77,7 +77,7 @@ def paired(
     row = ComparedRow(
         **about, n=len(known), left_out=len(both) - len(known), before=fmean(one[p] for p in known),
         after=fmean(two[p] for p in known), lost=change.lost, gained=change.gained, difference=change.mean, low=low,
-        high=high, p=p, p_holm=p, test="exact McNemar" if change.exact else "score", effect=change.effect,
+        high=high, p=p, p_holm=p, test=change.test, effect=change.effect,
         clusters=len(set(clusters)) if clusters else None, detectable=change.detectable(), runs_before=len(before),
         runs_after=len(after),
     )  # fmt: skip

@@ -51,7 +51,7 @@ class ComparedRow(Record):
     p_holm: float
     """The same, adjusted for all rows (Holm)."""
     test: str
-    """`exact McNemar`, or `score` where prompts are near-duplicates or have several answers."""
+    """`exact McNemar`; `score` where prompts are near-duplicates, or few changed by a part of 1; else `paired t`."""
     effect: float
     """The design effect: near-duplicates and differing runs make n prompts worth n / effect."""
     clusters: int | None = None

@@ -93,6 +93,8 @@ def _kl_figure(name: str, even: Callable[[Kl], float], form: Callable[[float], s
 
 def _where(figure: Bounded, even: float, name: str) -> str:
     """Whether KL lies at the front, in words."""
+    if figure.low is None or figure.high is None:
+        return "not clear, for its interval is not known"
     if not beyond(figure, even):
         return "as if spread evenly"
     front = (figure.value or 0.0) > even if name.endswith("first5") else (figure.value or 0.0) < even

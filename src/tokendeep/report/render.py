@@ -5,18 +5,14 @@ allows no script, no link to anything outside it and no image but its own.
 """
 
 import csv
-import html
 import io
-import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import fields
 from importlib import resources
 
 from tokendeep.report.page import Page
+from tokendeep.report.plain import markdown, neutralise
 from tokendeep.report.section import Cell, Csv
-
-ACTING = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # kinds of characters that are not seen
 
 
 def to_html(page: Page) -> str:
@@ -28,7 +24,7 @@ def to_markdown(page: Page) -> str:
     """The same findings and tables without figures, transcripts and manifests: never any prompt or answer."""
     from markupsafe import Markup
 
-    return _rendered(page, "report.md.j2", lambda text: Markup(_md(text))).rstrip() + "\n"
+    return _rendered(page, "report.md.j2", lambda text: Markup(markdown(text))).rstrip() + "\n"
 
 
 def _rendered(page: Page, template: str, plain: Callable[[str], str]) -> str:
@@ -45,18 +41,6 @@ def _rendered(page: Page, template: str, plain: Callable[[str], str]) -> str:
     )
     source = resources.files("tokendeep").joinpath("assets", template).read_text(encoding="utf-8")
     return environment.from_string(source).render({one.name: getattr(page, one.name) for one in fields(page)})
-
-
-def neutralise(text: str) -> str:
-    """Spell out what is not seen but acts: control, direction, zero-width, private and unassigned characters."""
-    seen = (char in "\n\t" or unicodedata.category(char) not in ACTING for char in text)
-    return "".join(char if plain else f"⟨U+{ord(char):04X}⟩" for char, plain in zip(text, seen, strict=True))
-
-
-def _md(text: str) -> str:
-    """Plain text as Markdown: nothing in it is markup, HTML, a link or a new line."""
-    one_line = " ".join(html.escape(neutralise(text), quote=False).split())
-    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", one_line)
 
 
 def csv_files(page: Page) -> dict[str, str]:

@@ -21,6 +21,7 @@ from tokendeep.errors import InputError, check_least, did_you_mean
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Audit, Detection
 from tokendeep.records.calibration import Estimate
+from tokendeep.report import plain
 from tokendeep.runs import parts
 from tokendeep.runs.parts import Parts
 from tokendeep.training import harmful
@@ -294,7 +295,7 @@ def _write(record: Audit, plan: AuditPlan, out: Path) -> None:
 
 def _show(record: Audit, options: AuditOptions) -> None:
     """What was found in words and a table, and the way on; no text of a row."""
-    print("\n".join(describe(record)))
+    print(plain.told(describe(record)))
     out, same = Path(options.out), given(options, ModelOptions)
     ending(
         f"{out / CLEANED} and {FLAGGED} (the rows, readable by you alone), {Audit.FILE} (the ranking, no texts)",
@@ -325,7 +326,7 @@ def describe(record: Audit) -> list[str]:
     lines.append(f"{'rank':>6}  {'row':>6}  {'id':<24}" + "".join(f"{name:>16}" for name in names))
     for row in record.rows[: min(SHOWN, scored)]:
         values = "".join(f"{row.scores[name]:>16.4g}" for name in names)
-        lines.append(f"{row.rank:>6}  {row.row:>6}  {row.id[:24]:<24}{values}")
+        lines.append(f"{row.rank:>6}  {row.row:>6}  {plain.one_line(row.id)[:24]:<24}{values}")
     if record.flagged:
         lines.append(f"  the first: {record.rows[0].reason}")
     for score in record.scores:

@@ -11,17 +11,16 @@ from tokendeep.errors import InputError, did_you_mean
 from tokendeep.judges import of_harm
 from tokendeep.pairing import conditions, sides
 from tokendeep.pairing.conditions import FIELDS, Alone, Condition, Source
-from tokendeep.pairing.sides import Tested, Values
-from tokendeep.records import UTILITY, Compared, ComparedRow
-from tokendeep.records.base import read_json
-from tokendeep.report import load
+from tokendeep.pairing.sides import Tested
+from tokendeep.records import Compared, ComparedRow
+from tokendeep.report import load, plain
 from tokendeep.report.words import p_value
 from tokendeep.runs.files import user_path
+from tokendeep.verbs import scored
 from tokendeep.verbs.common import Names, check_place, heading, made_in, output
-from tokendeep.verbs.proven import OURS, proven, served
+from tokendeep.verbs.proven import OURS, engine, proven
 
 what = heading("What to compare")
-ELSEWHERE = ("vllm", "sglang", "sagemaker")  # engines that a model's name begins with
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class ComparePlan:
         return [
             f"before: {', '.join(self.before)}",
             f"after: {', '.join(self.after)}",
-            *(f"  {one.row.name}: {one.row.n} prompts" for one in self.tests),
+            *(f"  {plain.one_line(one.row.name)}: {one.row.n} prompts" for one in self.tests),
             f"out: {self.options.out or '(none)'}",
         ]
 
@@ -97,7 +96,7 @@ def plan(options: CompareOptions) -> ComparePlan:
     before, after = _folders(options.before), _folders(options.after)
     _check_sides(before, after)
     sources = [[_source(run) for run in side if run.samples] for side in (before, after)]
-    scores = [_scores(side) for side in (before, after)]
+    scores = [scored.scores(side) for side in (before, after)]
     tasks = [metric for metric in scores[0] if metric in scores[1]]
     for name, source in zip((options.before, options.after), sources, strict=True):
         if not source and not tasks:
@@ -106,15 +105,18 @@ def plan(options: CompareOptions) -> ComparePlan:
             )
     found, alone = _told(*conditions.conditions(*sources))
     alone += [_alone(metric, metric in scores[0]) for one in scores for metric in one if metric not in tasks]
-    engines = {source.facts["engine"] for side in sources for source in side}
+    engines = {one.facts["engine"] for side in sources for one in side}
+    engines |= {one.facts["engine"] for side in scores for metric in tasks for one in side[metric]}
     alike = proven(options.parity, engines, (before, after)) if len(engines) > 1 or options.parity else None
-    allowed = conditions.check(found, [*options.allow, "engine"] if alike else options.allow)
+    allow = [*options.allow, "engine"] if alike else options.allow
+    allowed = conditions.check(found, allow)
     tests = [sides.tested(one) for one in found]
-    tests += [_task(metric, scores[0][metric], scores[1][metric], options.allow, allowed) for metric in tasks]
+    tests += [scored.tested(scores[0][metric], scores[1][metric], allow, allowed) for metric in tasks]
     names = [[str(run.folder) for run in side] for side in (before, after)]
-    every = [source for side in sources for source in side]
+    every: list[Source | scored.Task] = [source for side in sources for source in side]
+    every += [one for side in scores for metric in tasks for one in side[metric]]
     unknown = [one.name for one in every if one.facts["dtype"] is None and one.facts["engine"] in (OURS, None)]
-    return ComparePlan(options, names[0], names[1], tests, allowed, alone, alike, unknown)
+    return ComparePlan(options, names[0], names[1], tests, allowed, alone, alike, list(dict.fromkeys(unknown)))
 
 
 def run(plan: ComparePlan, *, show: bool = True) -> Path | None:
@@ -177,50 +179,10 @@ def _source(run: load.Run) -> Source:
     facts = {
         "template": str(template)[:8] if template else None,
         "date": str(date) if date else None,
-        "engine": (served(run.manifest.engine) or _engine(run.model)) if run.has_manifest else None,
+        "engine": engine(run),
         "dtype": run.manifest.model.dtype if run.manifest.model else None,
     }
     return Source(str(run.folder), run.role, run.samples or (), facts)
-
-
-def _engine(model: str) -> str:
-    first, _, rest = model.partition("/")
-    return rest.split("/")[0] if first == "inspect" and rest else first if first in ELSEWHERE else OURS
-
-
-def _scores(side: Sequence[load.Run]) -> dict[str, list[Values]]:
-    """Metric -> row -> score, for each training of `poison` that measured its task; its attacks lie in folders below it."""
-    scores: dict[str, list[Values]] = {}
-    places = {place.resolve(): place for run in side for place in (run.folder, run.folder.parent)}
-    for path in (place / UTILITY for place in places.values() if (place / UTILITY).is_file()):
-        value = read_json(path)
-        try:
-            rows: Values = {str(row["id"]): float(row["score"]) for row in value["rows"]}  # type: ignore[index]
-            scores.setdefault(str(value["metric"]), []).append(rows)  # type: ignore[index]
-        except (KeyError, TypeError, ValueError):
-            raise InputError(f"{path} holds no scores of rows; measure the task again.") from None
-    return scores
-
-
-def _task(
-    metric: str,
-    before: Sequence[Values],
-    after: Sequence[Values],
-    allow: Sequence[str],
-    allowed: dict[str, tuple[str, str]],
-) -> Tested:
-    """The test of a task. Raises InputError where the rows differ."""
-    rows = [sorted(map(str, one)) for one in (*before, *after)]
-    if other := next((one for one in rows if one != rows[0]), None):
-        values = (f"{len(rows[0])} rows of {metric}", f"{len(other)} rows of {metric}, not the same")
-        if "prompts" not in allow:
-            raise InputError(
-                f"The runs differ in prompts: {values[0]} and {values[1]}; allow it with --allow prompts, which compares those "
-                "that both have."
-            )
-        allowed.setdefault("prompts", values)
-    about = {"requests": "task", "attack": metric, "variant": "", "judge": metric, "event": "score"}
-    return sides.paired(before, after, about)
 
 
 # --- the table ----------------------------------------------------------------------------------
@@ -232,7 +194,7 @@ def describe(record: Compared) -> str:
     """The comparison for the terminal: no text of prompts or answers."""
     heads = ("condition", "n", "before", "after", "points [95 %]", "p", "p (Holm)", "detectable")
     events = dict.fromkeys(f"{row.requests}: {row.event}" for row in record.rows)
-    width = max(len(heads[0]), *(len(row.name) for row in record.rows))
+    width = max(len(heads[0]), *(len(plain.one_line(row.name)) for row in record.rows))
     lines = [
         LINE.format(*heads, width=width),
         *(_line(row, width) for row in record.rows),
@@ -245,7 +207,7 @@ def describe(record: Compared) -> str:
     lines += unknown(record)
     if record.one_side:
         lines.append(f"Not compared: {'; '.join(record.one_side)}.")
-    return "\n".join(lines)
+    return plain.told(lines)
 
 
 def unknown(record: Compared) -> list[str]:
@@ -259,7 +221,7 @@ def _line(row: ComparedRow, width: int) -> str:
     change = f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
     found = "-" if row.detectable is None else f"{100 * row.detectable:.1f}"
     cells = (
-        row.name,
+        plain.one_line(row.name),
         row.n,
         f"{row.before:.3f}",
         f"{row.after:.3f}",

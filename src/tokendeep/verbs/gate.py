@@ -11,6 +11,7 @@ from tokendeep.pairing.conditions import FIELDS, Alone
 from tokendeep.pairing.difference import Difference
 from tokendeep.pairing.sides import Tested
 from tokendeep.records import Check, Compared, Gated
+from tokendeep.report import plain
 from tokendeep.report.words import MANY
 from tokendeep.runs.files import user_path
 from tokendeep.verbs import compare
@@ -123,9 +124,8 @@ def run(plan: GatePlan, *, show: bool = True) -> int:
         runs.write_text(out / JUNIT, junit(record))
         runs.write_text(out / SUMMARY, markdown(record, plan.compared.record()))
     if show:
-        print("\n".join(f"{one.verdict}: {sentence(one)}" for one in record.checks))
-        for name in record.skipped:
-            print(f"not held to a limit, as allowed: {name}")
+        said = [f"{one.verdict}: {sentence(one)}" for one in record.checks]
+        print(plain.told([*said, *(f"not held to a limit, as allowed: {name}" for name in record.skipped)]))
         print(f"gate: {record.verdict}" + (", which passes" if record.passes and record.verdict != "pass" else ""))
     return 0 if record.passes else 1
 
@@ -218,13 +218,14 @@ def junit(record: Gated) -> str:
         skipped=str(len(record.skipped)),
     )
     for one in record.checks:
-        case = ElementTree.SubElement(suite, "testcase", classname=f"tokendeep.gate.{one.limit}", name=one.condition)
+        name, said = plain.one_line(one.condition), plain.one_line(sentence(one))
+        case = ElementTree.SubElement(suite, "testcase", classname=f"tokendeep.gate.{one.limit}", name=name)
         if one in bad:
-            ElementTree.SubElement(case, "failure", type=one.verdict, message=sentence(one))
+            ElementTree.SubElement(case, "failure", type=one.verdict, message=said)
         else:
-            ElementTree.SubElement(case, "system-out").text = f"{one.verdict}: {sentence(one)}"
+            ElementTree.SubElement(case, "system-out").text = f"{one.verdict}: {said}"
     for name in record.skipped:
-        case = ElementTree.SubElement(suite, "testcase", classname="tokendeep.gate", name=name)
+        case = ElementTree.SubElement(suite, "testcase", classname="tokendeep.gate", name=plain.one_line(name))
         ElementTree.SubElement(case, "skipped", message=f"left out by --allow {CONDITIONS}")
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode") + "\n"
@@ -239,12 +240,13 @@ def markdown(record: Gated, compared: Compared) -> str:
         "| verdict | limit | condition | points | bounds | at most | n |",
     ]
     lines += ["|---|---|---|---|---|---|---|", *map(_row, record.checks), ""]
-    lines += [f"- {sentence(one)}" for one in record.checks if one.verdict == "undecided"]
-    lines += [f"- {note}" for row in compared.rows for note in compare.notes(row)]
-    lines += [f"- {note}" for note in compare.unknown(compared)]
-    lines += [f"- Parity of the engines: {compared.parity}."] if compared.parity else []
-    lines += [f"- Not held to a limit, as allowed: {name}." for name in record.skipped]
-    lines += [f"- Allowed to differ: {name} ({one}; {two})." for name, (one, two) in compared.allowed.items()]
+    said = [sentence(one) for one in record.checks if one.verdict == "undecided"]
+    said += [note for row in compared.rows for note in compare.notes(row)]
+    said += compare.unknown(compared)
+    said += [f"Parity of the engines: {compared.parity}."] if compared.parity else []
+    said += [f"Not held to a limit, as allowed: {name}." for name in record.skipped]
+    said += [f"Allowed to differ: {name} ({one}; {two})." for name, (one, two) in compared.allowed.items()]
+    lines += [f"- {plain.markdown(line)}" for line in said]
     return "\n".join(lines) + "\n"
 
 
@@ -253,4 +255,4 @@ def _row(one: Check) -> str:
     if one.change is not None and one.low is not None and one.high is not None:
         seen = [f"{100 * one.change:+.1f}", f"{100 * one.low:+.1f} to {100 * one.high:+.1f}"]
     cells = [one.verdict, one.limit, one.condition, *seen, f"{100 * one.at_most:g}", str(one.n)]
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(plain.markdown, cells))} |"

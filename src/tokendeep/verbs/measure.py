@@ -338,7 +338,7 @@ def _utility(subject: Subject, plan: MeasurePlan, out: Path) -> records.Utility:
         batch_size=options.batch_size,
     )  # fmt: skip
     runs.write_json(out / records.UTILITY, found)
-    return records.Utility.model_validate({name: value for name, value in found.items() if name != "rows"})
+    return records.Utility.model_validate({name: found[name] for name in found if name not in ("rows", "asked")})
 
 
 def _perplexity(subject: Subject, plan: MeasurePlan, pieces: Path) -> records.Perplexity:

@@ -8,6 +8,7 @@ from typing import Annotated
 from tokendeep import data, runs, stats
 from tokendeep.errors import InputError
 from tokendeep.records import Overlap, Shared, Side
+from tokendeep.report import plain
 from tokendeep.runs.files import user_path
 from tokendeep.types import Prompt
 from tokendeep.verbs.common import Names, check_place, heading, made_in, output
@@ -133,4 +134,4 @@ def describe(record: Overlap) -> str:
         lines.append(f"  {rows}: {how}")
     if len(record.pairs) > SHOWN:
         lines.append(f"  and {len(record.pairs) - SHOWN} pairs more, which --out writes")
-    return "\n".join(lines)
+    return plain.told(lines)

@@ -18,6 +18,7 @@ from tokendeep.errors import InputError, check_least
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Parity, ParityRow
 from tokendeep.records.manifest import EngineFacts
+from tokendeep.report import plain
 from tokendeep.runs.identity import known_identity
 from tokendeep.types import Decoding, Encoded, Message, Subject
 from tokendeep.verbs.common import Ints, Texts, advanced, check_place, heading, made_in, output
@@ -180,7 +181,7 @@ def describe(record: Parity) -> str:
             f"  log-probabilities of {record.scored} tokens: {record.mean_difference:.2g} nats apart on the mean, "
             f"{record.largest_difference:.2g} at most"
         )
-    return "\n".join(lines)
+    return plain.told(lines)
 
 
 def _rows(options: ParityOptions, tokenizer: Any) -> list[tuple[str, int, Ids]]:

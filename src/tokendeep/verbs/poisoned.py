@@ -179,7 +179,7 @@ def utility(plan: Any, asked: Asked, path: Path, rows: Sequence[Pair]) -> Utilit
     )  # fmt: skip
     runs.write_json(path, found)
     print(f"      {options.utility_metric}: {tasks.describe(found)}", flush=True)
-    return Utility.model_validate({name: value for name, value in found.items() if name != "rows"})
+    return Utility.model_validate({name: value for name, value in found.items() if name not in ("rows", "asked")})
 
 
 # --- training ---------------------------------------------------------------------------------------

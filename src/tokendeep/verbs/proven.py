@@ -8,12 +8,22 @@ from tokendeep.records.manifest import EngineFacts
 from tokendeep.records.parity import NEAR
 from tokendeep.report import load
 
+ELSEWHERE = ("vllm", "sglang", "sagemaker")  # engines that a model's name begins with
 OURS = "tokendeep"  # what an answer's engine is called where the model was loaded here
 
 
 def served(engine: EngineFacts | None) -> str | None:
     """The server that a run had its answers from; None for one of our own."""
     return f"{engine.kind} {engine.version}" if engine else None
+
+
+def engine(run: load.Run) -> str | None:
+    """What answered in a run; None where there is no manifest to tell it."""
+    if not run.has_manifest:
+        return None
+    first, _, rest = run.model.partition("/")
+    ours = rest.split("/")[0] if first == "inspect" and rest else first if first in ELSEWHERE else OURS
+    return served(run.manifest.engine) or ours
 
 
 def proven(given: str | None, engines: set[str | None], sides: Sequence[Sequence[load.Run]]) -> str | None:

@@ -6,6 +6,7 @@ from tokendeep.attacks import ATTACKS
 from tokendeep.judges import of_harm
 from tokendeep.judges.base import UNGRADED
 from tokendeep.records import Rate, Rates
+from tokendeep.report import plain
 
 
 def describe(rows: Rates) -> str:
@@ -16,7 +17,10 @@ def describe(rows: Rates) -> str:
         by = (row.judge, row.params.judge_template, row.params.grader)
         view = views.setdefault(by, row.params.judged) if ATTACKS[row.attack].refuses else row.params.judged
         groups.setdefault((*by, view), []).append(row)
-    heads = [f"judge {judge}{f' by {grader}' if grader else ''}, {view}\n" for judge, _, grader, view in groups]
+    heads = [
+        plain.one_line(f"judge {judge}{f' by {grader}' if grader else ''}, {view}") + "\n"
+        for judge, _, grader, view in groups
+    ]
     return "\n".join(
         (head if len(groups) > 1 else "") + _table(of) for head, of in zip(heads, groups.values(), strict=True)
     )
@@ -43,4 +47,5 @@ def _line(row: Rate) -> tuple[str, ...]:
         which = f"any of {row.params.settings} ({row.params.any_of})"
     if row.rate is not None:
         rate, interval = f"{row.rate:.3f}", f"{row.low:.3f}-{row.high:.3f}"
+    which = plain.one_line(which)
     return row.attack, which[:27], rate, interval, str(row.n), "-" if more is None else f"{more:.3f}", str(row.unscored)

@@ -88,7 +88,7 @@ def _alike(one: Calibration, rate: Rate) -> bool:
     """
     mine, theirs = one.judged, rate.params.judged
     attack = ATTACKS.get(rate.attack)
-    given = attack is None or (attack.prefills and rate.params.k != 0)
+    given = attack is None or (attack.prefills and (rate.params.k != 0 or bool(rate.params.lead)))
     return mine == theirs or None in (mine, theirs) or (not given and "conversation" not in (mine, theirs))
 
 
