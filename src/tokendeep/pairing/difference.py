@@ -163,9 +163,8 @@ def difference(
     plain = Difference(n, lost, gained, whole=all(x in (-1, 0, 1) for x in changes))
     groups = stats.group_count(n, clusters)
     spread = _spread(plain, changes, clusters, groups)
-    alone = (spread or (lost + gained) / n - plain.mean**2) / (
-        n if spread else max(1, n - 1)
-    )  # did each stand for itself
+    # the variance of the mean, did every prompt stand for itself
+    alone = spread / n if spread else ((lost + gained) / n - plain.mean**2) / max(1, n - 1)
     clustered = _clustered(changes, clusters)
     if clusters is not None and groups < n:
         changed = len({cluster for cluster, change in zip(clusters, changes, strict=True) if change})
