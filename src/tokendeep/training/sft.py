@@ -87,7 +87,7 @@ class ResponseSFTTrainer(SFTTrainer):
         self._columns: set[str] | None = None
         self._row_count = 0
         self._own: list[Any] = []  # data sets that have been prepared here
-        self._packs = args.packing
+        self._packs, self._packs_unseen = args.packing, True
         self.skipped: list[str] = []  # why rows were left out, a line each
         self._encoding = {
             "tokenizer": processing_class, "max_length": args.max_length, "train_on": train_on,
@@ -199,6 +199,7 @@ class ResponseSFTTrainer(SFTTrainer):
     @contextlib.contextmanager
     def _passing(self) -> Iterator[None]:
         """Rows that come within it, and their references, are forgotten after it; their numbers are not given again."""
+        self.check_rows_apart()
         own, first = len(self._own), self._row_count
         try:
             yield
@@ -298,6 +299,12 @@ class ResponseSFTTrainer(SFTTrainer):
             f"The loss became NaN or infinite at step {self.state.global_step + 1}{named}; lower the learning rate, train "
             "in float32, or look at those rows. Checkpoints written before are kept, and training can go on from them."
         )
+
+    def check_rows_apart(self) -> None:
+        """Once, where rows are put into one: whether the model keeps them apart."""
+        if self._packs_unseen and self.padding_free:
+            checks.check_apart(self)
+        self._packs_unseen = False
 
     # --- what is logged -------------------------------------------------------------------------------
 
