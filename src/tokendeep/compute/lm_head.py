@@ -233,6 +233,8 @@ class Anchor(NamedTuple):
 class Supervised(NamedTuple):
     """What a forward pass gives at the supervised tokens of a batch, in row order; None where it was not asked for.
 
+    All of it lies where the labels do.
+
     `logps` (N,) in nats; `entropy` (N,) in nats and `is_top1` (N,), without gradient; `states` (N, H); `anchor_kl` (M,),
     the value of the anchor.
     """
@@ -280,7 +282,8 @@ def _at_supervised(
     keep_states: bool = False,
     anchor: Anchor | None = None,
 ) -> Supervised:
-    """What `add_supervised_forward` promises, from the decoder's states (B, S, H)."""
+    """What `add_supervised_forward` promises, from the decoder's states (B, S, H), where the labels are."""
+    home = labels.device  # layers spread over several devices end on another one
     states, targets = select(states, labels, places)
     pieces: dict[str, list[Tensor]] = {
         "entropy": [states.new_zeros(0).float()],
@@ -288,9 +291,9 @@ def _at_supervised(
     }
     logps = label_logps(lm, states, targets, pieces if statistics else None)
     return Supervised(
-        logps,
-        torch.cat(pieces["entropy"]) if statistics else None,
-        torch.cat(pieces["is_top1"]) if statistics else None,
-        states if keep_states else None,
-        against(lm, states[anchor.at], anchor) if anchor is not None else None,
+        logps.to(home),
+        torch.cat(pieces["entropy"]).to(home) if statistics else None,
+        torch.cat(pieces["is_top1"]).to(home) if statistics else None,
+        states.to(home) if keep_states else None,
+        against(lm, states[anchor.at.to(states.device)], anchor).to(home) if anchor is not None else None,
     )

@@ -142,7 +142,10 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         """Lambda times the weighted sum over the safety tokens of a micro-batch."""
         assert self.safety_anchor is not None
         tokens, positions = inputs.pop("tokens"), inputs.pop("positions")
-        weights, groups = (inputs.pop(name).repeat_interleave(tokens) for name in ("weight", "group"))
+        count = len(positions)
+        weights, groups = (
+            inputs.pop(name).repeat_interleave(tokens, output_size=count) for name in ("weight", "group")
+        )
         known = {
             name: value for name, value in inputs.items() if name not in ("anchored", "ref_logps", "ref_states", ROW)
         }
@@ -271,11 +274,14 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
 
     def _settle_lm_head(self, recorded: list[str] | None) -> None:
         """Give the copy of the head the weights that the training begins with; one that goes on must have been given them."""
-        kept = self._copied_head().to(self.accelerator.device)
+        lm = lm_head.causal_lm(self.model)
+        spread = len(set((getattr(lm, "hf_device_map", None) or {}).values())) > 1  # layers on several devices
+        own = next(lm.get_output_embeddings().parameters()).device
+        kept = self._copied_head().to(own if spread else self.accelerator.device)
         other = self._other and bool(self._start)
         if other or not (self._other or self._moved or isinstance(self.model, FullyShardedDataParallel)):
             with self._as_reference() if other else contextlib.nullcontext():
-                references.copy_weights(lm_head.causal_lm(self.model).get_output_embeddings(), kept)
+                references.copy_weights(lm.get_output_embeddings(), kept)
         for weights in kept.parameters():  # the other processes may have been made without weights
             weights.data = broadcast(weights.data)
         self._head = references.digests(kept)
