@@ -572,7 +572,8 @@ def test_betas_are_never_left_behind(tmp_path: Path, tiny_model: Any, tiny_token
     more: dict[str, Any] = {"eval_dataset": Dataset.from_list(token_rows(3, seed=9))}
     refused("must both have the column betas", tmp_path, tiny_model, tiny_tokenizer, rows, **more)
     short = [
-        {**r, "labels": r["labels"][:6], "input_ids": r["input_ids"][:6], "betas": [1.0] * 6} for r in token_rows(2)
+        {**r, "labels": r["labels"][:6], "input_ids": r["input_ids"][:6], "betas": [1.0] * len(r["labels"][:6])}
+        for r in token_rows(2)
     ]
     trained(tiny_model, tiny_tokenizer, tmp_path / "run", short, {"max_steps": 1})  # no head of a schedule is looked at
 
