@@ -128,7 +128,7 @@ def train_top_layers(model: Any, layers: int) -> None:
     Raises:
         InputError: the architecture keeps its layers elsewhere, or has fewer; they are quantised.
     """
-    decoder = lm_head.causal_lm(model).base_model
+    decoder = lm_head.decoder(lm_head.causal_lm(model))
     stack = getattr(decoder, "layers", None) or getattr(decoder, "h", None)
     if stack is None or layers > len(stack):
         raise InputError(f"train_layers is {layers}, but this model has {len(stack) if stack else 'no known'} layers.")
