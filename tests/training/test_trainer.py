@@ -16,7 +16,7 @@ from trl import SFTTrainer
 
 from tokendeep import chat, models
 from tokendeep.errors import InputError
-from tokendeep.training import eq3, reference_pass
+from tokendeep.training import eq3, launch, reference_pass
 from tokendeep.training.eq3 import BetaSchedule
 from tokendeep.training.settings import ConstrainedSFTConfig
 from tokendeep.training.sft import ResponseSFTTrainer
@@ -691,6 +691,24 @@ def test_a_stream_is_evaluated_while_training(
     assert len(found["eval_stream_nll"]) == 2
     assert found["eval_stream_nll"] == pytest.approx(found["eval_fixed_nll"], rel=1e-5)
     assert any("eval_stream_loss" in entry for entry in made.state.log_history) == (peft is not None)
+
+
+def test_a_stream_is_not_evaluated_in_several_processes(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their last batches are filled with rows of the first ones, and only of fixed rows it is known how many."""
+    rows, held = Dataset.from_list(token_rows()), Dataset.from_list(token_rows(5, seed=9))
+    made = ConstrainedSFTTrainer(make_model(), settings(tmp_path), train_dataset=rows, processing_class=tiny_tokenizer)
+    monkeypatch.setattr(launch, "processes", lambda: 2)
+    for evaluate in (made.evaluate, made.predict):
+        with pytest.raises(InputError, match="cannot be evaluated in 2 processes"):
+            evaluate(held.to_iterable_dataset())
+    assert "eval_nll" in made.evaluate(held)
+    with pytest.raises(InputError, match="cannot be evaluated in 2 processes"):
+        ConstrainedSFTTrainer(
+            make_model(), settings(tmp_path), train_dataset=rows, processing_class=tiny_tokenizer,
+            eval_dataset={"fixed": held, "stream": held.to_iterable_dataset()},
+        )  # fmt: skip
 
 
 def test_a_stream_is_evaluated_with_a_loss_while_there_is_a_reference(

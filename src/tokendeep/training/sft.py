@@ -164,7 +164,17 @@ class ResponseSFTTrainer(SFTTrainer):
         args.train_sampling_strategy = "sequential"
 
     def _unweighted(self, dataset: Any) -> Any:
-        """Rows to evaluate on, encoded."""
+        """Rows to evaluate on, encoded.
+
+        Raises:
+            InputError: weights; a group that no training row has; a stream on several processes, of which the last batches are
+                filled with rows of the first ones, which cannot be told from it.
+        """
+        if launch.processes() > 1 and hasattr(dataset, "map") and not hasattr(dataset, "__len__"):
+            raise InputError(
+                f"A stream of rows cannot be evaluated in {launch.processes()} processes, where some of its rows would count "
+                "twice; give a dataset of fixed rows."
+            )
         made = self._encoded(dataset)
         if "weight" in (made.column_names or ()):
             raise InputError("An evaluation gives means over tokens and takes no weights; leave the column weight out.")
