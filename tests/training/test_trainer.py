@@ -780,3 +780,5 @@ def test_adapters_that_change_what_lies_beneath_them_are_refused(
     ga = LoraConfig(r=2, target_modules=["q_proj"])
     ga.init_lora_weights = "lora_ga"
     refused("lora_ga", tmp_path, tiny_model, tiny_tokenizer, peft_config=ga)
+    repeated = LoraConfig(r=2, target_modules=["q_proj"], layer_replication=[(0, 2), (1, 2)])
+    refused("repeats layers", tmp_path, tiny_model, tiny_tokenizer, peft_config=repeated)
