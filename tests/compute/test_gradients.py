@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
+from conftest import SMALL
 from tokendeep.compute import gradients
 from tokendeep.errors import InputError
 from tokendeep.types import IGNORE, Encoded
@@ -102,6 +104,29 @@ def test_what_the_quick_way_does_not_count_is_refused_and_then_done_plainly(
 
 def test_the_quick_way_is_taken_where_it_is_right(tiny_model: Any) -> None:
     assert gradients.exact_gradient_norms(tiny_model, encoded(), 3) is gradients.token_gradient_norms
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("GptOssConfig", {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}),  # attention by keywords
+        ("DiffLlamaConfig", {}),
+        ("DeepseekV3Config", {
+            "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
+            "moe_intermediate_size": 16, "first_k_dense_replace": 1, "kv_lora_rank": 8, "q_lora_rank": 8,
+            "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+        }),
+    ],
+)  # fmt: skip
+def test_whatever_the_quick_way_fails_on_takes_the_slow_one(name: str, more: dict[str, Any], capsys: Any) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**{**SMALL, "num_key_value_heads": 2, "initializer_range": 0.2, **more})
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    trained = [p.requires_grad for p in model.parameters()]
+    assert gradients.exact_gradient_norms(model, encoded(), 3) is gradients.plain_gradient_norms
+    assert "one backward pass per token" in capsys.readouterr().out
+    assert [p.requires_grad for p in model.parameters()] == trained
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_gpt2_with_modules_of_another_kind() -> None:

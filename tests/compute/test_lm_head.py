@@ -32,6 +32,7 @@ CONFIGS: dict[str, Any] = {
     "gpt-neox": tf.GPTNeoXConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}),
     "mixtral (experts)": tf.MixtralConfig(**SMALL, num_local_experts=4, output_router_logits=True),
     "falcon": tf.FalconConfig(vocab_size=V, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
+    "llama4 (a base of another name)": tf.Llama4TextConfig(**SMALL, **HEADS, intermediate_size_mlp=48, num_local_experts=2),
     "mamba": tf.MambaConfig(vocab_size=V, hidden_size=32, num_hidden_layers=2, state_size=4),
 }  # fmt: skip
 

@@ -35,6 +35,9 @@ BRANCHES = [
         (tf.MistralConfig(**SMALL,
                           num_key_value_heads=2, sliding_window=8), False),
         (tf.GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4), False),
+        (tf.FalconConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4), True),
+        (tf.FalconConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True,
+                         multi_query=False), False),
     ],
 )  # fmt: skip
 def test_branches_of_a_tree_equal_rows_of_their_own(tiny_subject: Subject, config: Any, fits: bool) -> None:

@@ -22,6 +22,7 @@ from tokendeep.training.sft import ResponseSFTTrainer
 from tokendeep.training.trainer import ConstrainedSFTTrainer
 from tokendeep.types import IGNORE, Subject
 from tuning import (
+    LORA,
     PER_STEP,
     STEPS,
     Kill,
@@ -204,6 +205,30 @@ def test_an_adapter_over_a_half_precision_base_is_float32(tmp_path: Path, tiny_f
     assert any("lora_B" in name and tensor.any() for name, tensor in saved.items())
 
 
+class Packed(torch.nn.Module):
+    """A linear layer whose weights are held as integers, as quantised models hold them."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(weight.abs().max() / 127, requires_grad=False)
+        self.weight = torch.nn.Parameter((weight / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        return given @ (self.weight.to(given.dtype) * self.scale.to(given.dtype)).T
+
+
+def test_an_adapter_over_quantised_weights_is_saved(tmp_path: Path, tiny_folder: Path, monkeypatch: Any) -> None:
+    subject = models.load(str(tiny_folder), dtype="float32")
+    mlp = subject.model.model.layers[1].mlp
+    mlp.up_proj = Packed(mlp.up_proj.weight.detach())
+    monkeypatch.setattr(launch, "lora_config", lambda rank: LORA)
+    fit.train(subject, weighted_rows(), tmp_path / "out", options(lora=4))
+    saved = load_file(tmp_path / "out" / "checkpoint" / "adapter_model.safetensors")
+    assert any("lora_B" in name and tensor.any() for name, tensor in saved.items())
+    trained = {name for name, weights in subject.model.named_parameters() if weights.requires_grad}
+    assert trained == {name for name, _ in subject.model.named_parameters() if "lora_" in name}
+
+
 def test_an_adapter_goes_on_being_trained(tmp_path: Path, tiny_adapter: Path) -> None:
     subject = models.load(str(tiny_adapter), dtype="float32", trainable=True)
     before = {name: parameter.detach().clone() for name, parameter in subject.model.named_parameters()}
@@ -244,6 +269,9 @@ def test_only_the_top_layers_train(tmp_path: Path, tiny_folder: Path, tiny_model
     assert not torch.equal(before.layers[1].mlp.up_proj.weight, after.layers[1].mlp.up_proj.weight)
     with pytest.raises(InputError, match="train_layers"):
         fitted(tmp_path / "more", tiny_folder, train_layers=3)
+    tiny_model.model.layers[1].mlp.up_proj = Packed(tiny_model.model.layers[1].mlp.up_proj.weight.detach())
+    with pytest.raises(InputError, match="quantised"):
+        fit.train_top_layers(tiny_model, 1)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_named(tmp_path: Path, tiny_folder: Path) -> None:

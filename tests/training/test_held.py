@@ -390,6 +390,27 @@ def test_safety_tokens_are_the_likeliest_in_refusals_and_point_to_the_aligned_mo
     torch.testing.assert_close(found.direction, (z / z.square().sum().sqrt()).detach())
 
 
+def test_a_base_with_padded_embeddings_has_the_same_safety_tokens(
+    make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    row = {"input_ids": [5, 6, 20, 21], "labels": [IGNORE, IGNORE, 20, 21]}
+    small, padded = (make_model(1, tie_word_embeddings=False) for _ in range(2))
+    padded.resize_token_embeddings(384, mean_resizing=False)
+    with torch.no_grad():
+        for name in ("lm_head", "model.embed_tokens"):
+            padded.get_submodule(name).weight[:320] = small.get_submodule(name).weight
+        padded.lm_head.weight[320:] = 0
+    aligned = Subject(make_model(0), tiny_tokenizer, "aligned")
+    found, wider = (
+        pact.safety_tokens(aligned, Subject(one, tiny_tokenizer, "base"), ["Do a thing"], [row])
+        for one in (small, padded)
+    )
+    assert wider.ids.tolist() == found.ids.tolist()
+    assert wider.direction.shape == found.direction.shape
+    turned = pact.safety_tokens(Subject(padded, tiny_tokenizer, "aligned"), aligned, ["Do a thing"], [row])
+    assert int(turned.ids.max()) < 320
+
+
 def test_a_base_that_is_the_model_itself(make_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
     subject = Subject(make_model(), tiny_tokenizer, "m")
 

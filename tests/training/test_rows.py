@@ -223,6 +223,46 @@ def test_rows_that_hold_nothing_are_left_out_and_named(tiny_tokenizer: Any) -> N
         encoded(tiny_tokenizer, [{"messages": long}], max_length=100)
 
 
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"labels": [-100, 6, 7]}, "4 input_ids but 3 labels"),
+        ({"labels": [-100, 6, 7, 8, 9]}, "4 input_ids but 5 labels"),
+        ({"betas": [1.0, 1.0, 1.0]}, "4 input_ids but 3 betas"),
+        ({"betas": [1.0, 1.0, 1.0, 1.0, 1.0]}, "4 input_ids but 5 betas"),
+        ({"betas": [1.0, 1.0, float("inf"), 1.0]}, "betas must hold a finite number"),
+        ({"labels": [-100, 6, -1, 8]}, "holds -1, which is no token id"),
+        ({"input_ids": [5, 6, -100, 8]}, "holds -100, which is no token id"),
+        ({"input_ids": None}, "its input_ids is missing"),
+        ({"labels": None}, "its labels is missing"),
+        ({"betas": None}, "its betas is missing"),
+        ({"weight": None}, "its weight is missing"),
+        ({"group": None}, "its group is missing"),
+        ({"risk": None}, "its risk is missing"),
+    ],
+)
+def test_token_rows_that_do_not_fit_are_named(changed: dict[str, Any], match: str, tiny_tokenizer: Any) -> None:
+    whole = {
+        "input_ids": [5, 6, 7, 8],
+        "labels": [-100, 6, 7, 8],
+        "betas": [1.0] * 4,
+        "weight": 1.0,
+        "group": "a",
+        "risk": 1,
+    }
+    given = Dataset.from_list([whole, {**whole, **changed}])
+    with pytest.raises(InputError, match=f"^Row 2: .*{match}"):
+        rows.encode(given, tiny_tokenizer, max_length=None)
+
+
+@pytest.mark.parametrize(("mask", "match"), [([0, 1, 1], "4 input_ids but 3 completion_mask"), (None, "is missing")])
+def test_masks_that_do_not_fit_are_named(mask: Any, match: str, tiny_tokenizer: Any) -> None:
+    whole = {"input_ids": [5, 6, 7, 8], "completion_mask": [0, 1, 1, 1]}
+    given = Dataset.from_list([whole, {**whole, "completion_mask": mask}])
+    with pytest.raises(InputError, match=f"^Row 2: .*{match}"):
+        rows.encode(given, tiny_tokenizer, max_length=None)
+
+
 def test_rows_left_out_are_told_in_one_way_and_the_first_five_by_name() -> None:
     reasons = [f"Row {n}: it is empty." for n in range(1, 8)]
     assert rows.left_out(reasons[:2], "9") == (

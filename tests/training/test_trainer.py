@@ -16,7 +16,7 @@ from trl import SFTTrainer
 
 from tokendeep import chat, models
 from tokendeep.errors import InputError
-from tokendeep.training import eq3, reference_pass
+from tokendeep.training import eq3, launch, reference_pass
 from tokendeep.training.eq3 import BetaSchedule
 from tokendeep.training.settings import ConstrainedSFTConfig
 from tokendeep.training.sft import ResponseSFTTrainer
@@ -572,7 +572,8 @@ def test_betas_are_never_left_behind(tmp_path: Path, tiny_model: Any, tiny_token
     more: dict[str, Any] = {"eval_dataset": Dataset.from_list(token_rows(3, seed=9))}
     refused("must both have the column betas", tmp_path, tiny_model, tiny_tokenizer, rows, **more)
     short = [
-        {**r, "labels": r["labels"][:6], "input_ids": r["input_ids"][:6], "betas": [1.0] * 6} for r in token_rows(2)
+        {**r, "labels": r["labels"][:6], "input_ids": r["input_ids"][:6], "betas": [1.0] * len(r["labels"][:6])}
+        for r in token_rows(2)
     ]
     trained(tiny_model, tiny_tokenizer, tmp_path / "run", short, {"max_steps": 1})  # no head of a schedule is looked at
 
@@ -692,6 +693,24 @@ def test_a_stream_is_evaluated_while_training(
     assert any("eval_stream_loss" in entry for entry in made.state.log_history) == (peft is not None)
 
 
+def test_a_stream_is_not_evaluated_in_several_processes(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their last batches are filled with rows of the first ones, and only of fixed rows it is known how many."""
+    rows, held = Dataset.from_list(token_rows()), Dataset.from_list(token_rows(5, seed=9))
+    made = ConstrainedSFTTrainer(make_model(), settings(tmp_path), train_dataset=rows, processing_class=tiny_tokenizer)
+    monkeypatch.setattr(launch, "processes", lambda: 2)
+    for evaluate in (made.evaluate, made.predict):
+        with pytest.raises(InputError, match="cannot be evaluated in 2 processes"):
+            evaluate(held.to_iterable_dataset())
+    assert "eval_nll" in made.evaluate(held)
+    with pytest.raises(InputError, match="cannot be evaluated in 2 processes"):
+        ConstrainedSFTTrainer(
+            make_model(), settings(tmp_path), train_dataset=rows, processing_class=tiny_tokenizer,
+            eval_dataset={"fixed": held, "stream": held.to_iterable_dataset()},
+        )  # fmt: skip
+
+
 def test_a_stream_is_evaluated_with_a_loss_while_there_is_a_reference(
     tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -761,3 +780,5 @@ def test_adapters_that_change_what_lies_beneath_them_are_refused(
     ga = LoraConfig(r=2, target_modules=["q_proj"])
     ga.init_lora_weights = "lora_ga"
     refused("lora_ga", tmp_path, tiny_model, tiny_tokenizer, peft_config=ga)
+    repeated = LoraConfig(r=2, target_modules=["q_proj"], layer_replication=[(0, 2), (1, 2)])
+    refused("repeats layers", tmp_path, tiny_model, tiny_tokenizer, peft_config=repeated)

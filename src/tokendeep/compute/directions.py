@@ -39,7 +39,7 @@ def along(model: Any, rows: Sequence[Encoded], direction: Direction) -> Tensor:
     Raises:
         NotImplementedError: an operation of the model does not know forward mode.
     """
-    decoder = lm_head.causal_lm(model).base_model
+    decoder = lm_head.decoder(lm_head.causal_lm(model))
     weights = dict(decoder.named_parameters())
     ids, labels = _padded(model, rows)
     with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
@@ -55,7 +55,7 @@ def along(model: Any, rows: Sequence[Encoded], direction: Direction) -> Tensor:
 def plain_along(model: Any, rows: Sequence[Encoded], direction: Direction) -> Tensor:
     """The same by one backward pass per row: what the way above is checked against."""
     check_differentiable(model)
-    weights = dict(lm_head.causal_lm(model).base_model.named_parameters())
+    weights = dict(lm_head.decoder(lm_head.causal_lm(model)).named_parameters())
     chosen = [weights[name] for name in direction]
     values = []
     with same_trainable(model), torch.enable_grad():

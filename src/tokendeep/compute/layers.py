@@ -23,7 +23,7 @@ class _Reached(Exception):
 def stack(model: Any) -> Sequence[nn.Module]:
     """The decoder layers, first to last. Raises InputError for an architecture that keeps them elsewhere."""
     lm = lm_head.causal_lm(model)
-    decoder = lm.get_decoder()
+    decoder = lm.get_decoder() if lm.base_model is not lm else lm_head.decoder(lm)
     layers = getattr(decoder, "layers", None) or getattr(decoder, "h", None)
     if layers is None:
         raise InputError(
@@ -48,7 +48,7 @@ def last_weights(model: Any, layers: int) -> dict[str, nn.Parameter]:
         InputError: there are fewer layers, or none of these weights can have a gradient.
     """
     check_layers(model, layers, "--last-layers")
-    decoder, adapted = lm_head.causal_lm(model).base_model, hasattr(model, "peft_config")
+    decoder, adapted = lm_head.decoder(lm_head.causal_lm(model)), hasattr(model, "peft_config")
     chosen = {id(p) for layer in stack(model)[-layers:] for p in layer.parameters()}
     named = {
         name: p

@@ -49,14 +49,36 @@ def causal_lm(model: Any) -> Any:
     return model
 
 
+def decoder(lm: Any) -> Any:
+    """What makes hidden states of tokens in a causal model.
+
+    Raises:
+        InputError: the architecture keeps it elsewhere.
+    """
+    if lm.base_model is not lm:
+        return lm.base_model
+    embedding = lm.get_input_embeddings()  # Llama 4 has a base of another name: the part that tokens go into
+    inner = next((part for part in lm._modules.values() if any(one is embedding for one in part.modules())), None)
+    if inner is None or inner is embedding:
+        raise _not_found(lm)
+    return inner
+
+
+def _not_found(lm: Any) -> InputError:
+    return InputError(
+        f"{type(lm).__name__} keeps its decoder where tokendeep does not find it, so its language-model head cannot "
+        "run alone; use an architecture of transformers' own."
+    )
+
+
 def hidden_states(model: nn.Module, input_ids: Tensor, **kwargs: Any) -> Tensor:
     """Final hidden states (B, S, H) for right-padded `input_ids` (B, S).
 
     No padding mask is needed: attention is causal, so a token never sees what stands to its right.
     Pass `attention_mask` (4-D) and `position_ids` to score a tree of continuations in one row.
     """
-    decoder = causal_lm(model).base_model
-    return decoder(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
+    inner = decoder(causal_lm(model))
+    return inner(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state  # type: ignore[no-any-return]
 
 
 class _Output(BaseModelOutputWithPast):
@@ -97,15 +119,14 @@ def _shell(lm: Any, **modules: Any) -> Any:
 def project(model: Any, hidden: Tensor) -> Tensor:
     """Logits (N, V) of hidden states (N, H) in float32, exactly as the model itself would compute them."""
     lm = causal_lm(model)
-    handed = _Handed(lm.base_model, lm.get_decoder(), hidden[None])
-    shell = _shell(lm, **{lm.base_model_prefix: handed})
+    outer = decoder(lm)
+    name = next((name for name, module in lm._modules.items() if module is outer), lm.base_model_prefix)
+    handed = _Handed(outer, lm.get_decoder() if outer is lm.base_model else None, hidden[None])
+    shell = _shell(lm, **{name: handed})
     dummy = torch.zeros(1, hidden.shape[0], dtype=torch.long, device=hidden.device)
-    logits = None if lm.base_model is lm else shell.forward(input_ids=dummy, use_cache=False).logits
-    if logits is None or not handed.called:
-        raise InputError(
-            f"{type(lm).__name__} keeps its decoder where tokendeep does not find it, so its language-model head cannot "
-            "run alone; use an architecture of transformers' own."
-        )
+    logits = shell.forward(input_ids=dummy, use_cache=False).logits
+    if not handed.called:
+        raise _not_found(lm)
     return logits[0].to(hidden.device).float()
 
 
@@ -233,6 +254,8 @@ class Anchor(NamedTuple):
 class Supervised(NamedTuple):
     """What a forward pass gives at the supervised tokens of a batch, in row order; None where it was not asked for.
 
+    All of it lies where the labels do.
+
     `logps` (N,) in nats; `entropy` (N,) in nats and `is_top1` (N,), without gradient; `states` (N, H); `anchor_kl` (M,),
     the value of the anchor.
     """
@@ -280,7 +303,8 @@ def _at_supervised(
     keep_states: bool = False,
     anchor: Anchor | None = None,
 ) -> Supervised:
-    """What `add_supervised_forward` promises, from the decoder's states (B, S, H)."""
+    """What `add_supervised_forward` promises, from the decoder's states (B, S, H), where the labels are."""
+    home = labels.device  # layers spread over several devices end on another one
     states, targets = select(states, labels, places)
     pieces: dict[str, list[Tensor]] = {
         "entropy": [states.new_zeros(0).float()],
@@ -288,9 +312,9 @@ def _at_supervised(
     }
     logps = label_logps(lm, states, targets, pieces if statistics else None)
     return Supervised(
-        logps,
-        torch.cat(pieces["entropy"]) if statistics else None,
-        torch.cat(pieces["is_top1"]) if statistics else None,
-        states if keep_states else None,
-        against(lm, states[anchor.at], anchor) if anchor is not None else None,
+        logps.to(home),
+        torch.cat(pieces["entropy"]).to(home) if statistics else None,
+        torch.cat(pieces["is_top1"]).to(home) if statistics else None,
+        states.to(home) if keep_states else None,
+        against(lm, states[anchor.at.to(states.device)], anchor).to(home) if anchor is not None else None,
     )

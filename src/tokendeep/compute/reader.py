@@ -32,7 +32,7 @@ class Reader:
             self.cache, same = None, 0
         elif same < len(self.held):
             self.cache.crop(same - len(self.held))
-        out = self.lm.base_model(
+        out = lm_head.decoder(self.lm)(
             input_ids=torch.tensor([row[same:]], device=device), past_key_values=self.cache, use_cache=True
         )
         self.cache, self.held = out.past_key_values, row

@@ -59,7 +59,7 @@ def _response_states(model: Any, rows: Sequence[Encoded], prefix: _Prefix | None
 
     `prefix` is kept from batch to batch of one model (adapter on and off are two).
     """
-    decoder = lm_head.causal_lm(model).base_model
+    decoder = lm_head.decoder(lm_head.causal_lm(model))
     ids = [row.input_ids for row in rows]
     unsupervised = min(row.start for row in rows)
     shared = min(shared_prefix(ids), unsupervised - 1) if len(rows) > 1 else 0
@@ -226,8 +226,9 @@ def capture(subject: Subject, rows: Sequence[Encoded], batch_size: int = 16) -> 
         rows, batch_size, "hidden states", lambda _, chosen: _response_states(subject.model, chosen, prefix)[0]
     )
     shell = lm_head.causal_lm(subject.model)
-    for name in list(shell.base_model._modules):
-        shell.base_model._modules[name] = None
+    parts = lm_head.decoder(shell)._modules
+    for name in list(parts):
+        parts[name] = None
     return Captured(shell, states, Subject(None, subject.tokenizer, subject.name, subject.revision, subject.adapter))  # type: ignore[arg-type]
 
 

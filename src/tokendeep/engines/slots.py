@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from tokendeep.compute.lm_head import decoder
 from tokendeep.engines.linears import lent, narrow_linears
 
 
@@ -61,7 +62,7 @@ class Slots:
             if logits:
                 out = self.lm(**inputs, logits_to_keep=1).logits[:, -1]
             else:
-                out = self.lm.base_model(**inputs).last_hidden_state
+                out = decoder(self.lm)(**inputs).last_hidden_state
         for slot, new in zip(slots, tokens, strict=True):
             self.held[slot] += new
         return out

@@ -19,6 +19,8 @@ def unlike_base(config: Any) -> str | None:
     bias = getattr(config, "bias", None) or "none"
     if bias != "none":
         return f"bias={bias!r} trains biases beneath the adapter, which stay when it is taken off"
+    if layers := getattr(config, "layer_replication", None):
+        return f"layer_replication={layers!r} repeats layers beneath the adapter, which stay when it is taken off"
     begin = getattr(config, "init_lora_weights", True)
     if isinstance(begin, str) and begin.lower().startswith(BASE_CHANGING):
         return (

@@ -4,7 +4,7 @@ Knows nothing of rows or losses.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,16 +31,17 @@ def checked_reference(name: str, model: Any, peft_config: Any) -> str:
     return name
 
 
-def trained_values(model: Any) -> dict[str, Tensor]:
-    """A copy of the weights that are trained, by name."""
-    return {name: weights.detach().clone() for name, weights in model.named_parameters() if weights.requires_grad}
+def trained_values(model: Any, but: Container[str] = (), *, on_cpu: bool = False) -> dict[str, Tensor]:
+    """A copy of the weights that are trained, by name, but for some."""
+    trained = {name: weights.detach() for name, weights in model.named_parameters() if weights.requires_grad}
+    return {name: (value.cpu() if on_cpu else value).clone() for name, value in trained.items() if name not in but}
 
 
 def unlike(other: Any, model: Any) -> list[tuple[Any, Tensor]]:
     """The weights of a model that another one of the same shape has otherwise, each with the values it has there.
 
     Raises:
-        InputError: it is of another shape.
+        InputError: it is of another shape, or other where weights are quantised.
     """
     if isinstance(model, str) or isinstance(other, str):
         raise InputError("A start that is another model takes both models in memory; load them first (tokendeep.load).")
@@ -54,6 +55,11 @@ def unlike(other: Any, model: Any) -> list[tuple[Any, Tensor]]:
             )
         values = theirs[name].detach().to(weights)
         if not torch.equal(values, weights.detach()):
+            if not weights.is_floating_point():
+                raise InputError(
+                    f"The model whose answers are held has other values in {name}, which is quantised, where they cannot be "
+                    "put in the place of others; load both without quantisation."
+                )
             found.append((weights, values.cpu().clone()))
     if not found:
         raise InputError(

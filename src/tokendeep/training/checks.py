@@ -1,20 +1,31 @@
-"""What a trainer looks at before a training and at its steps: the model it got, the warm-up, losses that are no numbers.
+"""What a trainer looks at before a training and at its steps: the model it got, the warm-up, losses that are no numbers,
+whether rows that stand in one are kept apart.
 
 Knows nothing of rows or objectives.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
+from torch import Tensor
 from tqdm import tqdm
 from transformers import TrainerCallback
 
 from tokendeep import chat
 from tokendeep.compute import lm_head
 from tokendeep.engines.architecture import ends_of
+from tokendeep.errors import InputError
+from tokendeep.training import attention
 from tokendeep.types import IGNORE, Message
+
+PROBE = 8  # tokens of each of the rows that are tried in one
+
+log = logging.getLogger(__name__)
 
 
 class StepChecks(TrainerCallback):
@@ -27,6 +38,7 @@ class StepChecks(TrainerCallback):
         self.started = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.check_rows_apart()
         for remark in self.trainer.remarks() if state.is_world_process_zero else []:
             tqdm.write(f"tokendeep: {remark}")
 
@@ -38,6 +50,55 @@ class StepChecks(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.check_losses()
+
+
+@torch.no_grad()
+def check_apart(trainer: Any) -> None:
+    """Refuse to put several rows into one where the model does not keep them apart by their positions.
+
+    Two short rows go through it in one, and each alone: what is said within the second must be the same, to rounding. Masks
+    of some architectures take no notice of positions (GPT-OSS, OPT), and the states of others run on (Mamba, convolutions).
+
+    Raises:
+        InputError: the second row sees the first, or the model cannot take both in one.
+    """
+    vocabulary = lm_head.causal_lm(trainer.model).get_input_embeddings().num_embeddings
+    ids = [7919 * place % vocabulary for place in range(1, 2 * PROBE + 1)]  # a prime: all over the vocabulary
+    first, second = ({"input_ids": half, "labels": half} for half in (ids[:PROBE], ids[PROBE:]))
+    training, collator = trainer.model.training, trainer._collator.inner
+    trainer.model.eval()
+    try:
+        alone = _states(trainer, {name: torch.tensor([second[name]]) for name in second})
+        try:
+            packed = _states(trainer, collator([first, second]))[PROBE - 1 :]
+            apart = bool(((packed - alone).norm(dim=-1) <= _rounding(trainer) * alone.norm(dim=-1)).all())
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # what an architecture says to positions that it does not know
+            log.debug("two rows in one", exc_info=True)
+            apart = False
+    finally:
+        trainer.model.train(training)
+    if not apart:
+        raise InputError(
+            f"{type(lm_head.causal_lm(trainer.model)).__name__} does not keep rows apart that stand in one, so answers would be "
+            "learnt behind other rows; leave out --packing (in Python packing and padding_free)."
+        )
+
+
+def _states(trainer: Any, batch: dict[str, Any]) -> Tensor:
+    """The final states (N, H) at the supervised tokens of a batch, as the training computes them."""
+    accelerator = trainer.accelerator
+    with accelerator.autocast(), attention.in_float32():  # before training the model is not wrapped in it yet
+        given = send_to_device(batch, accelerator.device)
+        return trainer.model_wrapped(**given, supervised=True, keep_states=True).states.float()  # type: ignore[no-any-return]
+
+
+def _rounding(trainer: Any) -> float:
+    """How far two ways to compute one state may lie apart, as a share of its length."""
+    half = any(weights.dtype.itemsize < 4 for weights in trainer.model.parameters())
+    rough = half or trainer.accelerator.mixed_precision != "no" or torch.backends.cuda.matmul.allow_tf32
+    return 0.1 if rough else 1e-3
 
 
 def leave_router_loss_out(trainer: Any) -> None:

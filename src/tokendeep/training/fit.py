@@ -126,12 +126,16 @@ def train_top_layers(model: Any, layers: int) -> None:
     """Freeze everything but the last `layers` decoder layers (embeddings and head stay as they are).
 
     Raises:
-        InputError: the architecture keeps its layers elsewhere, or has fewer.
+        InputError: the architecture keeps its layers elsewhere, or has fewer; they are quantised.
     """
-    decoder = lm_head.causal_lm(model).base_model
+    decoder = lm_head.decoder(lm_head.causal_lm(model))
     stack = getattr(decoder, "layers", None) or getattr(decoder, "h", None)
     if stack is None or layers > len(stack):
         raise InputError(f"train_layers is {layers}, but this model has {len(stack) if stack else 'no known'} layers.")
+    if not all(weights.is_floating_point() for weights in stack[len(stack) - layers :].parameters()):
+        raise InputError(
+            "The last layers are quantised, so they cannot be trained themselves; train an adapter (--lora)."
+        )
     model.requires_grad_(False)
     for layer in stack[len(stack) - layers :]:
         layer.requires_grad_(True)

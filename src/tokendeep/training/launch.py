@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerCallback
 from tokendeep import models
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError, enough_memory, flag
+from tokendeep.models.adapters import same_trainable
 from tokendeep.records import Manifest
 from tokendeep.training.options import SharedTraining
 from tokendeep.types import Subject
@@ -200,12 +201,13 @@ def save(trainer: Trainer, subject: Subject, folder: Path) -> None:
     part = folder.with_name(folder.name + ".part")
     if trainer.is_world_process_zero():
         shutil.rmtree(part, ignore_errors=True)  # of a run that was killed while it saved
-    for parameter in lm_head.causal_lm(trainer.model).parameters():
-        parameter.requires_grad_(True)
     sharding = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if sharding is not None:  # Trainer saves nothing but whole weights in one place
         sharding.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(str(part))
+    with same_trainable(lm_head.causal_lm(trainer.model)) as flags:
+        for parameter, _ in flags:
+            parameter.requires_grad_(parameter.is_floating_point())  # quantised ones (integers) cannot have a gradient
+        trainer.save_model(str(part))
     if trainer.is_world_process_zero():
         if not list(part.glob("*.safetensors")):
             raise InputError(

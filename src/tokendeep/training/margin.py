@@ -68,12 +68,15 @@ class Margins:
         for number, pair in enumerate(pairs, 1):
             messages = chat.with_system(pair.messages, system)
             try:
-                self.rows.append(chat.encode(tokenizer, messages, pair.response, max_length=max_length))
-                self.lengths.append(len(chat.response_ids(tokenizer, messages, pair.response, end=False)))
+                row = chat.encode(tokenizer, messages, pair.response, max_length=max_length)
+                whole = len(chat.response_ids(tokenizer, messages, pair.response, end=False))
+                self.rows.append(row)
+                self.lengths.append(min(whole, len(row.input_ids) - row.start))  # max_length may cut the answer
             except InputError as error:
                 raise InputError(f"{source}, row {number}: {error}") from error
         if max(self.lengths, default=0) < TOKENS:
-            raise InputError(f"{source}: no answer has {TOKENS} tokens, so no margin can be measured.")
+            within = f" within {max_length} (--max-length)" if max_length else ""
+            raise InputError(f"{source}: no answer has {TOKENS} tokens{within}, so no margin can be measured.")
         self.start = self._log_odds()
         self.end: Array | None = None
 

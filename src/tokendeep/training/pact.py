@@ -57,9 +57,10 @@ def safety_tokens(aligned: Subject, base: Subject, asked: Sequence[str], rows: S
         answer = [label for label in row["labels"] if label != IGNORE and label not in control]
         start = next(i for i, label in enumerate(row["labels"]) if label != IGNORE)
         plain = list(aligned.tokenizer(PLAIN.format(text), add_special_tokens=False)["input_ids"])
-        theirs = _probabilities(aligned, [*row["input_ids"][:start]], answer)
-        means.append(theirs)
-        differences.append(theirs - _probabilities(base, plain, answer))
+        ours, theirs = _probabilities(aligned, [*row["input_ids"][:start]], answer), _probabilities(base, plain, answer)
+        common = min(len(ours), len(theirs))  # one may have its embeddings padded further than the other
+        means.append(ours[:common])
+        differences.append(ours[:common] - theirs[:common])
     mean, difference = torch.stack(means).mean(0), torch.stack(differences).mean(0)
     ids = mean.topk(min(TOKENS, len(mean))).indices
     chosen = difference[ids]

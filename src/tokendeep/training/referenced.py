@@ -67,11 +67,7 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         self._adapter_off = self.new_adapter or start == "base"  # a continued adapter's reference is itself, as it was
         self.safety_anchor = safety_anchor if safety_anchor and safety_anchor.weight else None
         self._safety = self._safety_rows(self.safety_anchor) if self.safety_anchor else None
-        continued = self.reference == "on-the-fly" and not self._adapter_off
-        self._start = adapters.trained_values(self.model) if continued else {}
-        if self._other:  # an adapter may have given the weights other names
-            names = {id(weights): name for name, weights in self.model.named_parameters()}
-            self._start = {names[id(weights)]: values for weights, values in unlike}
+        self._start = self._start_values(unlike)
         self._reference_lm_head = self._frozen_lm_head()
         self._cache = Path(reference_cache or Path(self.args.output_dir or ".", references.FOLDER))
         self._made_from = ""  # the weights that computed the references at hand
@@ -79,6 +75,18 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         self._head: list[str] = []  # what the copy of the head is
         self._moved = False  # whether weights have been trained
         self.add_callback(reference_pass.ReferenceFirst(self))
+
+    def _start_values(self, unlike: Sequence[tuple[Any, Tensor]]) -> dict[str, Tensor]:
+        """What the reference has in the place of the model's weights, by name: those of the other model, and all that train."""
+        names = {id(weights): name for name, weights in self.model.named_parameters()}  # an adapter changes them
+        start = {names[id(weights)]: values for weights, values in unlike}
+        if not self._adapter_off and (self._other or self.reference == "on-the-fly"):
+            start = {**adapters.trained_values(self.model, start, on_cpu=self._other), **start}
+        return start
+
+    def _reachable(self) -> bool:
+        """Whether the reference can be computed now: what it is made of is at hand."""
+        return bool(self._start) or (not self._other and (self._adapter_off or not self._moved))
 
     def referred(self) -> list[Any]:
         """The task rows whose reference is computed before training: none, where the objective needs none."""
@@ -134,7 +142,10 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         """Lambda times the weighted sum over the safety tokens of a micro-batch."""
         assert self.safety_anchor is not None
         tokens, positions = inputs.pop("tokens"), inputs.pop("positions")
-        weights, groups = (inputs.pop(name).repeat_interleave(tokens) for name in ("weight", "group"))
+        count = len(positions)
+        weights, groups = (
+            inputs.pop(name).repeat_interleave(tokens, output_size=count) for name in ("weight", "group")
+        )
         known = {
             name: value for name, value in inputs.items() if name not in ("anchored", "ref_logps", "ref_states", ROW)
         }
@@ -192,11 +203,11 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         needed = [*self.referred(), *self._held_rows()]
         if needed and goes_on and trained:
             self._refer(needed, recorded.get("weights", ""))
-        elif needed and not (self._moved and trained and self._made_from):
+        elif needed and (self._reachable() or not self._made_from):
             self._refer(needed, self._weights())
         if self._reference_lm_head is not None:
             self._settle_lm_head(recorded.get("lm_head"))
-        if self._other:
+        if self._other and self.reference == "precomputed":
             self._start = {}  # all that is wanted of the other model is there now
         return {"weights": self._made_from, "lm_head": self._head}
 
@@ -227,7 +238,7 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         """
         name, store = self._stored(dataset, weights)
         if store is None:
-            if self._moved and not (self._adapter_off or self._start):
+            if not self._reachable():
                 raise InputError(
                     f"The reference of this run is not in {self._cache}, and the weights have been trained for "
                     f"{self.state.global_step} steps, so it cannot be computed; put the file back, or train again from the "
@@ -263,11 +274,14 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
 
     def _settle_lm_head(self, recorded: list[str] | None) -> None:
         """Give the copy of the head the weights that the training begins with; one that goes on must have been given them."""
-        kept = self._copied_head().to(self.accelerator.device)
+        lm = lm_head.causal_lm(self.model)
+        spread = len(set((getattr(lm, "hf_device_map", None) or {}).values())) > 1  # layers on several devices
+        own = next(lm.get_output_embeddings().parameters()).device
+        kept = self._copied_head().to(own if spread else self.accelerator.device)
         other = self._other and bool(self._start)
-        if other or not (self._moved or isinstance(self.model, FullyShardedDataParallel)):
+        if other or not (self._other or self._moved or isinstance(self.model, FullyShardedDataParallel)):
             with self._as_reference() if other else contextlib.nullcontext():
-                references.copy_weights(lm_head.causal_lm(self.model).get_output_embeddings(), kept)
+                references.copy_weights(lm.get_output_embeddings(), kept)
         for weights in kept.parameters():  # the other processes may have been made without weights
             weights.data = broadcast(weights.data)
         self._head = references.digests(kept)

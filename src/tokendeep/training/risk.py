@@ -41,7 +41,7 @@ class Probe:
 @torch.no_grad()
 def request_states(model: Any, requests: Sequence[Sequence[int]]) -> Tensor:
     """The mean (N, H) over tokens and all layers, embeddings included, of the hidden states of requests; on the CPU."""
-    decoder = lm_head.causal_lm(model).base_model
+    decoder = lm_head.decoder(lm_head.causal_lm(model))
     device = next(model.parameters()).device
     made = []
     for ids in requests:

@@ -199,8 +199,20 @@ def _chosen(row: Chat, train_on: str) -> list[int]:
 
 
 def _labelled(row: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
-    """A row of token ids; labels come from TRL's masks where there are none."""
+    """A row of token ids; labels come from TRL's masks where there are none.
+
+    Raises:
+        InputError: a column that the row leaves empty, or has another number of values in than of tokens; values out of range.
+    """
+    marks = ("labels",) if "labels" in row else tuple(name for name in MASKS if name in row)
+    tokenwise = ["input_ids", *marks, *(["betas"] if "betas" in row else [])]
+    if empty := [name for name in (*tokenwise, *OPTIONAL) if name in row and row[name] is None]:
+        raise InputError(f"its {empty[0]} is missing; give every row one, or leave the column out")
     ids = list(row["input_ids"])
+    if other := [name for name in tokenwise if len(row[name]) != len(ids)]:
+        raise InputError(
+            f"it has {len(ids)} input_ids but {len(row[other[0]])} {other[0]}; give as many, each beside its own token"
+        )
     if other := [name for name in INPUTS if row.get(name) is not None]:
         raise InputError(f"its {other[0]} would be left out; give rows of one conversation each, without that column")
     if 0 in (row.get("attention_mask") or ()):
@@ -208,15 +220,18 @@ def _labelled(row: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
     if "labels" in row:
         labels = list(row["labels"])
     else:
-        masks = [row[name] for name in MASKS if name in row]
+        masks = [row[name] for name in marks]
         labels = [t if all(bits) else IGNORE for t, *bits in zip(ids, *masks, strict=True)]
+    if wrong := [t for t in ids if t < 0] or [t for t in labels if t < 0 and t != IGNORE]:
+        raise InputError(f"it holds {wrong[0]}, which is no token id; labels that are not trained on are {IGNORE}")
     made: dict[str, Any] = {"input_ids": ids[:max_length], "labels": labels[:max_length]}
     if "betas" in row:
         made["betas"] = list(row["betas"])[:max_length]
-        if len(made["betas"]) < len(made["labels"]) or any(
-            label != IGNORE and not beta > 0 for label, beta in zip(made["labels"], made["betas"], strict=False)
+        if any(
+            label != IGNORE and not 0 < beta < math.inf
+            for label, beta in zip(made["labels"], made["betas"], strict=True)
         ):
-            raise InputError("betas must hold a number above 0 for every supervised token")
+            raise InputError("betas must hold a finite number above 0 for every supervised token")
     if "weight" in row:
         if not 0 <= row["weight"] < math.inf:
             raise InputError(f"its weight is {row['weight']}, but must be a number of at least 0")

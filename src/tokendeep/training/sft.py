@@ -87,7 +87,7 @@ class ResponseSFTTrainer(SFTTrainer):
         self._columns: set[str] | None = None
         self._row_count = 0
         self._own: list[Any] = []  # data sets that have been prepared here
-        self._packs = args.packing
+        self._packs, self._packs_unseen = args.packing, True
         self.skipped: list[str] = []  # why rows were left out, a line each
         self._encoding = {
             "tokenizer": processing_class, "max_length": args.max_length, "train_on": train_on,
@@ -164,7 +164,17 @@ class ResponseSFTTrainer(SFTTrainer):
         args.train_sampling_strategy = "sequential"
 
     def _unweighted(self, dataset: Any) -> Any:
-        """Rows to evaluate on, encoded."""
+        """Rows to evaluate on, encoded.
+
+        Raises:
+            InputError: weights; a group that no training row has; a stream on several processes, of which the last batches are
+                filled with rows of the first ones, which cannot be told from it.
+        """
+        if launch.processes() > 1 and hasattr(dataset, "map") and not hasattr(dataset, "__len__"):
+            raise InputError(
+                f"A stream of rows cannot be evaluated in {launch.processes()} processes, where some of its rows would count "
+                "twice; give a dataset of fixed rows."
+            )
         made = self._encoded(dataset)
         if "weight" in (made.column_names or ()):
             raise InputError("An evaluation gives means over tokens and takes no weights; leave the column weight out.")
@@ -199,6 +209,7 @@ class ResponseSFTTrainer(SFTTrainer):
     @contextlib.contextmanager
     def _passing(self) -> Iterator[None]:
         """Rows that come within it, and their references, are forgotten after it; their numbers are not given again."""
+        self.check_rows_apart()
         own, first = len(self._own), self._row_count
         try:
             yield
@@ -298,6 +309,12 @@ class ResponseSFTTrainer(SFTTrainer):
             f"The loss became NaN or infinite at step {self.state.global_step + 1}{named}; lower the learning rate, train "
             "in float32, or look at those rows. Checkpoints written before are kept, and training can go on from them."
         )
+
+    def check_rows_apart(self) -> None:
+        """Once, where rows are put into one: whether the model keeps them apart."""
+        if self._packs_unseen and self.padding_free:
+            checks.check_apart(self)
+        self._packs_unseen = False
 
     # --- what is logged -------------------------------------------------------------------------------
 

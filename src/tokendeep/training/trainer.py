@@ -126,13 +126,13 @@ class ConstrainedSFTTrainer(ReferencedSFTTrainer):
         if self.reference != "precomputed":
             return
         fixed = [d for d in datasets if hasattr(d, "__len__")]
-        if len(fixed) < len(datasets) and self._moved and not self._adapter_off and self.accelerator.is_main_process:
+        if len(fixed) < len(datasets) and not self._reachable() and self.accelerator.is_main_process:
             print(
                 "tokendeep: a stream of rows has no reference of before the training, so it is evaluated without a loss: nll "
                 "and mean_token_accuracy need none"
             )
         missing = [d for d in fixed if d[ROW][0] not in self._collator.references]
-        if missing and (self._adapter_off or not self._moved):
+        if missing and self._reachable():
             self._refer(fixed, self._weights())
             return
         for dataset in missing:
@@ -141,7 +141,7 @@ class ConstrainedSFTTrainer(ReferencedSFTTrainer):
                 self._give(dataset, store)
             elif self.accelerator.is_main_process:
                 print(
-                    f"tokendeep: {len(dataset)} rows have no reference, and all weights have been trained since, so they are "
+                    f"tokendeep: {len(dataset)} rows have no reference, and none can be computed any more, so they are "
                     "evaluated without a loss: nll and mean_token_accuracy need none"
                 )
 
@@ -163,7 +163,7 @@ class ConstrainedSFTTrainer(ReferencedSFTTrainer):
         """Eq. 3 over the supervised tokens, and the anchor over the first ones."""
         at, ref_logps, ref_states = extra["anchored"], extra["ref_logps"], extra["ref_states"]
         without = ref_logps is None and mode == "eval" and self.reference == "precomputed"
-        if without and self._moved and not self._adapter_off:
+        if without and not self._reachable():
             return super().batch_loss(model, inputs, positions, extra, count, mode)
         if ref_logps is None:
             ref_logps, ref_states = self._on_the_fly(model, inputs, at)
@@ -179,7 +179,7 @@ class ConstrainedSFTTrainer(ReferencedSFTTrainer):
         return loss, outputs
 
     def _on_the_fly(self, model: Any, inputs: dict[str, Any], at: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self._moved and not (self._adapter_off or self._start):
+        if not self._reachable():
             raise InputError("The reference of these rows was not computed; train or evaluate through this trainer.")
         with self._as_reference():
             out = model(**inputs, supervised=True, keep_states=bool(self.anchor_weight))

@@ -224,6 +224,20 @@ def test_several_models_share_one_search(make_model: Callable[..., Any], tiny_su
     torch.testing.assert_close(found.gradient(start, [b]), (slopes[0] + slopes[1]) / 2, rtol=1e-4, atol=1e-6)
 
 
+def test_models_of_one_tokenizer_may_have_their_embeddings_padded_differently(
+    make_model: Callable[..., Any], tiny_subject: Subject
+) -> None:
+    second = replace(tiny_subject, model=make_model(seed=5, vocab_size=384), name="second")
+    b = made(tiny_subject)
+    begun = behaviours.start(tiny_subject, 3)
+    for both in ([tiny_subject, second], [second, tiny_subject]):
+        found = search(both, [b], steps=1, width=8, top=4)  # type: ignore[arg-type]
+        slopes = [F.normalize(search(s, [b]).gradient(begun, [b])[:, :320], dim=-1) for s in both]
+        torch.testing.assert_close(found.gradient(begun, [b]), (slopes[0] + slopes[1]) / 2, rtol=1e-4, atol=1e-6)
+        (state,) = found.steps(found.begin(begun))
+        assert max(state.suffix) < 320
+
+
 def test_success_is_what_the_model_would_write(tiny_subject: Subject) -> None:
     b, start = made(tiny_subject), behaviours.start(tiny_subject, 3)
     ids = torch.tensor([[*b.before, *start, *b.after]])

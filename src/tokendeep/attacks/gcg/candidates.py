@@ -67,7 +67,7 @@ class Candidates:
     def _steepest(self, gradient: Tensor, suffix: tuple[int, ...], top: int) -> Tensor:
         """The allowed tokens (n, top) of steepest descent at each place."""
         slopes = gradient.clone()
-        slopes[:, ~self.allowed] = float("inf")
+        slopes[:, ~self.allowed[: slopes.shape[1]]] = float("inf")  # V is what all models have
         slopes[torch.arange(len(suffix)), list(suffix)] = float("inf")  # the token that is there is no swap
         count = min(top, int(torch.isfinite(slopes).sum(-1).min()))
         return slopes.topk(count, largest=False).indices

@@ -124,7 +124,7 @@ class Losses:
         if b not in self._prefixes:
             with torch.inference_mode(False), torch.no_grad():  # the gradient needs them as well
                 ids = torch.tensor([b.before], device=self.device)
-                self._prefixes[b] = self.lm.base_model(input_ids=ids, use_cache=True).past_key_values
+                self._prefixes[b] = lm_head.decoder(self.lm)(input_ids=ids, use_cache=True).past_key_values
         return copy.deepcopy(self._prefixes[b])
 
     def _known(self, b: Behaviour, suffix: tuple[int, ...]) -> Any:
@@ -132,7 +132,7 @@ class Losses:
         if not scoring.plain_cache(self.lm, len(Row(b, suffix).tree.tokens)):
             return None
         ids = torch.tensor([suffix], device=self.device)
-        return self.lm.base_model(input_ids=ids, past_key_values=self.prefix(b), use_cache=True).past_key_values
+        return lm_head.decoder(self.lm)(input_ids=ids, past_key_values=self.prefix(b), use_cache=True).past_key_values
 
 
 def _decode(lm: Any, cache: Any, skipped: int, row: Row, **inputs: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def _decode(lm: Any, cache: Any, skipped: int, row: Row, **inputs: Tensor) -> Te
             "attention_mask": mask[..., skipped:, :].to(given.device).expand(len(given), -1, -1, -1),
             "position_ids": torch.tensor([row.tree.positions[skipped:]], device=given.device),
         }
-    states: Tensor = lm.base_model(
+    states: Tensor = lm_head.decoder(lm)(
         past_key_values=cache, use_cache=cache is not None, **inputs, **more
     ).last_hidden_state
     return states

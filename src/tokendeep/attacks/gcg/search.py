@@ -143,12 +143,13 @@ class Search:
 
     def gradient(self, suffix: Sequence[int], behaviours: Sequence[Behaviour]) -> Tensor:
         """d loss / d one-hot (n, V); with several behaviours or models the mean of each one's, scaled to length 1 at every
-        token as in the original."""
+        token as in the original. V is what all models have: one may have its embeddings padded further than another."""
         several = len(self.models) * len(behaviours) > 1
+        common = min(model.lm.get_input_embeddings().weight.shape[0] for model in self.models)
         total: Any = 0.0
         for model in self.models:
             for b in behaviours:
-                one = model.gradient(b, suffix)
+                one = model.gradient(b, suffix)[:, :common]
                 total = total + (one / one.norm(dim=-1, keepdim=True).clamp(min=1e-12) if several else one)
         return total / (len(self.models) * len(behaviours))
 
