@@ -78,7 +78,7 @@ def hidden_states(model: nn.Module, input_ids: Tensor, **kwargs: Any) -> Tensor:
     Pass `attention_mask` (4-D) and `position_ids` to score a tree of continuations in one row.
     """
     inner = decoder(causal_lm(model))
-    return inner(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state  # type: ignore[no-any-return]
+    return inner(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
 
 
 class _Output(BaseModelOutputWithPast):

@@ -91,7 +91,7 @@ def _states(trainer: Any, batch: dict[str, Any]) -> Tensor:
     accelerator = trainer.accelerator
     with accelerator.autocast(), attention.in_float32():  # before training the model is not wrapped in it yet
         given = send_to_device(batch, accelerator.device)
-        return trainer.model_wrapped(**given, supervised=True, keep_states=True).states.float()  # type: ignore[no-any-return]
+        return trainer.model_wrapped(**given, supervised=True, keep_states=True).states.float()
 
 
 def _rounding(trainer: Any) -> float:
