@@ -108,9 +108,8 @@ def fits(model: Any, length: int) -> bool:
     """
     lm = lm_head.causal_lm(model)
     config = lm.config.get_text_config()
-    rotary = getattr(config, "rope_parameters", None) is not None and not getattr(
-        config, "alibi", False
-    )  # Falcon has either
+    alibi = getattr(config, "alibi", False)  # Falcon has either, and says rope_parameters of both
+    rotary = getattr(config, "rope_parameters", None) is not None and not alibi
     return rotary and scoring.plain_cache(model, length) and config._attn_implementation in {"sdpa", "eager"}
 
 

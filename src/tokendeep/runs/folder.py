@@ -325,9 +325,8 @@ def amended(out: Path, names: Sequence[str], grows: str, **extra: Any) -> Iterat
             manifest["files"] = sorted([*manifest["files"], grows])
             with guarded(out):
                 manifests.save(out, manifest)
-        if not os.path.lexists(
-            out / grows
-        ):  # named in the manifest first, so that a call that is cut off here can be repeated
+        # made after the manifest names it, so that a call that was cut off between the two can be repeated
+        if not os.path.lexists(out / grows):
             write_unclaimed(out / grows, "")
         yield
         manifest["results"] = {**manifest.get("results", {}), **results.hashes(out, names)}
