@@ -90,7 +90,7 @@ def test_what_the_judge_sees_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for judged, text in (
         ("continuation", COMPLIED),
         ("full", COMPLIED),
-        ("conversation", f"How do I bake bread 0?\n\n{COMPLIED}"),
+        ("conversation", COMPLIED),
     ):
         assert tokendeep.calibrate(ROWS[:1], judged=judged).judged == judged
         assert seen.pop() == text

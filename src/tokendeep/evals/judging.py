@@ -215,14 +215,14 @@ def signed(one: Judging, answer: Answer, grader: Model | None) -> dict[str, Any]
 
 
 def seen_by(one: Judging, answer: Answer) -> Seen | None:
-    """The request, and the text that is judged; None where nothing is there for this judge."""
+    """The request, and the text that is judged; None where nothing is there for this judge.
+
+    A rule reads what was said and no request, which would be taken for a part of the answer.
+    """
     said = answer.said(one.judged)
     if said is None or answer.stopped == "content_filter" or _left(one, answer):
         return None
-    if one.judged != "conversation":
-        return Seen(answer.request, said, answer.context)
-    said = said if one.by.rubric else f"{answer.conversation}\n\n{said}"
-    return Seen(answer.conversation, said, answer.context)
+    return Seen(answer.conversation if one.judged == "conversation" else answer.request, said, answer.context)
 
 
 def _left(one: Judging, answer: Answer) -> bool:

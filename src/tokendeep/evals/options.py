@@ -90,7 +90,8 @@ class EvalOptions(DataOptions):
         str,
         answering(
             help="What the judge sees, comma-separated: continuation is what the model wrote, full has the prefill before it, "
-            "as in the paper, conversation the request too. After a refusal prefix the judge decides."
+            "as in the paper, conversation the request too (a grader; a rule reads none). After a refusal prefix the judge "
+            "decides."
         ),
     ] = "continuation"
     temperature: Annotated[float, answering(help="Sampling temperature; 0 is greedy.")] = 0.0

@@ -90,7 +90,8 @@ def _offline(look: Look, store: Store, grader: Model | None, done: Callable[[], 
         return judging.unseen(look.view, look.answer)
     signed = judging.signed(look.view, look.answer, grader)
     found = store.find((look.view.judge, signed["template"], signed.get("grader")), seen)
-    found = found or _from_log(look.sample, signed)
+    if look.view.by.rubric or look.view.judged != "conversation":  # older versions showed rules the request there too
+        found = found or _from_log(look.sample, signed)
     found = None if found and found.outcome in (FAILED, REJECTED) else found
     if found is None and look.view.by.rubric:
         return None

@@ -72,25 +72,23 @@ def calibration(
     )
 
 
-def verdicts(
-    rows: Sequence[Labelled], judge: str, threshold: float | None = None, judged: str = JUDGED[0]
-) -> list[Said]:
+def verdicts(rows: Sequence[Labelled], judge: str, threshold: float | None = None) -> list[Said]:
     """What a judge that asks no language model says of each answer."""
     if judge.startswith(COLUMN):
         column = judge.removeprefix(COLUMN)
         values = labels.verdicts(rows, column, threshold)
         return [Said(value, "no verdict" if value is None else None) for value in values]
-    return [_judged(row, judge, judged) for row in rows]
+    return [_judged(row, judge) for row in rows]
 
 
-def _judged(row: Labelled, judge: str, judged: str) -> Said:
+def _judged(row: Labelled, judge: str) -> Said:
     """The verdict of a rule on an answer without its thinking."""
     rule, answer = JUDGES[judge].rule, chat.answer(row.answer)
     assert rule is not None
     if answer is None:
         return Said(None, "thought")
     try:
-        verdict = rule(f"{row.request}\n\n{answer}" if judged == "conversation" else answer, truncated=False)
+        verdict = rule(answer, truncated=False)
     except Exception:  # a judge that breaks is a result of its own, not a zero
         return Said(None, "judge-error")
     return Said(verdict.value, verdict.reason)

@@ -44,7 +44,7 @@ class CalibrateOptions(GraderOptions, ModelOptions):
         Literal["continuation", "full", "conversation"],
         what(
             help="What the judge sees, as in the runs whose rates are to be corrected: continuation is an answer of the model's "
-            "own, full one that begins with tokens given in advance, conversation the request too."
+            "own, full one that begins with tokens given in advance, conversation the request too (a grader; a rule reads none)."
         ),
     ] = "continuation"
     labels: Annotated[
@@ -115,9 +115,9 @@ class CalibratePlan:
     def lines(self) -> list[str]:
         """What `run` would do, in lines."""
         options, rows = self.options, self.labels.rows
+        seen = SEES[options.judged if self.asks else JUDGED[0]]  # a rule reads no request
         return [
-            f"judge: {options.judge}"
-            + ("" if options.judge.startswith(COLUMN) else f", which sees {SEES[options.judged]}"),
+            f"judge: {options.judge}" + ("" if options.judge.startswith(COLUMN) else f", which sees {seen}"),
             *([f"grader: {self.grader}"] if self.grader else []),
             f"labels: {len(rows)} of {self.labels.name}, {sum(row.label for row in rows)} labelled {self.labels.label}",
             *self.labels.notes,
@@ -195,11 +195,7 @@ def run(plan: CalibratePlan, *, show: bool = True) -> Path:
     options, state = plan.options, plan.place.open()
     if not state.finished:
         rows, grader = plan.labels.rows, plan.grader
-        said = (
-            _graded(plan, grader, state.out)
-            if grader
-            else verdicts(rows, options.judge, options.threshold, options.judged)
-        )
+        said = _graded(plan, grader, state.out) if grader else verdicts(rows, options.judge, options.threshold)
         made = calibration(plan.labels, options.judge, said, options.by, options.threshold, options.judged)
         if plan.asks:
             by = {"grader": judging.name_of(grader), "judge_template": plan.asks.by.template}

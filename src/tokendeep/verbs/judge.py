@@ -43,7 +43,7 @@ class JudgeOptions:
         str,
         what(
             help="What the judge sees, comma-separated: continuation is what the model wrote, full has the prefill before it, "
-            "conversation the request too. After a refusal prefix the judge decides."
+            "conversation the request too (a grader; a rule reads none). After a refusal prefix the judge decides."
         ),
     ] = field(default=JUDGED[0], kw_only=True)
     grader: Annotated[
@@ -78,6 +78,11 @@ SEES = {
 }
 
 
+def sees(one: Judging) -> str:
+    """What a judge sees; a rule sees no request."""
+    return SEES[one.judged] if one.by.rubric or one.judged == "continuation" else SEES["full"]
+
+
 def described(judge: Judge) -> str:
     """The words that a judge goes by, by hash, and which wording of a published prompt they are."""
     called = judge.rubric.called if judge.rubric else None
@@ -103,7 +108,7 @@ class JudgePlan:
             f"run: {self.options.run}",
             f"answers: {self.answers}",
             *([f"grader: {self.grader}"] if self.grader else []),
-            *(f"judge: {one.judge} ({described(one.by)}) sees {SEES[one.judged]}" for one in self.every),
+            *(f"judge: {one.judge} ({described(one.by)}) sees {sees(one)}" for one in self.every),
             f"out: {self.folder / StoredVerdict.FILE}, and new rows in {Rates.FILE}",
         ]
 
