@@ -16,7 +16,7 @@ from tokendeep.attacks.decoding import KNOBS
 from tokendeep.judges import SCORED
 from tokendeep.pairing.pairs import Hits, complied
 from tokendeep.records import Rate
-from tokendeep.report import attacked
+from tokendeep.report import attacked, views
 from tokendeep.report.load import TOGETHER, Run
 from tokendeep.report.series import condition
 from tokendeep.report.words import condition_name, percent, rate_of, share
@@ -80,19 +80,30 @@ class Line:
 
 
 def attack_lines(runs: Sequence[Run]) -> list[Line]:
-    """The attacks of all runs on harmful requests, those of the decoding settings and suffixes taken together."""
-    lines = [line for run in runs if run.role == "harmful" and run.finished for line in _of_run(run)]
+    """The attacks of all runs on harmful requests, those of the decoding settings and suffixes taken together.
+
+    Where there are several judges, or views of the same answers, the label names them.
+    """
+    chosen = [run for run in runs if run.role == "harmful" and run.finished]
+    every = [rate for run in chosen for rate in compared(run)]
+    lines = [replace(line, label=line.label + views.told(rate, every)) for run in chosen for rate, line in _of_run(run)]
     files = [file for file, _ in {(line.file, line.data) for line in lines}]
     return [line if files.count(line.file) == 1 else replace(line, file=line.data) for line in lines]
 
 
-def _of_run(run: Run) -> Iterator[Line]:
+def compared(run: Run) -> list[Rate]:
+    """The rows that stand in lines; behind a refusal prefix nothing breaks."""
+    return [rate for rate in views.distinct(run.rates or ()) if not ATTACKS[rate.attack].refuses]
+
+
+def _of_run(run: Run) -> Iterator[tuple[Rate, Line]]:
+    """The lines, each with a row that tells its judge."""
     for name in sorted(TOGETHER):
         line = {"decoding": _decoding, "suffix": _suffix}.get(name, _best)
-        yield from (line(run, rates) for rates in run.batches.get(name, ()))
-    for rate in run.rates or ():
-        if not (ATTACKS[rate.attack].together or ATTACKS[rate.attack].refuses):  # which breaks nothing
-            yield _again_and_again(run, rate) if rate.attack == "none" and rate.several else _single(run, rate)
+        yield from ((rates[0], line(run, rates)) for rates in run.batches.get(name, ()))
+    for rate in compared(run):
+        if not ATTACKS[rate.attack].together:
+            yield rate, _again_and_again(run, rate) if rate.attack == "none" and rate.several else _single(run, rate)
 
 
 def _single(run: Run, rate: Rate) -> Line:

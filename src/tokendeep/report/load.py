@@ -34,7 +34,7 @@ from tokendeep.records import (
     Strengths,
     Training,
 )
-from tokendeep.report import names
+from tokendeep.report import names, views
 from tokendeep.runs import identity
 from tokendeep.runs.files import user_path
 from tokendeep.types import Sample
@@ -157,7 +157,7 @@ class Run:
     def batches(self) -> Mapping[str, list[list[Rate]]]:
         """For each attack its rows, by all but what settings of one attack change from row to row."""
         groups: dict[tuple[str, str], list[Rate]] = defaultdict(list)
-        for rate in self.rates or ():
+        for rate in views.distinct(self.rates or ()):
             shared = {name: value for name, value in rate.params.given().items() if name not in BY_ROW}
             groups[rate.attack, key_of(rate.model, rate.judge, shared, rate.attack)].append(rate)
         batches: dict[str, list[list[Rate]]] = defaultdict(list)

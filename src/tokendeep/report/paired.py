@@ -7,6 +7,7 @@ from tokendeep import stats
 from tokendeep.judges import SCORED
 from tokendeep.pairing.pairs import Event, by_prompt
 from tokendeep.records import Rate
+from tokendeep.report import views
 from tokendeep.report.section import Cell, Csv
 from tokendeep.report.series import Condition, Series, pairs
 from tokendeep.stats import PairedTest
@@ -63,13 +64,14 @@ def test_of(
     return next((t for t in tests if t.before is before and t.after is after and t.condition == condition), None)
 
 
-def csv(tests: Sequence[Comparison], event: str) -> Csv:
-    """The tests as rows for other programs."""
+def csv(tests: Sequence[Comparison], event: str | None = None) -> Csv:
+    """The tests as rows for other programs; `event` is what was counted, where it is not what the judge counts."""
     return Csv(CSV, [_csv_row(one, event) for one in tests])
 
 
-def _csv_row(one: Comparison, event: str) -> list[Cell]:
+def _csv_row(one: Comparison, event: str | None) -> list[Cell]:
     t, after = one.test, one.after
+    event = event or views.counted([after.judge])
     what = attack_cells(after.rows[one.condition], one.condition)
     return [one.before.name, after.name, after.role, *what, event, t.n, t.before, t.after, t.lost, t.gained,
             t.difference, t.low, t.high, t.p, one.p]  # fmt: skip

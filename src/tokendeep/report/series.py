@@ -10,6 +10,7 @@ from typing import Any
 
 from tokendeep.attacks import ATTACKS
 from tokendeep.records import Params, Rate
+from tokendeep.report import views
 from tokendeep.report.load import TOGETHER, WHAT, Run, key_of
 from tokendeep.report.names import defended
 from tokendeep.types import Sample
@@ -192,22 +193,29 @@ def _series(run: Run, rates: Sequence[Rate]) -> Series:
 
 
 def _together(rates: Sequence[Rate]) -> list[list[Rate]]:
-    """Rows by series: same model, judge, settings, data and seed.
+    """Rows by series: same model, judge, settings, data, seed and view.
 
-    What is judged behind a prefix is a question of prefill alone: a plain request has no prefix, and behind a refusal
-    prefix the judge decides. Those rows stand with the prefills however these are judged.
+    Where nothing was given in advance `continuation` and `full` are one, and behind a refusal prefix the judge decides. Those
+    rows stand with the prefills however these are judged.
     """
-    views: dict[str, str | None] = {}
     keyed = [
-        (key_of(rate.model, rate.judge, rate.params.given()), rate) for rate in rates if rate.attack not in TOGETHER
+        (key_of(rate.model, rate.judge, rate.params.given()), _view(rate), rate)
+        for rate in rates
+        if rate.attack not in TOGETHER
     ]
-    for key, rate in keyed:
-        if rate.attack == "prefill":
-            views.setdefault(key, rate.params.judged)
+    homes: dict[str, str | None] = {}  # where rows stand that have no view of their own
+    for key, view, rate in sorted(keyed, key=lambda one: (one[1] == views.WHOLE, one[1] is None)):
+        if not ATTACKS[rate.attack].refuses:
+            homes.setdefault(key, view)
     groups: dict[tuple[str, str | None], list[Rate]] = defaultdict(list)
-    for key, rate in keyed:
-        groups[key, rate.params.judged if rate.attack == "prefill" else views.get(key)].append(rate)
+    for key, view, rate in keyed:
+        groups[key, view or homes.get(key)].append(rate)
     return list(groups.values())
+
+
+def _view(rate: Rate) -> str | None:
+    """The view of a row; the plain request of a sweep stands with the sweep."""
+    return rate.params.judged if rate.attack == "prefill" else views.view(rate)
 
 
 # --- names --------------------------------------------------------------------------------------

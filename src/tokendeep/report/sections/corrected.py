@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from tokendeep.attacks import ATTACKS
 from tokendeep.errors import InputError
 from tokendeep.judges import agreement
 from tokendeep.judges.agreement import Corrected
 from tokendeep.records import Calibration, Estimate, Rate
+from tokendeep.report import views
 from tokendeep.report.report import Report
 from tokendeep.report.section import Cell, Csv, Section, Table
 from tokendeep.report.series import Condition, Series
@@ -87,9 +87,7 @@ def _alike(one: Calibration, rate: Rate) -> bool:
     Where nothing was given in advance, `continuation` and `full` are one.
     """
     mine, theirs = one.judged, rate.params.judged
-    attack = ATTACKS.get(rate.attack)
-    given = attack is None or (attack.prefills and (rate.params.k != 0 or bool(rate.params.lead)))
-    return mine == theirs or None in (mine, theirs) or (not given and "conversation" not in (mine, theirs))
+    return mine == theirs or None in (mine, theirs) or (not views.given(rate) and views.WHOLE not in (mine, theirs))
 
 
 def _rows(one: Calibration, report: Report) -> Iterator[Row]:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from tokendeep.attacks.decoding import GREEDY_NAME, KNOBS
 from tokendeep.records import Rate
-from tokendeep.report import attacked
+from tokendeep.report import attacked, views
 from tokendeep.report.load import Run
 from tokendeep.report.report import Report
 from tokendeep.report.section import Section, Table
-from tokendeep.report.words import listed, percent, rate_of
+from tokendeep.report.words import did_of, listed, percent, rate_of
 
 WHAT = (
     "The same requests, sampled with many settings. The rate of one setting and the share of requests that any of "
@@ -25,17 +25,19 @@ def build(report: Report) -> Section:
     batches = [(run, rates) for run in report.runs for rates in run.batches.get("decoding", ())]
     if batches:
         section.text.append(WHAT)
-        rows = [_row(run, rates) for run, rates in batches]
-        section.tables.append(Table("Not refused, by decoding setting", COLUMNS, rows))
+        every = [rates[0] for _, rates in batches]
+        rows = [_row(run, rates, views.told(rates[0], every)) for run, rates in batches]
+        event = views.counted(one.judge for one in every).capitalize()
+        section.tables.append(Table(f"{event}, by decoding setting", COLUMNS, rows))
     return section
 
 
-def _row(run: Run, rates: Sequence[Rate]) -> list[str]:
+def _row(run: Run, rates: Sequence[Rate], by: str) -> list[str]:
     each = attacked.single(rates)
     greedy, best = each.get(GREEDY_NAME), attacked.best_of(list(each.values()))
     knobs = [attacked.any_of(rates, knob) for knob in (*KNOBS, "all")]
     return [
-        attacked.named(run, rates, template=False), run.template or "the model's own", str(len(each)),
+        attacked.named(run, rates, template=False) + by, run.template or "the model's own", str(len(each)),
         rate_of(greedy) if greedy else "-", f"{rate_of(best)} ({best.params.setting})" if best else "-",
         *(rate_of(rate) if rate else "-" for rate in knobs),
     ]  # fmt: skip
@@ -44,15 +46,16 @@ def _row(run: Run, rates: Sequence[Rate]) -> list[str]:
 def _findings(report: Report) -> list[str]:
     """What sampling did to each model, in one sentence a model."""
     parts: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
-    for run in report.runs:
-        for rates in run.batches.get("decoding", ()) if run.role == "harmful" and run.finished else ():
+    chosen = [run for run in report.runs if run.role == "harmful" and run.finished]
+    every = [rates[0] for run in chosen for rates in run.batches.get("decoding", ())]
+    for run in chosen:
+        for rates in run.batches.get("decoding", ()):
             settings = tuple(sorted(attacked.single(rates)))
             if words := _finding(run, rates):
-                parts.setdefault((attacked.label(run, rates[0]), rates[0].judge, settings), []).append(words)
-    judges = {judge for _, judge, _ in parts}
+                label = attacked.label(run, rates[0]) + views.told(rates[0], every)
+                parts.setdefault((label, rates[0].judge, settings), []).append(words)
     return [
-        f"{label}{f' (judge {judge})' if len(judges) > 1 else ''}: with some setting of {len(settings)} tried it complied with "
-        f"{listed(words)}."
+        f"{label}: with some setting of {len(settings)} tried it {did_of(judge)} with {listed(words)}."
         for (label, judge, settings), words in parts.items()
     ]
 

@@ -30,7 +30,7 @@ COLUMNS = ("models", "attack", "common prompts", "not refused before", "after", 
 def build(report: Report) -> Section:
     section = Section("Before and after, prompt by prompt")
     compared, tests = pairs(report.harmful), paired.comparisons(report.harmful, complied)
-    section.csv["paired"] = paired.csv(tests, "not refused")
+    section.csv["paired"] = paired.csv(tests)
     section.text += [_apart(*one) for one in apart(report.harmful)]
     section.findings += _findings([pair for pair in compared if report.pair(*pair)], tests)
     if not compared:

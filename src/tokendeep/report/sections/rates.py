@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from tokendeep import stats
 from tokendeep.attacks import ATTACKS
-from tokendeep.judges import JUDGES, of_harm
+from tokendeep.judges import JUDGES
 from tokendeep.records import Rate, Share, plots
 from tokendeep.records.plots import Curve
-from tokendeep.report import defended, figures, trained
+from tokendeep.report import defended, figures, trained, views
 from tokendeep.report.report import Report
 from tokendeep.report.section import Figure, Section, Table
 from tokendeep.report.series import Condition, Series
@@ -111,8 +111,7 @@ def _judge_words(judges: Sequence[str]) -> str:
 
 
 def _interval_words(series: Sequence[Series]) -> str:
-    harm = {of_harm(one.judge) for one in series}
-    counted = "Counted" if len(harm) > 1 else "Harmful" if harm == {True} else "Not refused"
+    counted = views.counted(one.judge for one in series).capitalize()
     if several(series):
         return f"{counted} / judged answers = mean rate over samples {REPEATED}"
     return f"{counted} / judged = rate [95% Wilson interval]."

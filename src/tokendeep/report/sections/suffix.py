@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from tokendeep.records import Rate
-from tokendeep.report import attacked
+from tokendeep.report import attacked, views
 from tokendeep.report.load import Run
 from tokendeep.report.report import Report
 from tokendeep.report.section import Section, Table
@@ -22,16 +22,19 @@ COLUMNS = ("name", "attack", "suffixes", "best of them", f"best {BEST}: mean ± 
 def build(report: Report) -> Section:
     """A line per model; nothing where no suffix was tried."""
     section = Section("Adversarial suffixes")
-    rows = [_row(run, rates) for run in report.runs for rates in run.batches.get("suffix", ())]
-    if rows:
+    batches = [(run, rates) for run in report.runs for rates in run.batches.get("suffix", ())]
+    if batches:
         section.text.append(WHAT)
-        section.tables.append(Table("Not refused, with a suffix", COLUMNS, rows))
+        every = [rates[0] for _, rates in batches]
+        rows = [_row(run, rates, views.told(rates[0], every)) for run, rates in batches]
+        event = views.counted(one.judge for one in every).capitalize()
+        section.tables.append(Table(f"{event}, with a suffix", COLUMNS, rows))
     return section
 
 
-def _row(run: Run, rates: Sequence[Rate]) -> list[str]:
+def _row(run: Run, rates: Sequence[Rate], by: str) -> list[str]:
     judged = sorted((rate for rate in rates if rate.n), key=lambda rate: -(rate.rate or 0.0))
-    name = [attacked.named(run, rates), attacked.suffix_words(run), str(len(rates))]
+    name = [attacked.named(run, rates) + by, attacked.suffix_words(run), str(len(rates))]
     if not judged:
         return [*name, "none scored", "-", "-"]
     shares = [rate.rate or 0.0 for rate in judged]
