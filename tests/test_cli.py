@@ -543,18 +543,24 @@ def test_a_warning_is_seen_whatever_a_library_does_to_the_root_logger(monkeypatc
 
 
 @pytest.mark.parametrize("words", [["demo", "--debug"], ["--debug", "demo"]])
-def test_debug_shows_the_traceback(verb_that, words):
+def test_debug_shows_the_traceback_and_leaves_the_exit_code(verb_that, capsys, words):
     for error in (InputError("wrong"), no_space(errno.ENOSPC)):
         verb_that(error)
-        with pytest.raises(type(error)):
-            cli.main(words)
+        assert cli.main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("Traceback")
+        assert type(error).__name__ in said
+        assert said.splitlines()[-1].startswith("tokendeep: ")
 
 
-def test_other_errors_are_bugs_and_keep_their_traceback(verb_that):
-    for error in (OSError(errno.EIO, "broken"), KeyError("x")):
+@pytest.mark.parametrize("words", [["demo"], ["demo", "--debug"]])
+def test_other_errors_are_bugs_with_their_traceback_and_no_exit_code_of_gate(verb_that, capsys, words):
+    for error in (OSError(errno.EIO, "broken"), KeyError("x"), MemoryError()):
         verb_that(error)
-        with pytest.raises(type(error)):
-            cli.main(["demo"])
+        assert cli.main(words) == 70
+        said = capsys.readouterr().err
+        assert said.count("Traceback") == 1
+        assert "ended by an error that it does not know" in said.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The command line: flags and YAML files -> the options of a verb -> its plan -> the work. Nothing else.
 
-Bad input ends with one sentence and exit code 2 (`--debug` shows the traceback), Ctrl-C with 130; 1 is a gate's no.
+Bad input ends with one sentence and exit code 2 (`--debug` shows the traceback before it), Ctrl-C with 130, any other error with
+its traceback and 70; 1 is a gate's no and nothing else.
 """
 
 import importlib
@@ -9,6 +10,7 @@ import os
 import re
 import select
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
@@ -27,7 +29,12 @@ from tokendeep.verbs import VERBS
 from tokendeep.verbs.common import advanced, check_text, meaning, output, typed, yaml_settings
 
 HELP = ("-h", "--help")
+FAULT = 70  # the exit code of an error that nobody foresaw, as sysexits.h has it (EX_SOFTWARE)
 PIPE = 141  # the exit code of a program that is stopped because nobody reads what it prints
+UNFORESEEN = (
+    f"ended by an error that it does not know, most likely a fault of its own (exit code {FAULT}); the lines above say where, "
+    "and can quote texts of your data."
+)
 NUMBERS: dict[Any, Callable[[str], object]] = {int: whole_number, float: number}
 ALONE = (*HELP, "--version", "--install-completion")  # what needs no verb
 
@@ -251,9 +258,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return PIPE
         place = getattr(error, "filename", None) or getattr(options, "out", None) or "the output folder"
         known = error if isinstance(error, InputError) else explain(error, place)
-        if known is None or "--debug" in words:
-            raise
         close_bars()
+        if known is None or "--debug" in words:
+            traceback.print_exception(error)
+        if known is None:
+            print(f"tokendeep: {UNFORESEEN}", file=sys.stderr)
+            warn_of_replaced()
+            return FAULT
         whole = plain.one_line(" ".join(str(known).split()))
         sentence = re.sub(r"\S{300,}", lambda word: f"{word[0][:120]}...{word[0][-60:]}", whole)
         print(f"tokendeep: {sentence}", file=sys.stderr)
