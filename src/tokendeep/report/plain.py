@@ -5,6 +5,10 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+NOTHING = "<!-- -->"  # a comment of Markdown
+_ADDRESS = re.compile(r"\b(https?|ftp|www)(:(?=//)|\.)", re.I)
+_LIST_ITEM = re.compile(r"^(\d*)([-+.)])(?=\s)")  # at the start of a line
+_MENTION = re.compile(r"((?<!\w)@(?=\w)|@(?=[\w-]+\.\w)|#(?=\d)|\bGH-(?=\d))", re.I)
 ACTING = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # kinds of characters that are not seen
 
 
@@ -28,6 +32,13 @@ def told(lines: Iterable[str]) -> str:
 
 
 def markdown(text: str) -> str:
-    """Plain text as Markdown: nothing in it is markup, HTML, a link or a new line."""
+    """Plain text as Markdown, also as GitHub has it: nothing in it is markup, HTML, a formula, a link or a new line.
+
+    GitHub makes links of addresses, of @names and of #numbers in the text that is shown, where no backslash is left: a comment,
+    which is not shown, parts these.
+    """
     whole = " ".join(html.escape(neutralise(text), quote=False).split())
-    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", whole)
+    whole = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", whole)
+    whole = _ADDRESS.sub(lambda found: f"{found[1]}\\{found[2]}", whole)
+    whole = _LIST_ITEM.sub(r"\1\\\2", whole)
+    return _MENTION.sub(rf"\1{NOTHING}", whole)
