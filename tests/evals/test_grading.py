@@ -18,12 +18,14 @@ from token_server import TokenServer
 from tokendeep import cli
 from tokendeep.errors import InputError
 from tokendeep.evals import grading, logs, running
+from tokendeep.evals.options import of_grader
 from tokendeep.evals.provider import live_model
 from tokendeep.judges import JUDGES
 from tokendeep.judges.base import Seen
 from tokendeep.records import Manifest, Rate, StoredVerdict
 from tokendeep.report import page, render
 from tokendeep.types import Subject
+from tokendeep.verbs import attack as attack_verb
 from tokendeep.verbs import judge as verb
 from tokendeep.verbs.judge import JudgeOptions
 
@@ -200,6 +202,22 @@ def test_under_inspect_the_grader_is_a_role(
 
 
 @pytest.mark.parametrize(
+    ("sentence", "told"),
+    [
+        ("give --engine-model.", "give --grader-model."),
+        ("use --api-key-env: it (--model) is", "use --grader-key-env: it (--grader) is"),
+        ("another model than --model names.", "another model than --grader names."),
+        (f"There is no folder {(place := '/hub/models--acme--model/snapshots')}.", f"There is no folder {place}."),
+        ("http://h/v1 serves a--model, x--engine-model: give --engine-model.",
+         "http://h/v1 serves a--model, x--engine-model: give --grader-model."),
+        ("--model-role and --models stay", "--model-role and --models stay"),
+    ],
+)  # fmt: skip
+def test_options_alone_are_called_as_the_grader_s(sentence: str, told: str) -> None:
+    assert of_grader(sentence) == told
+
+
+@pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"judge": "rubric"}, "The judge rubric asks a language model to grade; name one with --grader"),
@@ -214,6 +232,19 @@ def test_a_grader_goes_with_a_judge_that_asks_one(
     with pytest.raises(InputError, match=sentence):
         attack(config(pairs, tmp_path / "new", attack="none", **settings), tiny_subject)
     assert json.loads((out / "asr.json").read_text())
+
+
+def test_the_template_of_a_grader_is_not_that_of_the_model_under_attack(
+    tmp_path: Path, pairs: Path, tiny_folder: Path
+) -> None:
+    bare = shutil.copytree(tiny_folder, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    command = ["attack", "--model", str(tiny_folder), "--attack", "none", "--data", str(pairs), "--judge", "rubric"]
+    options = cli.parse([*command, "--grader", str(bare), "--out", str(tmp_path / "new")])[1].args[0]
+    with pytest.raises(
+        InputError, match=r"bare has no chat template, and --chat-template of attack is that of the model"
+    ):
+        attack_verb.plan(options)
 
 
 def test_an_answer_too_long_for_the_grader_is_unscored(

@@ -40,8 +40,12 @@ ITS_OWN = {"api-key-env": "grader-key-env", "engine-model": "grader-model", "mod
 
 
 def of_grader(sentence: str) -> str:
-    """A sentence about a model on a server, with the options by which a grader is named."""
-    return re.sub(r"(?<=--)(api-key-env|engine-model|model)(?![\w-])", lambda found: ITS_OWN[found[0]], sentence)
+    """A sentence about a model on a server, with the options by which a grader is named.
+
+    An option is a word by itself: `models--acme--model/snapshots` is a folder of the hub's cache.
+    """
+    option = rf"(?<![^\s(])--({'|'.join(ITS_OWN)})(?=[\s,.:;)]|$)"
+    return re.sub(option, lambda found: f"--{ITS_OWN[found[1]]}", sentence)
 
 
 @dataclass(frozen=True, kw_only=True)

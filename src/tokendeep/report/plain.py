@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 NOTHING = "<!-- -->"  # a comment of Markdown
 _ADDRESS = re.compile(r"\b(https?|ftp|www)(:(?=//)|\.)", re.I)
-_LIST_ITEM = re.compile(r"^(\d*)([-+.)])(?=\s)")  # at the start of a line
 _MENTION = re.compile(r"((?<!\w)@(?=\w)|@(?=[\w-]+\.\w)|#(?=\d)|\bGH-(?=\d))", re.I)
 ACTING = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # kinds of characters that are not seen
 
@@ -40,5 +39,4 @@ def markdown(text: str) -> str:
     whole = " ".join(html.escape(neutralise(text), quote=False).split())
     whole = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", whole)
     whole = _ADDRESS.sub(lambda found: f"{found[1]}\\{found[2]}", whole)
-    whole = _LIST_ITEM.sub(r"\1\\\2", whole)
     return _MENTION.sub(rf"\1{NOTHING}", whole)

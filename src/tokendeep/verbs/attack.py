@@ -182,7 +182,15 @@ def _open_grader(options: AttackOptions) -> Model | None:
     every = judging.named(options.judge, options.judged)
     loading = models.ModelOptions(dtype=options.dtype, device=options.device)
     patience = {"max_retries": options.max_retries, "timeout": options.answer_timeout}
-    return graders.open_grader(options.grader, every, loading, options.batch_size, place=options, **patience)
+    try:
+        return graders.open_grader(options.grader, every, loading, options.batch_size, place=options, **patience)
+    except InputError as error:
+        if "--chat-template" not in str(error):
+            raise
+        raise InputError(
+            f"{options.grader} has no chat template, and --chat-template of attack is that of the model under attack: judge "
+            "afterwards with tokendeep judge, whose --chat-template is the grader's."
+        ) from error
 
 
 def run(plan: AttackPlan, *, show: bool = True, kept: bool = True) -> Path:
