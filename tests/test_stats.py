@@ -54,6 +54,32 @@ def test_repeated_samples_that_agree_count_as_one():
     assert stats.wilson_repeated([5], [10]) == stats._wilson(0.5, 1, 0.95)
 
 
+def test_a_rare_sample_does_not_tell_that_samples_are_independent():
+    """One of 300 answers to 60 prompts says no more of the others than none of 300 does."""
+    ends = [stats.wilson_repeated([1] * hits + [0] * (60 - hits), [5] * 60)[1] for hits in range(12)]
+    assert ends[0] == stats.wilson(0, 60)[1]
+    assert min(ends) == ends[0]
+    mirrored = [stats.wilson_repeated([4] * hits + [5] * (60 - hits), [5] * 60)[0] for hits in range(12)]
+    assert mirrored == pytest.approx([1 - end for end in ends])
+    # behind ten such prompts the spread that is seen counts alone
+    few = (stats.student(59) / 1.959964) ** 2
+    assert ends[10] == pytest.approx(stats._wilson(10 / 300, 300 / few, 0.95)[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("alike", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize(("prompts", "samples"), [(60, 5), (50, 10), (100, 3)])
+def test_wilson_repeated_covers_rare_rates(prompts, samples, alike):
+    """At least .93 at rates of .02 and .05, of 800 data sets; it had been .88 to .92."""
+    rng, hits = np.random.default_rng(prompts), []
+    for p in (0.02, 0.05):
+        rest = (1 - alike) / alike
+        for _ in range(400):
+            successes = rng.binomial(samples, rng.beta(p * rest, (1 - p) * rest, prompts))
+            low, high = stats.wilson_repeated(successes.tolist(), [samples] * prompts)
+            hits.append(low <= p <= high)
+    assert np.mean(hits) >= 0.93
+
+
 def test_one_sample_a_prompt_is_wilson_and_independent_samples_are_nearly_as_good_as_prompts():
     assert stats.wilson_repeated([1, 0, 1, 1], [1, 1, 1, 1]) == pytest.approx(stats.wilson(3, 4))
     few = (2.009575 / 1.959964) ** 2  # Student's t with 49 degrees of freedom, over the normal's quantile

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95  # confidence of every interval
 BLOCK = 1000  # texts that are compared with all others at once
+TELLING = 10  # prompts with a rare sample that tell how alike the samples of one prompt are; by simulation
 FEW = 15  # independent groups below which a bootstrap interval says so
 
 
@@ -45,8 +46,9 @@ def wilson_repeated(successes: Sequence[int], n: Sequence[int]) -> tuple[float, 
     that of as many independent samples (Kish, Survey Sampling, 1965), made larger for few prompts by Student's t
     (Korn and Graubard, Survey Methodology 24:193, 1998), and for uneven numbers by as much as simulation asks for. It
     is at least 1, and at most its value for samples that are all alike within their prompt, which it is taken to be
-    where nothing tells: all samples agree, or there is one prompt. Equally many samples a prompt then count as one; with
-    one sample a prompt this is `wilson`.
+    where nothing tells: all samples agree, or there is one prompt. Equally many samples a prompt then count as one. Where
+    few prompts have any true sample, or any false one, little tells: the effect lies between both, by how many of TELLING
+    these are. With one sample a prompt this is `wilson`.
 
     Args:
         successes, n: (prompts,) how many samples of each prompt are true, and how many there are.
@@ -67,7 +69,9 @@ def wilson_repeated(successes: Sequence[int], n: Sequence[int]) -> tuple[float, 
     effect *= 1 + min(1.0, 2 * uneven) * (few - 1)
     if 0 < p < 1 and prompts > 1:
         spread = sum((x - p * size) ** 2 for x, size in zip(successes, n, strict=True)) * prompts / (prompts - 1)
-        effect = min(effect, max(1.0, spread / (p * (1 - p) * total)) * few * (1 + uneven))
+        seen = min(effect, max(1.0, spread / (p * (1 - p) * total)) * few * (1 + uneven))
+        rare = min(sum(x > 0 for x in successes), sum(x < size for x, size in zip(successes, n, strict=True)))
+        effect = seen + (effect - seen) * max(0.0, 1 - rare / TELLING)
     return _wilson(p, total / effect)
 
 
