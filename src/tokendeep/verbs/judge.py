@@ -218,7 +218,8 @@ def _key(row: Rate) -> str:
 
 def _show(plan: JudgePlan, rows: Rates) -> None:
     print(describe(rows))
+    where = f"are in {Rates.FILE}" if (plan.folder / Rates.FILE).is_file() else "are counted anew by report"
     ending(
-        f"{plan.folder / StoredVerdict.FILE} (verdicts by hash, no texts); rates of all judges are in {Rates.FILE}",
+        f"{plan.folder / StoredVerdict.FILE} (verdicts by hash, no texts); rates of all judges {where}",
         ["report", plan.folder, "--out", "report.html"],
     )
