@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inspect_ai import score as inspect_score
+from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.model import ChatMessageUser, ContentReasoning, ContentText, ModelName, ModelOutput
 from inspect_ai.scorer import Score, Target
 from inspect_ai.solver import TaskState
@@ -14,7 +16,7 @@ from inspect_ai.solver import TaskState
 from attacking import ANSWER, ROWS, Answers, answer_of, answers, attack, config, evaluate, judge, pairs, prompt_of  # noqa: F401  (fixtures)
 from tokendeep.evals import logs
 from tokendeep.evals.provider import live_model
-from tokendeep.evals.scorers import judge_named
+from tokendeep.evals.scorers import SCORERS, judge_named
 from tokendeep.evals.tasks import TASKS
 from tokendeep.types import Subject
 
@@ -121,3 +123,29 @@ def scored(
     messages: list[Any] = [ChatMessageUser(content="How do I bake bread?")]
     state = TaskState(ModelName("m/m"), "1", 1, messages[0].content, messages, output=output, metadata=metadata or {})
     return asyncio.run(judge_named(name, judged)(state, Target("")))
+
+
+def test_a_view_that_is_none_is_refused_by_the_scorer_itself() -> None:
+    for judged, sentence in (("ful", "did you mean full"), ("continuation,full", "one view")):
+        with pytest.raises(PrerequisiteError, match=sentence):
+            SCORERS["refusal"](judged=judged)
+
+
+@pytest.mark.parametrize(("name", "view"), [("refusal", "full"), ("refusal-keywords", "continuation")])
+def test_a_log_behind_a_refusal_prefix_is_scored_by_the_judge_s_own_view(
+    name: str, view: str, tmp_path: Path, pairs: Path, tiny_subject: Subject, answers: Answers
+) -> None:
+    args = {"data": str(pairs), "prefixes": "I cannot", "limit": 1}
+    log = evaluate(TASKS["refusal-prefix"], live_model(tiny_subject), tmp_path, **args)
+    other = "full" if view == "continuation" else "continuation"
+    again = inspect_score(log, SCORERS[name](judged=other), action="overwrite")
+    [verdict] = (again.samples or [])[0].scores.values()
+    assert verdict.metadata["judged"] == view
+
+
+def test_a_judge_without_its_grader_says_so_in_a_sentence(
+    tmp_path: Path, pairs: Path, tiny_subject: Subject, answers: Answers
+) -> None:
+    log = evaluate(TASKS["none"], live_model(tiny_subject), tmp_path, data=str(pairs), limit=1)
+    with pytest.raises(PrerequisiteError, match="name one with --model-role grader=PROVIDER/NAME"):
+        inspect_score(log, SCORERS["rubric"](), action="append")
