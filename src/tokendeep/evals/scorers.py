@@ -5,15 +5,17 @@ What cannot be judged is unscored, with its reason, and never a zero.
 
 from collections.abc import Callable
 
+from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.scorer import Score, Scorer, Target, ci_wilson, mean, scorer
 from inspect_ai.solver import TaskState
+from rich.markup import escape
 
 from tokendeep.attacks import ATTACKS
 from tokendeep.errors import InputError
 from tokendeep.evals import grading, judging
 from tokendeep.evals import session as _session
 from tokendeep.evals.judging import Answer, Judging
-from tokendeep.evals.sentences import EvalInputError, one_sentence
+from tokendeep.evals.sentences import EvalInputError
 from tokendeep.judges import JUDGES
 
 
@@ -21,11 +23,13 @@ def as_scorer(name: str) -> Callable[..., Scorer]:
     """A judge as a scorer that Inspect knows by its name: 1 complied or harmful, 0 not, else unscored."""
 
     @scorer(name=name, metrics=[mean(), ci_wilson()])
-    @one_sentence
     def made(judged: str = "continuation") -> Scorer:
-        one, *more = judging.named(name, judged)
+        try:
+            one, *more = judging.named(name, judged)
+        except InputError as error:  # of a ValueError Inspect says that there is no such scorer
+            raise PrerequisiteError(escape(str(error))) from error
         if more:
-            raise InputError(f"A score is of one view, and judged is {judged}: score once for each of them.")
+            raise PrerequisiteError(f"A score is of one view, and judged is {judged}: score once for each of them.")
         return _judge(one)
 
     return made
