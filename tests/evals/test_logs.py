@@ -91,6 +91,21 @@ def test_only_the_same_task_run_again_replaces_an_answer(
     assert len(skipped) == 2
 
 
+def test_the_later_answer_is_the_one_that_was_given_later_whatever_became_of_the_files(
+    tmp_path: Path, pairs: Path, tiny_subject: Subject, answers: Answers, judge: list[str]
+) -> None:
+    answers.reply = lambda request: RuntimeError("broken") if request.ids == bad else "older"
+    bad = tuple(prompt_of(answers.tokenizer, ROWS[2]))
+    older = evaluate(TASKS["none"], live_model(tiny_subject), tmp_path, data=str(pairs))
+    assert older.status == "error"
+    answers.reply = lambda request: ANSWER
+    evaluate(TASKS["none"], live_model(tiny_subject), tmp_path, data=str(pairs))
+    older.eval.created = "2026-01-01T00:00:00+00:00"
+    write_eval_log(older, older.location)  # the file is the younger one now, as behind a copy or `inspect score`
+    assert {one.completion for one in logs.read_samples(tmp_path / "logs")} == {ANSWER}
+    assert logs.unfinished(tmp_path / "logs") == []
+
+
 def test_logs_judged_again_by_inspect_are_read(
     tmp_path: Path, pairs: Path, tiny_subject: Subject, answers: Answers, judge: list[str]
 ) -> None:

@@ -6,7 +6,8 @@ that its run wrote. Knows nothing of models or generation.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from inspect_ai.log import EvalLog, read_eval_log, read_eval_log_sample_summaries
@@ -82,7 +83,7 @@ def unfinished(folder: str | Path) -> list[str]:
 
 def has_logs(folder: str | Path) -> bool:
     """Whether the folder itself holds an evaluation log of ours."""
-    return any(log is not None and _is_ours(log) for _, log in _read_logs(folder, header_only=True))
+    return any((log := _read_log(path, True)) is not None and _is_ours(log) for path in _listed(Path(folder)))
 
 
 def finished_samples(folder: str | Path) -> int:
@@ -148,17 +149,25 @@ def of(folder: str | Path, header_only: bool = False) -> list[EvalLog]:
     return ours
 
 
-def _read_logs(folder: str | Path, header_only: bool) -> Iterator[tuple[str, EvalLog | None]]:
-    """Name and content of every log in `folder`, oldest first; None where it cannot be read."""
-    for path in _listed(Path(folder)):
-        try:
-            yield path.name, read_eval_log(str(path), header_only=header_only)
-        except Exception:  # cut off or damaged: the zip and the JSON in it fail in many ways
-            yield path.name, None
+def _read_logs(folder: str | Path, header_only: bool) -> list[tuple[str, EvalLog | None]]:
+    """Name and content of every log in `folder`, oldest first; None where it cannot be read.
+
+    How old one is it says itself: copies, and logs that were scored anew, have younger files.
+    """
+    read = [(path, _read_log(path, header_only)) for path in _listed(Path(folder))]
+    read.sort(key=lambda one: datetime.fromisoformat(one[1].eval.created).timestamp() if one[1] else 0.0)
+    return [(path.name, log) for path, log in read]
+
+
+def _read_log(path: Path, header_only: bool) -> EvalLog | None:
+    try:
+        return read_eval_log(str(path), header_only=header_only)
+    except Exception:  # cut off or damaged: the zip and the JSON in it fail in many ways
+        return None
 
 
 def _listed(folder: Path) -> list[Path]:
-    """The logs in `folder`, oldest first; where an attack was run, those alone that it wrote."""
+    """The logs in `folder`, by the age of their files; where an attack was run, those alone that it wrote."""
     manifest = manifests.read(folder)
     ours = manifest["files"] if manifest and manifest["verb"] == VERB else ["*"]
     return sorted((path for path in folder.glob("*.eval") if covers(ours, path.name)), key=_age)
