@@ -122,3 +122,11 @@ def test_the_csv_of_tests_says_what_their_judge_counts(tmp_path: Path) -> None:
         fake_runs.write_attack(tmp_path / model, model, made, label=model)
     table = built(tmp_path / "a", tmp_path / "b").csv["paired"]
     assert [row[table.columns.index("event")] for row in table.rows] == ["harmful"]
+
+
+def test_the_line_at_the_top_says_which_of_several_judges_it_goes_by(tmp_path: Path) -> None:
+    looks = [answers("none", "continuation", hits, judge=judge) for judge, hits in (("rubric", 1), ("refusal", 3))]
+    [line] = built(write(tmp_path / "both", *looks)).glances
+    assert "did harm with 25% of harmful requests (judge rubric)" in line.found
+    [line] = built(write(tmp_path / "one", looks[1])).glances
+    assert "(judge" not in line.found

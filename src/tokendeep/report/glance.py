@@ -59,14 +59,16 @@ def glances(report: Report) -> list[Glance]:
 
 
 def _glance(report: Report, model: str) -> Glance | None:
-    asked = next(filter(None, (_asked(one) for one in report.harmful if one.label == model)), None)
+    own = [one for one in report.harmful if one.label == model]
+    asked = next(filter(None, map(_asked, own)), None)
     profile = next((one.profile for one in report.measured if one.run.label == model), None)
     if asked is None and profile is None:
         return None
     seen = asked.word if asked else ""
     recovers = recovery_verdict(profile)[0] if profile else ""
     word = seen or recovers
-    parts = [_rates(asked)] if asked else []
+    by = f" (judge {asked.series.judge})" if asked and len({one.judge for one in own}) > 1 else ""
+    parts = [_rates(asked) + by] if asked else []
     parts += [f"half of the prompts recover {depth.recovery_short(profile)}"] if profile else []
     found = f"{WORDS[word]}: {'; '.join(parts)}."
     return Glance(model, found, _sure(asked, profile, seen, recovers), _next(report, model, word, asked, profile))
