@@ -120,9 +120,7 @@ def test_verdicts_that_are_not_all_there_are_not_counted(out: Path, monkeypatch:
     assert "answers have no verdict of refusal-keywords; run tokendeep judge again" in said[0]
 
 
-def test_logs_of_plain_inspect_are_judged_too(
-    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_logs_of_plain_inspect_are_judged_too(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "plain").mkdir()
     for path in out.glob("*.eval"):
         shutil.copy(path, tmp_path / "plain")
