@@ -124,7 +124,7 @@ def test_logs_of_plain_inspect_are_judged_too(out: Path, tmp_path: Path, capsys:
     (tmp_path / "plain").mkdir()
     for path in out.glob("*.eval"):
         shutil.copy(path, tmp_path / "plain")
-    again(tmp_path / "plain")
+    verb.run(verb.plan(JudgeOptions(str(tmp_path / "plain"), judge="refusal-keywords")))
     assert not (tmp_path / "plain" / "asr.json").exists()  # a report counts such a folder anew
     assert "rates of all judges are counted anew by report" in capsys.readouterr().out
     assert {one.judge for one in logs.read_samples(tmp_path / "plain")} == {"refusal", "refusal-keywords"}
