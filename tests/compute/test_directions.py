@@ -73,6 +73,17 @@ def test_where_forward_mode_fails_backward_passes_do_it(tiny_model: Any, monkeyp
     )  # fmt: skip
 
 
+def test_weights_that_no_row_reaches_bring_nothing(tiny_model: Any) -> None:
+    """Such as keys and values of layers that share those of others (Gemma 3n)."""
+    direction = drawn(tiny_model, 1)
+    plain = directions.plain_along(tiny_model, ROWS, direction)
+    tiny_model.model.layers[-1].mlp.unused = torch.nn.Linear(2, 2)
+    more = drawn(tiny_model, 1)
+    assert more.keys() > direction.keys()
+    found = directions.plain_along(tiny_model, ROWS, {**more, **direction})
+    torch.testing.assert_close(found, plain)
+
+
 def test_weights_are_left_as_they_were(tiny_model: Any) -> None:
     tiny_model.requires_grad_(False)
     direction, before = drawn(tiny_model, 1), {n: p.clone() for n, p in tiny_model.named_parameters()}

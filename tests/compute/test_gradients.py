@@ -129,6 +129,16 @@ def test_whatever_the_quick_way_fails_on_takes_the_slow_one(name: str, more: dic
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_an_xlstm_whose_cache_is_of_another_shape_than_its_states() -> None:
+    torch.manual_seed(0)
+    config = transformers.xLSTMConfig(
+        vocab_size=64, hidden_size=16, embedding_dim=16, num_hidden_layers=2, num_blocks=2, num_heads=2, chunk_size=4
+    )
+    model = transformers.xLSTMForCausalLM(config).eval()
+    assert_same(model)
+    assert gradients.exact_gradient_norms(model, encoded(), 3) is gradients.token_gradient_norms
+
+
 def test_a_gpt2_with_modules_of_another_kind() -> None:
     model = gpt2()
     for parameter in model.transformer.wpe.parameters():  # its position table is shared by all rows of a batch

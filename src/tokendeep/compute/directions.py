@@ -64,11 +64,12 @@ def plain_along(model: Any, rows: Sequence[Encoded], direction: Direction) -> Te
         for row in rows:
             ids, labels = _padded(model, [row])
             logps = lm_head.label_logps(model, *lm_head.select(lm_head.hidden_states(model, ids), labels))
-            grads = torch.autograd.grad(-logps.mean(), chosen)
+            grads = torch.autograd.grad(-logps.mean(), chosen, allow_unused=True)  # of some a row has no need
+            both = zip(grads, direction.values(), strict=True)
             values.append(
-                sum((g.float() * way.float()).sum() for g, way in zip(grads, direction.values(), strict=True))
+                sum(((g.float() * way.float()).sum() for g, way in both if g is not None), logps.new_zeros(()))
             )
-    return torch.stack(values).float().cpu()  # type: ignore[arg-type]
+    return torch.stack(values).float().cpu()
 
 
 def way_for(model: Any, row: Encoded, direction: Direction) -> tuple[Along, str | None]:

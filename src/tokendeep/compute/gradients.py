@@ -86,7 +86,7 @@ def plain_gradient_norms(model: nn.Module, rows: Sequence[Encoded], positions: i
 
     def norm(tokens: list[int]) -> float:
         ids = torch.tensor([tokens], device=weights[0].device)
-        loss = F.cross_entropy(model(input_ids=ids).logits[0, -2].float(), ids[0, -1])
+        loss = F.cross_entropy(model(input_ids=ids, use_cache=False).logits[0, -2].float(), ids[0, -1])
         grads = torch.autograd.grad(loss, weights, allow_unused=True)
         return torch.stack([g.double().square().sum() for g in grads if g is not None]).sum().sqrt().item()
 
