@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers as tf
 from datasets import Dataset
+from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
@@ -22,6 +23,8 @@ from tokendeep.compute import gradients, lm_head
 from tokendeep.errors import InputError
 from tokendeep.training import checks, settings
 from tokendeep.training.eq3 import BetaSchedule
+from tokendeep.training.referenced import ReferencedSFTTrainer
+from tokendeep.training.safety import SafetyAnchor
 from tokendeep.training.sft import ResponseSFTTrainer
 from tokendeep.training.trainer import ConstrainedSFTTrainer
 from tokendeep.training.watch import TokenDynamicsCallback
@@ -74,7 +77,7 @@ def test_what_is_saved_stops_where_answers_stop(
     tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     def stops(rows: list[dict[str, list[int]]], before: Any) -> Any:
-        model = make_model()
+        model = make_model(vocab_size=321)
         model.generation_config = GenerationConfig(eos_token_id=before)
         made = ResponseSFTTrainer(
             model, arguments(tmp_path), train_dataset=Dataset.from_list(rows), processing_class=tiny_tokenizer
@@ -212,3 +215,84 @@ def test_what_others_call_private_is_still_there(name: str) -> None:
 def test_a_private_name_that_moves_is_told_clearly() -> None:
     with pytest.raises(LookupError, match=r"trl 1\.\d+\.\d+ has no trl.SFTTrainer._gone any more, by which .* is read"):
         upstream.check("trl.SFTTrainer._gone", "by which a test is read")
+
+
+# --- rows that the model does not take -------------------------------------------------------------
+
+
+def wrong_rows(what: str) -> list[dict[str, Any]]:
+    """Rows of which the sixth cannot be trained on by a model of 320 tokens and a context of 512."""
+    rows = token_rows()
+    if what == "long":
+        rows[5] = {"input_ids": [5] * 513, "labels": [-100] * 4 + [5] * 509}
+    else:
+        rows[5][what][-1] = 320
+    return rows
+
+
+def not_taken(
+    tmp_path: Path, model: Any, tokenizer: Any, rows: Any, kind: Any = ResponseSFTTrainer, **more: Any
+) -> str:
+    with pytest.raises(InputError) as error:
+        kind(
+            model, arguments(tmp_path, max_length=None), **{"train_dataset": Dataset.from_list(token_rows()), **rows},
+            processing_class=tokenizer, **more,
+        ).train()  # fmt: skip
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("input_ids", "holds the token 320, but the model knows 320, from 0 on"),
+        ("labels", "holds the token 320, but the model knows 320, from 0 on"),
+        ("long", "takes 513 tokens, but the model's context is 512; lower max_length"),
+    ],
+)
+def test_rows_that_the_model_does_not_take_are_named_before_training(
+    what: str, says: str, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    rows = Dataset.from_list(wrong_rows(what))
+    given: list[tuple[str, dict[str, Any]]] = [
+        ("Row 6 of those to train on", {"train_dataset": rows}),
+        ("Row 6 of those to evaluate on", {"eval_dataset": rows}),
+        ("Row 6 of those to evaluate on", {"eval_dataset": {"one": Dataset.from_list(token_rows()), "other": rows}}),
+        ("A row of the stream", {"train_dataset": rows.to_iterable_dataset()}),
+    ]
+    for where, of in given:
+        assert f"{where} {says}" in not_taken(tmp_path, make_model(), tiny_tokenizer, of)
+    anchor = SafetyAnchor(wrong_rows(what))
+    found = not_taken(tmp_path, make_model(), tiny_tokenizer, {}, ReferencedSFTTrainer, safety_anchor=anchor)
+    assert f"Row 6 of the harmful ones of the safety anchor {says}" in found
+    made = ResponseSFTTrainer(
+        make_model(), arguments(tmp_path, max_length=None), train_dataset=Dataset.from_list(token_rows()),
+        processing_class=tiny_tokenizer,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=says):
+        made.evaluate(rows)
+
+
+def test_tokens_that_were_added_to_the_tokenizer_alone_are_refused(
+    tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    tiny_tokenizer.add_tokens(["<|extra|>"])
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Well <|extra|> yes"}]
+    rows = {"train_dataset": Dataset.from_list([{"messages": turns}] * 8)}
+    assert "Row 1 of those to train on holds the token 320" in not_taken(tmp_path, tiny_model, tiny_tokenizer, rows)
+    tiny_model.resize_token_embeddings(321)
+    trained(tiny_model, tiny_tokenizer, tmp_path, [{"messages": turns}] * 8)
+
+
+def test_packed_rows_may_be_longer_together_than_the_context(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    model = make_model(max_position_embeddings=24)
+    made = trained(model, tiny_tokenizer, tmp_path, args={"packing": True, "max_length": 64, "max_steps": 1})
+    assert max(len(row["input_ids"]) for row in made.train_dataset) > 24
+
+
+def test_an_adapter_on_the_embeddings_can_be_packed(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    lora = LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"], task_type="CAUSAL_LM")
+    args = {"packing": True, "max_length": 64, "max_steps": 1}
+    made = trained(tiny_model, tiny_tokenizer, tmp_path, args=args, peft_config=lora)
+    assert made.state.global_step == 1

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -23,6 +27,16 @@ def test_an_answer_that_is_cut_is_measured_as_far_as_it_goes(left: int, tiny_sub
     assert known
     np.testing.assert_allclose(cut[0, known], whole[0, known], rtol=1e-4)
     assert np.isnan(np.delete(cut[0], known)).all()
+
+
+def test_answers_are_cut_at_the_context(tiny_subject: Subject, make_model: Callable[..., Any]) -> None:
+    prompt = len(chat.prompt_ids(tiny_subject.tokenizer, PAIRS[0].messages))
+    short = replace(tiny_subject, model=make_model(max_position_embeddings=prompt + 7))
+    found = Margins(short, PAIRS, schedule=None, max_length=512).start
+    np.testing.assert_array_equal(found, Margins(tiny_subject, PAIRS, schedule=None, max_length=prompt + 7).start)
+    none = replace(tiny_subject, model=make_model(max_position_embeddings=prompt + 2))
+    with pytest.raises(InputError, match=rf"within {prompt + 2} \(the model's context\)"):
+        Margins(none, PAIRS, schedule=None)
 
 
 def test_answers_that_are_cut_too_short_are_named(tiny_subject: Subject) -> None:

@@ -248,6 +248,15 @@ def test_weights_in_shards_are_not_looked_at(tmp_path: Path, tiny_subject: Subje
         )  # fmt: skip
 
 
+def test_a_probe_that_is_longer_than_the_context_is_named(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    callback = TokenDynamicsCallback(PAIRS, tiny_tokenizer, tmp_path, steps=[1])
+    longest = max(len(row.input_ids) for row in callback.rows)
+    with pytest.raises(InputError, match=rf"Probe row \d takes {longest} tokens.* context is {longest - 1}"):
+        trained(make_model(max_position_embeddings=longest - 1), tiny_tokenizer, tmp_path, callback)
+
+
 def test_bad_settings_are_refused(tmp_path: Path, tiny_subject: Subject) -> None:
     for wrong in ({"pairs": []}, {"positions": 0}, {"on_fall": "cry"}, {"fall": -1.0}):
         settings = {"pairs": PAIRS, **wrong}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import tokendeep
 from killed import forget_runs
@@ -38,6 +39,7 @@ TRIPLES = [
     for n in range(3)
 ]
 
+SHORT = [{"id": f"s{n}", "instruction": f"win {n}?", "harmful": f"First, {n}", "refusal": "I can't."} for n in range(3)]
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -354,3 +356,23 @@ def test_the_report_shows_what_was_taken_out_and_no_text(tmp_path: Path, tiny_fo
     (out / "audit.json").write_text((out / "audit.json").read_text().replace('"flagged": 2', '"flagged": 3'))
     with pytest.raises(InputError, match=r"audit\.json is not as its run wrote it"):
         load.runs([out])
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_rows_up_to_the_context_are_scored_with_what_stands_behind_them(
+    name: str, tmp_path: Path, tiny_tokenizer: Any, triples: str
+) -> None:
+    """A model with a table of positions has none for an opening or an end of turn behind its context."""
+    folder = tmp_path / "gpt2"
+    config = GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=64, eos_token_id=2)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    rows = [{"id": f"r{n}", "prompt": "x" * n, "completion": "yes " * 30} for n in range(30, 60)]
+    given = {"probe": write(tmp_path / "short.jsonl", SHORT)} if SCORES[name].probed else {}
+    made = Audit.load(run(tmp_path / "out", folder, write(tmp_path / "rows.jsonl", rows), score=[name], **given))
+    assert 10 < len(made.rows) - made.unscored < 30
+    assert made.shortened == len(made.rows) - made.unscored
+    if SCORES[name].probed:
+        long = write(tmp_path / "long.jsonl", [{**SHORT[0], "instruction": "x" * 60}, *SHORT[1:]])
+        with pytest.raises(InputError, match=r"[Rr]equest s0 of the probe.*no room in"):
+            run(tmp_path / "long", folder, write(tmp_path / "rows.jsonl", rows), score=[name], probe=long)

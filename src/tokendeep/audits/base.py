@@ -54,8 +54,14 @@ class Materials:
     batch_size: int
 
     def prompt(self, anchor: Anchor) -> list[int]:
-        """Token ids of an anchor's request, up to its answer."""
-        return chat.prompt_ids(self.subject.tokenizer, chat.with_system(anchor.messages, self.system))
+        """Token ids of an anchor's request, up to its answer. Raises InputError, naming the anchor, for one that is too long."""
+        ids = chat.prompt_ids(self.subject.tokenizer, chat.with_system(anchor.messages, self.system))
+        if len(ids) >= self.max_length:
+            raise InputError(
+                f"Request {anchor.id} of the probe takes {len(ids)} tokens and leaves no room in {self.max_length}; raise "
+                "--max-length, or leave it out."
+            )
+        return ids
 
     def encoded(self, anchor: Anchor, answer: str) -> Encoded:
         """An anchor's request with one of its answers. Raises InputError, naming the anchor."""

@@ -5,13 +5,14 @@ Knows nothing of losses, models or files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokendeep.errors import InputError
 from tokendeep.training import eq3
 from tokendeep.training.rows import OPTIONAL
 from tokendeep.types import IGNORE
@@ -51,6 +52,27 @@ class Meter:
         return {**means, **{f"{name}_max": peaks[i] for name, i in self.place.items() if peaks[i] > -torch.inf}}
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a model takes: ids below `vocabulary`, and rows of up to `context` tokens."""
+
+    vocabulary: int
+    context: int
+
+    def check(self, row: Mapping[str, Any], where: str) -> None:
+        """Raises InputError for a row that it does not take; `where` says which it is."""
+        if (highest := max(*row["input_ids"], *row["labels"])) >= self.vocabulary:
+            raise InputError(
+                f"{where} holds the token {highest}, but the model knows {self.vocabulary}, from 0 on; take the model's own "
+                "tokenizer, or make room for its tokens (resize_token_embeddings)."
+            )
+        if (length := max(row.get("seq_lengths") or [len(row["input_ids"])])) > self.context:
+            raise InputError(
+                f"{where} takes {length} tokens, but the model's context is {self.context}; lower max_length (--max-length), or "
+                "shorten the row."
+            )
+
+
 @dataclass
 class Collator:
     """TRL's collator, which drops columns it does not know; what belongs to the rows is added behind it.
@@ -68,8 +90,12 @@ class Collator:
     schedule: Callable[[Tensor], Tensor] | None = None  # betas by position, where the rows bring none
     held: int = 0  # first positions that an anchor holds
     alone: dict[int, int] = field(default_factory=dict)  # by number of the row, that of its answer without the prompt
+    limits: Limits | None = None  # of rows that come without a number, which nobody has looked at before
 
     def __call__(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.limits is not None and ROW not in batch[0]:
+            for row in batch:
+                self.limits.check(row, "A row of the stream")
         known = [{name: v for name, v in row.items() if name not in (ROW, *OPTIONAL)} for row in batch]
         made: dict[str, Any] = self.inner(known)
         made |= of_tokens(made["labels"], self.held)

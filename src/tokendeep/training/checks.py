@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from accelerate.utils import send_to_device
 from datasets import Dataset
@@ -16,11 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from tokendeep import chat
+from tokendeep import chat, models
 from tokendeep.compute import lm_head
 from tokendeep.engines.architecture import ends_of
 from tokendeep.errors import InputError
 from tokendeep.training import attention
+from tokendeep.training.batches import Limits
 from tokendeep.types import IGNORE, Message
 
 PROBE = 8  # tokens of each of the rows that are tried in one
@@ -52,6 +54,35 @@ class StepChecks(TrainerCallback):
         self.trainer.check_losses()
 
 
+def limits(model: Any) -> Limits:
+    """What a model takes."""
+    lm = lm_head.causal_lm(model)
+    embedding = lm.get_input_embeddings()
+    embedding = getattr(embedding, "base_layer", embedding)  # beneath an adapter of its own
+    return Limits(int(embedding.num_embeddings), models.context_length(lm))
+
+
+def check_taken(model: Any, rows: Any, what: str) -> None:
+    """Refuse rows that hold other tokens than the model knows, or more than it takes; of a stream the collator does.
+
+    Args:
+        what: what the rows are, for messages.
+
+    Raises:
+        InputError: naming the first such row, by its number among those that can be trained on.
+    """
+    if not hasattr(rows, "__len__"):
+        return
+    takes, first = limits(model), 0
+    columns = rows.select_columns(["input_ids", "labels"])
+    for table in columns.with_format("arrow").iter(batch_size=1000):  # a look at each, in no Python loop
+        highest = max(pc.max(pc.list_flatten(column)).as_py() for column in table.columns)
+        if highest >= takes.vocabulary or pc.max(pc.list_value_length(table["input_ids"])).as_py() > takes.context:
+            for place in range(first, first + len(table)):
+                takes.check(columns[place], f"Row {place + 1} of {what}")
+        first += len(table)
+
+
 @torch.no_grad()
 def check_apart(trainer: Any) -> None:
     """Refuse to put several rows into one where the model does not keep them apart by their positions.
@@ -62,7 +93,7 @@ def check_apart(trainer: Any) -> None:
     Raises:
         InputError: the second row sees the first, or the model cannot take both in one.
     """
-    vocabulary = lm_head.causal_lm(trainer.model).get_input_embeddings().num_embeddings
+    vocabulary = limits(trainer.model).vocabulary
     ids = [7919 * place % vocabulary for place in range(1, 2 * PROBE + 1)]  # a prime: all over the vocabulary
     first, second = ({"input_ids": half, "labels": half} for half in (ids[:PROBE], ids[PROBE:]))
     training, collator = trainer.model.training, trainer._collator.inner

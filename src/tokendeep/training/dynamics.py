@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokendeep import chat, judges
+from tokendeep import chat, judges, models
 from tokendeep.compute import lm_head
 from tokendeep.depth import kl, openings, recovery
 from tokendeep.engines import local as generation
@@ -66,6 +66,17 @@ def probe(pairs: Sequence[Pair], tokenizer: Any, positions: int, k: Sequence[int
     cut = [min(n, len(row.input_ids) - row.start) for n, row in zip(lengths, rows, strict=True)]
     refusals = openings.opening_ids(tokenizer, openings.load_openings(None), TOKENS)
     return Probe(tokenizer, rows, cut, prompts, refusals, known, positions)
+
+
+def check_room(model: Any, of: Probe) -> None:
+    """Raises InputError for a row of the probe that is longer than the model's context, with what is compared behind it."""
+    context = models.context_length(lm_head.causal_lm(model))
+    for number, row in enumerate(of.rows, 1):
+        if (length := max(len(row.input_ids), row.start + TOKENS)) > context:
+            raise InputError(
+                f"Probe row {number} takes {length} tokens up to where it is looked at, but the model's context is {context}; "
+                "shorten it."
+            )
 
 
 def final_states(model: Any, rows: Sequence[Encoded], positions: int) -> list[Tensor]:

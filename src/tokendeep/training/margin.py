@@ -8,13 +8,14 @@ first tokens of a harmful answer gain can be said before training, and compared 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokendeep import chat
+from tokendeep import chat, models
 from tokendeep.depth import openings, recovery
 from tokendeep.errors import InputError
 from tokendeep.types import Encoded, Pair, Subject
@@ -65,18 +66,21 @@ class Margins:
         tokenizer = subject.tokenizer
         self.openings = openings.opening_ids(tokenizer, openings.load_openings(None), TOKENS)
         self.rows, self.lengths = [], []
+        longest = min(max_length or sys.maxsize, models.context_length(subject.model))
         for number, pair in enumerate(pairs, 1):
             messages = chat.with_system(pair.messages, system)
             try:
-                row = chat.encode(tokenizer, messages, pair.response, max_length=max_length)
+                row = chat.encode(tokenizer, messages, pair.response, max_length=longest)
                 whole = len(chat.response_ids(tokenizer, messages, pair.response, end=False))
                 self.rows.append(row)
-                self.lengths.append(min(whole, len(row.input_ids) - row.start))  # max_length may cut the answer
+                self.lengths.append(min(whole, len(row.input_ids) - row.start))  # which may be cut
             except InputError as error:
                 raise InputError(f"{source}, row {number}: {error}") from error
         if max(self.lengths, default=0) < TOKENS:
-            within = f" within {max_length} (--max-length)" if max_length else ""
-            raise InputError(f"{source}: no answer has {TOKENS} tokens{within}, so no margin can be measured.")
+            why = "--max-length" if longest == max_length else "the model's context"
+            raise InputError(
+                f"{source}: no answer has {TOKENS} tokens within {longest} ({why}), so no margin can be measured."
+            )
         self.start = self._log_odds()
         self.end: Array | None = None
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from tokendeep import models
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError
-from tokendeep.training import adapters, attention, reference_pass, rows
+from tokendeep.training import adapters, attention, checks, reference_pass, rows
 from tokendeep.training import reference as references
 from tokendeep.training.batches import ROW, Collator
 from tokendeep.training.safety import SAFETY, SafetyAnchor, SafetyBatches
@@ -111,6 +111,7 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
                 )
             encoded = rows.encode(dataset, **self._encoding, skipped=skipped)
             self._tell(skipped, dataset)
+            checks.check_taken(self.model, encoded, f"the {name} ones of the safety anchor")
             made[name] = self._numbered(encoded), per_step
         return SafetyBatches(made, anchor.seed, self._collator.inner, self._collator.references)
 

@@ -95,16 +95,20 @@ class ResponseSFTTrainer(SFTTrainer):
         }  # fmt: skip
         train_dataset = self._encoded(train_dataset)
         self._take_weights(train_dataset, args)
+        eval_dataset = each(eval_dataset, self._unweighted)
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
-            eval_dataset=each(eval_dataset, self._unweighted),
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
             peft_config=peft_config,
             **others,
         )
         check_differentiable(self.model)
+        checks.check_taken(self.model, train_dataset, "those to train on")
+        for rows_given in flat(eval_dataset):
+            checks.check_taken(self.model, rows_given, "those to evaluate on")
         checks.leave_router_loss_out(self)
         checks.end_where_answers_end(self.model, train_dataset, processing_class)
         launch.keep_float32_results(self)
@@ -118,7 +122,9 @@ class ResponseSFTTrainer(SFTTrainer):
         self.meters = {mode: Meter(names, self.accelerator.device) for mode in ("train", "eval")}
         self.train_dataset = self._numbered(self.train_dataset)
         self.eval_dataset = each(self.eval_dataset, self._numbered)
-        self.data_collator = self._collator = Collator(self.data_collator, groups=self.groups)
+        self.data_collator = self._collator = Collator(
+            self.data_collator, groups=self.groups, limits=checks.limits(self.model)
+        )
         self._signature_columns: Any = ["input_ids", "labels", "seq_lengths", ROW, *OPTIONAL]
 
     def training_step(self, model: Any, *given: Any, **settings: Any) -> Tensor:
@@ -224,6 +230,7 @@ class ResponseSFTTrainer(SFTTrainer):
         if ROW in (dataset.column_names or ()):  # of another trainer
             dataset = dataset.remove_columns(ROW)
         encoded = self._unweighted(dataset)
+        checks.check_taken(self.model, encoded, "those to evaluate on")
         made = self._prepare_dataset(encoded, self.processing_class, self.args, self._packs, None, "eval")
         return self._numbered(made)
 

@@ -96,6 +96,7 @@ class TokenDynamicsCallback(TrainerCallback):
         """Keep what the aligned model says, and record step 0; a resumed training goes on with its records."""
         launch.check_whole("TokenDynamicsCallback", model)
         gradients.check_differentiable(model)
+        dynamics.check_room(model, self.probe)
         path = self.out / "dynamics.json"
         if state.global_step:
             if not path.exists():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tokendeep import data, models, runs
+from tokendeep import chat, data, models, runs
 from tokendeep.audits import DEFAULT, SCORES, Anchor, Materials, probe, ranking, rows
 from tokendeep.audits.rows import Given, Values
 from tokendeep.data.options import DataOptions
@@ -213,7 +213,9 @@ def run(plan: AuditPlan, *, show: bool = True) -> Path:
     anchors = _written(plan, state.out)
     subject = plan.subject or models.load(options.model, options=options)
     anchors = _refused(plan, anchors, subject, state.out)
-    longest = min(options.max_length, models.context_length(subject.model))
+    # openings stand behind a row's request, and an end of turn behind one that was cut
+    more = max(options.opening_tokens, len(chat.check(subject.tokenizer).end_ids))
+    longest = min(options.max_length, models.context_length(subject.model) - more)
     answers = rows.encode(subject.tokenizer, plan.rows, options.system, options.train_on, longest)
     if not answers.encoded:
         raise InputError(f"{options.data}: no row can be scored; the first: {answers.unscored[0]}")
