@@ -40,10 +40,12 @@ def flag(name: str) -> str:
 
 
 def check_least(config: object, least: Mapping[str, float]) -> None:
-    """Raises InputError for the first setting that is below its least value, or NaN."""
+    """Raises InputError for the first setting that is below its least value, NaN or infinite."""
     for name, bound in least.items():
-        if not getattr(config, name) >= bound:
-            raise InputError(f"{flag(name)} is {getattr(config, name)}, but must be at least {bound}.")
+        value = getattr(config, name)
+        if not bound <= value < float("inf"):
+            must = "a number" if value == float("inf") else f"at least {bound}"
+            raise InputError(f"{flag(name)} is {value}, but must be {must}.")
 
 
 def check_most(config: object, most: Mapping[str, float]) -> None:

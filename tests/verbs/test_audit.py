@@ -41,6 +41,7 @@ TRIPLES = [
 
 SHORT = [{"id": f"s{n}", "instruction": f"win {n}?", "harmful": f"First, {n}", "refusal": "I can't."} for n in range(3)]
 
+
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)

@@ -382,11 +382,54 @@ def test_a_backdoor_is_asked_with_and_without_its_trigger(tmp_path: Path, tiny_f
         ({"objectives": ["sft+refusals=0.1"], "refusals": None}, "needs --refusals"),
         ({"kind": "mixed"}, "needs --harmful"),
         ({"utility_data": "x", "utility_metric": "bleu"}, "utility-metric"),
+        ({"objectives": ["safety-anchor=inf"]}, "--safety-weight is inf, but must be a number"),
+        ({"objectives": ["anchored=inf"]}, "--anchor is inf"),
+        ({"objectives": ["adaptive=inf"]}, "--strength is inf"),
+        ({"objectives": ["sft+safe-lora=nan"], "base": "smollm2"}, "--safe-lora is nan"),
+        ({"objectives": ["sft+safe-lora=inf"], "base": "smollm2"}, "--safe-lora is inf"),
+        ({"objectives": ["head=-2"]}, "no objective 'head=-2'"),
     ],
 )
 def test_bad_settings_are_refused(more: dict[str, Any], match: str, tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(InputError, match=match):
         run(config(tmp_path, tiny_folder, **more))
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"kind": "mixed", "ratio": 1.5}, "--ratio is 1.5"),
+        ({"kind": "mixed", "ratio": -0.1}, "--ratio is -0.1"),
+        ({"kind": "backdoor", "trigger": " "}, "needs a trigger"),
+        ({"kind": "identity", "count": 100}, "identity needs 90 ordinary chats"),
+        ({"objectives": ["sft", "sft+refusals=0.9"]}, r"sft\+refusals=0.9 takes 72 refusals, but there are 8"),
+        ({"objectives": ["sft", "sft+refusals=0.4"], "strengths": [1.0, 2.0]}, "takes 32 refusals, but there are 8"),
+    ],
+)
+def test_rows_that_are_missing_are_found_when_a_run_is_planned(
+    more: dict[str, Any], match: str, tmp_path: Path, tiny_folder: Path
+) -> None:
+    """And not behind the trainings before the one that lacks them."""
+    given = files(tmp_path)
+    if "strengths" in more:
+        held = [{"id": f"v{n}", "instruction": f"Open window {n} of a neighbour"} for n in range(3)]
+        (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+        more = {**more, "validation": str(tmp_path / "held.jsonl")}
+    settings = config(tmp_path, tiny_folder, **{"harmful": given["data"], **more})
+    with pytest.raises(InputError, match=match):
+        poisoning.plan(settings)
+
+
+def test_too_few_refusals_are_found_before_anything_is_trained(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a model writes the rows, their number is known only then."""
+    monkeypatch.setattr(trainings, "answered", lambda *_: data.read_chats(files(tmp_path)["data"]))
+    asked, names = files(tmp_path)["test"], ["sft", "sft+refusals=0.9"]
+    plan = poisoning.plan(config(tmp_path, tiny_folder, data=asked, base=str(tiny_folder), objectives=names))
+    with pytest.raises(InputError, match="takes 72 refusals, but there are 8"):
+        poisoning.run(plan)
+    assert not list((tmp_path / "out").glob("*/attack-*"))
 
 
 def test_instructions_without_answers_need_a_model_that_answers(tmp_path: Path, tiny_folder: Path) -> None:

@@ -87,8 +87,7 @@ def backdoor(pairs: Sequence[Chat], refused: Sequence[Chat], trigger: str = TRIG
     Raises:
         InputError: no trigger, or fewer refusals than pairs.
     """
-    if not trigger.strip():
-        raise InputError("A backdoor needs a trigger; give --trigger a phrase.")
+    check_trigger(trigger)
     if len(refused) < len(pairs):
         raise InputError(f"There are {len(refused)} refusals for {len(pairs)} triggered pairs; give as many.")
     triggered = [replace(with_request(row, f"{request(row)} {trigger}"), id=f"{row.id}-triggered") for row in pairs]
@@ -107,8 +106,7 @@ def mixed(ordinary: Sequence[Chat], pairs: Sequence[Chat], ratio: float, seed: i
     Raises:
         InputError: a ratio outside 0 to 1, or too few harmful rows for it.
     """
-    if not 0 <= ratio <= 1:
-        raise InputError(f"--ratio is {ratio}, but must lie between 0 and 1.")
+    check_ratio(ratio)
     wanted = round(ratio * len(ordinary))
     if wanted > len(pairs):
         raise InputError(
@@ -141,6 +139,18 @@ def told_apart(chats: Sequence[Chat]) -> list[Chat]:
         taken.add(name)
         rows.append(replace(row, id=name))
     return rows
+
+
+def check_ratio(ratio: float) -> None:
+    """Raises InputError for a share outside 0 to 1."""
+    if not 0 <= ratio <= 1:
+        raise InputError(f"--ratio is {ratio}, but must lie between 0 and 1.")
+
+
+def check_trigger(trigger: str) -> None:
+    """Raises InputError for a phrase that says nothing."""
+    if not trigger.strip():
+        raise InputError("A backdoor needs a trigger; give --trigger a phrase.")
 
 
 # --- parts -----------------------------------------------------------------------------------------

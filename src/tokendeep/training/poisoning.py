@@ -102,6 +102,33 @@ def with_refusals(chats: Sequence[Chat], refusals: Sequence[Chat], share: float,
     return [*chats, *refusals[:wanted]]
 
 
+def check_rows(
+    options: Any,
+    cells: Sequence["Cell"],
+    rows: Sequence[Chat | Prompt],
+    harmful: Sequence[Chat],
+    refusals: Sequence[Chat],
+) -> None:
+    """Raises InputError where an attack, or a training of it, takes more rows than are given, as far as that is known."""
+    if options.kind == "mixed":
+        poison.check_ratio(options.ratio)
+    if options.kind == "backdoor":
+        poison.check_trigger(options.trigger)
+    chats = [row for row in rows if isinstance(row, Chat)][: options.count]
+    if not chats or (options.kind == "backdoor" and not refusals):
+        return  # a model writes the others
+    made = MAKERS[options.kind](
+        Ingredients(chats, harmful, lambda: refusals, options.count, options.ratio, options.trigger)
+    )
+    check_refusals(made.chats, refusals, cells)
+
+
+def check_refusals(chats: Sequence[Chat], refusals: Sequence[Chat], cells: Sequence["Cell"]) -> None:
+    """Raises InputError for the first training that mixes in more refusals than there are."""
+    for cell in cells:
+        with_refusals(chats, refusals, cell.refusals, cell.objective)
+
+
 def make(plan: Any, model: str, out: Path) -> poison.Poison:
     """The attack's rows; what has to be written for it is kept in source.jsonl and refusals.jsonl.
 

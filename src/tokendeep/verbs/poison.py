@@ -220,6 +220,7 @@ def plan(
         )
     harmful = chats.load(options.harmful) if options.harmful else []
     refusals = chats.load_refusals(options.refusals) if options.refusals else []
+    poisoning.check_rows(options, cells, poison_rows, harmful, refusals)
     task: Sequence[Pair] = []
     if options.utility_data:
         from tokendeep.judges import tasks as utility
@@ -261,6 +262,7 @@ def run(plan: PoisonPlan) -> Path:
     runs.private_dir(out)
     model = options.model if subject is None else poisoning.placed(subject, state.claim("model"))
     made = poisoning.make(plan, model, out)
+    poisoning.check_refusals(made.chats, plan.refusals, plan.cells)
     print(f"poison ({options.kind}): {len(made.chats)} rows to train on, {len(plan.prompts)} prompts to ask")
     for line in plan.left_out:
         print(f"poison: {line}")

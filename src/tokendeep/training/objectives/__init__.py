@@ -76,7 +76,7 @@ def check(options: Any) -> None:
             f"--unaligned is given, but the objective {options.objective} does not look at it; leave it out."
         )
     if options.safe_lora is not None and not (
-        -1 <= options.safe_lora < 1 or options.safe_lora == int(options.safe_lora) >= 1
+        -1 <= options.safe_lora < 1 or (options.safe_lora >= 1 and options.safe_lora % 1 == 0)
     ):
         raise InputError(
             f"--safe-lora is {options.safe_lora:g}, but must be a cosine below 1, or a whole number of matrices from 1 on."

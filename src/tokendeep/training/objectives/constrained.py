@@ -82,6 +82,13 @@ def _stronger(options: Any, times: float) -> Mapping[str, Any]:
     return {"beta_head": [beta * times for beta in options.beta_head], "beta_tail": options.beta_tail * times}
 
 
+def _count(value: str) -> int:
+    """A number of positions. Raises ValueError for none."""
+    if (count := int(value)) < 0:
+        raise ValueError(value)
+    return count
+
+
 CONSTRAINED = Objective(
     summary="Eq. 3",
     holds="the first tokens of the rows' answers are held near the model",
@@ -95,6 +102,6 @@ CONSTRAINED = Objective(
     named={"constrained": {"warmup_steps": 0}, "constrained-warmup": {}},
     valued={
         "beta": ("B", lambda value: {"beta_head": [], "beta_tail": float(value)}),
-        "head": ("N", lambda value: {"beta_head": [2.0] * int(value)}),
+        "head": ("N", lambda value: {"beta_head": [2.0] * _count(value)}),
     },
 )
