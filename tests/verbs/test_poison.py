@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import build_tokenizer, chatml
 from killed import forget_runs
 from poisonings import config, files, run
 from tokendeep import chat, data, stats
@@ -429,6 +430,19 @@ def test_too_few_refusals_are_found_before_anything_is_trained(
     plan = poisoning.plan(config(tmp_path, tiny_folder, data=asked, base=str(tiny_folder), objectives=names))
     with pytest.raises(InputError, match="takes 72 refusals, but there are 8"):
         poisoning.run(plan)
+    assert not list((tmp_path / "out").glob("*/attack-*"))
+
+
+def test_a_base_of_another_vocabulary_is_found_before_anything_is_trained(
+    tmp_path: Path, tiny_folder: Path, make_model: Any
+) -> None:
+    other = tmp_path / "other"
+    make_model(1).save_pretrained(other)
+    build_tokenizer("unigram", control=["<s>", "</s>"], bos="<s>", eos="</s>", template=chatml()).save_pretrained(other)
+    with pytest.raises(
+        InputError, match="other has another vocabulary than .*; give the model that it was aligned from"
+    ):
+        run(config(tmp_path, tiny_folder, objectives=["sft", "asft"], base=str(other)))
     assert not list((tmp_path / "out").glob("*/attack-*"))
 
 

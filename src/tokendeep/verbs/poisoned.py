@@ -11,6 +11,7 @@ from typing import Any
 
 from tokendeep import data, runs
 from tokendeep.attacks.poison import Poison, told_apart
+from tokendeep.errors import InputError
 from tokendeep.models import locate
 from tokendeep.models.locate import plain
 from tokendeep.records import (
@@ -27,6 +28,7 @@ from tokendeep.records import (
 from tokendeep.report import poison_table
 from tokendeep.training import objectives, poisoning, safety_rows
 from tokendeep.training.objectives.secret_prefix import FILE, under
+from tokendeep.training.objectives.strength import how_unaligned
 from tokendeep.training.poisoning import Cell
 from tokendeep.types import Pair, Subject
 from tokendeep.verbs import attack, finetune
@@ -192,8 +194,9 @@ def hold(plan: Any, model: str, made: Poison, out: Path, cells: Sequence[Cell]) 
         cells: the trainings that are to come.
 
     Raises:
-        InputError: it refuses none of them, or too few for a step.
+        InputError: it refuses none of them, or too few for a step; --base has another vocabulary, where it is compared with.
     """
+    _check_base(plan, model, cells)
     chosen: dict[str, FinetuneOptions] = {}  # one of those that ask alike
     names = [one.name for one in fields(objectives.SafetyOptions) if one.name not in ("safety_weight", "safety_loss")]
     for cell in cells:
@@ -211,6 +214,21 @@ def hold(plan: Any, model: str, made: Poison, out: Path, cells: Sequence[Cell]) 
         told = [line for wanted in group for line in _held(subject, wanted, out)]
         for line in dict.fromkeys(told):
             print(f"poison: {line}", flush=True)
+
+
+def _check_base(plan: Any, model: str, cells: Sequence[Cell]) -> None:
+    """Raises InputError where a training compares the model with --base, whose tokens are others."""
+    from tokendeep import models
+
+    if not any(cell.named.unaligned for cell in cells):
+        return
+    options = plan.options
+    ours = models.load_tokenizer(model, plain(options), base=plan.onto)
+    theirs = models.load_tokenizer(options.base, how_unaligned(options), needs_template=False)
+    if ours.get_vocab() != theirs.get_vocab():
+        raise InputError(
+            f"{options.base} has another vocabulary than {options.model}; give the model that it was aligned from as --base."
+        )
 
 
 def _held(subject: Any, wanted: FinetuneOptions, out: Path) -> Sequence[str]:
