@@ -177,6 +177,14 @@ def test_what_is_no_model_is_told(model: Any) -> None:
         tokendeep.measure(model, PAIRS, **QUICK)
 
 
+def test_a_tokenizer_that_knows_more_than_the_model_is_told(tiny_subject: Subject) -> None:
+    tiny_subject.tokenizer.add_tokens(["<|extra|>"])
+    rows = [{"instruction": "Say <|extra|>", "response": "Yes, <|extra|> and so on, and on"}]
+    for model in (tiny_subject, (tiny_subject.model, tiny_subject.tokenizer)):
+        with pytest.raises(InputError, match="knows 321 tokens but the model only 320: use its own one"):
+            tokendeep.measure(model, rows, k=[0])
+
+
 def test_frames_and_numbers_of_numpy_are_taken(tiny_subject: Subject) -> None:
     frame = pd.DataFrame(PAIRS)
     frame.loc[0, "category"] = "baking"  # empty in the other lines

@@ -45,5 +45,20 @@ def check_same_vocabulary(a: Subject, b: Subject, *, sizes: tuple[int | None, in
         )
 
 
+def tokens_of(model: Any) -> int:
+    """How many tokens a causal model knows, beneath an adapter of its embeddings and where these lie in shards too."""
+    embedding = model.get_input_embeddings()
+    plain = getattr(embedding, "base_layer", embedding)
+    return int(getattr(plain, "num_embeddings", None) or rows_of(plain))
+
+
+def check_tokens(name: str, model: Any, tokenizer: Any) -> None:
+    """Raises InputError where the tokenizer knows tokens that the model does not."""
+    if len(tokenizer) > (known := tokens_of(model)):
+        raise InputError(
+            f"The tokenizer of {name} knows {len(tokenizer)} tokens but the model only {known}: use its own one."
+        )
+
+
 def rows_of(layer: Any) -> int:
     return int(layer.weight.shape[0])

@@ -17,7 +17,7 @@ from tokendeep import chat, runs
 from tokendeep.errors import InputError, did_you_mean
 from tokendeep.models import packaged, unread
 from tokendeep.models.checks import check_spec, check_tokenizer
-from tokendeep.models.compare import rows_of
+from tokendeep.models.compare import check_tokens
 from tokendeep.models.devices import device_map, dtype_of
 from tokendeep.models.folders import adapter_hash, no_template, weight_files
 from tokendeep.models.locate import Place, base_of, explained, hub, locate
@@ -235,11 +235,7 @@ def _check_weights(spec: str, model: PreTrainedModel, tokenizer: PreTrainedToken
     """Weights must be numbers where they are this process's `own`, and there must be one row of them for every token."""
     import torch
 
-    rows = rows_of(model.get_input_embeddings())
-    if len(tokenizer) > rows:
-        raise InputError(
-            f"The tokenizer of {spec} knows {len(tokenizer)} tokens but the model only {rows}: use its own one."
-        )
+    check_tokens(spec, model, tokenizer)
     _check_ends(spec, model)
     for name, tensor in model.named_parameters() if own else ():
         if tensor.is_meta or tensor.detach().sum(dtype=torch.float32).isfinite():  # one quick pass

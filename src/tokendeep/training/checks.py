@@ -57,9 +57,7 @@ class StepChecks(TrainerCallback):
 def limits(model: Any) -> Limits:
     """What a model takes."""
     lm = lm_head.causal_lm(model)
-    embedding = lm.get_input_embeddings()
-    embedding = getattr(embedding, "base_layer", embedding)  # beneath an adapter of its own
-    return Limits(int(embedding.num_embeddings), models.context_length(lm))
+    return Limits(models.tokens_of(lm), models.context_length(lm))
 
 
 def check_taken(model: Any, rows: Any, what: str) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokendeep import runs
+from tokendeep import models, runs
 from tokendeep.errors import InputError
 from tokendeep.types import Subject
 
@@ -23,6 +23,7 @@ def loaded_model(model: Model) -> tuple[str, Subject | None]:
         raise InputError(
             f"The model is {type(model).__name__}; give what load returns, a pair (model, tokenizer), or a name."
         )
+    models.check_tokens(model.name, model.model, model.tokenizer)
     return f"{model.name} in memory ({_fingerprint(model)})", model
 
 
