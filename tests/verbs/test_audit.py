@@ -107,6 +107,21 @@ def test_the_cleaned_rows_can_be_trained_on_and_hashes_are_of_the_rows(
     assert len({row.hash for row in Audit.load(out).rows}) == 9
 
 
+def test_an_adapter_whose_base_has_moved_is_loaded_onto_the_one_given(
+    tmp_path: Path, tiny_folder: Path, tiny_adapter: Path, rows: str, triples: str, capsys: Any
+) -> None:
+    expected = Audit.load(run(tmp_path / "before", tiny_adapter, rows))
+    moved = tiny_folder.rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="give it with --base"):
+        run(tmp_path / "without", tiny_adapter, rows)
+    for number, more in enumerate(({"score": ["margin"]}, {"score": ["margin", "gradient"], "probe": triples})):
+        made = Audit.load(run(tmp_path / f"onto-{number}", tiny_adapter, rows, base=str(moved), **more))
+        assert [row.id for row in made.rows] == [row.id for row in expected.rows]
+        assert f"--model {tiny_adapter} --base {moved}" in capsys.readouterr().out.replace("'", "")
+    with pytest.raises(InputError, match="--base is of a probe, at which margin does not look; leave it out"):
+        run(tmp_path / "whole", moved, rows, base=str(moved))
+
+
 @pytest.mark.parametrize("saved", [False, True])
 def test_rows_of_several_shards_are_written_as_they_were_read(tmp_path: Path, tiny_folder: Path, saved: bool) -> None:
     folder = tmp_path / "shards"

@@ -56,7 +56,10 @@ class AuditOptions(ModelOptions, DataOptions):
     ] = None
     base: Annotated[
         str | None,
-        what(help="Unaligned model that answers the requests of the probe where they have no harmful answer."),
+        what(
+            help="Unaligned model that answers the requests of the probe where they have no harmful answer; it takes the place "
+            "of an adapter's own base where that is not there."
+        ),
     ] = None
     labels: Annotated[
         str | None,
@@ -111,6 +114,7 @@ class AuditPlan:
     near: int
     subject: Subject | None = None
     base: Subject | None = None
+    onto: str | None = None
 
     @property
     def place(self) -> Place:
@@ -160,6 +164,8 @@ def plan(options: AuditOptions, subject: Subject | None = None, base: Subject | 
             or a model that is not there.
     """
     _check(options)
+    onto = None if subject else models.missing_base(options.model, options.base, options)
+    _check_probed(options, onto)
     given = rows.read(options.data, options.columns, options.limit, options.labels)
     flagged = ranking.cut_count(options.cut, sum(one.chat is not None for one in given))
     asked = probe.read(options.probe, options.columns, options.probe_size)
@@ -168,10 +174,10 @@ def plan(options: AuditOptions, subject: Subject | None = None, base: Subject | 
             probe.check(asked, name, options.probe, options.base)
     openings = load_openings(options.openings)
     if not subject:
-        models.check_spec(options.model, options)
+        models.check_spec(options.model, options, base=onto)
     if options.base and not base:
         models.check_spec(options.base, harmful.loading(options), needs_template=False)
-    return AuditPlan(options, given, asked, openings, flagged, rows.near(given, asked), subject, base)
+    return AuditPlan(options, given, asked, openings, flagged, rows.near(given, asked), subject, base, onto)
 
 
 def _check(options: AuditOptions) -> None:
@@ -185,14 +191,19 @@ def _check(options: AuditOptions) -> None:
     for name in options.score:
         if name not in SCORES:
             raise InputError(f"--score names {name!r}, which is none; {did_you_mean(name, SCORES)}.")
-    if not any(SCORES[name].probed for name in options.score):
-        for name in ("probe", "base"):
-            if getattr(options, name):
-                raise InputError(
-                    f"--{name} is of a probe, at which {', '.join(options.score)} does not look; leave it out."
-                )
     if twice := [name for name in options.score if options.score.count(name) > 1]:
         raise InputError(f"--score names {twice[0]} twice; name it once.")
+
+
+def _check_probed(options: AuditOptions, onto: str | None) -> None:
+    """Raises InputError for what is of a probe, where no score looks at it; `onto`: what an adapter is loaded onto."""
+    if any(SCORES[name].probed for name in options.score):
+        return
+    for name in ("probe", "base"):
+        if getattr(options, name) not in (None, "", onto):
+            raise InputError(
+                f"--{name} is of a probe, at which {', '.join(options.score)} does not look; leave it out."
+            )
 
 
 def run(plan: AuditPlan, *, show: bool = True) -> Path:
@@ -207,11 +218,11 @@ def run(plan: AuditPlan, *, show: bool = True) -> Path:
     if state.finished:
         if show:
             print(f"audit: {state.out} already holds this finished run")
-            _show(Audit.load(state.out), options)
+            _show(Audit.load(state.out), plan)
         return state.out
     runs.private_dir(state.out)
     anchors = _written(plan, state.out)
-    subject = plan.subject or models.load(options.model, options=options)
+    subject = plan.subject or models.load(options.model, base=plan.onto, options=options)
     anchors = _refused(plan, anchors, subject, state.out)
     # openings stand behind a row's request, and an end of turn behind one that was cut
     more = max(options.opening_tokens, len(chat.check(subject.tokenizer).end_ids))
@@ -229,7 +240,7 @@ def run(plan: AuditPlan, *, show: bool = True) -> Path:
     parts.remove(state)
     state.finish(model=subject.facts, **({"label": options.label} if options.label else {}))
     if show:
-        _show(record, options)
+        _show(record, plan)
     return state.out
 
 
@@ -243,7 +254,8 @@ def _written(plan: AuditPlan, out: Path) -> Sequence[Anchor]:
         return plan.probe
 
     def template() -> str:
-        tokenizer = plan.subject.tokenizer if plan.subject else models.load_tokenizer(options.model, options)
+        known = plan.subject
+        tokenizer = known.tokenizer if known else models.load_tokenizer(options.model, options, base=plan.onto)
         return str(tokenizer.get_chat_template())
 
     base = plan.base or harmful.writer(options.base, options, options.model, template)
@@ -295,10 +307,11 @@ def _write(record: Audit, plan: AuditPlan, out: Path) -> None:
 # --- what is said --------------------------------------------------------------------------------
 
 
-def _show(record: Audit, options: AuditOptions) -> None:
+def _show(record: Audit, plan: AuditPlan) -> None:
     """What was found in words and a table, and the way on; no text of a row."""
     print(plain.told(describe(record)))
-    out, same = Path(options.out), given(options, ModelOptions)
+    options, out = plan.options, Path(plan.options.out)
+    same = [*(["--base", plan.onto] if plan.onto else []), *given(options, ModelOptions)]
     ending(
         f"{out / CLEANED} and {FLAGGED} (the rows, readable by you alone), {Audit.FILE} (the ranking, no texts)",
         ["finetune", "--model", options.model, *same, "--data", out / CLEANED, "--out", beside(out, "finetune")],

@@ -189,7 +189,10 @@ def _writer(plan: PairsPlan) -> Subject:
         return plan.subject or models.load(options.model, options=options)
 
     def template() -> str:
-        tokenizer = plan.subject.tokenizer if plan.subject else models.load_tokenizer(options.model, options)
+        if plan.subject:
+            return str(plan.subject.tokenizer.get_chat_template())
+        onto = models.missing_base(options.model, options.base, options)
+        tokenizer = models.load_tokenizer(options.model, options, base=onto)
         return str(tokenizer.get_chat_template())
 
     return plan.base or harmful.writer(options.base, options, options.model, template)
