@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,33 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, tiny_folder: Path, monke
     assert lines[1]["plain"]["n"] == sum(row["n"] for row in judged)
     assert lines[1]["plain"]["asked"] == 12
     assert lines[2]["plain"]["change"]["seeds"] == 2
+
+
+def test_a_training_took_what_it_took_before_the_run_was_cut_off(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path, tiny_folder, objectives=["sft"])
+    train, ask = poisoning.finetune.run, poisoning.poisoned.ask
+
+    def slow(*given: Any, **more: Any) -> Path:
+        time.sleep(2)
+        return train(*given, **more)
+
+    def killed(plan: Any, model: str, made: Any, out: Path, cell: Any, seconds: float) -> None:
+        if cell:
+            raise KeyboardInterrupt
+        ask(plan, model, made, out, cell, seconds)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(poisoning.finetune, "run", slow)
+        patched.setattr(poisoning.poisoned, "ask", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings)
+    forget_runs()
+    out = run(settings)
+    seconds = PoisonCell.load(out / "sft-lr0.001-seed0").seconds
+    assert seconds.train > 2
+    assert json.loads((out / "table.json").read_text())[1]["seconds"] == seconds.train
 
 
 def test_a_finished_table_takes_more_objectives_and_seeds(

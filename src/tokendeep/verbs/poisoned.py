@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -37,6 +38,9 @@ from tokendeep.verbs.finetune import FinetuneOptions
 NOT_SHARED = {  # options of `finetune` that mean something else here, or that every training has for itself
     "data", "out", "base", "lr", "objective", "label", "overwrite", "probe", "test", "max_new_tokens",
 }  # fmt: skip
+
+
+TOOK = "seconds.json"  # how long the training took, in the folder of its cell
 
 
 def settings(options: Any, cell: Cell, folder: Path, rows: str, **more: Any) -> FinetuneOptions:
@@ -252,8 +256,8 @@ def _system(plan: Any, made: Poison) -> str:
 
 
 def train(plan: Any, model: str, made: Poison, out: Path, cell: Cell) -> float:
-    """One training, whose checkpoint is kept for now; returns the seconds that it took."""
-    started, share = time.monotonic(), cell.refusals
+    """One training, whose checkpoint is kept for now; returns the seconds that it took, also where that was in an earlier call."""
+    started, share, took = time.monotonic(), cell.refusals, out / cell.name / TOOK
     path = out / "rows" / f"{f'refusals-{share:g}' if share else 'train'}.jsonl"
     data.write_rows(path, told_apart(poisoning.with_refusals(made.chats, plan.refusals, share, cell.objective)))
     probe = out / "probe.jsonl"
@@ -264,7 +268,9 @@ def train(plan: Any, model: str, made: Poison, out: Path, cell: Cell) -> float:
     held = {"--validation": plan.held.prompts, "--validation-harmless": plan.held.harmless} if plan.held else {}
     later = {finetune.TESTED: plan.asked(), **held}
     finetune.run(replace(finetune.plan(wanted), later=later), part=True)
-    return time.monotonic() - started
+    if not took.exists():
+        runs.write_json(took, {"train": time.monotonic() - started})
+    return float(json.loads(took.read_text(encoding="utf-8"))["train"])
 
 
 def drop(out: Path, cell: Cell) -> None:
