@@ -256,7 +256,7 @@ def _system(plan: Any, made: Poison) -> str:
 
 
 def train(plan: Any, model: str, made: Poison, out: Path, cell: Cell) -> float:
-    """One training, whose checkpoint is kept for now; returns the seconds that it took, also where that was in an earlier call."""
+    """One training, whose checkpoint is kept for now; returns the seconds that it took, in an earlier call too."""
     started, share, took = time.monotonic(), cell.refusals, out / cell.name / TOOK
     path = out / "rows" / f"{f'refusals-{share:g}' if share else 'train'}.jsonl"
     data.write_rows(path, told_apart(poisoning.with_refusals(made.chats, plan.refusals, share, cell.objective)))
