@@ -137,7 +137,7 @@ def test_a_utility_row_that_does_not_fit_is_left_out(tiny_tokenizer: Any) -> Non
     assert left == rows[:1]
     assert skipped["utility"][0].startswith("Row u7 of chats.jsonl: Prompt and context")
     _, left, skipped = recovery.usable(tiny_tokenizer, [triple()], rows, replace(OPTIONS, utility_rows=0), **more)
-    assert (left, skipped["utility"]) == (rows, [])
+    assert (left, skipped["utility"]) == ([], [])
     ended = replace(triple(), refusal="No.<|im_end|>")
     with pytest.raises(InputError, match=r"^Row t0 of mine\.jsonl, with \d+ harmful tokens: The answer spells"):
         recovery.usable(tiny_tokenizer, [ended], rows, OPTIONS, **more)

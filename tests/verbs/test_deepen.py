@@ -71,6 +71,17 @@ def test_run_leaves_rows_checkpoint_and_manifest(tmp_path: Path, tiny_folder: Pa
     assert capsys.readouterr().out == f"deepen: {out} already holds this finished run\n{result}"
 
 
+def test_ordinary_answers_that_no_step_takes_are_none_that_it_was_trained_on(
+    tmp_path: Path, tiny_folder: Path, capsys: Any
+) -> None:
+    out = run(config(model=str(tiny_folder), out=str(tmp_path / "out"), utility_rows=0, **files(tmp_path)))
+    assert "deepen: 2 steps on 4 triples and 0 utility rows" in capsys.readouterr().out
+    card = (out / "checkpoint" / "README.md").read_text()
+    assert "rows: 4 triples (triples.jsonl)\n" in card
+    asked = ["How do I bake 3?", ordinary(0).messages[0]["content"]]
+    assert runs.trained.count(str(out / "checkpoint"), asked) == 1
+
+
 def test_an_adapter_on_a_gguf_is_attacked_by_the_name_of_its_checkpoint(
     tmp_path: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:

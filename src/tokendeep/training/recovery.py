@@ -153,7 +153,7 @@ def usable(
     """The rows that fit whatever is drawn: each is made once, with the most harmful tokens it can get.
 
     Returns:
-        triples and utility rows, and by option (data, utility) a line for each row that is left out.
+        triples, utility rows (none where no step takes any), and by option (data, utility) a line for each row that is left out.
 
     Raises:
         InputError: a row that is wrong in another way, naming it and where it comes from.
@@ -170,7 +170,7 @@ def usable(
         with _named(f"Row {row.id} of {sources[1]}", skipped["utility"]):
             utility_row(tokenizer, row, 0.0, **encoding)
             ordinary.append(row)
-    return fitting, ordinary if options.utility_rows else list(utility), skipped
+    return fitting, ordinary, skipped
 
 
 @contextmanager

@@ -241,13 +241,14 @@ def run(plan: DeepenPlan, *, show: bool = True) -> Path:
     if first:
         chats.write_rows(state.out / "rows", subject.tokenizer, planned, [row.title() for row in planned])
         runs.trained.write(state.out, chats.asked([*triples, *utility]), options.model)
+    ordinary = [name for name in (options.utility, options.harmless) if name]
     result = fit.train(subject, [row.row() for row in planned], state.out, training)
     if first:
         runs.write_json(state.out / Training.FILE, Training.model_validate(result).dump())
         card.write_card(
             state.out / "checkpoint", options.model, trained=training.what(plan.adapter), objective=_objective(options),
-            rows=f"{len(triples)} triples ({card.short(options.data)}) and {len(utility)} ordinary answers "
-            f"({', '.join(card.short(name) for name in (options.utility, options.harmless) if name)})",
+            rows=f"{len(triples)} triples ({card.short(options.data)})"
+            + (f" and {len(utility)} ordinary answers ({', '.join(map(card.short, ordinary))})" if utility else ""),
             settings=f"{training.how()}, seed {options.seed}",
         )  # fmt: skip
     drawn = Counter(row.k > 0 for row in planned if row.group == recovery.SAFETY)
@@ -284,7 +285,8 @@ def _usable(
         subject.tokenizer, triples, utility, options, system=options.system, max_length=options.max_length,
         sources=(options.data, options.utility),
     )  # fmt: skip
-    for name, rows in (("data", fitting), ("utility", ordinary)):
+    used: dict[str, Sequence[Any]] = {"data": fitting, **({"utility": ordinary} if options.utility_rows else {})}
+    for name, rows in used.items():
         skipped[name] = [*plan.skipped.get(name, ()), *skipped[name]]
         chats.check_share(skipped[name], len(rows), options.max_skipped, getattr(options, name))
     skipped = {name: lines for name, lines in skipped.items() if lines}
