@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 
-from tokendeep import models
+from tokendeep import judges, models
 from tokendeep.errors import InputError
 from tokendeep.models.options import ModelOptions
 from tokendeep.training import held, pact, risk, safety_answers, safety_rows, salient
@@ -214,6 +215,25 @@ def test_the_id_of_a_request_may_hold_another_end_of_line(
     monkeypatch.setattr(safety_answers, "written", lambda subject, harmful, harmless, options: [row])
     options = FinetuneOptions(model="tiny", data="rows", out=str(tmp_path))
     assert safety_rows._kept(tiny_subject, safety_rows.Requests([]), options, tmp_path / "safety") == [row]
+
+
+def test_what_another_version_of_the_judge_kept_is_not_taken(
+    tmp_path: Path, tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of references outlives an upgrade."""
+    options = FinetuneOptions(model="tiny", data="rows", out=str(tmp_path), reference_cache=str(tmp_path / "kept"))
+    asked: list[str] = []
+
+    def written(*_: Any) -> list[dict[str, Any]]:
+        asked.append(str(judges.JUDGES["refusal"].version))
+        return []
+
+    monkeypatch.setattr(safety_answers, "written", written)
+    for version in (1, 1, 2, 1):
+        monkeypatch.setitem(judges.JUDGES, "refusal", replace(judges.JUDGES["refusal"], version=version))
+        with pytest.raises(InputError, match="refuses none"):
+            safety_rows.stock_refusals(tiny_subject, options, tmp_path)
+    assert asked == ["1", "2"]
 
 
 def test_the_header_is_what_the_template_opens_an_answer_with(tiny_tokenizer: Any) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokendeep import chat, data, runs
+from tokendeep import chat, data, judges, runs
 from tokendeep.attacks.prompts import overlap
 from tokendeep.data import stock
 from tokendeep.errors import InputError
@@ -325,7 +325,7 @@ def _kept(subject: Subject, requests: Requests, options: Any, folder: Path, base
 
 
 def _key(subject: Subject, requests: Requests, options: Any, base: bool) -> str:
-    """Names what the rows hang on: weights, tokenizer, code, requests, and the options that change them."""
+    """Names what the rows hang on: weights, tokenizer, code, judge, requests, and the options that change them."""
     from tokendeep.training import cache, reference
 
     given = [(row.id, row.messages, getattr(row, "response", None)) for row in (*requests.harmful, *requests.harmless)]
@@ -335,4 +335,6 @@ def _key(subject: Subject, requests: Requests, options: Any, base: bool) -> str:
     weights = reference.weights_hash(subject.model, without_adapter=False)
     tokenizer = subject.tokenizer
     texts = (tokenizer.chat_template, chat.date_of(tokenizer), sorted(tokenizer.get_vocab().items()), cache.code_key())
-    return reference.key(weights, base, texts, given, len(requests.harmless), settings)
+    return reference.key(
+        weights, base, texts, judges.JUDGES["refusal"].template, given, len(requests.harmless), settings
+    )
