@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -566,17 +565,15 @@ def test_other_errors_are_bugs_with_their_traceback_and_no_exit_code_of_gate(ver
 @pytest.mark.parametrize(
     "words", [["--help"], ["--version"], ["measure", "--modle"], *([verb, "--help"] for verb in VERBS)]
 )
-def test_help_and_mistakes_answer_at_once_and_load_nothing_heavy(words):
+def test_help_and_mistakes_load_nothing_heavy(words):
     code = (
         "import sys, tokendeep.cli\n"
         "try:\n    tokendeep.cli.main(sys.argv[1:])\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
         f"print('heavy:', sorted(set(sys.modules) & set({HEAVY})))"
     )
-    start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code, *words], capture_output=True, text=True, env={"PYTHONPATH": str(SOURCE)}
     )
-    assert time.monotonic() - start < 10  # under one second on an idle machine
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "heavy: []"), done.stderr
 
 

@@ -251,9 +251,9 @@ def test_near_duplicates_of_two_thousand_texts_is_quick():
     rng = np.random.default_rng(0)
     words = [f"word{i}" for i in range(800)]
     texts = ["please tell me how to " + " ".join(rng.choice(words, size=12)) for _ in range(2000)]
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone, whatever else the machine does
     assert len(set(stats.near_duplicates(texts, 0.5))) == 2000
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_near_duplicates_refuses_a_bad_threshold():
