@@ -16,6 +16,7 @@ RULE = (
         "types",
         "records",
         "stats",
+        "plain",
         "runs",
         "progress",
         "chat",

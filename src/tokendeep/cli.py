@@ -21,10 +21,9 @@ from attrs import evolve
 from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter, Token, convert, exceptions
 from cyclopts.help import DefaultFormatter
 
-from tokendeep import __version__, runs
+from tokendeep import __version__, plain, runs
 from tokendeep.errors import InputError, did_you_mean, explain, nearest
 from tokendeep.models.options import number, whole_number
-from tokendeep.report import plain
 from tokendeep.verbs import VERBS
 from tokendeep.verbs.common import advanced, check_text, meaning, output, typed, yaml_settings
 

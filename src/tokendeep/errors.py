@@ -30,6 +30,10 @@ class InputError(ValueError):
     """
 
 
+class NoTemplate(InputError):
+    """A model that is asked as in a chat has no chat template, and none is given."""
+
+
 class Unusable(InputError):
     """A row that holds nothing to train on: empty, or too long. Where few are, a training goes on without them."""
 
@@ -109,13 +113,13 @@ def explain(error: BaseException, path: str | Path) -> InputError | None:
     number = error.errno if isinstance(error, OSError) else None
     full = os.strerror(errno.ENOSPC)  # a library quotes the system, or torch.save broke off
     told = any(
-        full in str(e) or ("inline_container" in str(e) and _free_bytes(Path(path)) < 2**24) for e in _causes(error)
+        full in str(e) or ("inline_container" in str(e) and _free_bytes(Path(path)) < 2**24) for e in causes(error)
     )
     if number in NO_ROOM or told:
         return InputError(
             f"The disk of {path} is full; free some space and call again, what is finished is kept and continued."
         )
-    if number == errno.EFBIG or any(os.strerror(errno.EFBIG) in str(one) for one in _causes(error)):
+    if number == errno.EFBIG or any(os.strerror(errno.EFBIG) in str(one) for one in causes(error)):
         return InputError(
             f"A file of {path} grew too large for its disk or for this user's limit (ulimit -f); raise it and call "
             "again, what is finished is kept and continued, or give another --out."
@@ -148,7 +152,7 @@ def enough_memory(sentence: str) -> Iterator[None]:
         raise InputError(sentence) from error
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error, and those that it arose from."""
     while error is not None:
         yield error

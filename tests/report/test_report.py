@@ -20,13 +20,13 @@ import pytest
 
 import fake_runs
 from fake_runs import sample, write_attack, write_measure
-from tokendeep import runs, stats
+from tokendeep import plain, runs, stats
 from tokendeep.depth import profile as depth_profile
 from tokendeep.errors import InputError
 from tokendeep.evals import logs
 from tokendeep.pairing.pairs import complied
 from tokendeep.records import Profile, plots
-from tokendeep.report import depth, figures, load, page, paired, plain, render, transcripts, words
+from tokendeep.report import depth, figures, load, page, paired, render, transcripts, words
 from tokendeep.report.page import Page
 from tokendeep.report.section import Csv, Section
 from tokendeep.report.series import Series, pairs

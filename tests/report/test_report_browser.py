@@ -16,7 +16,8 @@ import pytest
 from markupsafe import escape
 
 import fake_runs
-from tokendeep.report import page, plain, render
+from tokendeep import plain
+from tokendeep.report import page, render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tokendeep.training import usage
+from tokendeep.training.card import short, write_card
 
 
 def card(folder: Path, base: str) -> str:
@@ -23,3 +24,14 @@ def test_a_base_of_the_hub_is_told_whole_and_a_path_by_its_last_part(
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert "its base, name, is loaded" in card(tmp_path, "org/name")
+
+
+def test_names_of_files_are_plain_text_in_a_card(tmp_path: Path) -> None:
+    rows = tmp_path / "a_b_c<img>[x](y)@me.jsonl"
+    rows.touch()
+    assert short(str(rows)) == "a\\_b\\_c&lt;img&gt;\\[x\\](y)@<!-- -->me.jsonl"
+    assert short("org/rows") == "org/rows"
+    write_card(
+        tmp_path, str(tmp_path / "my_*model*"), trained="all", rows=short(str(rows)), objective="o", settings="s"
+    )
+    assert "- base model: my\\_\\*model\\* (a local model)\n" in (tmp_path / "README.md").read_text()

@@ -209,7 +209,9 @@ def test_another_vocabulary_cannot_be_held(tmp_path: Path, tiny_folder: Path) ->
     first, second = [word for word in words if word.isascii() and word.isalpha() and len(word) == 1][:2]
     words[first], words[second] = words[second], words[first]
     path.write_text(json.dumps(made))
-    with pytest.raises(InputError, match="has another vocabulary than .*; give the model that it was tuned from"):
+    with pytest.raises(
+        InputError, match="different vocabularies, first at token .*: give the model that it was tuned from"
+    ):
         mended(str(tiny_folder), tmp_path / "out", max_steps=2, aligned=str(other))
 
 

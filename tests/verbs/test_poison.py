@@ -468,7 +468,8 @@ def test_a_base_of_another_vocabulary_is_found_before_anything_is_trained(
     make_model(1).save_pretrained(other)
     build_tokenizer("unigram", control=["<s>", "</s>"], bos="<s>", eos="</s>", template=chatml()).save_pretrained(other)
     with pytest.raises(
-        InputError, match="other has another vocabulary than .*; give the model that it was aligned from"
+        InputError,
+        match="other .* different vocabularies, first at token .*: give the model that it was aligned from as --base",
     ):
         run(config(tmp_path, tiny_folder, objectives=["sft", "asft"], base=str(other)))
     assert not list((tmp_path / "out").glob("*/attack-*"))

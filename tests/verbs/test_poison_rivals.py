@@ -99,6 +99,7 @@ def test_what_is_left_out_of_all_is_said(tmp_path: Path, tiny_folder: Path) -> N
      ({"objectives": ["sft+safe-lora=1.5"], "base": "smollm2"}, "must be a cosine below 1, or a whole number"),
      ({"objectives": ["str-like=-1"]}, "--strength is -1"),
      ({"objectives": ["secret-prefix=0"]}, "--secret-rows is 0"),
+     ({"objectives": ["sft", "secret-prefix"], "max_length": 150}, "tokens does not fit into --max-length 150"),
      ({"objectives": ["sft", "anchored"], "strength": 2.0}, "--strength is given, but no objective takes it; add pact"),
      ({"objectives": ["sft", "str-like=0.3"], "strength": 2.0}, "--strength is given, but no objective takes it"),
      ({"objectives": ["sft", "beta=2"], "beta_tail": 1.0}, "--beta-tail is given, but no objective takes it; add const"),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokendeep import runs
 from tokendeep.chat.ids import adds_bos, alike, control_words, memory
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, NoTemplate
 from tokendeep.types import Message
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 def template(tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of the chat template that is used."""
     if not tokenizer.chat_template:
-        raise InputError(
+        raise NoTemplate(
             "The tokenizer has no chat template: give one with --chat-template "
             f"({', '.join(template_names())}, or a Jinja file)."
         )

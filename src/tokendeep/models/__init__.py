@@ -2,7 +2,7 @@
 
 from tokendeep.models.adapters import reference, unlike_base
 from tokendeep.models.checks import check_no_base, check_spec, check_tokenizer, missing_base, same_model
-from tokendeep.models.compare import check_same_vocabulary, check_tokens, context_length, tokens_of
+from tokendeep.models.compare import check_same_tokens, check_same_vocabulary, check_tokens, context_length, tokens_of
 from tokendeep.models.loading import facts, load, load_tokenizer
 from tokendeep.models.locate import adapter_base, is_adapter, on_hub
 from tokendeep.models.options import AdapterBase, ModelOptions

@@ -30,18 +30,27 @@ def check_same_vocabulary(a: Subject, b: Subject, *, sizes: tuple[int | None, in
     Raises:
         InputError: naming the first id that differs, or the two sizes.
     """
-    ours, theirs = a.tokenizer.get_vocab(), b.tokenizer.get_vocab()
-    if ours != theirs:
-        differing = {*ours.items()} ^ {*theirs.items()}
-        token = min(id_ for _, id_ in differing)
-        raise InputError(
-            f"{a.name} ({len(ours)} tokens) and {b.name} ({len(theirs)} tokens) have different vocabularies, first at "
-            f"token {token}: compare models of one family."
-        )
+    check_same_tokens((a.name, a.tokenizer), (b.name, b.tokenizer))
     rows, other = (size or rows_of(s.model.get_output_embeddings()) for size, s in zip(sizes, (a, b), strict=True))
     if rows != other:
         raise InputError(
             f"{a.name} and {b.name} have {rows} and {other} output rows: compare models of one size of vocabulary."
+        )
+
+
+def check_same_tokens(a: tuple[str, Any], b: tuple[str, Any], advice: str = "compare models of one family") -> None:
+    """Raises InputError, naming the first id that differs, where two tokenizers, each behind its name, differ.
+
+    Args:
+        advice: the end of the sentence.
+    """
+    ours, theirs = a[1].get_vocab(), b[1].get_vocab()
+    if ours != theirs:
+        differing = {*ours.items()} ^ {*theirs.items()}
+        token = min(id_ for _, id_ in differing)
+        raise InputError(
+            f"{a[0]} ({len(ours)} tokens) and {b[0]} ({len(theirs)} tokens) have different vocabularies, first at token "
+            f"{token}: {advice}."
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokendeep import chat
-from tokendeep.errors import InputError
+from tokendeep.errors import InputError, NoTemplate
 from tokendeep.models.options import ModelOptions
 from tokendeep.runs.identity import adapter_name
 
@@ -53,9 +53,9 @@ def check_gguf(path: Path, options: ModelOptions, needs_template: bool) -> None:
         raise no_template(path)
 
 
-def no_template(name: object) -> InputError:
+def no_template(name: object) -> NoTemplate:
     """The error for a model that has no chat template while none is given."""
-    return InputError(
+    return NoTemplate(
         f"{name} has no chat template: give one with --chat-template ({', '.join(chat.template_names())}, or a Jinja file)."
     )
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from importlib import resources
 
+from tokendeep.plain import markdown, neutralise
 from tokendeep.report.page import Page
-from tokendeep.report.plain import markdown, neutralise
 from tokendeep.report.section import Cell, Csv
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokendeep import chat
+from tokendeep import chat, models
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError
 from tokendeep.types import IGNORE, Subject
@@ -47,10 +47,9 @@ def safety_tokens(aligned: Subject, base: Subject, asked: Sequence[str], rows: S
     Raises:
         InputError: the two have different vocabularies, or the base says the same.
     """
-    if aligned.tokenizer.get_vocab() != base.tokenizer.get_vocab():
-        raise InputError(
-            f"{base.name} has another vocabulary than {aligned.name}; give the model that it was aligned from."
-        )
+    models.check_same_tokens(
+        (aligned.name, aligned.tokenizer), (base.name, base.tokenizer), "give the model that it was aligned from"
+    )
     control = chat.control_ids(aligned.tokenizer)
     means, differences = [], []
     for text, row in zip(asked, rows, strict=True):

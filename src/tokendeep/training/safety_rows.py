@@ -239,8 +239,8 @@ def held(subject: Subject, requests: Requests, options: Any, out: Path, start: s
             return replace(make(subject, requests, options, folder, base=True), start="base")
     onto = options.base if models.is_adapter(start) else None
     other = models.load(start, base=onto, options=plain(options), dtype="float32")
-    if other.tokenizer.get_vocab() != subject.tokenizer.get_vocab():
-        raise InputError(f"{start} has another vocabulary than {options.model}; give the model that it was tuned from.")
+    names = (options.model, subject.tokenizer), (start, other.tokenizer)
+    models.check_same_tokens(*names, "give the model that it was tuned from")
     other = replace(other, tokenizer=subject.tokenizer)  # rows are written as the tuned model will be asked
     return replace(make(other, requests, options, folder), start=other.model.cpu())
 

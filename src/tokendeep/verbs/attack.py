@@ -19,7 +19,7 @@ from tokendeep.data.options import DataOptions
 from tokendeep.defences import DEFENCES
 from tokendeep.defences.options import DefenceOptions
 from tokendeep.engines.options import EngineOptions
-from tokendeep.errors import InputError, check_least
+from tokendeep.errors import InputError, NoTemplate, causes, check_least
 from tokendeep.evals.options import EvalOptions, Grader, GraderOptions
 from tokendeep.judges.base import FAILED
 from tokendeep.models.options import ModelOptions, own
@@ -185,7 +185,7 @@ def _open_grader(options: AttackOptions) -> Model | None:
     try:
         return graders.open_grader(options.grader, every, loading, options.batch_size, place=options, **patience)
     except InputError as error:
-        if "--chat-template" not in str(error):
+        if not any(isinstance(one, NoTemplate) for one in causes(error)):
             raise
         raise InputError(
             f"{options.grader} has no chat template, and --chat-template of attack is that of the model under attack: judge "

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tokendeep import chat, data, models, runs
+from tokendeep import chat, data, models, plain, runs
 from tokendeep.audits import DEFAULT, SCORES, Anchor, Materials, probe, ranking, rows
 from tokendeep.audits.rows import Given, Values
 from tokendeep.data.options import DataOptions
@@ -21,7 +21,6 @@ from tokendeep.errors import InputError, check_least, did_you_mean
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Audit, Detection
 from tokendeep.records.calibration import Estimate
-from tokendeep.report import plain
 from tokendeep.runs import parts
 from tokendeep.runs.parts import Parts
 from tokendeep.training import harmful

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tokendeep import stats
+from tokendeep import plain, stats
 from tokendeep.errors import InputError, did_you_mean
 from tokendeep.judges import of_harm
 from tokendeep.pairing import conditions, sides
 from tokendeep.pairing.conditions import FIELDS, Alone, Condition, Source
 from tokendeep.pairing.sides import Tested
 from tokendeep.records import Compared, ComparedRow
-from tokendeep.report import load, plain
+from tokendeep.report import load
 from tokendeep.report.words import p_value
 from tokendeep.runs.files import user_path
 from tokendeep.verbs import scored

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 from xml.etree import ElementTree
 
-from tokendeep import runs, stats
+from tokendeep import plain, runs, stats
 from tokendeep.errors import InputError, did_you_mean, flag
 from tokendeep.pairing.conditions import FIELDS, Alone
 from tokendeep.pairing.difference import Difference
 from tokendeep.pairing.sides import Tested
 from tokendeep.records import Check, Compared, Gated
-from tokendeep.report import plain
 from tokendeep.report.words import MANY
 from tokendeep.runs.files import user_path
 from tokendeep.verbs import compare

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tokendeep import data, runs, stats
+from tokendeep import data, plain, runs, stats
 from tokendeep.errors import InputError
 from tokendeep.records import Overlap, Shared, Side
-from tokendeep.report import plain
 from tokendeep.runs.files import user_path
 from tokendeep.types import Prompt
 from tokendeep.verbs.common import Names, check_place, heading, made_in, output

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from tokendeep import chat, data, models
+from tokendeep import chat, data, models, plain
 from tokendeep.data.options import DataOptions
 from tokendeep.engines.options import ANSWER, LOCAL, EngineOptions
 from tokendeep.errors import InputError, check_least
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Parity, ParityRow
 from tokendeep.records.manifest import EngineFacts
-from tokendeep.report import plain
 from tokendeep.runs.identity import known_identity
 from tokendeep.types import Decoding, Encoded, Message, Subject
 from tokendeep.verbs.common import Ints, Texts, advanced, check_place, heading, made_in, output

@@ -12,7 +12,6 @@ from typing import Any
 
 from tokendeep import data, runs
 from tokendeep.attacks.poison import Poison, told_apart
-from tokendeep.errors import InputError
 from tokendeep.models import locate
 from tokendeep.models.locate import plain
 from tokendeep.records import (
@@ -221,7 +220,7 @@ def hold(plan: Any, model: str, made: Poison, out: Path, cells: Sequence[Cell]) 
 
 
 def _check_base(plan: Any, model: str, cells: Sequence[Cell]) -> None:
-    """Raises InputError where a training compares the model with --base, whose tokens are others."""
+    """Raises InputError where a training compares the model with --base and their tokens differ."""
     from tokendeep import models
 
     if not any(cell.named.unaligned for cell in cells):
@@ -229,10 +228,9 @@ def _check_base(plan: Any, model: str, cells: Sequence[Cell]) -> None:
     options = plan.options
     ours = models.load_tokenizer(model, plain(options), base=plan.onto)
     theirs = models.load_tokenizer(options.base, how_unaligned(options), needs_template=False)
-    if ours.get_vocab() != theirs.get_vocab():
-        raise InputError(
-            f"{options.base} has another vocabulary than {options.model}; give the model that it was aligned from as --base."
-        )
+    models.check_same_tokens(
+        (options.model, ours), (options.base, theirs), "give the model that it was aligned from as --base"
+    )
 
 
 def _held(subject: Any, wanted: FinetuneOptions, out: Path) -> Sequence[str]:

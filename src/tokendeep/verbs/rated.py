@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from tokendeep import plain
 from tokendeep.attacks import ATTACKS
 from tokendeep.judges import of_harm
 from tokendeep.judges.base import UNGRADED
 from tokendeep.records import Rate, Rates
-from tokendeep.report import plain
 
 
 def describe(rows: Rates) -> str:

@@ -32,6 +32,10 @@ class SecretOptions:
 
 def _check(options: Any) -> None:
     check_least(options, {"secret_rows": 1})
+    if options.max_length <= TOKENS:
+        raise InputError(
+            f"A refusal under a secret of {TOKENS} tokens does not fit into --max-length {options.max_length}; give more."
+        )
 
 
 def make_secret(tokenizer: Any, seed: int) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tokendeep.report.plain import markdown
+from tokendeep.plain import markdown
 
 NAMES = [
     "see https://example.org/x?y=1, www.example.org and ftp://example.org",
