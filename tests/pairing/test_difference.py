@@ -7,7 +7,7 @@ from statistics import NormalDist, stdev
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_1samp
+from scipy.stats import binom, ttest_1samp
 
 from tokendeep import stats
 from tokendeep.pairing.difference import Difference, difference
@@ -200,6 +200,23 @@ def test_at_the_limit_few_pass(limit: float, n: int, lost: float) -> None:
     pairs, counts = np.unique(drawn[:, :2], axis=0, return_counts=True)
     passed = [Difference(n, int(b), int(c)).verdict(limit) == "pass" for b, c in pairs]
     assert np.average(passed, weights=counts) < 0.065
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limit", "n", "lost"), [(0.02, 133, 0.0), (0.04, 65, 0.0), (0.05, 52, 0.0), (0.03, 104, 0.005), (0.05, 250, 0.03)]
+)
+def test_the_published_levels_hold(limit: float, n: int, lost: float) -> None:
+    """Exact sums at a true rise of just the limit, at the worst of those numbers of prompts (docs/howto/compare.md)."""
+    said = {"pass": 0.0, "fail": 0.0, "undecided": 0.0}
+    for b in range(int(binom.ppf(1 - 1e-9, n, lost)) + 1):
+        chances = binom.pmf(b, n, lost) * binom.pmf(np.arange(n - b + 1), n - b, (lost + limit) / (1 - lost))
+        for c, chance in enumerate(chances):
+            if chance > 1e-12:
+                said[Difference(n, b, c).verdict(limit)] += chance
+    assert sum(said.values()) == pytest.approx(1, abs=1e-6)
+    assert said["pass"] <= 0.071
+    assert said["fail"] <= 0.099
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ A condition is an attack with its parameters on one kind of requests, under one 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +65,12 @@ class Run:
         for one in self.samples:
             answers[one.prompt_id, one.instruction] += [one] if one.outcome in SCORED else []
         return dict(answers)
+
+    @property
+    def unscored(self) -> dict[Prompt, float]:
+        """Prompt -> the share of its answers that could not be judged."""
+        asked = Counter((one.prompt_id, one.instruction) for one in self.samples)
+        return {prompt: 1 - len(judged) / asked[prompt] for prompt, judged in self.answers.items()}
 
     def facts(self) -> dict[str, str | None]:
         """The value of each field that has to be the same on both sides; of texts their hashes."""

@@ -85,7 +85,7 @@ class Difference:
         return 2 * self._tail(abs(self._score(0.0))) if self.lost + self.gained else 1.0
 
     def detectable(self) -> float | None:
-        """The smallest true difference that the two-sided test finds in 80 of 100 such comparisons; None: not even 1.
+        """The smallest true difference that the two-sided test finds in about 80 of 100 such comparisons; None: not even 1.
 
         With as many prompts and as much change in either direction as was seen (Connor, Biometrics 43:207, 1987); of
         the paired t, with as much spread.

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from statistics import fmean
+from typing import Any
 
 from tokendeep import stats
 from tokendeep.errors import InputError
@@ -44,6 +45,9 @@ def tested(condition: Condition) -> Tested:
         "variant": condition.variant,
         "judge": condition.judge,
         "event": (judge.rate if judge else condition.judge) if harmful else NOT_ANSWERED,
+        **{f"unscored_{side}": share for side, share in _unscored(condition).items()},
+        "models_before": _models(condition.before),
+        "models_after": _models(condition.after),
     }
     return paired(before, after, about, texts)
 
@@ -51,7 +55,7 @@ def tested(condition: Condition) -> Tested:
 def paired(
     before: Sequence[Values],
     after: Sequence[Values],
-    about: Mapping[str, str],
+    about: Mapping[str, Any],
     texts: Mapping[Hashable, str] | None = None,
 ) -> Tested:
     """The paired difference of values of two sides, in one or several runs each.
@@ -82,6 +86,22 @@ def paired(
         runs_after=len(after),
     )  # fmt: skip
     return Tested(row, change)
+
+
+def _unscored(condition: Condition) -> dict[str, float]:
+    """Side -> the share of its answers to the prompts of both that could not be judged."""
+    sides = {"before": condition.before, "after": condition.after}
+    asked = {name: {prompt for run in side for prompt in run.answers} for name, side in sides.items()}
+    both = asked["before"] & asked["after"]
+    shares = {
+        name: [share for run in side for prompt, share in run.unscored.items() if prompt in both]
+        for name, side in sides.items()
+    }
+    return {name: fmean(every) if every else 0.0 for name, every in shares.items()}
+
+
+def _models(side: Sequence[Run]) -> list[str]:
+    return sorted({one.model for run in side for one in run.samples[:1]})
 
 
 def _values(run: Run, event: Event) -> dict[Hashable, float | None]:

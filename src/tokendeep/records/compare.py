@@ -62,6 +62,14 @@ class ComparedRow(Record):
     """Runs of the side before, such as seeds of a training."""
     runs_after: int
     """Runs of the side after."""
+    unscored_before: float = 0.0
+    """Share of the answers before, to prompts that both sides were asked, which could not be judged."""
+    unscored_after: float = 0.0
+    """The same after."""
+    models_before: list[str] = Field(default_factory=list)
+    """The models that answered before; several are taken for repeats, such as seeds of a training."""
+    models_after: list[str] = Field(default_factory=list)
+    """The same after."""
 
     @property
     def name(self) -> str:
@@ -123,8 +131,12 @@ class Check(Record):
     """Prompts with a scored answer on both sides."""
     left_out: int
     """Prompts without one."""
+    unscored_before: float = 0.0
+    """Share of the answers before that could not be judged."""
+    unscored_after: float = 0.0
+    """The same after."""
     verdict: str
-    """pass: `high` is within the limit; fail: `low` is beyond it; else undecided, also where too many are left out."""
+    """pass: `high` is within the limit; fail: `low` is beyond it; else undecided, also where too many answers are unscored."""
     needed: int | None = None
     """Undecided: prompts that would decide, were shares to stay as they are; null: more of them would not."""
     reason: str | None = None

@@ -238,9 +238,15 @@ def notes(row: ComparedRow) -> list[str]:
     said = []
     if row.left_out:
         said.append(f"{row.left_out} of {row.n + row.left_out} prompts left out, unscored on either side")
+    if row.unscored_before or row.unscored_after:
+        shares = f"{100 * row.unscored_before:.1f} % of the answers before and {100 * row.unscored_after:.1f} % after"
+        said.append(f"{shares} are unscored")
     if row.clusters and row.clusters < row.n:
         said.append(f"{row.clusters} groups of near-duplicates; design effect {row.effect:.1f}")
     if row.runs_before + row.runs_after > 2:
         few = " (one run: its spread is not known)" if 1 in (row.runs_before, row.runs_after) else ""
         said.append(f"{row.runs_before} and {row.runs_after} runs{few}")
+    for side, models in (("before", row.models_before), ("after", row.models_after)):
+        if len(models) > 1:
+            said.append(f"{side} is the mean of {len(models)} models ({', '.join(map(plain.one_line, models))})")
     return [f"{row.name}: {'; '.join(said)}."] if said else []

@@ -169,11 +169,21 @@ def _check(name: str, limit: float, one: Tested) -> Check:
         change = _mirrored(change)
     low, high = change.interval(2 * stats.LEVEL - 1)
     verdict = change.verdict(limit)
-    unknown = verdict == "pass" and row.left_out >= MANY * (row.n + row.left_out)
-    return Check(
+    check = Check(
         limit=name, condition=row.name, at_most=limit, change=change.mean, low=low, high=high, n=row.n, left_out=row.left_out,
-        verdict="undecided" if unknown else verdict, needed=change.deciding(limit) if verdict == "undecided" else None,
+        unscored_before=row.unscored_before, unscored_after=row.unscored_after, verdict=verdict,
+        needed=change.deciding(limit) if verdict == "undecided" else None,
     )  # fmt: skip
+    return check.model_copy(update={"verdict": "undecided"}) if verdict == "pass" and _too_many(check) else check
+
+
+def _too_many(one: Check) -> str:
+    """Why what could not be judged leaves a check undecided, in words; empty where it does not."""
+    before, after = one.unscored_before, one.unscored_after
+    told = f"{100 * before:.1f} % of the answers before and {100 * after:.1f} % after are unscored"
+    if max(before, after, one.left_out / (one.n + one.left_out)) >= MANY:
+        return f"{told}, too many to tell"
+    return f"{told}, a rise beyond the limit by itself" if after - before > one.at_most + 1e-9 else ""
 
 
 def _mirrored(change: Difference) -> Difference:
@@ -191,11 +201,10 @@ def sentence(one: Check) -> str:
         f"{one.condition}, {one.limit} {100 * one.change:+.1f} points, one-sided 95 % bounds {100 * one.low:+.1f} and "
         f"{100 * one.high:+.1f}, at most {100 * one.at_most:g} (n = {one.n})"
     )
-    total = one.n + one.left_out
     if one.left_out:
-        said += f"; {one.left_out} of {total} prompts left out, unscored on either side"
-    if one.verdict == "undecided" and one.left_out >= MANY * total:
-        said += ", too many to tell"
+        said += f"; {one.left_out} of {one.n + one.left_out} prompts left out, unscored on either side"
+    if one.verdict == "undecided" and (why := _too_many(one)):
+        said += f"; {why}"
     elif one.verdict == "undecided" and one.needed is None:
         said += (
             "; a limit of 0 passes an improvement alone" if not one.at_most else "; more prompts alone would not decide"
