@@ -46,11 +46,13 @@ def prefixed(seed: int = 0, continues: bool = False) -> Solver:
                 )
             return answered
         except Exception as error:
-            row = state.metadata["prompt_id"]
+            row, alone = state.metadata["prompt_id"], served.of_one(error)
             if isinstance(error, InputError):  # a prompt too long or bad logits, say: name the row
                 error = InputError(f"Row {row}: {error}")
             if ours is not None:
-                ours.fail(_failure(error, model, row))
+                ours.fail(_failure(error, model, row), alone=alone)
+                if alone:
+                    await ours.hold()
             raise error
 
     return solve

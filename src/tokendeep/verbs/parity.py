@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from tokendeep import chat, data, models, plain
 from tokendeep.data.options import DataOptions
 from tokendeep.engines.options import ANSWER, LOCAL, EngineOptions
-from tokendeep.errors import InputError, check_least
+from tokendeep.errors import InputError, check_least, flag
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Parity, ParityRow
 from tokendeep.records.manifest import EngineFacts
@@ -41,12 +41,12 @@ class ParityOptions(ModelOptions, DataOptions):
     k: Annotated[Ints, what(help="Answer tokens that are given.")] = field(default_factory=lambda: [0, 5, 20])
     limit: Annotated[int | None, what(help="Use only the first so many rows.")] = 64
     max_new_tokens: Annotated[int, what(help="Length limit of an answer, in tokens.")] = 32
-    engine_model: Annotated[str | None, advanced(help="What the servers call the model, where one serves several.")] = (
-        None
-    )
+    engine_model: Annotated[
+        Texts, advanced(help="What the servers call the model, where one serves several; twice for each its own.")
+    ] = field(default_factory=list)
     api_key_env: Annotated[
-        str | None, advanced(help="Name of the environment variable that holds the servers' key.")
-    ] = None
+        Texts, advanced(help="Name of the environment variable that holds the servers' key; twice for each its own.")
+    ] = field(default_factory=list)
     answer_timeout: Annotated[int, advanced(help="Seconds that one answer of a server may take.")] = ANSWER
     out: Annotated[
         str | None,
@@ -101,8 +101,17 @@ def plan(options: ParityOptions, subject: Subject | None = None) -> ParityPlan:
     if min(options.k, default=-1) < 0:
         raise InputError("--k holds no number of tokens, or one below 0.")
     check_place(options.out, (Parity.FILE,))
-    asked = {name: getattr(options, name) for name in ("engine_model", "api_key_env", "answer_timeout")}
-    engines = [EngineOptions() if one == LOCAL else EngineOptions(engine=one, **asked) for one in options.engine]
+    named = {name: _each(options, name) for name in ("engine_model", "api_key_env")}
+    engines = [
+        EngineOptions()
+        if one == LOCAL
+        else EngineOptions(
+            engine=one,
+            answer_timeout=options.answer_timeout,
+            **{name: values[place] for name, values in named.items()},
+        )
+        for place, one in enumerate(options.engine)
+    ]
     here = any(not one.served for one in engines)
     for one in engines:
         one.check_engine(ModelOptions() if here else options)
@@ -110,6 +119,19 @@ def plan(options: ParityOptions, subject: Subject | None = None) -> ParityPlan:
         models.check_spec(options.model, options)
     tokenizer = subject.tokenizer if subject else models.load_tokenizer(options.model, options)
     return ParityPlan(options, engines, _rows(options, tokenizer), tokenizer, subject)
+
+
+def _each(options: ParityOptions, name: str) -> list[Any]:
+    """The value for either engine: one given is that of the servers, two are in their order."""
+    given = list(getattr(options, name))
+    servers = sum(one != LOCAL for one in options.engine)
+    if len(given) > max(1, servers):
+        raise InputError(
+            f"{flag(name)} is given {len(given)} times, but {servers} of the engines are servers: give it once for all, or once "
+            "for each."
+        )
+    values = iter(given * servers if len(given) == 1 else given)
+    return [None if one == LOCAL else next(values, None) for one in options.engine]
 
 
 def run(plan: ParityPlan, *, show: bool = True) -> Path | None:

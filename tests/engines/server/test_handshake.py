@@ -17,6 +17,7 @@ import pytest
 from token_server import TokenServer
 from tokendeep.engines.base import Request
 from tokendeep.engines.server import client
+from tokendeep.engines.server.branches import CHOSEN
 from tokendeep.engines.server.engine import ServerEngine
 from tokendeep.errors import InputError
 from tokendeep.types import Decoding, Subject
@@ -233,6 +234,28 @@ def test_a_server_that_cannot_score_is_told_so(server: TokenServer, status: int)
     server.rejects_when = lambda body: status if body.get("logprob_token_ids") else None
     with meet(server, max_retries=1) as engine:
         assert (engine.about.scores, engine.about.picks) == (True, False)
+
+
+def test_chosen_tokens_are_tried_as_many_at_once_as_are_asked_for(server: TokenServer) -> None:
+    most = CHOSEN
+    server.rejects_when = lambda body: 400 if len(body.get("logprob_token_ids") or ()) > most else None
+    with meet(server, max_retries=1) as engine:
+        assert engine.about.picks
+    most = CHOSEN - 1
+    with meet(server, max_retries=1) as engine:
+        assert (engine.about.scores, engine.about.picks) == (True, False)
+
+
+def test_words_from_all_over_the_vocabulary_are_spelt(server: TokenServer) -> None:
+    asked: list[int] = []
+    spell = server.post
+    server.post = lambda path, body: (asked.extend(body["tokens"] if path == "/detokenize" else ()), spell(path, body))[
+        1
+    ]  # type: ignore[method-assign]
+    meet(server).close()
+    size = len(server.tokenizer)
+    quarters = {4 * token // size for token in asked}
+    assert quarters == {0, 1, 2, 3}
 
 
 def test_texts_without_ids_are_checked(tiny_subject: Subject) -> None:

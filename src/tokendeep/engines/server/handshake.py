@@ -15,6 +15,7 @@ from tokendeep.chat.ids import control_ids
 from tokendeep.engines.base import Completion, Known, Request
 from tokendeep.engines.options import FREE, NO_SERVER
 from tokendeep.engines.server import answers, dialects
+from tokendeep.engines.server.branches import CHOSEN
 from tokendeep.engines.server.client import Client, Failed, Host, Refused
 from tokendeep.engines.server.dialects import Ask, Dialect, Ids, Reply
 from tokendeep.errors import InputError, did_you_mean
@@ -262,7 +263,7 @@ def _check_tokenizer(client: Client, host: Host, tokenizer: Any, kind: str, mode
     for token in range(0, size, max(1, size // (4 * SPREAD))):
         if token not in control_ids(tokenizer) and tokenizer.decode([token]).strip().isascii():
             words.append(token)
-    words = words[-SPREAD:]
+    words = [words[place * (len(words) - 1) // SPREAD] for place in range(1, SPREAD + 1)] if words else []
     try:
         told = client.post(host, f"{host.root}/detokenize", {"model": model, "tokens": words})
         spelt = told[field]
@@ -347,10 +348,11 @@ def _picks(client: Client, host: Host, how: Dialect, model: str, ids: Ids, score
     """Whether the log-probability of a chosen next token can be had, and is one: servers can be set to tell logits."""
     if how.next_body is None or how.read_next is None:
         return False
-    read, token = how.read_next, ids[-1:]
+    read, last = how.read_next, ids[-1]
+    tokens = (last, *(token for token in range(CHOSEN) if token != last))[:CHOSEN]  # as many as are asked for later
     try:
-        told = client.post(host, how.address(host), how.next_body(model, ids[:-1], token))
-        return abs(dialects.parsed(lambda answer: read(answer, token), told, host.url)[0] - score) < ALIKE
+        told = client.post(host, how.address(host), how.next_body(model, ids[:-1], tokens))
+        return abs(dialects.parsed(lambda answer: read(answer, tokens), told, host.url)[0] - score) < ALIKE
     except InputError as error:
         if not _cannot(error):
             raise
