@@ -223,3 +223,24 @@ def test_the_verdicts_of_other_judges(tmp_path: Path) -> None:
         labels.verdicts(rows, "harmbench_cv")
     with pytest.raises(InputError, match="'goal' holds no verdict"):
         labels.verdicts(rows, "goal")
+
+
+def column(*values: Any) -> Any:
+    return read_labels([[jbb("111", 1, cls=value) for value in values]]).rows
+
+
+def test_minus_one_is_no_verdict_where_nothing_else_is_below_0() -> None:
+    """So HarmBench's authors write that their classifier has said neither yes nor no."""
+    for threshold in (None, 0.5):
+        assert labels.verdicts(column(1, -1, 0, "-1", "-1.0", ""), "cls", threshold) == [1, None, 0, None, None, None]
+    assert labels.verdicts(column(0.7, -1, 5), "cls", 0.5) == [1, None, 1]
+    assert labels.verdicts(column(0.7, -1, -0.5, -3), "cls", -0.6) == [
+        1,
+        0,
+        1,
+        0,
+    ]  # a scale of its own, such as log odds
+    with pytest.raises(InputError, match="Row 1: 'cls' is a score and no verdict"):
+        labels.verdicts(column(-1, -2), "cls")
+    with pytest.raises(InputError, match="'cls' holds no verdict"):
+        labels.verdicts(column(-1, -1), "cls")
