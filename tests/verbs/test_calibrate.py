@@ -127,7 +127,7 @@ def test_as_a_function_it_gives_a_table() -> None:
         ({"judge": "refusla"}, "Unknown judge 'refusla'; did you mean refusal; column:NAME is a column of verdicts"),
         (
             {"judge": "hf:org/guard"},
-            "A classifier is named by --grader: give --judge hf-refusal or hf-harm with --grader org/",
+            "A classifier is named by --grader: give --judge hf-refusal or hf-harm with --grader org/guard.$",
         ),
         ({"judge": "column:othr"}, "labels.jsonl, row 1: has no column 'othr'; did you mean other"),
         ({"threshold": 0.5}, "--threshold is for a column of scores; leave it out, or give --judge column:NAME"),

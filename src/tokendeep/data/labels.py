@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from tokendeep.data.behaviours import FILE, Behaviour, read_behaviours
 from tokendeep.data.files import open_file, origin_of, suffix_of
+from tokendeep.data.hub import check_labels
 from tokendeep.data.row import Row, shown
 from tokendeep.data.sources import Source, named, read_rows
 from tokendeep.errors import InputError, did_you_mean
@@ -162,7 +163,7 @@ def read_labels(
         InputError: a file that cannot be read, a column that is not there, a label that is not 0 or 1, a file named twice,
             different sets, or behaviours that are not those of the labels.
     """
-    _check_sources(sources)
+    _check_sources(sources, named=(text, label, request) != (None, None, None))
     rows = [row for source in sources for row in _rows(source)]
     first = rows[0].values
     known = None if label else next((one for one in SETS if not one.lacks(first)), None)
@@ -226,10 +227,13 @@ def _labelled(
     return Labelled(behaviour.request, text, value, values, row.where, group, behaviour.context)
 
 
-def _check_sources(sources: Sequence[Source]) -> None:
-    """Raises InputError for no source, and for a file that would be counted twice."""
+def _check_sources(sources: Sequence[Source], named: bool) -> None:
+    """Raises InputError for no source, for requests where no column is `named`, and for a file that would be counted twice."""
     if not sources:
         raise InputError("No labels are given; name a file with --labels.")
+    for one in sources:
+        if isinstance(one, str | Path) and not named:
+            check_labels(str(one), os.path.exists(user_path(one)))
     files = [os.path.realpath(user_path(one)) for one in sources if isinstance(one, str | Path)]
     if twice := [file for file in files if files.count(file) > 1]:
         raise InputError(f"--labels names {twice[0]} twice, so that its rows would count twice; name it once.")
