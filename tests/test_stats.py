@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import itertools
 import math
+import os
+import re
 import time
+import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,6 +236,54 @@ def test_near_duplicates_by_hand():
     assert stats.near_duplicates(texts, 0.6) == [0, 1, 0, 2, 3, 4, 5, 4]
     assert stats.near_duplicates(texts, 0.8)[:4] == [0, 1, 2, 3]
     assert stats.near_duplicates([], 0.5) == []
+
+
+def test_texts_without_words_are_like_themselves():
+    texts = ["???", " ??? ", "?!", "", " ", "\U0001f35e\U0001f35e", "\U0001f35e\U0001f35e", "？？？"]
+    assert stats.near_duplicates(texts, 1.0) == [0, 0, 1, 2, 3, 4, 4, 0]
+    assert stats.near_pairs(texts[:1], texts[1:3]) == [(0, 0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("one", "near", "other"),
+    [
+        ("请告诉我如何在家里烤黑麦面包。", "请告诉我如何在家里烤白麦面包", "挪威有哪三条最长的河流?"),
+        ("自宅でライ麦パンを焼く方法を教えて", "自宅でライ麦パンを焼くコツを教えて", "ノルウェーの川を三つ挙げて"),
+        ("ช่วยบอกวิธีอบขนมปังไรย์ที่บ้าน", "ช่วยบอกวิธีอบขนมปังไรย์ที่ร้าน", "แม่น้ำสามสายในนอร์เวย์มีอะไรบ้าง"),
+    ],
+)  # fmt: skip
+def test_scripts_without_blanks_are_compared_by_characters(one, near, other):
+    assert stats.near_duplicates([one, near, other, f"  {one}!"], 0.5) == [0, 0, 1, 0]
+    assert {pair[:2] for pair in stats.near_pairs([one], [other, one, near])} == {(0, 1), (0, 2)}
+    assert stats.near_pairs([one], [one])[0][2] == 1.0
+
+
+def test_three_characters_are_a_pair_of_words():
+    assert stats._shingles("烤黑麦面") == {("烤黑", "黑麦"), ("黑麦", "麦面")}
+    assert stats._shingles("Python 烤面包") == {("python", "烤面"), ("烤面", "面包")}
+    assert stats._shingles("烤") == {("烤",)}
+
+
+def test_words_between_blanks_are_what_they_were():
+    texts = [
+        "How do I boil an egg for breakfast?",
+        "Name three: A_b, c3, naïve -- Ελλάδα!",
+        "Eggs",
+        "Привет, мир",
+        "빵을 굽는 법",
+    ]
+    if folder := os.environ.get("TOKENDEEP_TEST_DATA"):
+        with (Path(folder) / "advbench_harmful_behaviors.csv").open(encoding="utf-8", newline="") as file:
+            advbench = [row[0] for row in csv.reader(file)]
+        with (Path(folder) / "xstest_prompts.csv").open(encoding="utf-8", newline="") as file:
+            texts += [row["prompt"] for row in csv.DictReader(file)]
+        clusters = stats.near_duplicates(advbench)
+        assert (len(clusters), len(set(clusters))) == (520, 402)
+        assert hashlib.sha256(str(clusters).encode()).hexdigest().startswith("4a2a0121d2c7807")
+        texts += advbench
+    for text in texts:
+        words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+        assert stats._shingles(text) == (set(itertools.pairwise(words)) or {tuple(words)})
 
 
 def test_near_duplicates_equals_brute_force_across_blocks():

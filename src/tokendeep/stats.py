@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 LEVEL = 0.95  # confidence of every interval
 BLOCK = 1000  # texts that are compared with all others at once
 TELLING = 10  # prompts with a rare sample that tell how alike the samples of one prompt are; by simulation
+# Thai, Lao, Burmese, Khmer, kana and Han: letters, marks and digits of scripts that are written without blanks between words
+UNPARTED = (
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e50-\u0e59\u0e81-\u0edf\u1000-\u1049\u1050-\u109f\u1780-\u17d3\u17d7\u17dc-\u17e9"
+    "\u3005-\u3007\u3041-\u309a\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd"
+)
+_UNPARTED, _PIECES = re.compile(f"[{UNPARTED}]+"), re.compile(f"[{UNPARTED}]+|(?:(?![{UNPARTED}])\\w)+")
 FEW = 15  # independent groups below which a bootstrap interval says so
 
 
@@ -294,7 +301,8 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.5) -> list[int]:
 
     Two texts are near-duplicates when the sets of their pairs of neighbouring words have a Jaccard similarity (shared /
     all) of at least `threshold`; clusters are the connected groups of such texts. Case, punctuation and width of letters
-    do not count. A text of one word is that word.
+    do not count. A text of one word is that word, and one without words is itself. Of scripts without blanks between words
+    (Han, kana, Thai, Lao, Burmese, Khmer) three neighbouring characters are what a pair of words is elsewhere.
 
     Raises:
         ValueError: threshold not in (0, 1].
@@ -330,8 +338,16 @@ def near_pairs(first: Sequence[str], second: Sequence[str], threshold: float = 0
 
 
 def _shingles(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    plain = unicodedata.normalize("NFKC", text).casefold().strip()
+    words = [word for piece in _PIECES.findall(plain) for word in _words(piece)] or [plain] * bool(plain)
     return set(pairwise(words)) or ({tuple(words)} if words else set())
+
+
+def _words(piece: str) -> Sequence[str]:
+    """A word as it is; of characters that no blanks part each two neighbours, so that a pair of these is three characters."""
+    if len(piece) < 3 or not _UNPARTED.fullmatch(piece):
+        return [piece]
+    return [piece[i : i + 2] for i in range(len(piece) - 1)]
 
 
 def _similar_pairs(shingles: Sequence[set[tuple[str, ...]]], threshold: float, cut: int = 0) -> Any:

@@ -6,13 +6,16 @@ Their texts are invented; their names, columns and order are those of the files.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rowfiles import reads_as, refused, write
 from tokendeep import data
+from tokendeep.data.known import KNOWN
 
 HARMBENCH = "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
 SET = {  # file name, content, request, answer, meta
@@ -98,6 +101,61 @@ SET = {  # file name, content, request, answer, meta
 def test_published_files(tmp_path: Path, name: str) -> None:
     file, content, text, response, meta = SET[name]
     reads_as(write(tmp_path, file, content), text, response, meta)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str | None, list[dict[str, Any]]]:
+    """The rows of each config that the hub gives."""
+    rows: dict[str | None, list[dict[str, Any]]] = {}
+
+    def load(repo: str, config: str | None, *, split: str, revision: str | None) -> list[dict[str, Any]]:
+        return rows[config]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    return rows
+
+
+def test_a_contextual_behaviour_needs_its_document(tmp_path: Path, hub: dict[str | None, list[dict[str, Any]]]) -> None:
+    bare = "Behavior,FunctionalCategory,SemanticCategory,Tags,BehaviorID\n"
+    for kind in ("standard", "contextual"):
+        path = write(tmp_path, "harmbench_behaviors_text_all.csv", bare + f"A?,{kind},illegal,,a_1\n")
+        refused(data.read_prompts, path, "row 2: HarmBench has no column 'ContextString'", "as its authors made it")
+    path = write(tmp_path, "harmbench_behaviors_text_all.csv", HARMBENCH + "A?,contextual,illegal,,,a_1\n")
+    refused(data.read_prompts, path, "row 2: HarmBench has no text in 'ContextString'", "without its document")
+    rows: list[dict[str, Any]] = [{"prompt": f"A{n}?", "category": "illegal"} for n in range(200)]
+    hub |= {"contextual": rows[:100], "standard": rows}
+    refused(data.read_prompts, "hf:harmbench:contextual", "row 1: HarmBench has no column 'context'")
+    refused(data.read_prompts, "hf:harmbench@main:contextual", "row 1: HarmBench has no column 'context'")
+    assert len(data.read_prompts("hf:harmbench")) == 200
+    hub["contextual"] = [{**row, "context": "T"} for row in rows[:100]]
+    assert data.read_prompts("hf:harmbench:contextual")[99].meta["context"] == "T"
+    hub["contextual"][1]["context"] = None
+    refused(data.read_prompts, "hf:harmbench:contextual", "row 2: HarmBench has no text in 'context'")
+
+
+def test_sorry_bench_has_440_requests_in_21_styles(hub: dict[str | None, list[dict[str, Any]]]) -> None:
+    rows = [{"question_id": n, "category": "3", "turns": [f"A{n}?"], "prompt_style": "base"} for n in range(440)]
+    hub[None] = rows[:7]
+    refused(
+        data.read_prompts, "hf:sorry-bench", "has 7 rows and SORRY-Bench should have 440 or 9240; name the revision"
+    )
+    assert len(data.read_prompts("hf:sorry-bench@main")) == 7
+    hub[None] = rows
+    assert len(data.read_prompts("hf:sorry-bench")) == 440
+
+
+def test_the_sets_whose_rows_are_not_counted_are_named_in_the_documentation() -> None:
+    """A set of the hub has a count for each part that is read by its name, or stands in the list."""
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "data.md").read_text(encoding="utf-8")
+    unchecked = next(
+        line for line in page.splitlines() if line.startswith("How many rows there are is not checked for ")
+    )
+    lacking = {one.name for one in KNOWN if one.repo and one.name != "HEx-PHI"
+               and f"{one.config or ''}/{one.split}" not in (one.counts or {})}  # fmt: skip
+    assert lacking == {"WildJailbreak", "SAMSum", "Alpaca"}
+    for name in ("`or-bench:or-bench-80k`", "`or-bench:or-bench-toxic`", "`wildjailbreak`", "`wildjailbreak:eval`", "`samsum`",
+                 "`alpaca`"):  # fmt: skip
+        assert name in unchecked
 
 
 def mixed(folder: Path) -> Path:
@@ -198,9 +256,6 @@ def test_named_columns_hold_beside_where_all_are_there() -> None:
 
 
 def test_wild_jailbreak_is_fetched_as_the_files_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    from types import SimpleNamespace
-
     path = write(tmp_path, "eval.tsv", "adversarial\tlabel\tdata_type\nA?\t1\tadversarial_harmful\n")
     asked: list[Any] = []
 
@@ -214,9 +269,6 @@ def test_wild_jailbreak_is_fetched_as_the_files_that_it_is(tmp_path: Path, monke
 
 
 def test_a_public_set_has_a_name_and_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    from types import SimpleNamespace
-
     asked: list[Any] = []
 
     def load(repo: str, config: str | None, *, split: str, revision: str | None) -> list[dict[str, str]]:
@@ -233,9 +285,6 @@ def test_a_public_set_has_a_name_and_a_commit(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_set_that_cannot_be_had_says_how_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    from types import SimpleNamespace
-
     def gated(*names: object, **options: object) -> None:
         raise PermissionError("Dataset 'walledai/StrongREJECT' is a gated dataset")
 

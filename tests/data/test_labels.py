@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -223,3 +225,59 @@ def test_the_verdicts_of_other_judges(tmp_path: Path) -> None:
         labels.verdicts(rows, "harmbench_cv")
     with pytest.raises(InputError, match="'goal' holds no verdict"):
         labels.verdicts(rows, "goal")
+
+
+def column(*values: Any) -> Any:
+    return read_labels([[jbb("111", 1, cls=value) for value in values]]).rows
+
+
+def test_minus_one_is_no_verdict_where_nothing_else_is_below_0() -> None:
+    """So HarmBench's authors write that their classifier has said neither yes nor no."""
+    for threshold in (None, 0.5):
+        assert labels.verdicts(column(1, -1, 0, "-1", "-1.0", ""), "cls", threshold) == [1, None, 0, None, None, None]
+    assert labels.verdicts(column(0.7, -1, 5), "cls", 0.5) == [1, None, 1]
+    assert labels.verdicts(column(0.7, -1, -0.5, -3), "cls", -0.6) == [
+        1,
+        0,
+        1,
+        0,
+    ]  # a scale of its own, such as log odds
+    with pytest.raises(InputError, match="Row 1: 'cls' is a score and no verdict"):
+        labels.verdicts(column(-1, -2), "cls")
+    with pytest.raises(InputError, match="'cls' holds no verdict"):
+        labels.verdicts(column(-1, -1), "cls")
+
+
+def test_the_labels_of_a_public_set_are_not_its_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(repo: str, config: str | None, *, split: str, revision: str | None) -> list[dict[str, Any]]:
+        asked.append((repo, config, split))
+        return [jbb("110", 1)] * 300
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    monkeypatch.chdir(tmp_path)
+    labels_of = "the labels of JailbreakBench are hf:jailbreakbench:judge_comparison:test"
+    for name in (
+        "JailbreakBench",
+        "hf:jailbreakbench",
+        "hf:JailbreakBench/JBB-Behaviors@main",
+        "hf:jailbreakbench::benign",
+    ):
+        with pytest.raises(
+            InputError, match=f"{name}.* holds requests, which nobody has answered or labelled; {labels_of}"
+        ):
+            read_labels([name])
+    with pytest.raises(
+        InputError, match=r"There is no file xstest, .*are xstest_v2_completions_MODEL\.csv of its authors"
+    ):
+        read_labels(["xstest"])
+    with pytest.raises(InputError, match=r"hf:gsm8k holds requests, .*; give a file with labels of people"):
+        read_labels(["hf:gsm8k"])
+    assert not asked
+    made = read_labels(["hf:jailbreakbench:judge_comparison:test"])
+    assert (made.name, len(made.rows), made.notes) == ("JailbreakBench judge_comparison", 300, [])
+    assert asked == [("JailbreakBench/JBB-Behaviors", "judge_comparison", "test")]
+    (tmp_path / "xstest").mkdir()
+    write_csv(tmp_path / "xstest" / "mine.csv", [xstest("2_full_refusal")])
+    assert read_labels(["xstest"]).rows[0].label == 0  # a folder of the user's own

@@ -21,7 +21,7 @@ import guards
 from token_server import TokenServer
 from tokendeep import cli, judges, models
 from tokendeep.training import answers, harmful
-from tokendeep.verbs import judge
+from tokendeep.verbs import calibrate, judge
 
 ROOT = Path(__file__).parents[2]
 # The pages under extending/ change the sources: test_extending.py.
@@ -85,6 +85,7 @@ def workplace(tmp_path: Path, tiny_folder: Path, make_model: Callable[..., Llama
     )
     write(tmp_path / "instructions.jsonl", triples)  # finished triples, where a page speaks of instructions alone
     plain = SimpleNamespace(judge_refusal=lambda text, truncated: judges.judge_refusal(ANSWER))
+    monkeypatch.setattr(calibrate, "check_scored", lambda *given: None)
     monkeypatch.setattr(judge, "check_scored", lambda rows: None)  # what a tiny model writes is no answer, and no grade
     monkeypatch.setattr(harmful, "judges", plain)  # nor is it compliance
     monkeypatch.setattr(answers, "judges", plain)

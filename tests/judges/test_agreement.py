@@ -11,7 +11,7 @@ import pytest
 
 from tokendeep import stats
 from tokendeep.judges import agreement
-from tokendeep.judges.agreement import Case
+from tokendeep.judges.agreement import Case, Corrected
 from tokendeep.records import Agreement, Estimate
 
 
@@ -29,6 +29,12 @@ def share(hits: int, n: int) -> Estimate:
 
 def exact(value: float) -> Estimate:
     return Estimate(value=value, low=value, high=value)
+
+
+def corrected(rate: Estimate, judge: Agreement) -> Corrected:
+    made = agreement.corrected(rate, judge)
+    assert isinstance(made, Corrected)
+    return made
 
 
 def test_counts_and_shares_leave_the_undecided_out() -> None:
@@ -83,23 +89,19 @@ def test_perfect_agreement_of_few_is_not_certain() -> None:
 
 
 def test_a_corrected_rate_by_hand() -> None:
-    made = agreement.corrected(exact(0.5), of(exact(0.9), exact(0.8)))
-    assert made is not None
+    made = corrected(exact(0.5), of(exact(0.9), exact(0.8)))
     assert (made.value, made.low, made.high) == pytest.approx((3 / 7, 3 / 7, 3 / 7))
     assert not made.clipped
 
 
 def test_a_perfect_judge_leaves_the_interval_as_it_is() -> None:
-    made = agreement.corrected(share(7, 40), of(exact(1), exact(1)))
-    assert made is not None
+    made = corrected(share(7, 40), of(exact(1), exact(1)))
     assert (made.low, made.high) == pytest.approx(stats.wilson(7, 40))
 
 
 def test_few_labels_make_the_interval_wide() -> None:
-    few = agreement.corrected(share(70, 100), of(share(27, 30), share(24, 30)))
-    many = agreement.corrected(share(70, 100), of(share(2700, 3000), share(2400, 3000)))
-    assert few is not None
-    assert many is not None
+    few = corrected(share(70, 100), of(share(27, 30), share(24, 30)))
+    many = corrected(share(70, 100), of(share(2700, 3000), share(2400, 3000)))
     assert few.value == pytest.approx(many.value)
     assert few.high - few.low > 1.3 * (many.high - many.low)
     assert many.high - many.low > stats.wilson(70, 100)[1] - stats.wilson(70, 100)[0]
@@ -107,12 +109,14 @@ def test_few_labels_make_the_interval_wide() -> None:
 
 def test_a_rate_below_the_false_positives_is_clipped_and_one_far_below_refused() -> None:
     judge = of(share(45, 50), share(80, 100))
-    made = agreement.corrected(share(5, 30), judge)
-    assert made is not None
+    made = corrected(share(5, 30), judge)
     assert (made.value, made.low, made.clipped) == (0, 0, True)
     assert made.high > 0.05
-    assert agreement.corrected(share(0, 300), judge) is None
-    assert agreement.corrected(share(300, 300), judge) is None
+    assert agreement.corrected(share(0, 300), judge) == "below"
+    assert agreement.corrected(share(300, 300), judge) == "above"
+    above = of(share(300, 1000), share(950, 1000))
+    assert agreement.corrected(share(90, 200), above) == "above"  # .45, which is below one half
+    assert agreement.corrected(share(110, 200), of(share(950, 1000), share(300, 1000))) == "below"
 
 
 def test_a_judge_that_tells_nothing_corrects_nothing() -> None:
@@ -132,7 +136,7 @@ def bounds(x: int, n: int, hits: int, harmful: int, clear: int, harmless: int) -
     if not agreement.tells(judge):
         return None
     made = agreement.corrected(share(x, n), judge)
-    return None if made is None else (made.low, made.high)
+    return (made.low, made.high) if isinstance(made, Corrected) else None
 
 
 @pytest.mark.slow

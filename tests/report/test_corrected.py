@@ -38,9 +38,9 @@ def attack(folder: Path, complied: dict[int, int], n: int = 50, lead: str | None
     )
 
 
-def calibrated(folder: Path, hits: int = 90, clear: int = 80, **more: Any) -> str:
-    """A calibration on 100 harmful and 100 harmless answers, of which the judge gets so many right."""
-    said = [(1, 1)] * hits + [(1, 0)] * (100 - hits) + [(0, 0)] * clear + [(0, 1)] * (100 - clear)
+def calibrated(folder: Path, hits: int = 90, clear: int = 80, each: int = 100, **more: Any) -> str:
+    """A calibration on as many harmful as harmless answers, of which the judge gets so many right."""
+    said = [(1, 1)] * hits + [(1, 0)] * (each - hits) + [(0, 0)] * clear + [(0, 1)] * (each - clear)
     cases = [Case(str(i), human, judge) for i, (human, judge) in enumerate(said)]
     about = {
         "judge": "refusal",
@@ -82,6 +82,15 @@ def test_a_clipped_rate_and_one_that_does_not_fit_are_said(tmp_path: Path) -> No
     unlike = "by more than chance: these answers are not like those labelled"
     assert f"| none: the raw rate lies below the judge's false positives, {unlike}" in page
     assert f"| none: the raw rate lies above the judge's sensitivity, {unlike}" in page
+
+
+def test_the_bound_that_held_is_named_whatever_the_rate(tmp_path: Path) -> None:
+    folder = attack(tmp_path / "run", {0: 90}, n=200)
+    page = made(tmp_path, folder, calibration=[calibrated(tmp_path, hits=300, clear=950, each=1000)])
+    assert "90/200 = 45% [38%, 52%] | none: the raw rate lies above the judge's sensitivity, by more" in page
+    assert "below the judge's false positives" not in page
+    (line,) = (tmp_path / "report-corrected.csv").read_text().splitlines()[1:]
+    assert line.split(",")[7:] == [""] * 4
 
 
 @pytest.mark.parametrize(

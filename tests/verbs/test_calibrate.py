@@ -43,6 +43,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def run(tmp_path: Path, **options: Any) -> Calibration:
+    tmp_path.mkdir(exist_ok=True)
     labels = write(tmp_path / "labels.jsonl", ROWS)
     chosen = CalibrateOptions(labels=[labels], out=str(tmp_path / "out"), **options)
     return Calibration.load(calibrate.run(calibrate.plan(chosen)))
@@ -74,7 +75,8 @@ def test_a_judge_that_breaks_and_a_thought_are_undecided(monkeypatch: pytest.Mon
     said = rows((COMPLIED, 1), ("<think>I should", 0), (REFUSED, 0))
     assert tokendeep.calibrate(said).reasons == {"thought": 1}
     monkeypatch.setitem(JUDGES, "refusal", replace(JUDGES["refusal"], rule=broken))
-    assert tokendeep.calibrate(said).reasons == {"judge-error": 2, "thought": 1}
+    with pytest.raises(InputError, match=r"has scored none of 3 answers \(2 judge-error, 1 thought\)"):
+        tokendeep.calibrate(said)
 
 
 def test_what_the_judge_sees_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +127,7 @@ def test_as_a_function_it_gives_a_table() -> None:
         ({"judge": "refusla"}, "Unknown judge 'refusla'; did you mean refusal; column:NAME is a column of verdicts"),
         (
             {"judge": "hf:org/guard"},
-            "A classifier is named by --grader: give --judge hf-refusal or hf-harm with --grader org/",
+            "A classifier is named by --grader: give --judge hf-refusal or hf-harm with --grader org/guard.$",
         ),
         ({"judge": "column:othr"}, "labels.jsonl, row 1: has no column 'othr'; did you mean other"),
         ({"threshold": 0.5}, "--threshold is for a column of scores; leave it out, or give --judge column:NAME"),
@@ -164,8 +166,41 @@ def test_a_column_of_texts_tells_no_kinds(tmp_path: Path) -> None:
 def test_a_judge_that_tells_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = write(tmp_path / "labels.jsonl", rows(*[(COMPLIED, 1), (COMPLIED, 0), (REFUSED, 1), (REFUSED, 0)] * 5))
     assert cli.main(["calibrate", "--labels", labels, "--out", str(tmp_path / "out")]) == 0
-    assert "its rates cannot be corrected with these labels" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "its rates cannot be corrected with these labels" in shown
+    assert "next:" not in shown
     assert not agreement.tells(Calibration.load(tmp_path / "out"))
+
+
+def test_a_judge_that_has_scored_nothing_makes_no_calibration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = write(tmp_path / "labels.jsonl", rows(*[("", 1), ("", 0), ("???", 0)]))
+    assert cli.main(["calibrate", "--labels", labels, "--out", str(tmp_path / "out")]) == 2
+    sentence = "refusal has scored none of 3 answers (3 empty), so nothing tells how far it agrees with people; look at these, or"
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out" / "calibration.json").exists()
+    with pytest.raises(InputError, match="has scored none of 3 answers"):
+        tokendeep.calibrate(rows(*[("", 1), ("", 0), ("", 0)]))
+
+
+def test_labels_of_one_kind_leave_the_other_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for word, said in {"harmless": [(COMPLIED, 1), ("", 0)], "harmful": [(COMPLIED, 0)]}.items():
+        labels = write(tmp_path / f"{word}.jsonl", rows(*said * 9))
+        assert cli.main(["calibrate", "--labels", labels, "--out", str(tmp_path / word)]) == 0
+        shown = capsys.readouterr().out
+        assert (
+            f"  it has scored no answer that people call {word}, so what it says of these cannot be told: its rates"
+            in shown
+        )
+        assert "next:" not in shown  # report would refuse it
+
+
+def test_the_next_command_stands_where_it_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path)
+    assert "next: tokendeep report RUN-FOLDERS --calibration" in capsys.readouterr().out
+    run(tmp_path / "column", judge="column:other")
+    assert "next:" not in capsys.readouterr().out  # no run is judged by a column
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,8 +322,8 @@ def test_a_grader_is_named_where_one_is_asked_and_nowhere_else(tmp_path: Path) -
 
 
 def test_a_grader_in_memory(make_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
+    """What a tiny model writes is no grade, which is said with its reasons."""
     grader = (make_model(0, max_position_embeddings=2048), tiny_tokenizer)
-    made = tokendeep.calibrate(ROWS[:2], judge="rubric", grader=grader)
-    assert made.undecided == 2  # what a tiny model writes is no grade
-    assert made.grader is not None
-    assert set(made.reasons) <= {"unparsed", "grader-cut", "grader-empty"}
+    reasons = r"\(([12] (unparsed|grader-cut|grader-empty)(, )?)+\)"
+    with pytest.raises(InputError, match=f"rubric has scored none of 2 answers {reasons}, so nothing tells"):
+        tokendeep.calibrate(ROWS[:2], judge="rubric", grader=grader)

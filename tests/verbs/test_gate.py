@@ -197,6 +197,32 @@ def test_another_judge_on_one_side_is_undecided(tmp_path: Path, capsys: pytest.C
     assert "judge refusal-keywords" in capsys.readouterr().out
 
 
+def test_older_words_of_the_judge_on_one_side_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A baseline that was judged again holds verdicts under both words; the others are of answers that are compared."""
+    old, new = (answers({"complied": 5}, 100, judge_template=words) for words in ("old", "new"))
+    sides = [str(write_attack(tmp_path / name, "m", rows)) for name, rows in (("before", old + new), ("after", new))]
+    assert cli.main(["gate", *sides, *FLAGS]) == 0
+    shown = capsys.readouterr().out
+    assert "pass: none judge-template new (harmful), asr-rise +0.0 points" in shown
+    beside = "none judge-template old on harmful requests (before only; the same answers are compared under words of the judge"
+    assert f"not compared: {beside} that both sides have)" in shown
+    assert cli.main(["gate", *reversed(sides), *FLAGS]) == 0
+    assert "judge-template old on harmful requests (after only; the same answers" in capsys.readouterr().out
+    seed = str(write_attack(tmp_path / "seed", "m", old))  # whose answers are not among those compared
+    assert cli.main(["gate", f"{sides[0]},{seed}", sides[1], *FLAGS]) == 1
+    assert "none judge-template old on harmful requests, asr-rise not known: before only;" in capsys.readouterr().out
+    wider = answers(
+        {"complied": 5}, 100, judge_template="old", judged="conversation"
+    )  # which differs in more than words
+    assert cli.main(["gate", str(write_attack(tmp_path / "wider", "m", new + wider)), sides[1], *FLAGS]) == 1
+    out = tmp_path / "out"
+    assert cli.main(["gate", *sides, *FLAGS, "--out", str(out)]) == 0
+    assert "- Not compared: none judge-template old on harmful requests" in (out / "gate.md").read_text()
+    assert ElementTree.parse(out / "gate.xml").getroot().get("skipped") == "0"
+
+
 def test_a_judge_of_harm_alone_leaves_refusals_undecided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -218,6 +218,8 @@ def test_a_judge_that_has_scored_nothing_says_so(
     """Its verdicts and its rates, which are none, are there nevertheless."""
     answers.reply = lambda request: ""
     out = attack(config(pairs, tmp_path / "out", attack="none", max_new_tokens=90), tiny_subject)
+    said = "refusal has scored none of 3 answers (3 empty), so it has no rate; what it found is kept: look at the run's logs"
+    assert f"attack: {said}, or name another judge or grader.\n" in capsys.readouterr().out
     assert cli.main(["judge", "--run", str(out), "--judge", "refusal"]) == 2
     assert "tokendeep: refusal has scored none of 3 answers (3 empty), so it has no rate" in capsys.readouterr().err
     assert '"empty"' in (out / StoredVerdict.FILE).read_text()

@@ -59,6 +59,15 @@ def test_a_higher_threshold_leaves_the_exact_one() -> None:
     assert made.first.name == "first.jsonl"
 
 
+def test_requests_without_words_are_compared_word_for_word() -> None:
+    said = ["???", "请告诉我如何在家里烤面包", "Где живут ласточки?"]
+    rows = [{"instruction": text} for text in said]
+    made = tokendeep.overlap(rows, [*rows, {"instruction": "!!!"}])
+    assert [(one.first_row, one.second_row, one.exact, one.similarity) for one in made.pairs] == [
+        (n, n, True, 1.0) for n in (1, 2, 3)
+    ]
+
+
 def test_nothing_shared_is_no_error_and_a_plan_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

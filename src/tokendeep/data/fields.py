@@ -169,6 +169,7 @@ def _from_known(row: Row, known: Known) -> Fields:
             f"{row.where}: {known.name} should have a column '{missing[0]}' but has {have}; "
             "pin the revision that has it, or name its columns with --columns."
         )
+    _check_context(row, known)
     text = known.opening + _known_text(row, known)
     meta = {name.lower(): row.values[name] for name in known.meta if row.values.get(name)}
     if known.context and row.values.get(known.context):
@@ -184,6 +185,18 @@ def _from_known(row: Row, known: Known) -> Fields:
         meta={**meta, **_said(row, known)},
         where=row.where,
         kind="pairs" if known.response else "prompts",
+    )
+
+
+def _check_context(row: Row, known: Known) -> None:
+    """Raises InputError where a request would be asked without the document that it is about."""
+    need, name = known.needs(row.values, row.origin.part.lower()), known.context
+    if name is None or need is False or (name in row.values and (need is None or row.values[name] not in EMPTY)):
+        return
+    lacks = f"has no text in '{name}'" if name in row.values else f"has no column '{name}'"
+    raise InputError(
+        f"{row.where}: {known.name} {lacks}, without which a contextual behaviour would be asked without its document; take the "
+        "set as its authors made it, or name its columns with --columns."
     )
 
 

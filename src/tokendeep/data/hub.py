@@ -15,7 +15,13 @@ HUB_SOURCE = re.compile(
     r"hf:(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:]+))?(?::(?P<config>[^:]*))?(?::(?P<split>.+))?"
 )
 SPLITS = ("train", "test", "validation")
-
+LABELS = {  # where the answers of people lie that a set of requests does not hold
+    "JailbreakBench": "hf:jailbreakbench:judge_comparison:test",
+    "HarmBench": "text_behaviors_val_set.json of its authors",
+    "StrongREJECT": "labelbox.csv of its authors",
+    "XSTest": "xstest_v2_completions_MODEL.csv of its authors",
+}
+LABEL_CONFIGS = ("judge_comparison",)
 
 NAMES = {known.name.lower(): known for known in KNOWN if known.repo}
 
@@ -23,6 +29,23 @@ NAMES = {known.name.lower(): known for known in KNOWN if known.repo}
 def known_of(repo: str) -> Known | None:
     """The public set in a repository, or of a name without an owner."""
     return NAMES.get(repo.lower()) or next((known for known in KNOWN if known.repo == repo), None)
+
+
+def check_labels(spec: str, there: bool) -> None:
+    """Raises InputError for a public set of requests in the place of its labels; `there`: a file has its name."""
+    match = HUB_SOURCE.fullmatch(spec)
+    known = known_of(match["repo"]) if match else None if there else NAMES.get(spec.lower())
+    config = (match["config"] if match else None) or ""
+    if known is None or config in LABEL_CONFIGS or suffix_of(Path(config)) in SUFFIXES:
+        return
+    what = (
+        f"{spec} holds requests"
+        if match
+        else f"There is no file {spec}, and the public set of that name holds requests"
+    )
+    labels = LABELS.get(known.name)
+    way = f"the labels of {known.name} are {labels}" if labels else "give a file with labels of people"
+    raise InputError(f"{what}, which nobody has answered or labelled; {way}.")
 
 
 def hub_rows(spec: str) -> Iterator[Row]:

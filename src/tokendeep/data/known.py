@@ -50,12 +50,23 @@ def _xstest(values: Mapping[str, Any], part: str) -> bool | None:
     return said
 
 
+def _in_config(values: Mapping[str, Any], part: str) -> bool | None:
+    """The contextual behaviours of HarmBench on the hub."""
+    return part.startswith("contextual/")
+
+
+def _in_category(values: Mapping[str, Any], part: str) -> bool | None:
+    """The contextual behaviours of HarmBench in its authors' file, which has the column for all of them."""
+    return True if values.get("FunctionalCategory") == "contextual" else None
+
+
 @dataclass(frozen=True)
 class Known:
     """A public data set: which of its columns is what. Columns named nowhere here are an error but in a hub set.
 
     `layout` puts a non-empty `context` column together with the instruction, and `instead` takes the place of an empty
-    instruction. `target` columns (an affirmative opening to optimise towards, no answer) stay in `meta`. `says` tells
+    instruction. `needs` tells which rows must have their context; None is said of one that must have its column alone.
+    `target` columns (an affirmative opening to optimise towards, no answer) stay in `meta`. `says` tells
     which rows are harmless. `files` matches the names of its files where their columns alone do not tell the set.
     `common` are columns that others have too, so that the set says nothing where the user names columns. `revision` is
     the commit that is fetched where the user names none, and `get` how else the set is to be had.
@@ -67,6 +78,7 @@ class Known:
     response: str | None = None
     context: str | None = None
     layout: str = "{instruction}\n\n{context}"
+    needs: Says = lambda values, part: False
     opening: str = ""
     instead: str | None = None
     category: str | None = None
@@ -113,19 +125,19 @@ KNOWN = (
     HEX_PHI,
     ADVBENCH,
     Known("AdvBench", "goal", meta=("target",)),  # the authors' CSV
-    Known("HarmBench", "prompt", context="context", layout=BEHIND_CONTEXT, category="category",
+    Known("HarmBench", "prompt", context="context", layout=BEHIND_CONTEXT, needs=_in_config, category="category",
           repo="walledai/HarmBench", config="standard",
           counts={"standard/train": (200,), "contextual/train": (100,), "copyright/train": (100,)},
           get=f"{GITHUB}/centerforaisafety/HarmBench, data/behavior_datasets/harmbench_behaviors_text_all.csv"),
-    Known("HarmBench", "Behavior", context="ContextString", layout=BEHIND_CONTEXT, category="SemanticCategory",
-          meta=("FunctionalCategory", "BehaviorID"), ignored=("Tags",)),  # the authors' CSV
+    Known("HarmBench", "Behavior", context="ContextString", layout=BEHIND_CONTEXT, needs=_in_category,
+          category="SemanticCategory", meta=("FunctionalCategory", "BehaviorID"), ignored=("Tags",)),  # the authors' CSV
     Known("AdvBench", "Behavior", category="Category", ignored=("Tags", "ContextString", "BehaviorID")),  # HarmBench's copy
     Known("StrongREJECT", "prompt", category="category", repo="walledai/StrongREJECT", counts={"/train": (313,)},
           get=f"{GITHUB}/alexandrasouly/strongreject, strongreject_dataset/strongreject_dataset.csv"),
     Known("StrongREJECT", "forbidden_prompt", category="category", ignored=("source",)),  # the authors' CSV
     Known("JailbreakBench", "Goal", category="Category", meta=("Target",), ignored=("Behavior", "Source", "Index"),
           says=by_name("benign", "harmful"), repo="JailbreakBench/JBB-Behaviors", config="behaviors", split="harmful",
-          counts={"behaviors/harmful": (100,), "behaviors/benign": (100,)},
+          counts={"behaviors/harmful": (100,), "behaviors/benign": (100,), "judge_comparison/test": (300,)},
           revision="886acc352a31533ffbcf4ef22c744658688086fc"),
     Known("MaliciousInstruct", "prompt", repo="walledai/MaliciousInstruct", counts={"/train": (100,)},
           get=f"{GITHUB}/Princeton-SysML/Jailbreak_LLM, data/MaliciousInstruct.txt"),
@@ -137,7 +149,8 @@ KNOWN = (
           files=r"or-bench.*", repo="bench-llm/or-bench", config="or-bench-hard-1k",
           counts={"or-bench-hard-1k/train": (1319,)}),
     Known("SORRY-Bench", "turns", category="category", meta=("prompt_style",), ignored=("question_id",),
-          repo="sorry-bench/sorry-bench-202503", get="its authors give it to those who ask on that page"),
+          repo="sorry-bench/sorry-bench-202503", counts={"/train": (440, 9240)},  # without and with its 20 mutations
+          get="its authors give it to those who ask on that page"),
     Known("WildJailbreak", "adversarial", response="completion", instead="vanilla", category="data_type",
           ignored=("tactics",), says=by_label("data_type"), repo="allenai/wildjailbreak", config="train",
           tables={"train": "train/train.tsv", "eval": "eval/eval.tsv"}, get="it takes a login and consent on that page"),

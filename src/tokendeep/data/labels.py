@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from tokendeep.data.behaviours import FILE, Behaviour, read_behaviours
 from tokendeep.data.files import open_file, origin_of, suffix_of
+from tokendeep.data.hub import check_labels
 from tokendeep.data.row import Row, shown
 from tokendeep.data.sources import Source, named, read_rows
 from tokendeep.errors import InputError, did_you_mean
@@ -162,7 +163,7 @@ def read_labels(
         InputError: a file that cannot be read, a column that is not there, a label that is not 0 or 1, a file named twice,
             different sets, or behaviours that are not those of the labels.
     """
-    _check_sources(sources)
+    _check_sources(sources, named=(text, label, request) != (None, None, None))
     rows = [row for source in sources for row in _rows(source)]
     first = rows[0].values
     known = None if label else next((one for one in SETS if not one.lacks(first)), None)
@@ -226,10 +227,13 @@ def _labelled(
     return Labelled(behaviour.request, text, value, values, row.where, group, behaviour.context)
 
 
-def _check_sources(sources: Sequence[Source]) -> None:
-    """Raises InputError for no source, and for a file that would be counted twice."""
+def _check_sources(sources: Sequence[Source], named: bool) -> None:
+    """Raises InputError for no source, for requests where no column is `named`, and for a file that would be counted twice."""
     if not sources:
         raise InputError("No labels are given; name a file with --labels.")
+    for one in sources:
+        if isinstance(one, str | Path) and not named:
+            check_labels(str(one), os.path.exists(user_path(one)))
     files = [os.path.realpath(user_path(one)) for one in sources if isinstance(one, str | Path)]
     if twice := [file for file in files if files.count(file) > 1]:
         raise InputError(f"--labels names {twice[0]} twice, so that its rows would count twice; name it once.")
@@ -315,6 +319,8 @@ def _differs(row: Row, known: LabelSet) -> bool:
 def verdicts(rows: Sequence[Labelled], column: str, threshold: float | None = None) -> list[int | None]:
     """The verdicts that stand in a column; None where a cell is empty or holds other words than a verdict's.
 
+    -1 is None too, unless other values are below 0 as well: so the authors of HarmBench write that there is no verdict.
+
     Args:
         threshold: the least score that is a verdict of 1, where the column holds scores.
 
@@ -324,7 +330,12 @@ def verdicts(rows: Sequence[Labelled], column: str, threshold: float | None = No
     for row in rows:
         if column not in row.values:
             raise InputError(f"{row.where}: has no column {shown(column)}; {did_you_mean(column, row.values)}.")
-    made = [_verdict(row, column, threshold) for row in rows]
+    numbers = [_number(row, column) for row in rows]
+    failed = -1 if all(one is None or one == -1 or one >= 0 for one in numbers) else None  # which no scale holds then
+    made = [
+        None if number is not None and number == failed else _verdict(row, column, number, threshold)
+        for row, number in zip(rows, numbers, strict=True)
+    ]
     if not any(value is not None for value in made):
         raise InputError(
             f"The column {shown(column)} holds no verdict; one is 0, 1, true, false, yes, no, safe or unsafe."
@@ -332,18 +343,27 @@ def verdicts(rows: Sequence[Labelled], column: str, threshold: float | None = No
     return made
 
 
-def _verdict(row: Labelled, name: str, least: float | None) -> int | None:
-    word = str(row.values[name] if row.values[name] is not None else "").strip().lower()
+def _verdict(row: Labelled, name: str, number: float | None, least: float | None) -> int | None:
+    word = _word_of(row, name)
     if least is None and word in WORDS:
         return WORDS[word]
-    try:
-        score = float(word)
-    except ValueError:
-        return None
-    if score != score:  # NaN, which pandas writes where a cell is empty
+    if number is None:
         return None
     if least is None:
         raise InputError(
             f"{row.where}: {shown(name)} is a score and no verdict; say with --threshold from which on it counts."
         )
-    return int(score >= least)
+    return int(number >= least)
+
+
+def _number(row: Labelled, name: str) -> float | None:
+    """The number in a cell; None for any other, and for NaN, which pandas writes where a cell is empty."""
+    try:
+        number = float(_word_of(row, name))
+    except ValueError:
+        return None
+    return None if number != number else number
+
+
+def _word_of(row: Labelled, name: str) -> str:
+    return str(row.values[name] if row.values[name] is not None else "").strip().lower()

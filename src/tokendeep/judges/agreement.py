@@ -7,11 +7,14 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tokendeep import stats
 from tokendeep.records import Agreement, Estimate
 
+Beyond = Literal[
+    "below", "above"
+]  # where a rate lies that cannot be corrected: below the false positives, above the sensitivity
 UNKNOWN = Estimate(value=None, low=None, high=None)
 
 
@@ -118,14 +121,14 @@ def tells(of: Agreement) -> bool:
     return hit.value + clear.value - 1 > math.hypot(_below(hit), _below(clear))
 
 
-def corrected(rate: Estimate, of: Agreement) -> Corrected | None:
+def corrected(rate: Estimate, of: Agreement) -> Corrected | Beyond:
     """The share that people would call harmful where a judge's rate is `rate` (Rogan and Gladen, Am J Epidemiol 107:71, 1978).
 
     (rate + specificity - 1) / (sensitivity + specificity - 1), clipped to [0, 1]. The interval holds every share at which
     the rate may differ from what the judge would say of it by chance: the three intervals, of rate, sensitivity and
     specificity, are squared and added at each share (MOVER, Donner and Zou, Stat Methods Med Res 21:347, 2012, put to a
     test as in Fieller's theorem). So it holds the uncertainty of the labels as well as that of the run, and whatever made
-    the three wider. None where no share could give such a rate: the calibration does not fit the run.
+    the three wider. Where no share could give such a rate, the calibration does not fit the run, and it is said on which side.
 
     Raises:
         ValueError: not `tells(of)`, or a rate that is not known.
@@ -144,8 +147,10 @@ def corrected(rate: Estimate, of: Agreement) -> Corrected | None:
     def least(share: float) -> float:
         return surplus(share) - math.hypot(_below(rate), share * _above(hit), (1 - share) * _above(false))
 
-    if most(0) < 0 or least(1) > 0:
-        return None
+    if most(0) < 0:
+        return "below"
+    if least(1) > 0:
+        return "above"
     value = min(1.0, max(0.0, plain))
     return Corrected(value, min(value, _root(least)), max(value, _root(most)), value != plain)
 

@@ -109,7 +109,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class Alone:
-    """A condition that is not compared, and why; `heard`: one that is compared asks the same, under another judge."""
+    """A condition that is not compared, and why; `heard`: one that is compared has the same answers, under another judge or
+    other words of this one.
+    """
 
     requests: str
     name: str
@@ -124,7 +126,8 @@ def conditions(before: Sequence[Source], after: Sequence[Source]) -> tuple[list[
     """The conditions that both sides have, and those that only one has.
 
     Where both have an attack under one judge on one set of prompts each, these are taken together, also if they differ:
-    see `differences`. Where a side has several, each goes with its like.
+    see `differences`. Where a side has several, each goes with its like; verdicts under words of the judge that only one side
+    knows, such as older ones, are left out where the same answers are compared under words that both do.
 
     Raises:
         InputError: both have some, and none in common.
@@ -137,6 +140,7 @@ def conditions(before: Sequence[Source], after: Sequence[Source]) -> tuple[list[
         if len(one) == len(two) == 1:
             found.append(Condition(*key, next(iter(one.values())), next(iter(two.values()))))
             continue
+        shared = [which for which in one if which in two]
         for which, words in _told_apart([*one, *two]).items():
             role, attack, variant = key
             made = Condition(
@@ -145,7 +149,11 @@ def conditions(before: Sequence[Source], after: Sequence[Source]) -> tuple[list[
             if made.before and made.after:
                 found.append(made)
             else:
-                alone.append(Alone(role, str(made), f"{'before' if made.before else 'after'} only"))
+                side = one if made.before else two
+                heard = any(_same_answers(which, other, side) for other in shared)
+                why = f"{'before' if made.before else 'after'} only"
+                why += "; the same answers are compared under words of the judge that both sides have" if heard else ""
+                alone.append(Alone(role, str(made), why, heard))
     if not found and before and after:
         names = "; ".join(map(str, alone))
         raise InputError(f"The two sides have no attack in common: {names}; run the same attacks on both.")
@@ -199,6 +207,13 @@ def _grouped(side: Sequence[Source]) -> dict[Key, dict[str, list[Run]]]:
         for (key, which, _), samples in parts.items():
             groups[key][which].append(Run(source, samples))
     return groups
+
+
+def _same_answers(which: str, other: str, side: Mapping[str, Sequence[Run]]) -> bool:
+    """Whether two groups of a side differ in the words of the judge alone, and the second has the answers of the first."""
+    told = [{**json.loads(each), "judge-template": None} for each in (which, other)]
+    answers = [{(run.source.name, len(run.samples)) for run in side[each]} for each in (which, other)]
+    return told[0] == told[1] and answers[0] <= answers[1]
 
 
 def _key(role: str, sample: Sample) -> Key:

@@ -27,7 +27,7 @@ from tokendeep.records import Outcomes, Rate, Rates
 from tokendeep.runs import parts
 from tokendeep.types import Subject
 from tokendeep.verbs.common import Place, advanced, beside, ending, given, heading, loading, output
-from tokendeep.verbs.rated import describe
+from tokendeep.verbs.rated import describe, unscored
 
 if TYPE_CHECKING:
     from tokendeep.evals.running import Model
@@ -292,7 +292,10 @@ def learnt(count: int, rows: int) -> str:
 def _show(plan: AttackPlan, out: Path) -> None:
     """The rates of a finished run, and the way on: to pairs, where nothing was prefilled, and to a report."""
     options = plan.options
-    print(describe(Rate.load_all(out)))
+    rows = Rate.load_all(out)
+    print(describe(rows))
+    for sentence in unscored(rows):
+        print(f"attack: {sentence}")
     prefilled = any(one.needs == "pairs" for one in plan.attacks)
     same = given(options, ModelOptions, EngineOptions, DataOptions)
     pairs = ["pairs", "--model", options.model, *same, "--data", options.data, "--out", beside(out, "pairs")]

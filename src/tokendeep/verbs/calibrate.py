@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from tokendeep.runs import write_json
 from tokendeep.runs.files import user_path
 from tokendeep.types import Subject
 from tokendeep.verbs.common import Place, ending, heading, loading, output
+from tokendeep.verbs.rated import none_scored
 
 if TYPE_CHECKING:
     from tokendeep.evals.judging import Judging
@@ -188,7 +190,7 @@ def run(plan: CalibratePlan, *, show: bool = True) -> Path:
     What a grader has said is kept at once, and is not asked again when a run that was cut off goes on.
 
     Raises:
-        InputError: the grader cannot be reached.
+        InputError: the grader cannot be reached, or the judge has scored no answer.
     """
     from tokendeep.evals import judging
 
@@ -196,6 +198,7 @@ def run(plan: CalibratePlan, *, show: bool = True) -> Path:
     if not state.finished:
         rows, grader = plan.labels.rows, plan.grader
         said = _graded(plan, grader, state.out) if grader else verdicts(rows, options.judge, options.threshold)
+        check_scored(options.judge, said)
         made = calibration(plan.labels, options.judge, said, options.by, options.threshold, options.judged)
         if plan.asks:
             by = {"grader": judging.name_of(grader), "judge_template": plan.asks.by.template}
@@ -205,6 +208,13 @@ def run(plan: CalibratePlan, *, show: bool = True) -> Path:
     if show:
         _show(Calibration.load(state.out), state.out)
     return state.out
+
+
+def check_scored(judge: str, said: Sequence[Said]) -> None:
+    """Raises InputError where the judge has scored no answer."""
+    if all(one.value is None for one in said):
+        reasons = Counter(one.reason or "unscored" for one in said)
+        raise InputError(none_scored(judge, reasons, "so nothing tells how far it agrees with people; look at these"))
 
 
 def _graded(plan: CalibratePlan, grader: Model, out: Path) -> list[Said]:
@@ -232,10 +242,9 @@ def _show(made: Calibration, out: Path) -> None:
     if made.reasons:
         print(f"  undecided: {', '.join(f'{count} {reason}' for reason, count in sorted(made.reasons.items()))}")
     print(f"  {_words(made)}")
-    ending(
-        f"{out / CALIBRATION} (no text)",
-        ["report", "RUN-FOLDERS", "--calibration", out / CALIBRATION, "--out", "report.html"],
-    )
+    corrects = made.judge in JUDGES and agreement.tells(made)  # no run is judged by a column
+    report = ["report", "RUN-FOLDERS", "--calibration", out / CALIBRATION, "--out", "report.html"]
+    ending(f"{out / CALIBRATION} (no text)", *([report] if corrects else []))
 
 
 def _cells(one: Agreement) -> str:
@@ -254,6 +263,12 @@ def _number(value: float | None) -> str:
 def _words(made: Calibration) -> str:
     """What the figures mean for a rate of this judge."""
     yes, no = SIGNS[made.label]
+    unknown = [word for word, share in ((yes, made.sensitivity), (no, made.specificity)) if share.value is None]
+    if unknown:
+        return (
+            f"it has scored no answer that people call {unknown[0]}, so what it says of these cannot be told: its rates cannot "
+            "be corrected with these labels"
+        )
     if not agreement.tells(made):
         return f"the judge does not surely tell {yes} answers from others here: its rates cannot be corrected with these labels"
     missed, false = _number(1 - (made.sensitivity.value or 0)), _number(1 - (made.specificity.value or 0))

@@ -121,9 +121,10 @@ def run(plan: GatePlan, *, show: bool = True) -> int:
         runs.write_json(out / Compared.FILE, plan.compared.record().dump())
         runs.write_json(out / Gated.FILE, record.dump())
         runs.write_text(out / JUNIT, junit(record))
-        runs.write_text(out / SUMMARY, markdown(record, plan.compared.record()))
+        runs.write_text(out / SUMMARY, markdown(record, plan.compared.record(), _beside(plan)))
     if show:
         said = [f"{one.verdict}: {sentence(one)}" for one in record.checks]
+        said += [f"not compared: {one}" for one in _beside(plan)]
         print(plain.told([*said, *(f"not held to a limit, as allowed: {name}" for name in record.skipped)]))
         print(f"gate: {record.verdict}" + (", which passes" if record.passes and record.verdict != "pass" else ""))
     return 0 if record.passes else 1
@@ -150,6 +151,12 @@ def _checks(name: str, limit: float, plan: ComparePlan) -> Iterator[Check]:
 def _missing(name: str, plan: ComparePlan) -> list[Alone]:
     """What a limit is about and could not be compared."""
     return [one for one in plan.alone if one.requests in LIMITS[name][0] and not one.heard]
+
+
+def _beside(plan: GatePlan) -> list[Alone]:
+    """What a limit is about and was not compared, for the same answers were, under another judge or other words of it."""
+    requests = {one for name in _limits(plan.options) for one in LIMITS[name][0]}
+    return [one for one in plan.compared.alone if one.heard and one.requests in requests]
 
 
 def _unseen(name: str, limit: float, one: Alone) -> Check:
@@ -239,8 +246,8 @@ def junit(record: Gated) -> str:
     return ElementTree.tostring(suite, encoding="unicode") + "\n"
 
 
-def markdown(record: Gated, compared: Compared) -> str:
-    """The summary that a pull request shows."""
+def markdown(record: Gated, compared: Compared, beside: Sequence[Alone] = ()) -> str:
+    """The summary that a pull request shows; `beside` are conditions whose answers are compared in another one."""
     lets = "" if record.passes == (record.verdict == "pass") else " (passes)"
     lines = [
         f"# tokendeep gate: {record.verdict}{lets}",
@@ -253,6 +260,7 @@ def markdown(record: Gated, compared: Compared) -> str:
     said += compare.unknown(compared)
     said += [f"Parity of the engines: {compared.parity}."] if compared.parity else []
     said += [f"Not held to a limit, as allowed: {name}." for name in record.skipped]
+    said += [f"Not compared: {one}." for one in beside]
     said += [f"Allowed to differ: {name} ({one}; {two})." for name, (one, two) in compared.allowed.items()]
     lines += [f"- {plain.markdown(line)}" for line in said]
     return "\n".join(lines) + "\n"

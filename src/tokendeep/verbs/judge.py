@@ -6,7 +6,6 @@ What was found before stays: new rows of rates stand beside the old ones.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from tokendeep.models.options import ModelOptions
 from tokendeep.records import Manifest, Outcomes, Rate, Rates, StoredVerdict
 from tokendeep.runs.files import user_path
 from tokendeep.verbs.common import ending, heading, loading
-from tokendeep.verbs.rated import describe
+from tokendeep.verbs.rated import describe, unscored
 
 if TYPE_CHECKING:
     from tokendeep.evals.judging import Judging
@@ -169,17 +168,8 @@ def run(plan: JudgePlan, *, show: bool = True) -> Path:
 
 def check_scored(rows: Sequence[Rate]) -> None:
     """Raises InputError for a judge that has scored no answer."""
-    for judge in dict.fromkeys(row.judge for row in rows):
-        of = [row for row in rows if row.judge == judge and row.params.any_of is None]
-        if of and not any(row.n for row in of):
-            why = Counter[str]()
-            for row in of:
-                why.update(row.outcomes)
-            reasons = ", ".join(f"{count} {name}" for name, count in why.items())
-            raise InputError(
-                f"{judge} has scored none of {why.total()} answers ({reasons}), so it has no rate; what it found is kept: look "
-                "at the run's logs, or name another judge or grader."
-            )
+    for sentence in unscored(rows):
+        raise InputError(sentence)
 
 
 def recount(plan: JudgePlan) -> None:

@@ -1,12 +1,15 @@
 """Rates as tables for the terminal, for the verbs that judge answers."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from tokendeep import plain
 from tokendeep.attacks import ATTACKS
 from tokendeep.judges import of_harm
 from tokendeep.judges.base import UNGRADED
 from tokendeep.records import Rate, Rates
+
+SO = "so it has no rate; what it found is kept: look at the run's logs"
 
 
 def describe(rows: Rates) -> str:
@@ -24,6 +27,28 @@ def describe(rows: Rates) -> str:
     return "\n".join(
         (head if len(groups) > 1 else "") + _table(of) for head, of in zip(heads, groups.values(), strict=True)
     )
+
+
+def unscored(rows: Iterable[Rate]) -> list[str]:
+    """A sentence for each judge that has scored no answer, and so has no rate."""
+    answers: dict[str, list[Rate]] = {}
+    for row in rows:
+        if row.params.any_of is None:
+            answers.setdefault(row.judge, []).append(row)
+    return [none_scored(judge, _outcomes(of)) for judge, of in answers.items() if not any(row.n for row in of)]
+
+
+def none_scored(judge: str, reasons: Mapping[str, int], so: str = SO) -> str:
+    """What is to be said of a judge that has scored no answer, by the reasons of all of them."""
+    why = ", ".join(f"{count} {name}" for name, count in reasons.items())
+    return f"{judge} has scored none of {sum(reasons.values())} answers ({why}), {so}, or name another judge or grader."
+
+
+def _outcomes(rows: Iterable[Rate]) -> Counter[str]:
+    why = Counter[str]()
+    for row in rows:
+        why.update(row.outcomes)
+    return why
 
 
 def _table(rows: Sequence[Rate]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from tokendeep.errors import InputError
 from tokendeep.judges import agreement
-from tokendeep.judges.agreement import Corrected
+from tokendeep.judges.agreement import Beyond, Corrected
 from tokendeep.records import Calibration, Estimate, Rate
 from tokendeep.report import views
 from tokendeep.report.report import Report
@@ -23,7 +23,8 @@ UNKNOWN = "The calibration does not say what its judge saw; it is taken for what
 CLIPPED = "the plain formula gives a value beyond it"
 COLUMNS = ("labels", "judge", "model", "attack", "raw", "raw_low", "raw_high", "corrected", "corrected_low",
            "corrected_high", "clipped")  # fmt: skip
-Row = tuple[Series, Condition, Rate, Corrected | None]
+SIDES: dict[Beyond, str] = {"below": "below the judge's false positives", "above": "above the judge's sensitivity"}
+Row = tuple[Series, Condition, Rate, Corrected | Beyond | None]  # None: the judge saw other answers
 
 
 def build(report: Report) -> Section:
@@ -113,17 +114,18 @@ def _table(one: Calibration, rows: list[Row]) -> Table:
     )
 
 
-def _words(one: Calibration, rate: Rate, made: Corrected | None) -> str:
-    if made is None and not _alike(one, rate):
-        return f"none: here the judge saw {rate.params.judged}, in the calibration {one.judged}"
+def _words(one: Calibration, rate: Rate, made: Corrected | Beyond | None) -> str:
     if made is None:
-        side = "above the judge's sensitivity" if (rate.rate or 0) > 0.5 else "below the judge's false positives"
-        return f"none: the raw rate lies {side}, by more than chance: these answers are not like those labelled"
+        return f"none: here the judge saw {rate.params.judged}, in the calibration {one.judged}"
+    if not isinstance(made, Corrected):
+        return f"none: the raw rate lies {SIDES[made]}, by more than chance: these answers are not like those labelled"
     clipped = f"; {CLIPPED}" if made.clipped else ""
     return f"{percent(made.value)} {bracket(made.low, made.high)}{clipped}"
 
 
 def _line(one: Calibration, row: Row) -> list[Cell]:
     series, condition, rate, made = row
-    corrected: list[Cell] = [made.value, made.low, made.high, int(made.clipped)] if made else [None] * 4
+    corrected: list[Cell] = [None] * 4
+    if isinstance(made, Corrected):
+        corrected = [made.value, made.low, made.high, int(made.clipped)]
     return [one.labels, one.judge, series.name, condition_name(condition), rate.rate, rate.low, rate.high, *corrected]
