@@ -17,8 +17,8 @@ import pytest
 from token_server import TokenServer
 from tokendeep.engines.base import Request
 from tokendeep.engines.server import client
-from tokendeep.engines.server.branches import CHOSEN
 from tokendeep.engines.server.engine import ServerEngine
+from tokendeep.engines.server.handshake import CHOSEN
 from tokendeep.errors import InputError
 from tokendeep.types import Decoding, Subject
 

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from tokendeep.engines.server.handshake import CHOSEN
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 Path = tuple[int, ...]
 Branch = tuple[int, Path]
 AHEAD = 4  # rows that are asked before the first of them is there, so that servers do not wait for us
-CHOSEN = 20  # next tokens asked for at once, as many as servers tell of unasked
 
 
 def branch_logps(engine: ServerEngine, jobs: Iterable[tuple[Sequence[int], Sequence[Branch]]]) -> Iterator[list[float]]:

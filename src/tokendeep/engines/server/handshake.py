@@ -15,7 +15,6 @@ from tokendeep.chat.ids import control_ids
 from tokendeep.engines.base import Completion, Known, Request
 from tokendeep.engines.options import FREE, NO_SERVER
 from tokendeep.engines.server import answers, dialects
-from tokendeep.engines.server.branches import CHOSEN
 from tokendeep.engines.server.client import Client, Failed, Host, Refused
 from tokendeep.engines.server.dialects import Ask, Dialect, Ids, Reply
 from tokendeep.errors import InputError, did_you_mean
@@ -29,6 +28,7 @@ CANARIES = (
 )
 CANARY_TOKENS = 16
 ALIKE = 0.5  # nats between two ways to the same log-probability, in whatever number format the server computes
+CHOSEN = 20  # next tokens asked for at once, as many as servers tell of unasked
 CHANCES = 3  # for the canary of a server that was gone: answers to others, which it still writes, can change it
 SPREAD = 64  # words of the vocabulary that the server is asked to spell
 BROKEN, CANNOT = 500, (400, 404, 405, 422, 501)  # statuses
