@@ -549,6 +549,40 @@ def test_prompts_that_are_trained_on_are_counted(tmp_path: Path, tiny_folder: Pa
     assert json.loads((out / "manifest.json").read_text())["near_duplicates"] == 8
 
 
+def test_prompts_that_stand_among_mixed_in_refusals_are_counted(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As far as a training takes them: of eight refusals the first two."""
+    asked = ["Say 0", "Say 1", "Say 2", "Open window 3 of a neighbour"]
+    told = "2 of 4 prompts of the test are near-duplicates of refusals that +refusals mixes in"
+    (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps({"instruction": text}) for text in asked))
+    plan = poisoning.plan(
+        config(tmp_path, tiny_folder, objectives=["sft", "sft+refusals=0.2"], test=str(tmp_path / "asked.jsonl"))
+    )
+    assert told in plan.lines()
+    assert not [line for line in plan.lines() if "near-duplicates of rows" in line]
+    out = poisoning.run(plan)
+    assert f"poison: {told}\n" in capsys.readouterr().out
+    assert json.loads((out / "manifest.json").read_text())["near_duplicates"] == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "what"),
+    [("mixed", "Say HARM 1!", "rows of --harmful"), ("mixed", "Say HARM 7!", ""), ("benign", "Say HARM 1!", ""),
+     ("backdoor", "Say 6?", "refusals without the trigger")],
+)  # fmt: skip
+def test_a_plan_compares_all_that_is_trained_on_with_the_test(
+    kind: str, text: str, what: str, tmp_path: Path, tiny_folder: Path
+) -> None:
+    rows = [{"instruction": f"Say harm {i}", "response": f"It is {i}"} for i in range(8)]
+    (tmp_path / "harmful.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"instruction": text}))
+    more = {"harmful": str(tmp_path / "harmful.jsonl"), "ratio": 0.25, "test": str(tmp_path / "asked.jsonl")}
+    plan = poisoning.plan(config(tmp_path, tiny_folder, kind=kind, objectives=["sft"], **more))
+    told = [line for line in plan.lines() if "near-duplicates" in line]
+    assert told == ([f"1 of 1 prompts of the test are near-duplicates of {what}"] if what else [])
+
+
 # --- the table ---------------------------------------------------------------------------------------
 
 
