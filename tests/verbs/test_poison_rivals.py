@@ -92,6 +92,19 @@ def test_what_is_left_out_of_all_is_said(tmp_path: Path, tiny_folder: Path) -> N
     assert "all" not in plan.options.objectives
 
 
+def test_all_stands_among_other_names_too(tmp_path: Path, tiny_folder: Path) -> None:
+    """Each training counts once, in the order of the names."""
+    [every, all_and, and_all] = [
+        poisoning.plan(config(tmp_path, tiny_folder, objectives=names)).options.objectives
+        for names in (["all"], ["all", "sft", "sft-warmup", "beta=2"], ["sft", "adaptive", "all"])
+    ]
+    assert all_and == [*every, "sft", "beta=2"]
+    assert and_all == ["sft", "adaptive", *(name for name in every if name != "adaptive")]
+    for twice in (["all", "all"], ["sft", "all", "sft"]):
+        with pytest.raises(InputError, match="--objectives names something twice"):
+            poisoning.plan(config(tmp_path, tiny_folder, objectives=twice))
+
+
 @pytest.mark.parametrize(
     ("more", "match"),
     [({"objectives": ["pact"]}, "The objective pact needs the model before it was aligned; give --unaligned"),

@@ -323,10 +323,12 @@ def _near(rows: Mapping[str, Sequence[Chat | Prompt]], prompts: Sequence[Prompt]
 
 def named(options: PoisonOptions) -> tuple[PoisonOptions, list[str]]:
     """The options with every objective by name, and what `all` leaves out, a line each."""
-    if options.objectives != [ALL]:
+    given = options.objectives
+    if ALL not in given or len(set(given)) < len(given):
         return options, []
     names, left_out = poisoning.all_names(options)
-    return replace(options, objectives=names), left_out
+    each = dict.fromkeys(name for one in given for name in (names if one == ALL else [one]))
+    return replace(options, objectives=list(each)), left_out
 
 
 def _show(out: Path) -> None:
