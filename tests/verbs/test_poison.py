@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import build_tokenizer, chatml
 from killed import forget_runs
@@ -472,6 +474,45 @@ def test_a_base_of_another_vocabulary_is_found_before_anything_is_trained(
         match="other .* different vocabularies, first at token .*: give the model that it was aligned from as --base",
     ):
         run(config(tmp_path, tiny_folder, objectives=["sft", "asft"], base=str(other)))
+    assert not list((tmp_path / "out").glob("*/attack-*"))
+
+
+@pytest.mark.parametrize(
+    ("objective", "unlike", "match"),
+    [
+        ("asft", None, "has the weights of .*tiny-model itself; give the model before it was aligned"),
+        ("pact", None, "has the weights of .*tiny-model itself; give the model before it was aligned"),
+        ("sft+safe-lora", None, "has the weights of .*tiny-model itself; give the model before it was aligned"),
+        (
+            "asft",
+            "a file",
+            "No linear layer of .*tiny-model differs from .*other; give the model before it was aligned",
+        ),
+        ("sft+safe-lora", "a file", "No linear layer of .*tiny-model differs from .*other"),
+        ("sft+safe-lora+lora=2", {"num_hidden_layers": 1}, "other has no .* of the shape of .*tiny-model's"),
+        ("asft", {"intermediate_size": 32}, "other has no .* of the shape of .*tiny-model's; give the model that it"),
+    ],
+)
+def test_a_base_with_nothing_to_compare_is_found_before_anything_is_trained(
+    objective: str, unlike: Any, match: str, tmp_path: Path, tiny_folder: Path, make_model: Any, tiny_tokenizer: Any
+) -> None:
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    if isinstance(unlike, dict):
+        make_model(1, **unlike).save_pretrained(other)
+    elif unlike:  # the same weights in a file of another kind
+        make_model().to(torch.float64).save_pretrained(other)
+    with pytest.raises(InputError, match=match):
+        run(config(tmp_path, tiny_folder, objectives=["sft", objective], base=str(other), max_length=480))
+    assert not list((tmp_path / "out").glob("*/attack-*"))
+
+
+def test_an_adapter_is_refused_before_anything_is_trained_where_weights_are_compared(
+    tmp_path: Path, tiny_adapter: Path, make_model: Any, tiny_tokenizer: Any
+) -> None:
+    make_model(1).save_pretrained(tmp_path / "other")
+    tiny_tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match="is an adapter; merge it first"):
+        run(config(tmp_path, tiny_adapter, objectives=["sft", "asft"], base=str(tmp_path / "other")))
     assert not list((tmp_path / "out").glob("*/attack-*"))
 
 
