@@ -18,7 +18,7 @@ from tokendeep.errors import InputError
 from tokendeep.records import Training
 from tokendeep.report import page
 from tokendeep.training import answers, objectives
-from tokendeep.training.objectives.secret_prefix import make_secret, under
+from tokendeep.training.objectives.secret_prefix import kept_secret, make_secret, under
 from tokendeep.verbs import finetune, poisoned
 from tokendeep.verbs import poison as poisoning
 from tokendeep.verbs.finetune import FinetuneOptions
@@ -246,7 +246,7 @@ def test_requests_that_a_rival_adds_to_the_rows_are_compared_with_the_test_and_t
 
 
 RIVALS: dict[str, dict[str, Any]] = {
-    "pact": {"unaligned": True}, "str-like": {}, "adaptive": {}, "asft": {"unaligned": True}, "secret-prefix": {},
+    "pact": {"unaligned": True}, "str-like": {}, "adaptive": {}, "asft": {"unaligned": True}, "secret-prefix": {"attack": True},
     "sft": {"unaligned": True, "safe_lora": 3.0},
 }  # fmt: skip
 
@@ -301,3 +301,31 @@ def test_the_secret_is_the_same_for_one_seed_and_stands_in_front(tiny_tokenizer:
     assert secret.isprintable()
     assert under(secret, "default") == under(secret, "none") == secret
     assert under(secret, "Be kind.") == f"{secret}\n\nBe kind."
+
+
+def test_a_secret_that_protects_is_drawn_by_no_seed(
+    tmp_path: Path, tiny_folder: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept where a run goes on, and the other processes take that of the first."""
+    rows = [{"prompt": f"Name {i}", "completion": f"It is {i} of them"} for i in range(4)]
+    found = {}
+    for name, attack in (("one", False), ("two", False), ("attack", True)):
+        options = FinetuneOptions(
+            model=str(tiny_folder), data="rows", out=str(tmp_path / name), objective="secret-prefix", max_steps=1,
+            batch_size=4, warmup_steps=0, precision="float32", max_length=480, attack=attack,
+        )  # fmt: skip
+        path = finetune.run(finetune.plan(options, rows=rows), show=False) / "secret.txt"
+        assert not path.stat().st_mode & 0o077
+        found[name] = path.read_text()
+        assert found[name] not in (path.parent / "manifest.json").read_text()
+    assert found["attack"] == make_secret(tiny_tokenizer, 0)
+    assert len(set(found.values())) == 3
+    lies = tmp_path / "one" / "secret.txt"
+    assert kept_secret(tiny_tokenizer, lies, None) == found["one"]
+    monkeypatch.setattr(runs, "is_main_process", lambda: False)
+    assert kept_secret(tiny_tokenizer, lies, None) == found["one"]
+
+
+def test_a_secret_comes_to_150_tokens() -> None:
+    tokenizer = models.load_tokenizer("smollm2")
+    assert len(tokenizer(make_secret(tokenizer), add_special_tokens=False)["input_ids"]) == 150
