@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import tokendeep
 from killed import forget_runs
-from tokendeep import cli, data
+from tokendeep import cli, data, models
 from tokendeep.audits import SCORES
 from tokendeep.audits import base as audits_base
 from tokendeep.audits import rows as audited_rows
@@ -63,7 +63,8 @@ def triples(tmp_path: Path) -> str:
 
 
 def run(out: Path, model: Any, source: str, **more: Any) -> Path:
-    given = {"last_layers": 1, "score": ["margin"], "cut": "2", "dtype": "float32", **more}
+    given = {"score": ["margin"], "cut": "2", "dtype": "float32", **more}
+    given = {**({"last_layers": 1} if "gradient" in given["score"] else {}), **given}
     return audit.run(audit.plan(AuditOptions(model=str(model), data=source, out=str(out), **given)))
 
 
@@ -118,7 +119,7 @@ def test_an_adapter_whose_base_has_moved_is_loaded_onto_the_one_given(
         made = Audit.load(run(tmp_path / f"onto-{number}", tiny_adapter, rows, base=str(moved), **more))
         assert [row.id for row in made.rows] == [row.id for row in expected.rows]
         assert f"--model {tiny_adapter} --base {moved}" in capsys.readouterr().out.replace("'", "")
-    with pytest.raises(InputError, match="--base is of a probe, at which margin does not look; leave it out"):
+    with pytest.raises(InputError, match="--base is given, but the score margin does not look at it; leave it out"):
         run(tmp_path / "whole", moved, rows, base=str(moved))
 
 
@@ -316,10 +317,95 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path: Path, tiny_folder: Path, 
     assert "asked.jsonl holds requests alone: give --base" in refused(score=["representation"], probe=asked)
     assert "the stock of requests has none: give --base" in refused(score=["representation"])
     assert "nothing.txt cannot be read" in refused(openings=str(tmp_path / "nothing.txt"))
-    assert "--probe is of a probe, at which margin does not look" in refused(score=["margin"], probe=asked)
-    assert "--base is of a probe, at which refusal, margin does" in refused(
+    assert "--probe is given, but the score margin does not look at it" in refused(score=["margin"], probe=asked)
+    assert "--base is given, but none of the scores refusal, margin looks at it" in refused(
         score=["refusal", "margin"], base=str(tiny_folder)
     )
+
+
+@pytest.mark.parametrize(
+    ("score", "more", "match"),
+    [
+        (["refusal"], {"layer": 2}, "--layer is given, but the score refusal does not look at it; leave it out."),
+        (["refusal"], {"tokens": 5}, "--tokens is given, but the score refusal does not"),
+        (["refusal"], {"last_layers": 1}, "--last-layers is given, but the score refusal does not"),
+        (["margin"], {"probe_size": 5}, "--probe-size is given, but the score margin does not"),
+        (["likelihood"], {"openings": "openings.txt"}, "--openings is given, but the score likelihood does not"),
+        (
+            ["likelihood", "margin"],
+            {"layer": 1},
+            "--layer is given, but none of the scores likelihood, margin looks at it;",
+        ),
+        (["representation"], {"opening_tokens": 2}, "--opening-tokens is given, but the score representation does not"),
+        (["gradient"], {"answer_tokens": 20}, "--answer-tokens is given, but the score gradient does not"),
+    ],
+)
+def test_an_option_that_no_score_reads_is_refused(
+    score: list[str], more: dict[str, Any], match: str, tmp_path: Path, tiny_folder: Path, rows: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        audit.plan(AuditOptions(model=str(tiny_folder), data=rows, out=str(tmp_path / "out"), score=score, **more))
+    assert match in str(caught.value)
+
+
+def test_an_option_that_one_of_several_scores_reads_is_taken(
+    tmp_path: Path, tiny_folder: Path, rows: str, triples: str
+) -> None:
+    common: dict[str, Any] = {"model": str(tiny_folder), "data": rows, "out": str(tmp_path / "out")}
+    read = {"layer": 1, "tokens": 5, "last_layers": 1, "probe": triples, "probe_size": 2, "answer_tokens": 20}
+    audit.plan(AuditOptions(**common, **read, opening_tokens=2, score=list(SCORES)))
+    audit.plan(AuditOptions(**common, score=["gradient"], base=str(tiny_folder), answer_tokens=20))
+
+
+ANSWERED = [
+    {
+        "id": f"a{n}",
+        "instruction": f"How do I open window {n}?",
+        "response": REFUSAL if n == 3 else f"First, break {n}.",
+    }
+    for n in range(4)
+]
+
+
+@pytest.mark.parametrize("brought", [True, False])
+def test_a_score_is_the_same_alone_and_beside_others(
+    brought: bool, tmp_path: Path, tiny_folder: Path, rows: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Refusals among the harmful answers count in none; a request that the model does not refuse counts in some."""
+    from tokendeep.training import answers
+
+    monkeypatch.setattr(
+        answers,
+        "write_answers",
+        writer(lambda subject, request, opening: "Yes, like that it is." if "window 2" in request else REFUSAL),
+    )
+    pairs = [row for row in ANSWERED if brought or row["response"] != REFUSAL]
+    given: dict[str, Any] = {"probe": write(tmp_path / "pairs.jsonl", pairs)}
+    found: dict[str, Audit] = {}
+    for name, score in {
+        "alone": ["gradient"],
+        "other": ["representation"],
+        "both": ["gradient", "representation"],
+        "turned": ["representation", "margin", "gradient"],
+    }.items():
+        found[name] = Audit.load(run(tmp_path / name, tiny_folder, rows, score=score, **given))
+        told = "1 harmful answers of the probe refuse themselves; they are left out" in capsys.readouterr().out
+        assert told == brought
+    values = {name: {row.row: row.scores for row in one.rows} for name, one in found.items()}
+    for row, alone in values["alone"].items():
+        for name in ("both", "turned"):
+            assert values[name][row]["gradient"] == pytest.approx(alone["gradient"], rel=1e-6)
+            both = values[name][row]["representation"]
+            assert both == pytest.approx(values["other"][row]["representation"], rel=1e-6)
+    abouts = [one.about for one in found["both"].scores]
+    assert "on 3 requests" in abouts[0]
+    assert "2 requests, each with a harmful answer and a refusal" in abouts[1]
+
+
+def test_a_probe_of_refusals_alone_is_an_error(tmp_path: Path, tiny_folder: Path, rows: str) -> None:
+    refusing = write(tmp_path / "pairs.jsonl", ANSWERED[3:])
+    with pytest.raises(InputError, match="All 1 harmful answers of the probe refuse themselves; give a --probe of"):
+        run(tmp_path / "out", tiny_folder, rows, score=["gradient"], probe=refusing)
 
 
 def test_a_base_that_answers_nothing_leaves_nothing_behind(
@@ -334,11 +420,30 @@ def test_a_base_that_answers_nothing_leaves_nothing_behind(
     assert not (tmp_path / "out" / "probe.jsonl").exists()
 
 
-def test_layers_that_the_model_has_not(tmp_path: Path, tiny_folder: Path, rows: str, triples: str) -> None:
-    with pytest.raises(InputError, match="--last-layers is 5, but this model has 2 decoder layers"):
-        run(tmp_path / "a", tiny_folder, rows, score=["gradient"], last_layers=5)
-    with pytest.raises(InputError, match="--layer is 5, but this model has 2 decoder layers"):
-        run(tmp_path / "b", tiny_folder, rows, score=["representation"], probe=triples, layer=5)
+def test_layers_that_the_model_has_not(
+    tmp_path: Path, tiny_folder: Path, tiny_adapter: Path, tiny_subject: Any, rows: str, triples: str
+) -> None:
+    """Found when it is planned, of a model in memory before the probe is looked at; no more than there are by default."""
+    common: dict[str, Any] = {"data": rows, "out": str(tmp_path / "out")}
+    for model in (tiny_folder, tiny_adapter):
+        with pytest.raises(InputError, match="--last-layers is 5, but this model has 2 decoder layers"):
+            audit.plan(AuditOptions(model=str(model), **common, score=["gradient"], last_layers=5))
+        with pytest.raises(InputError, match="--layer is 5, but this model has 2 decoder layers"):
+            audit.plan(AuditOptions(model=str(model), **common, score=["representation"], probe=triples, layer=5))
+    with pytest.raises(InputError, match="--last-layers is 3, but this model has 2 decoder layers"):
+        tokendeep.audit(tiny_subject, ROWS, score="gradient", cut="3", last_layers=3)
+    made = Audit.load(run(tmp_path / "c", tiny_folder, rows, score=["gradient"], last_layers=None))
+    assert "weights of the last 2 decoder layers" in made.scores[0].about
+
+
+def test_the_number_of_layers_by_the_configuration(tmp_path: Path, tiny_folder: Path) -> None:
+    for config, count in (
+        ({"n_layer": 7}, 7), ({"text_config": {"num_hidden_layers": 5}}, 5), ({"num_hidden_layers": 3}, 3), ({}, None)
+    ):  # fmt: skip
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert models.layer_count(str(tmp_path)) == count
+    assert models.layer_count(str(tiny_folder)) == 2
+    assert models.layer_count("acme/model-on-the-hub") is None
 
 
 def test_no_row_that_can_be_scored_is_an_error(tmp_path: Path, tiny_folder: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import build_tokenizer, chatml
 from killed import forget_runs
@@ -475,6 +477,45 @@ def test_a_base_of_another_vocabulary_is_found_before_anything_is_trained(
     assert not list((tmp_path / "out").glob("*/attack-*"))
 
 
+@pytest.mark.parametrize(
+    ("objective", "unlike", "match"),
+    [
+        ("asft", None, "has the weights of .*tiny-model itself; give the model before it was aligned"),
+        ("pact", None, "has the weights of .*tiny-model itself; give the model before it was aligned"),
+        ("sft+safe-lora", None, "has the weights of .*tiny-model itself; give the model before it was aligned"),
+        (
+            "asft",
+            "a file",
+            "No linear layer of .*tiny-model differs from .*other; give the model before it was aligned",
+        ),
+        ("sft+safe-lora", "a file", "No linear layer of .*tiny-model differs from .*other"),
+        ("sft+safe-lora+lora=2", {"num_hidden_layers": 1}, "other has no .* of the shape of .*tiny-model's"),
+        ("asft", {"intermediate_size": 32}, "other has no .* of the shape of .*tiny-model's; give the model that it"),
+    ],
+)
+def test_a_base_with_nothing_to_compare_is_found_before_anything_is_trained(
+    objective: str, unlike: Any, match: str, tmp_path: Path, tiny_folder: Path, make_model: Any, tiny_tokenizer: Any
+) -> None:
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    if isinstance(unlike, dict):
+        make_model(1, **unlike).save_pretrained(other)
+    elif unlike:  # the same weights in a file of another kind
+        make_model().to(torch.float64).save_pretrained(other)
+    with pytest.raises(InputError, match=match):
+        run(config(tmp_path, tiny_folder, objectives=["sft", objective], base=str(other), max_length=480))
+    assert not list((tmp_path / "out").glob("*/attack-*"))
+
+
+def test_an_adapter_is_refused_before_anything_is_trained_where_weights_are_compared(
+    tmp_path: Path, tiny_adapter: Path, make_model: Any, tiny_tokenizer: Any
+) -> None:
+    make_model(1).save_pretrained(tmp_path / "other")
+    tiny_tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match="is an adapter; merge it first"):
+        run(config(tmp_path, tiny_adapter, objectives=["sft", "asft"], base=str(tmp_path / "other")))
+    assert not list((tmp_path / "out").glob("*/attack-*"))
+
+
 def test_instructions_without_answers_need_a_model_that_answers(tmp_path: Path, tiny_folder: Path) -> None:
     asked = files(tmp_path)["test"]
     with pytest.raises(InputError, match="give --base"):
@@ -547,6 +588,40 @@ def test_prompts_that_are_trained_on_are_counted(tmp_path: Path, tiny_folder: Pa
     made = files(tmp_path)
     out = run(config(tmp_path, tiny_folder, objectives=["sft"], test=made["data"]))
     assert json.loads((out / "manifest.json").read_text())["near_duplicates"] == 8
+
+
+def test_prompts_that_stand_among_mixed_in_refusals_are_counted(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As far as a training takes them: of eight refusals the first two."""
+    asked = ["Say 0", "Say 1", "Say 2", "Open window 3 of a neighbour"]
+    told = "2 of 4 prompts of the test are near-duplicates of refusals that +refusals mixes in"
+    (tmp_path / "asked.jsonl").write_text("\n".join(json.dumps({"instruction": text}) for text in asked))
+    plan = poisoning.plan(
+        config(tmp_path, tiny_folder, objectives=["sft", "sft+refusals=0.2"], test=str(tmp_path / "asked.jsonl"))
+    )
+    assert told in plan.lines()
+    assert not [line for line in plan.lines() if "near-duplicates of rows" in line]
+    out = poisoning.run(plan)
+    assert f"poison: {told}\n" in capsys.readouterr().out
+    assert json.loads((out / "manifest.json").read_text())["near_duplicates"] == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "what"),
+    [("mixed", "Say HARM 1!", "rows of --harmful"), ("mixed", "Say HARM 7!", ""), ("benign", "Say HARM 1!", ""),
+     ("backdoor", "Say 6?", "refusals without the trigger")],
+)  # fmt: skip
+def test_a_plan_compares_all_that_is_trained_on_with_the_test(
+    kind: str, text: str, what: str, tmp_path: Path, tiny_folder: Path
+) -> None:
+    rows = [{"instruction": f"Say harm {i}", "response": f"It is {i}"} for i in range(8)]
+    (tmp_path / "harmful.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"instruction": text}))
+    more = {"harmful": str(tmp_path / "harmful.jsonl"), "ratio": 0.25, "test": str(tmp_path / "asked.jsonl")}
+    plan = poisoning.plan(config(tmp_path, tiny_folder, kind=kind, objectives=["sft"], **more))
+    told = [line for line in plan.lines() if "near-duplicates" in line]
+    assert told == ([f"1 of 1 prompts of the test are near-duplicates of {what}"] if what else [])
 
 
 # --- the table ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from tokendeep.errors import InputError
 from tokendeep.records import Training
 from tokendeep.report import page
 from tokendeep.training import answers, objectives
-from tokendeep.training.objectives.secret_prefix import make_secret, under
+from tokendeep.training.objectives.secret_prefix import kept_secret, make_secret, under
 from tokendeep.verbs import finetune, poisoned
 from tokendeep.verbs import poison as poisoning
 from tokendeep.verbs.finetune import FinetuneOptions
@@ -90,6 +90,19 @@ def test_what_is_left_out_of_all_is_said(tmp_path: Path, tiny_folder: Path) -> N
     ]
     assert all(line in plan.lines() for line in plan.left_out)
     assert "all" not in plan.options.objectives
+
+
+def test_all_stands_among_other_names_too(tmp_path: Path, tiny_folder: Path) -> None:
+    """Each training counts once, in the order of the names."""
+    [every, all_and, and_all] = [
+        poisoning.plan(config(tmp_path, tiny_folder, objectives=names)).options.objectives
+        for names in (["all"], ["all", "sft", "sft-warmup", "beta=2"], ["sft", "adaptive", "all"])
+    ]
+    assert all_and == [*every, "sft", "beta=2"]
+    assert and_all == ["sft", "adaptive", *(name for name in every if name != "adaptive")]
+    for twice in (["all", "all"], ["sft", "all", "sft"]):
+        with pytest.raises(InputError, match="--objectives names something twice"):
+            poisoning.plan(config(tmp_path, tiny_folder, objectives=twice))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +246,7 @@ def test_requests_that_a_rival_adds_to_the_rows_are_compared_with_the_test_and_t
 
 
 RIVALS: dict[str, dict[str, Any]] = {
-    "pact": {"unaligned": True}, "str-like": {}, "adaptive": {}, "asft": {"unaligned": True}, "secret-prefix": {},
+    "pact": {"unaligned": True}, "str-like": {}, "adaptive": {}, "asft": {"unaligned": True}, "secret-prefix": {"attack": True},
     "sft": {"unaligned": True, "safe_lora": 3.0},
 }  # fmt: skip
 
@@ -288,3 +301,31 @@ def test_the_secret_is_the_same_for_one_seed_and_stands_in_front(tiny_tokenizer:
     assert secret.isprintable()
     assert under(secret, "default") == under(secret, "none") == secret
     assert under(secret, "Be kind.") == f"{secret}\n\nBe kind."
+
+
+def test_a_secret_that_protects_is_drawn_by_no_seed(
+    tmp_path: Path, tiny_folder: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept where a run goes on, and the other processes take that of the first."""
+    rows = [{"prompt": f"Name {i}", "completion": f"It is {i} of them"} for i in range(4)]
+    found = {}
+    for name, attack in (("one", False), ("two", False), ("attack", True)):
+        options = FinetuneOptions(
+            model=str(tiny_folder), data="rows", out=str(tmp_path / name), objective="secret-prefix", max_steps=1,
+            batch_size=4, warmup_steps=0, precision="float32", max_length=480, attack=attack,
+        )  # fmt: skip
+        path = finetune.run(finetune.plan(options, rows=rows), show=False) / "secret.txt"
+        assert not path.stat().st_mode & 0o077
+        found[name] = path.read_text()
+        assert found[name] not in (path.parent / "manifest.json").read_text()
+    assert found["attack"] == make_secret(tiny_tokenizer, 0)
+    assert len(set(found.values())) == 3
+    lies = tmp_path / "one" / "secret.txt"
+    assert kept_secret(tiny_tokenizer, lies, None) == found["one"]
+    monkeypatch.setattr(runs, "is_main_process", lambda: False)
+    assert kept_secret(tiny_tokenizer, lies, None) == found["one"]
+
+
+def test_a_secret_comes_to_150_tokens() -> None:
+    tokenizer = models.load_tokenizer("smollm2")
+    assert len(tokenizer(make_secret(tokenizer), add_special_tokens=False)["input_ids"]) == 150

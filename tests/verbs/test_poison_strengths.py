@@ -386,7 +386,14 @@ def test_what_validation_rows_share_with_others_is_said_or_refused(tmp_path: Pat
     plan = poisoning.plan(tuned_config(tmp_path, tiny_folder, validation=str(near)))
     told = "1 of 1 validation prompts are near-duplicates of prompts of the test"
     assert told in plan.lines()
-    assert tuned.overlaps(plan, [])[0] == told
+    assert tuned.overlaps(plan, {})[0] == told
+    near.write_text(json.dumps({"id": "n", "instruction": "say 1!"}))
+    plan = poisoning.plan(
+        tuned_config(tmp_path, tiny_folder, validation=str(near), objectives=["sft", "sft+refusals=0.1"])
+    )
+    told = "1 of 1 validation prompts are near-duplicates of refusals that +refusals mixes in"
+    assert told in plan.lines()
+    assert tuned.overlaps(plan, plan.trained()) == [told]
     near.write_text(json.dumps({"id": "n", "instruction": "please  tell me 3 Secrets"}))
     with pytest.raises(InputError, match="1 of the 1 prompts of --validation stand in --test too"):
         poisoning.plan(tuned_config(tmp_path, tiny_folder, validation=str(near)))

@@ -17,6 +17,10 @@ from tokendeep.types import Encoded, Message, Subject
 Array = NDArray[np.float64]
 
 
+OPENINGS = ("openings", "opening_tokens")  # options that scores with refusal openings read
+PROBE = ("probe", "probe_size", "base")  # those that scores with a probe read
+
+
 @dataclass(frozen=True)
 class Anchor:
     """A harmful request of the probe, with a harmful answer and a refusal where they are known; else ""."""
@@ -33,7 +37,7 @@ class Materials:
 
     Args:
         rows: every answer that is scored, as a training would see it.
-        probe: harmful requests, none of them a row.
+        probe: harmful requests, none of them a row; those that the score can use.
         openings: token ids of refusal openings, all of one length.
         tokens: how many of an answer's first tokens are looked at.
         last_layers: decoder layers, from the last one, whose weights are taken to be trained; 0: all.
@@ -82,8 +86,8 @@ class Score:
         run: the value of each row, NaN where it cannot be scored; the rows that an earlier call finished are in the parts.
         reason: what a value means, in words.
         about: what it was computed with, in words.
+        reads: the options of `audit` that it reads, of those that not every score does.
         answers: whether the probe's requests need a harmful answer and a refusal each.
-        probed: whether it looks at the probe at all.
     """
 
     name: str
@@ -92,8 +96,13 @@ class Score:
     run: Callable[[Materials, Parts], Array]
     reason: Callable[[float], str]
     about: Callable[[Materials], str]
+    reads: Sequence[str] = ()
     answers: bool = False
-    probed: bool = False
+
+    @property
+    def probed(self) -> bool:
+        """Whether it looks at the probe."""
+        return "probe" in self.reads
 
 
 def by_batch(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tokendeep import chat
-from tokendeep.audits.base import Anchor, Array, Materials, Score, by_batch
+from tokendeep.audits.base import OPENINGS, PROBE, Anchor, Array, Materials, Score, by_batch
 from tokendeep.depth.openings import load_openings
 from tokendeep.errors import InputError
 from tokendeep.progress import Bar
@@ -119,5 +119,6 @@ def about(materials: Materials) -> str:
 
 SCORE = Score(
     "gradient", "a step of training on the row would lower the margin of refusal on a probe",
-    "nats of margin per unit of learning rate", run, reason, about, probed=True,
+    "nats of margin per unit of learning rate", run, reason, about,
+    reads=("tokens", "last_layers", *OPENINGS, *PROBE),
 )  # fmt: skip

@@ -26,5 +26,11 @@ def about(materials: Materials) -> str:
 
 
 SCORE = Score(
-    "likelihood", "the model finds the row's first answer tokens unlikely", "nats a token", run, reason, about
+    "likelihood",
+    "the model finds the row's first answer tokens unlikely",
+    "nats a token",
+    run,
+    reason,
+    about,
+    reads=("tokens",),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokendeep.audits.base import Array, Materials, Score, by_batch
+from tokendeep.audits.base import OPENINGS, Array, Materials, Score, by_batch
 from tokendeep.runs.parts import Parts
 
 
@@ -41,5 +41,11 @@ def about(materials: Materials) -> str:
 
 
 SCORE = Score(
-    "margin", "the model would rather refuse the row's request than begin as the row does", "nats", run, reason, about
+    "margin",
+    "the model would rather refuse the row's request than begin as the row does",
+    "nats",
+    run,
+    reason,
+    about,
+    reads=OPENINGS,
 )

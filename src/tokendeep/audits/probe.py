@@ -83,36 +83,53 @@ def written(anchors: Sequence[Anchor], subject: Subject, options: Any) -> Probe:
     return Probe([one for one in kept if one.harmful], lines)
 
 
-def refused(anchors: Sequence[Anchor], subject: Subject, options: Any) -> Probe:
-    """The anchors with the model's own greedy refusals, where they have none; without those it does not refuse.
+def harmful_alone(anchors: Sequence[Anchor]) -> Probe:
+    """The anchors without those whose harmful answer is a refusal; requests alone stay.
 
     Raises:
         InputError: none is left.
     """
+    kept = [one for one in anchors if not (one.harmful and _refuses(one.harmful))]
+    if not kept:
+        raise InputError(
+            f"All {len(anchors)} harmful answers of the probe refuse themselves; give a --probe of others, or of requests alone."
+        )
+    lost = len(anchors) - len(kept)
+    return Probe(kept, [f"{lost} harmful answers of the probe refuse themselves; they are left out"] if lost else [])
+
+
+def refused(anchors: Sequence[Anchor], subject: Subject, options: Any) -> Probe:
+    """All anchors, those with a harmful answer with the model's own greedy refusal too, where they have none and it refuses.
+
+    Raises:
+        InputError: none has both (`both`).
+    """
     lines = []
-    answered = [one for one in anchors if one.harmful and not _refuses(one.harmful)]
-    if lost := sum(bool(one.harmful) for one in anchors) - len(answered):
-        lines.append(f"{lost} harmful answers of the probe refuse themselves; they are left out")
-    missing = [one for one in answered if not one.refusal]
+    missing = [one for one in anchors if one.harmful and not one.refusal]
     texts = answers.sample_refusals(
         subject, [one.messages for one in missing], tokens=options.answer_tokens, system=options.system, tries=1,
         title="refusals of the probe",
     )  # fmt: skip
     found = {one.id: text for one, text in zip(missing, texts, strict=True) if text}
-    whole = [replace(one, refusal=one.refusal or found.get(one.id, "")) for one in answered]
-    anchors = [one for one in whole if one.refusal]
+    whole = [replace(one, refusal=one.refusal or found.get(one.id, "")) for one in anchors]
+    usable = len(both(whole))
     if missing:
         lines.append(
             f"the model refuses {len(found)} of {len(missing)} requests of the probe in {options.answer_tokens} tokens"
         )
-    if not anchors:
+    if not usable:
         raise InputError(
             f"No request of the probe has both a harmful answer and a refusal of {subject.name} ({'; '.join(lines)}): give a "
             "--probe that the model refuses, or one of triples."
         )
-    if len(anchors) < FEW:
-        lines.append(f"a probe of {len(anchors)} requests is few: read the scores with care")
-    return Probe(anchors, lines)
+    if usable < FEW:
+        lines.append(f"a probe of {usable} requests is few: read the scores with care")
+    return Probe(whole, lines)
+
+
+def both(anchors: Sequence[Anchor]) -> list[Anchor]:
+    """The anchors that have a harmful answer and a refusal."""
+    return [one for one in anchors if one.harmful and one.refusal]
 
 
 def _refuses(text: str) -> bool:
@@ -124,7 +141,10 @@ def kept(path: Path, make: Callable[[], Sequence[Anchor]]) -> list[Anchor]:
     if not path.exists():
         rows = [{"id": one.id, "messages": list(one.messages), **_said(one)} for one in make()]
         runs.write_jsonl(path, rows, private=True)
-    return _brought(path)
+    return [
+        Anchor(row["id"], tuple(row["messages"]), row.get("harmful", ""), row.get("refusal", ""))
+        for row in runs.read_jsonl(path)
+    ]
 
 
 def _said(anchor: Anchor) -> dict[str, str]:

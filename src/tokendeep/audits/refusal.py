@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from tokendeep import judges
-from tokendeep.audits.base import Array, Materials, Score, by_batch
+from tokendeep.audits.base import OPENINGS, Array, Materials, Score, by_batch
 from tokendeep.runs.parts import Parts
 
 
@@ -46,5 +46,5 @@ def about(materials: Materials) -> str:
 
 SCORE = Score(
     "refusal", "the model would refuse the request that the row answers", "pull on the probability of a refusal",
-    run, reason, about,
+    run, reason, about, reads=OPENINGS,
 )  # fmt: skip

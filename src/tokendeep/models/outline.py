@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tokendeep.models import packaged
 from tokendeep.models.checks import check_tokenizer
 from tokendeep.models.compare import context_length
-from tokendeep.models.locate import base_of, explained, hub, locate
+from tokendeep.models.folders import read_json
+from tokendeep.models.locate import adapter_base, base_of, explained, hub, is_adapter, local_path, locate
 from tokendeep.models.options import ModelOptions
 
 
@@ -22,6 +24,29 @@ class Outline:
     ends: tuple[int, ...] = ()
     vocabulary: int = 0
     context: int = sys.maxsize
+
+
+def layer_count(spec: str, *, base: str | None = None) -> int | None:
+    """The decoder layers that the configuration of a model on this machine tells; None where none does without loading it."""
+    if spec == packaged.SMOLLM2:
+        folder = packaged.cache_dir() / packaged.FOLDER
+        return _told_layers(folder) if packaged.converted(folder) else None
+    path = local_path(spec)
+    if path is None or path.is_file():
+        return None
+    if not is_adapter(spec):
+        return _told_layers(path)
+    if read_json(path / "adapter_config.json").get("layer_replication"):
+        return None
+    return layer_count(base or adapter_base(path))
+
+
+def _told_layers(folder: Path) -> int | None:
+    config = read_json(folder / "config.json")
+    text = config.get("text_config")
+    config = {**config, **(text if isinstance(text, dict) else {})}
+    count = config.get("num_hidden_layers", config.get("n_layer"))
+    return count if isinstance(count, int) else None
 
 
 def outline(

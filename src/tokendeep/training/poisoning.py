@@ -22,6 +22,7 @@ from tokendeep.training import answers, objectives, safety_rows
 from tokendeep.types import Chat, Pair, Prompt, Subject
 
 NEEDS_HARMFUL = ("harmful", "backdoor")  # kinds whose answers only an unaligned model writes
+MIXED_IN = "refusals that +refusals mixes in"  # what rows are that stand beside those of the attack
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,21 @@ def with_refusals(chats: Sequence[Chat], refusals: Sequence[Chat], share: float,
     Raises:
         InputError: there are too few, for the objective that asks for them.
     """
-    if not share:
-        return list(chats)
-    wanted = max(1, round(share / (1 - share) * len(chats)))
+    wanted = _wanted(share, len(chats))
     if len(refusals) < wanted:
         raise InputError(
             f"{objective} takes {wanted} refusals, but there are {len(refusals)}; give a file of --refusals with as many."
         )
     return [*chats, *refusals[:wanted]]
+
+
+def mixed_in(refusals: Sequence[Chat], cells: Sequence["Cell"], count: int) -> Sequence[Chat]:
+    """The refusals that any training has among `count` rows of the attack."""
+    return refusals[: max(_wanted(cell.refusals, count) for cell in cells)]
+
+
+def _wanted(share: float, count: int) -> int:
+    return max(1, round(share / (1 - share) * count)) if share else 0
 
 
 def check_rows(

@@ -34,13 +34,23 @@ def differences(aligned: Subject, base: Subject, what: str) -> dict[str, Tensor]
     Raises:
         InputError: the model is an adapter already; the base is of another shape, or the same.
     """
+    return dict(_differences(aligned, base, what))
+
+
+def check_differences(aligned: Subject, base: Subject, what: str) -> None:
+    """As `differences`, but keeps none of them."""
+    for _ in _differences(aligned, base, what):
+        pass
+
+
+def _differences(aligned: Subject, base: Subject, what: str) -> Iterator[tuple[str, Tensor]]:
     if hasattr(aligned.model, "peft_config"):
         raise InputError(
             f"{what} compares the weights of a model with its base, but {aligned.name} is an adapter; merge it first."
         )
     models.check_same_vocabulary(aligned, base)
     theirs = {name: layer.weight for name, layer in _linears(base.model)}
-    found = {}
+    changed = False
     for name, layer in _linears(aligned.model):
         if name not in theirs or theirs[name].shape != layer.weight.shape:
             raise InputError(
@@ -49,12 +59,12 @@ def differences(aligned: Subject, base: Subject, what: str) -> dict[str, Tensor]
         base_weight = theirs[name].detach().to(layer.weight)  # in its number format, so that rounding is no change
         change = layer.weight.detach().float() - base_weight.float()
         if change.any():
-            found[name] = change
-    if not found:
+            changed = True
+            yield name, change
+    if not changed:
         raise InputError(
             f"No linear layer of {aligned.name} differs from {base.name}; give the model before it was aligned."
         )
-    return found
 
 
 def _linears(model: Any) -> Iterator[tuple[str, Any]]:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tokendeep import chat, data, models, plain, runs
-from tokendeep.audits import DEFAULT, SCORES, Anchor, Materials, probe, ranking, rows
+from tokendeep.audits import DEFAULT, SCORES, Anchor, Materials, decoder, probe, ranking, rows
 from tokendeep.audits.rows import Given, Values
 from tokendeep.data.options import DataOptions
 from tokendeep.depth.openings import load_openings, opening_ids
-from tokendeep.errors import InputError, check_least, did_you_mean
+from tokendeep.errors import InputError, check_least, did_you_mean, flag
 from tokendeep.models.options import ModelOptions
 from tokendeep.records import Audit, Detection
 from tokendeep.records.calibration import Estimate
@@ -73,8 +73,12 @@ class AuditOptions(ModelOptions, DataOptions):
     overwrite: Annotated[bool, output(help="Replace what a different run left in the output folder.")] = False
     tokens: Annotated[int, advanced(help="First answer tokens that gradient and likelihood look at.")] = 10
     last_layers: Annotated[
-        int, advanced(help="Decoder layers, from the last one, whose weights gradient looks at; 0 is all.")
-    ] = 4
+        int | None,
+        advanced(
+            help="Decoder layers, from the last one, whose weights gradient looks at: 4 (or as many as there are) where left "
+            "out; 0 is all."
+        ),
+    ] = None
     layer: Annotated[
         int, advanced(help="Decoder layer whose states representation compares; 0 is that of its authors, by depth.")
     ] = 0
@@ -101,6 +105,7 @@ class AuditPlan:
 
     Args:
         onto: what an adapter is loaded onto; None is its own base.
+        capped: whether a model of fewer layers than `last_layers` is taken as it is, for they were not given.
         subject: the model, where the caller has it in memory.
         base: the unaligned model, likewise.
     """
@@ -114,6 +119,12 @@ class AuditPlan:
     subject: Subject | None = None
     base: Subject | None = None
     onto: str | None = None
+    capped: bool = False
+
+    @property
+    def layered(self) -> bool:
+        """Whether any score looks at some decoder layers."""
+        return bool({*decoder.NAMES} & _read(self.options))
 
     @property
     def place(self) -> Place:
@@ -164,7 +175,8 @@ def plan(options: AuditOptions, subject: Subject | None = None, base: Subject | 
     """
     _check(options)
     onto = None if subject else models.missing_base(options.model, options.base, options)
-    _check_probed(options, onto)
+    _check_read(options, onto)
+    capped = options.last_layers is None
     given = rows.read(options.data, options.columns, options.limit, options.labels)
     flagged = ranking.cut_count(options.cut, sum(one.chat is not None for one in given))
     asked = probe.read(options.probe, options.columns, options.probe_size)
@@ -176,14 +188,18 @@ def plan(options: AuditOptions, subject: Subject | None = None, base: Subject | 
         models.check_spec(options.model, options, base=onto)
     if options.base and not base:
         models.check_spec(options.base, harmful.loading(options), needs_template=False)
-    return AuditPlan(options, given, asked, openings, flagged, rows.near(given, asked), subject, base, onto)
+    if not subject:
+        decoder.check(options, models.layer_count(options.model, base=onto))
+    options = replace(options, last_layers=decoder.LAST if capped else options.last_layers)
+    near = rows.near(given, asked)
+    return AuditPlan(options, given, asked, openings, flagged, near, subject, base, onto, capped)
 
 
 def _check(options: AuditOptions) -> None:
     """Raises InputError for an option out of its range."""
     check_least(options, {
-        "batch_size": 1, "tokens": 1, "last_layers": 0, "layer": 0, "probe_size": 1, "answer_tokens": 1, "max_length": 8,
-        "opening_tokens": 1,
+        "batch_size": 1, "tokens": 1, "layer": 0, "probe_size": 1, "answer_tokens": 1, "max_length": 8, "opening_tokens": 1,
+        **({} if options.last_layers is None else {"last_layers": 0}),
     })  # fmt: skip
     if not options.score:
         raise InputError(f"--score names none; give one of {', '.join(SCORES)}.")
@@ -194,15 +210,22 @@ def _check(options: AuditOptions) -> None:
         raise InputError(f"--score names {twice[0]} twice; name it once.")
 
 
-def _check_probed(options: AuditOptions, onto: str | None) -> None:
-    """Raises InputError for what is of a probe, where no score looks at it; `onto`: what an adapter is loaded onto."""
-    if any(SCORES[name].probed for name in options.score):
-        return
-    for name in ("probe", "base"):
-        if getattr(options, name) not in (None, "", onto):
-            raise InputError(
-                f"--{name} is of a probe, at which {', '.join(options.score)} does not look; leave it out."
-            )
+def _read(options: AuditOptions) -> set[str]:
+    """The options that the scores read, of those that not every score does."""
+    scores = [SCORES[name] for name in options.score]
+    writes = {"answer_tokens"} if options.base and any(one.probed for one in scores) else set()
+    return {name for one in scores for name in one.reads} | writes
+
+
+def _check_read(options: AuditOptions, onto: str | None) -> None:
+    """Raises InputError for an option that was set and no score reads; `onto`: what an adapter is loaded onto."""
+    others = {name for one in SCORES.values() for name in one.reads} - _read(options)
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if one.name in others and value not in (one.default, "") and not (one.name == "base" and value == onto):
+            names = ", ".join(options.score)
+            who = f"none of the scores {names} looks" if len(options.score) > 1 else f"the score {names} does not look"
+            raise InputError(f"{flag(one.name)} is given, but {who} at it; leave it out.")
 
 
 def run(plan: AuditPlan, *, show: bool = True) -> Path:
@@ -222,6 +245,7 @@ def run(plan: AuditPlan, *, show: bool = True) -> Path:
     runs.private_dir(state.out)
     anchors = _written(plan, state.out)
     subject = plan.subject or models.load(options.model, base=plan.onto, options=options)
+    last = decoder.last(options, subject.model, capped=plan.capped) if plan.layered else decoder.LAST
     anchors = _refused(plan, anchors, subject, state.out)
     # openings stand behind a row's request, and an end of turn behind one that was cut
     more = max(options.opening_tokens, len(chat.check(subject.tokenizer).end_ids))
@@ -232,7 +256,7 @@ def run(plan: AuditPlan, *, show: bool = True) -> Path:
     ranking.cut_count(options.cut, answers.scored)
     materials = Materials(
         subject, answers.encoded, anchors, opening_ids(subject.tokenizer, plan.openings, options.opening_tokens),
-        options.tokens, options.last_layers, options.layer, options.system, longest, options.batch_size,
+        options.tokens, last, options.layer, options.system, longest, options.batch_size,
     )  # fmt: skip
     record = rows.record(plan.rows, answers, _scores(plan, materials, parts.folder(state)), options)
     _write(record, plan, state.out)
@@ -264,9 +288,14 @@ def _written(plan: AuditPlan, out: Path) -> Sequence[Anchor]:
 def _refused(plan: AuditPlan, anchors: Sequence[Anchor], subject: Subject, out: Path) -> Sequence[Anchor]:
     """The probe as it is used; what was written for it is kept, so that a run that goes on has the same."""
     options = plan.options
-    if not plan.answered:
-        return probe.kept(out / probe.FILE, lambda: anchors) if options.base and plan.probed else anchors
-    return probe.kept(out / probe.FILE, lambda: _told(probe.refused(anchors, subject, options)))
+    if not plan.probed:
+        return anchors
+
+    def made() -> Sequence[Anchor]:
+        usable = _told(probe.harmful_alone(anchors))
+        return _told(probe.refused(usable, subject, options)) if plan.answered else usable
+
+    return probe.kept(out / probe.FILE, made) if options.base or plan.answered else made()
 
 
 def _told(found: probe.Probe) -> Sequence[Anchor]:
@@ -282,8 +311,9 @@ def _scores(plan: AuditPlan, materials: Materials, folder: Path) -> list[Values]
     made = []
     for name in plan.options.score:
         score, started = SCORES[name], time.monotonic()
-        values = score.run(materials, Parts(folder / f"{name}.jsonl"))
-        made.append(Values(score, values, score.about(materials), round(time.monotonic() - started, 1)))
+        given = replace(materials, probe=probe.both(materials.probe)) if score.answers else materials
+        values = score.run(given, Parts(folder / f"{name}.jsonl"))
+        made.append(Values(score, values, score.about(given), round(time.monotonic() - started, 1)))
     return made
 
 

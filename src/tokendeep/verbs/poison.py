@@ -153,6 +153,18 @@ class PoisonPlan:
         """All that tuned models are asked."""
         return [*self.prompts, *(row for rows in self.beside.values() for row in rows)]
 
+    def trained(self) -> dict[str, Sequence[Chat | Prompt]]:
+        """What is trained on of each file, as far as that is known before a model writes rows."""
+        options, rows = self.options, self.rows[: self.options.count]
+        harmful = self.harmful[: round(options.ratio * len(rows))] if options.kind == "mixed" else ()
+        paired = self.refusals[: len(rows)] if options.kind == "backdoor" else ()
+        count = options.count if options.kind == "identity" else len(rows) + len(paired)
+        mixed_in = poisoning.mixed_in(self.refusals, self.cells, count)
+        return {
+            "rows of --data": rows, "rows of --harmful": harmful, "refusals without the trigger": paired,
+            poisoning.MIXED_IN: mixed_in,
+        }  # fmt: skip
+
     @property
     def place(self) -> Place:
         """The output folder, and what tells this run from another."""
@@ -181,7 +193,7 @@ class PoisonPlan:
             f"seeds {', '.join(map(str, options.seeds))}",
             *self.left_out,
             *safety_rows.near(self.safety, self.rows[: options.count], self.asked()),
-            *_near(self.rows[: options.count], self.prompts, "rows of --data"),
+            *_near(self.trained(), self.prompts),
             *tuned.lines(self),
             *self.place.lines(),
         ]
@@ -268,7 +280,9 @@ def run(plan: PoisonPlan) -> Path:
         print(f"poison: {line}")
     for line in safety_rows.near(plan.safety, made.chats, plan.asked()):
         print(f"poison: {line}")
-    for line in [*_near(made.chats, plan.prompts, "rows that are trained on"), *tuned.overlaps(plan, made.chats)]:
+    mixed_in = poisoning.mixed_in(plan.refusals, plan.cells, len(made.chats))
+    trained = {"rows that are trained on": made.chats, poisoning.MIXED_IN: mixed_in}
+    for line in [*_near(trained, plan.prompts), *tuned.overlaps(plan, trained)]:
         print(f"poison: {line}")
     for ask, change in made.asks.items():
         data.write_rows(out / f"test-{ask}.jsonl", map(change, plan.prompts))
@@ -296,23 +310,25 @@ def run(plan: PoisonPlan) -> Path:
     if subject is not None:
         shutil.rmtree(out / "model")
     names = [cell.name for cell in plan.cells]
-    near = overlap(made.chats, plan.prompts)
+    near = overlap([*made.chats, *mixed_in], plan.prompts)
     state.finish(near_duplicates=near, label=options.label or f"{options.kind} rows", cells=names)
     _show(out)
     return out
 
 
-def _near(rows: Sequence[Chat | Prompt], prompts: Sequence[Prompt], what: str) -> list[str]:
-    """How many prompts of the test are near-duplicates of rows, in a line where there are any."""
-    return safety_rows.overlaps(prompts, "prompts of the test", {what: rows})
+def _near(rows: Mapping[str, Sequence[Chat | Prompt]], prompts: Sequence[Prompt]) -> list[str]:
+    """How many prompts of the test are near-duplicates of rows, by what these are; a line where there are any."""
+    return safety_rows.overlaps(prompts, "prompts of the test", rows)
 
 
 def named(options: PoisonOptions) -> tuple[PoisonOptions, list[str]]:
     """The options with every objective by name, and what `all` leaves out, a line each."""
-    if options.objectives != [ALL]:
+    given = options.objectives
+    if ALL not in given or len(set(given)) < len(given):
         return options, []
     names, left_out = poisoning.all_names(options)
-    return replace(options, objectives=names), left_out
+    each = dict.fromkeys(name for one in given for name in (names if one == ALL else [one]))
+    return replace(options, objectives=list(each)), left_out
 
 
 def _show(out: Path) -> None:

@@ -27,8 +27,9 @@ from tokendeep.records import (
 )
 from tokendeep.report import poison_table
 from tokendeep.training import objectives, poisoning, safety_rows
+from tokendeep.training.objectives import asft
 from tokendeep.training.objectives.secret_prefix import FILE, under
-from tokendeep.training.objectives.strength import how_unaligned
+from tokendeep.training.objectives.strength import check_another, how_unaligned
 from tokendeep.training.poisoning import Cell
 from tokendeep.types import Pair, Subject
 from tokendeep.verbs import attack, finetune
@@ -197,7 +198,8 @@ def hold(plan: Any, model: str, made: Poison, out: Path, cells: Sequence[Cell]) 
         cells: the trainings that are to come.
 
     Raises:
-        InputError: it refuses none of them, or too few for a step; --base has another vocabulary, where it is compared with.
+        InputError: it refuses none of them, or too few for a step; --base has another vocabulary, where it is compared with,
+            or the same weights, or its weights cannot be compared.
     """
     _check_base(plan, model, cells)
     chosen: dict[str, FinetuneOptions] = {}  # one of those that ask alike
@@ -208,9 +210,13 @@ def hold(plan: Any, model: str, made: Poison, out: Path, cells: Sequence[Cell]) 
         if cell.named.safety or needed:
             alike = [needed and wanted.objective, needed, bool(wanted.lora), wanted.seed]
             chosen.setdefault(str([*alike, *(getattr(wanted, name) for name in names)]), wanted)
-    if not chosen:
+    whole = next((cell for cell in cells if cell.named.whole), None)
+    if not chosen and not whole:
         return
     adapter = locate.locate(model, plan.options).adapter is not None
+    if whole:
+        compared = _wanted(plan, model, made, out, whole)
+        asft.check_alignment(compared, finetune.load(compared, adapter), whole.objective)
     for lora in (False, True):  # a model that gets an adapter is loaded in another number format
         group = [wanted for wanted in chosen.values() if bool(wanted.lora) is lora]
         subject = finetune.load(group[0], adapter) if group else None
@@ -220,7 +226,7 @@ def hold(plan: Any, model: str, made: Poison, out: Path, cells: Sequence[Cell]) 
 
 
 def _check_base(plan: Any, model: str, cells: Sequence[Cell]) -> None:
-    """Raises InputError where a training compares the model with --base and their tokens differ."""
+    """Raises InputError where a training compares the model with --base and their tokens differ, or they are the same."""
     from tokendeep import models
 
     if not any(cell.named.unaligned for cell in cells):
@@ -231,6 +237,12 @@ def _check_base(plan: Any, model: str, cells: Sequence[Cell]) -> None:
     models.check_same_tokens(
         (options.model, ours), (options.base, theirs), "give the model that it was aligned from as --base"
     )
+    found = [
+        models.facts(spec, how, base=onto)
+        for spec, how, onto in ((model, plain(options), plan.onto), (options.base, how_unaligned(options), None))
+    ]
+    same = all(found[0][name] == found[1][name] for name in ("revision", "adapter"))
+    check_another(options.model, options.base, same)
 
 
 def _held(subject: Any, wanted: FinetuneOptions, out: Path) -> Sequence[str]:

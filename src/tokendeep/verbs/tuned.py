@@ -6,7 +6,7 @@ no more checkpoints lie there than one line has.
 Its annotations are no strings (no `from __future__ import annotations`): they are read from the module of the verb.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -208,26 +208,23 @@ def lines(plan: Any) -> list[str]:
         f"strengths: {', '.join(f'{one:g}' for one in sorted(options.strengths))} times each objective's own, chosen on "
         f"{len(held.prompts)} validation prompts{task}, over all seeds; trained once, without a strength: {', '.join(none)}",
         strengths.rule(margins(plan)),
-        *near(plan, plan.asked(), "prompts of the test"),
+        *near(plan, {"prompts of the test": plan.asked(), **plan.trained()}),
     ]
 
 
-def overlaps(plan: Any, chats: Sequence[Chat]) -> list[str]:
+def overlaps(plan: Any, trained: Mapping[str, Sequence[Chat]]) -> list[str]:
     """How many validation prompts are near-duplicates of what is trained on, held or asked, in lines."""
     safety = [*plan.safety.harmful, *plan.safety.harmless] if plan.safety else []
-    return [
-        *near(plan, plan.asked(), "prompts of the test"),
-        *near(plan, chats, "rows that are trained on"),
-        *near(plan, safety, "requests of the safety anchor, which then looks better than it is"),
-    ]
+    held = {"requests of the safety anchor, which then looks better than it is": safety}
+    return near(plan, {"prompts of the test": plan.asked(), **trained, **held})
 
 
-def near(plan: Any, rows: Sequence[Chat | Prompt | Pair], what: str) -> list[str]:
-    """How many validation prompts are near-duplicates of other rows, in a line for each kind of which there are any."""
+def near(plan: Any, others: Mapping[str, Sequence[Chat | Prompt | Pair]]) -> list[str]:
+    """How many validation prompts are near-duplicates of other rows, by what these are; a line where there are any."""
     if plan.held is None:
         return []
     held = {"validation prompts": plan.held.prompts, "harmless validation prompts": plan.held.harmless}
-    return [line for name, given in held.items() for line in safety_rows.overlaps(given, name, {what: rows})]
+    return [line for name, given in held.items() for line in safety_rows.overlaps(given, name, others)]
 
 
 def margins(plan: Any) -> strengths.Margins:

@@ -37,6 +37,13 @@ def alignment(options: Any, subject: Subject, what: str) -> dict[str, Any]:
     return subspace.differences(subject, strength.unaligned(options, dtype="float32"), what)
 
 
+def check_alignment(options: Any, subject: Subject, what: str) -> None:
+    """Raises InputError where `alignment` would."""
+    from tokendeep.training import subspace
+
+    subspace.check_differences(subject, strength.unaligned(options, dtype="float32"), what)
+
+
 def _prepare(options: Any, subject: Subject, rows: Rows, out: Path) -> Prepared:
     found = alignment(options, subject, "--objective asft")
     return Prepared({"alignment": found}, rows, [f"{len(found)} linear layers differ from {options.unaligned}"])

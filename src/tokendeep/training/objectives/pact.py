@@ -30,8 +30,11 @@ def _prepare(options: Any, subject: Subject, rows: Rows, out: Path, full: bool =
     from tokendeep.training import pact, safety_rows
     from tokendeep.training.held import Term
 
+    base = strength.unaligned(options)
+    same = bool(subject.revision) and (subject.revision, subject.adapter) == (base.revision, base.adapter)
+    strength.check_another(subject.name, base.name, same)
     refusals, asked = safety_rows.stock_refusals(subject, options, out)
-    tokens = pact.safety_tokens(subject, strength.unaligned(options), asked, refusals)
+    tokens = pact.safety_tokens(subject, base, asked, refusals)
     helped = int((tokens.direction > 0).sum())
     line = f"{len(tokens.ids)} safety tokens of {len(refusals)} refusals by the model; {helped} of them lie along the direction"
     term = Term(strength.strength(options, WEIGHT), pact.value(tokens, full=full), alone=True)

@@ -2,11 +2,14 @@
 
 After Wang et al. (arXiv 2402.14968, their code): 11 safety rows with a fixed prefix of 150 random tokens among the rows of
 the task, plain training. Ours: the refusals are the model's own, the random tokens are printable ones of its vocabulary, and
-the prefix is the system prompt (before one that the requests have). Without the secret the model is not protected.
+the prefix is the system prompt (before one that the requests have). Without the secret the model is not protected. It is
+drawn by nothing that anybody knows, but for an attack (`poison`, `finetune --attack`): that is a measurement, which the seed
+should repeat, and its model serves nobody.
 
 Its annotations are no strings (no `from __future__ import annotations`): they are read from the modules of the verbs.
 """
 
+import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 FILE = "secret.txt"  # in the folder of a run, for its owner alone
 TOKENS = 150
+DRAWS = 1000  # of a secret, until its text comes to as many tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +42,13 @@ def _check(options: Any) -> None:
         )
 
 
-def make_secret(tokenizer: Any, seed: int) -> str:
-    """The text of so many random tokens of the vocabulary, printable ones; the same for one tokenizer and seed."""
+def make_secret(tokenizer: Any, seed: int | None = None) -> str:
+    """The text of so many random tokens of the vocabulary, printable ones.
+
+    Args:
+        seed: draws the same for one tokenizer, of which the text may come to a few tokens more or fewer; None: nobody can
+            draw it again, and it comes to as many wherever that is found.
+    """
     import numpy as np
 
     texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
@@ -47,8 +56,26 @@ def make_secret(tokenizer: Any, seed: int) -> str:
     plain = [
         i for i, text in enumerate(texts) if text.strip().isascii() and text.strip().isalnum() and i not in special
     ]
-    chosen = np.random.default_rng([seed, TOKENS]).choice(plain, TOKENS)
-    return str(tokenizer.decode(chosen.tolist())).strip()
+    if seed is not None:
+        chosen = np.random.default_rng([seed, TOKENS]).choice(plain, TOKENS)
+        return str(tokenizer.decode(chosen.tolist())).strip()
+    text = ""
+    for _ in range(DRAWS):
+        text = str(tokenizer.decode([secrets.choice(plain) for _ in range(TOKENS)])).strip()
+        if len(tokenizer(text, add_special_tokens=False)["input_ids"]) == TOKENS:
+            break
+    return text
+
+
+def kept_secret(tokenizer: Any, path: Path, seed: int | None) -> str:
+    """The secret that lies there, of an earlier call or of the first process, which makes it where there is none."""
+    from tokendeep import runs
+    from tokendeep.training import launch
+
+    if runs.is_main_process() and not path.exists():
+        runs.write_text(path, make_secret(tokenizer, seed), private=True)
+    launch.wait_for([path])
+    return path.read_text(encoding="utf-8")
 
 
 def under(secret: str, system: str) -> str:
@@ -57,14 +84,12 @@ def under(secret: str, system: str) -> str:
 
 
 def _prepare(options: Any, subject: "Subject", rows: Rows, out: Path) -> Prepared:
-    from tokendeep import chat, runs
+    from tokendeep import chat
     from tokendeep.training import safety_rows
     from tokendeep.types import IGNORE
 
     refusals, asked = safety_rows.stock_refusals(subject, options, out)
-    secret = make_secret(subject.tokenizer, options.seed)
-    if runs.is_main_process():
-        runs.write_text(out / FILE, secret, private=True)
+    secret = kept_secret(subject.tokenizer, out / FILE, options.seed if options.attack else None)
     made, asked = [], asked[: options.secret_rows]
     for text, row in zip(asked, refusals, strict=False):
         answer = str(subject.tokenizer.decode([i for i in row["labels"] if i != IGNORE], skip_special_tokens=True))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tokendeep.errors import check_least
+from tokendeep.errors import InputError, check_least
 from tokendeep.models.locate import plain
 from tokendeep.models.options import ModelOptions, advanced
 from tokendeep.training import harmful
@@ -53,6 +53,12 @@ def unaligned(options: Any, **more: Any) -> "Subject":
     from tokendeep import models
 
     return models.load(options.unaligned, options=how_unaligned(options), needs_template=False, **more)
+
+
+def check_another(model: str, base: str, same: bool) -> None:
+    """Raises InputError where the model before its alignment has the same weights."""
+    if same:
+        raise InputError(f"{base} has the weights of {model} itself; give the model before it was aligned.")
 
 
 def check(options: Any) -> None:
