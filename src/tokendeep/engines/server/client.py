@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import itertools
 import logging
-import os
-import socket
-import ssl
 import threading
 import time
 from collections import deque
@@ -24,25 +22,16 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from tokendeep.engines.options import ANSWER, NO_SERVER, key
+from tokendeep.engines.server import failures
+from tokendeep.engines.server.failures import AGAIN, CONNECT, GONE, Failed, Refused
 from tokendeep.errors import InputError
 
 WAIT, LONGEST_WAIT = 3.0, 120.0  # seconds before a server that failed is asked again; doubled each time
-CONNECT = 15.0  # seconds for a connection
 IDLE = 4.0  # seconds a connection is kept unused: below the 5 of most servers, so that none is closed under a request
-AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-GONE = frozenset({502, 503})  # said by what stands before a server that is not there
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 SILENCE = 60.0  # seconds between two notes that a server is waited for
 
 log = logging.getLogger(__name__)
-
-
-class Refused(InputError):
-    """A server says no: asking again would not help. `said` is its own sentence, which can quote what was asked."""
-
-    def __init__(self, sentence: str, status: int = 0, said: str = "") -> None:
-        super().__init__(sentence)
-        self.status, self.said = status, said
 
 
 @dataclass(eq=False)
@@ -70,7 +59,7 @@ class Host:
         if now < self.resting:
             return
         self.failures += 1
-        pause = min(LONGEST_WAIT, max(wait or 0.0, WAIT * 2 ** (self.failures - 1)))
+        pause = max(wait or 0.0, min(LONGEST_WAIT, WAIT * 2 ** (self.failures - 1)))
         self.resting = now + pause
         if now - self.told > SILENCE:
             self.told = now
@@ -146,6 +135,11 @@ class Client:
         """The answer of this very server: JSON. Raises InputError where there is none."""
         return self._wait(self.fetch(host, "POST", address, body))
 
+    @property
+    def begun(self) -> bool:
+        """Whether the servers are known, so that something may have been answered."""
+        return self.meet is not None
+
     def close(self) -> None:
         """Break off; unfinished calls get a RuntimeError. Calling it again does nothing."""
         with self._lock:
@@ -216,8 +210,8 @@ class Client:
         except Failed as failed:
             call.tries += 1
             host.lost = failed.why if failed.lost else host.lost
-            if call.tries > self.max_retries:
-                call.finish(None, InputError(f"{failed.why}{_tries(call.tries)}: {REMEDY}."))
+            if call.tries > self.max_retries or failed.late:
+                call.finish(None, InputError(failed.sentence(call.tries, True)))
                 return
             if not (failed.stale and call.tries == 1):
                 host.fail(failed.why, failed.wait)
@@ -230,12 +224,13 @@ class Client:
 
     async def fetch(self, host: Host, method: str, address: str, body: Mapping[str, Any] | None = None) -> Any:
         """What a server says; it is asked again and again where it is there but busy. Raises InputError where it says nothing."""
-        for tries in range(self.max_retries + 1):
+        for tries in itertools.count(1):
             try:
                 return await self._fetch(host, method, address, body)
             except Failed as failed:
-                if not (failed.status or failed.stale) or tries == self.max_retries:
-                    raise
+                there = failed.status or failed.stale
+                if not there or failed.late or tries > self.max_retries:
+                    raise failed.ended(tries, self.begun) from None
                 host.fail(failed.why, failed.wait)
                 await asyncio.sleep(host.resting - time.monotonic())
         return None
@@ -263,9 +258,9 @@ class Client:
                     return await response.json(content_type=None)
                 text = await response.text(errors="replace")
         except aiohttp.ClientSSLError as error:
-            raise Refused(_tls(host, error)) from None
+            raise Refused(failures.tls(host, error)) from None
         except aiohttp.ServerDisconnectedError:
-            await _check_scheme(host)
+            await failures.check_scheme(host)
             raise Failed(f"{host.url} closed the connection", stale=True, lost=True) from None
         except aiohttp.SocketTimeoutError:
             raise Failed(
@@ -274,93 +269,11 @@ class Client:
             ) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if not isinstance(error, aiohttp.ClientConnectorError):  # there was a connection
-                await _check_scheme(host)
-            raise Failed(f"{host.url} cannot be reached ({_words(error)})", lost=True) from None
+                await failures.check_scheme(host)
+            raise Failed(f"{host.url} cannot be reached ({failures.words(error)})", lost=True) from None
         except ValueError:
             raise Refused(f"{host.url} answers, but not with JSON: {NO_SERVER}.") from None
         if response.status in AGAIN:
-            why, pause = f"{host.url} failed with status {response.status}", _pause(response.headers)
+            why, pause = f"{host.url} failed with status {response.status}", failures.pause(response.headers)
             raise Failed(why, pause, lost=response.status in GONE, status=response.status)
-        raise self._refusal(host, response.status, text)
-
-    def _refusal(self, host: Host, status: int, text: str) -> Refused:
-        if status in (401, 403):
-            given = f"the key in {self.key_env}" if self.key_env else "a request without a key"
-            way = (
-                "check it"
-                if self.key_env
-                else "put the key into an environment variable and name it with --api-key-env"
-            )
-            return Refused(f"{host.url} refuses {given} (status {status}): {way}.", status)
-        why = f"{host.url} refused a request with status {status}"
-        return Refused(f"{why}: {REASON}.", status, _said(text))
-
-
-REASON = "look for its reason in the log of the server, then call again to go on; what was answered is kept"
-REMEDY = "check that the server runs and has room for the request, then call again to go on; what was answered is kept"
-
-
-class Failed(InputError):
-    """A call that may be made again: after `wait` seconds where the server says so.
-
-    Args:
-        stale: a connection was closed, perhaps before the call was made.
-        lost: another one may take its place.
-        status: what it said; 0 where it said nothing.
-    """
-
-    def __init__(
-        self, why: str, wait: float | None = None, *, stale: bool = False, lost: bool = False, status: int = 0
-    ) -> None:
-        super().__init__(f"{why}: {REMEDY}.")
-        self.why, self.wait, self.stale, self.lost, self.status = why, wait, stale, lost, status
-
-
-def _pause(headers: Mapping[str, str]) -> float | None:
-    """What a busy server says about when to come back; None where it says nothing that is a number of seconds."""
-    text = headers.get("Retry-After", "")
-    return float(text) if text.isdigit() else None
-
-
-def _tries(tries: int) -> str:
-    return f" after {tries} tries" if tries > 1 else ""
-
-
-def _words(error: BaseException) -> str:
-    """The system's words for why there is no connection."""
-    reason = getattr(error, "os_error", None) or error
-    if isinstance(error, aiohttp.ClientConnectorDNSError) or isinstance(reason, socket.gaierror):
-        return "no machine of this name is known"
-    if isinstance(reason, TimeoutError):
-        return f"no connection within {CONNECT:.0f} seconds"
-    number = getattr(reason, "errno", None)
-    return os.strerror(number) if number and number > 0 else "the connection broke, or what it says is not HTTP"
-
-
-def _said(text: str) -> str:
-    """The server's own sentence, on one line."""
-    return " ".join(text.split())[:300]
-
-
-async def _check_scheme(host: Host) -> None:
-    """Raises Refused for a server with encryption whose address says that it has none; one that has answered has none."""
-    parts, trusting = urlsplit(host.url), ssl.create_default_context()
-    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-    if parts.scheme != "http" or host.heard:
-        return
-    try:
-        async with asyncio.timeout(CONNECT):
-            _, writer = await asyncio.open_connection(parts.hostname, parts.port or 80, ssl=trusting)
-    except OSError:  # TimeoutError is one
-        return
-    writer.close()
-    raise Refused(f"{host.url} is the address of a server that speaks TLS: give it with https://.")
-
-
-def _tls(host: Host, error: aiohttp.ClientSSLError) -> str:
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return (
-            f"The certificate of {host.url} cannot be trusted ({type(error.certificate_error).__name__}): name the file of "
-            "the authority that signed it in the environment variable SSL_CERT_FILE."
-        )
-    return f"{host.url} does not speak TLS: give its address with http:// if it is a server without encryption."
+        raise failures.refusal(host, self.key_env, response.status, response.headers, text, self.begun)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tokendeep.engines.base import Request
-from tokendeep.engines.server.client import Failed, Host
+from tokendeep.engines.server.client import Host
+from tokendeep.engines.server.failures import Failed
 from tokendeep.errors import InputError
 
 Ids = tuple[int, ...]
