@@ -5,7 +5,7 @@
 
 It answers with the subject's own greedy continuation, scores with its own logits, and does what goes wrong with real
 ones: `server.faults` holds what becomes of the next requests (a status, also with headers, "drop" for a closed connection,
-bytes for a page of this text, or None).
+"drip" for an answer of blanks that never ends, bytes for a page of this text, or None).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import math
 import socket
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -244,6 +245,9 @@ def _handler(owner: TokenServer) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 self.connection.close()
                 return
+            if fault == "drip":
+                self._drip()
+                return
             if isinstance(fault, bytes):
                 self._write(200, fault, {})
                 return
@@ -266,6 +270,15 @@ def _handler(owner: TokenServer) -> type[BaseHTTPRequestHandler]:
             if content is None:
                 status, content = 404, {"error": "nothing here"}
             self._write(status, json.dumps(content, default=_number).encode(), headers)
+
+        def _drip(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):  # nobody listens any longer
+                while owner._server is self.server:
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
+            self.close_connection = True
 
         def _write(self, status: int, text: bytes, headers: Mapping[str, str]) -> None:
             self.send_response(status)

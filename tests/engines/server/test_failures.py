@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -103,6 +105,58 @@ def test_nobody_waits_for_more_than_an_hour(server: TokenServer) -> None:
     with pytest.raises(InputError) as caught:
         engine(server)
     assert str(caught.value) == f"{sentence}."
+
+
+# --- silence --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a port that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+
+
+def test_a_port_that_says_nothing_is_not_waited_for_as_an_answer_is(
+    silent: str, server: TokenServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert client.QUESTION == 30
+    monkeypatch.setattr(client, "QUESTION", 0.3)
+    monkeypatch.setattr(client, "PATIENCE", 0.1)
+    with pytest.raises(InputError) as caught:
+        ServerEngine(silent, server.subject.tokenizer, known=server.known)
+    assert str(caught.value) == f"{silent} did not answer GET /v1/models within 0.3 seconds: {failures.REMEDY}."
+    assert caplog.messages == [f"waiting for {silent} (/v1/models), for 0.3 seconds at most"]
+
+
+@pytest.mark.parametrize("path", ["/detokenize", "/v1/completions"])
+def test_questions_of_the_handshake_have_limits_of_their_own(
+    server: TokenServer, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client, "QUESTION" if path == "/detokenize" else "CANARY", 0.3)
+    monkeypatch.setattr(client, "PATIENCE", 0.1)
+    plain, let = server.post, threading.Event()
+
+    def post(asked: str, body: Mapping[str, Any]) -> Any:
+        if asked == path:
+            let.wait(5)
+        return plain(asked, body)
+
+    monkeypatch.setattr(server, "post", post)
+    with pytest.raises(InputError) as caught:
+        engine(server)
+    let.set()
+    assert str(caught.value) == f"{server.url} did not answer POST {path} within 0.3 seconds: {failures.REMEDY}."
+    assert f"waiting for {server.url} ({path}), for 0.3 seconds at most" in caplog.messages
+
+
+def test_the_whole_answer_is_limited_and_not_each_of_its_bytes(server: TokenServer) -> None:
+    with engine(server, answer_timeout=0.5, max_retries=0) as servers:
+        server.faults.append("drip")
+        begun = time.monotonic()
+        (error,) = ask(servers)
+    assert str(error).startswith(f"{server.url} did not answer within 0.5 seconds (--answer-timeout")
+    assert time.monotonic() - begun < 3
 
 
 # --- what is said ---------------------------------------------------------------------------------

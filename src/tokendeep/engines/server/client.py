@@ -29,6 +29,8 @@ from tokendeep.errors import InputError
 WAIT, LONGEST_WAIT = 3.0, 120.0  # seconds before a server that failed is asked again; doubled each time
 IDLE = 4.0  # seconds a connection is kept unused: below the 5 of most servers, so that none is closed under a request
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+QUESTION, CANARY = 30.0, 600.0  # seconds for a question about the server itself, and for what is completed to try it
+PATIENCE = 10.0  # seconds after which it is said that one of them is waited for
 SILENCE = 60.0  # seconds between two notes that a server is waited for
 
 log = logging.getLogger(__name__)
@@ -166,7 +168,6 @@ class Client:
         self._some: asyncio.Queue[None] = asyncio.Queue()  # as many as wait; a semaphore looks at all who wait for it
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=self.answer),
             headers=self._headers,
             trust_env=away,  # a proxy of the environment is for other machines
         )
@@ -206,7 +207,7 @@ class Client:
             if host.lost is not None:
                 await self._greet(host)
             address, body = call.ask(host)
-            result = call.read(await self._fetch(host, "POST", address, body))
+            result = call.read(await self._fetch(host, "POST", address, body, self.answer))
         except Failed as failed:
             call.tries += 1
             host.lost = failed.why if failed.lost else host.lost
@@ -224,15 +225,20 @@ class Client:
 
     async def fetch(self, host: Host, method: str, address: str, body: Mapping[str, Any] | None = None) -> Any:
         """What a server says; it is asked again and again where it is there but busy. Raises InputError where it says nothing."""
+        limit = min(self.answer, QUESTION if method == "GET" or address.endswith("/detokenize") else CANARY)
         for tries in itertools.count(1):
+            waiting = "waiting for %s (%s), for %g seconds at most"
+            note = self._loop.call_later(PATIENCE, log.warning, waiting, host.url, urlsplit(address).path, limit)
             try:
-                return await self._fetch(host, method, address, body)
+                return await self._fetch(host, method, address, body, limit)
             except Failed as failed:
                 there = failed.status or failed.stale
                 if not there or failed.late or tries > self.max_retries:
                     raise failed.ended(tries, self.begun) from None
                 host.fail(failed.why, failed.wait)
-                await asyncio.sleep(host.resting - time.monotonic())
+            finally:
+                note.cancel()
+            await asyncio.sleep(host.resting - time.monotonic())
         return None
 
     async def _greet(self, host: Host) -> None:
@@ -250,9 +256,14 @@ class Client:
                 raise
             host.lost = None
 
-    async def _fetch(self, host: Host, method: str, address: str, body: Mapping[str, Any] | None) -> Any:
+    async def _fetch(self, host: Host, method: str, address: str, body: Mapping[str, Any] | None, limit: float) -> Any:
+        most = aiohttp.ClientTimeout(
+            total=limit, sock_connect=CONNECT
+        )  # a server that drips an answer has no more time
         try:
-            async with self._session.request(method, address, json=body, allow_redirects=False) as response:
+            async with self._session.request(
+                method, address, json=body, allow_redirects=False, timeout=most
+            ) as response:
                 host.heard = True
                 if response.status == 200:
                     return await response.json(content_type=None)
@@ -262,12 +273,11 @@ class Client:
         except aiohttp.ServerDisconnectedError:
             await failures.check_scheme(host)
             raise Failed(f"{host.url} closed the connection", stale=True, lost=True) from None
-        except aiohttp.SocketTimeoutError:
-            raise Failed(
-                f"{host.url} did not answer within {self.answer:g} seconds (--answer-timeout and --in-flight of verbs with "
-                "--engine, --timeout of judge and calibrate)"
-            ) from None
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except aiohttp.ConnectionTimeoutError as error:
+            raise Failed(f"{host.url} cannot be reached ({failures.words(error)})", lost=True) from None
+        except TimeoutError:
+            raise Failed(self._silence(host, method, address, limit)) from None
+        except (aiohttp.ClientError, OSError) as error:
             if not isinstance(error, aiohttp.ClientConnectorError):  # there was a connection
                 await failures.check_scheme(host)
             raise Failed(f"{host.url} cannot be reached ({failures.words(error)})", lost=True) from None
@@ -277,3 +287,10 @@ class Client:
             why, pause = f"{host.url} failed with status {response.status}", failures.pause(response.headers)
             raise Failed(why, pause, lost=response.status in GONE, status=response.status)
         raise failures.refusal(host, self.key_env, response.status, response.headers, text, self.begun)
+
+    def _silence(self, host: Host, method: str, address: str, limit: float) -> str:
+        within = f"within {limit:g} seconds"
+        if limit < self.answer:
+            return f"{host.url} did not answer {method} {urlsplit(address).path} {within}"
+        options = "--answer-timeout and --in-flight of verbs with --engine, --timeout of judge and calibrate"
+        return f"{host.url} did not answer {within} ({options})"
