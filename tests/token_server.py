@@ -240,7 +240,7 @@ def _handler(owner: TokenServer) -> type[BaseHTTPRequestHandler]:
             fault = owner.faults.popleft() if owner.faults and self.path != "/detokenize" else None
             if fault is None and owner.rejects(body.get("prompt") or []):
                 fault = 400
-            fault = fault or owner.rejects_when(body)
+            fault = owner.rejects_when(body) if fault is None else fault
             if fault == "drop":
                 self.close_connection = True
                 self.connection.close()

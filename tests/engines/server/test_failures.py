@@ -14,6 +14,7 @@ import pytest
 
 from token_server import TokenServer
 from tokendeep.engines.base import Completion, Request
+from tokendeep.engines.options import NO_SERVER
 from tokendeep.engines.server import client, failures
 from tokendeep.engines.server.engine import ServerEngine
 from tokendeep.errors import InputError
@@ -157,6 +158,48 @@ def test_the_whole_answer_is_limited_and_not_each_of_its_bytes(server: TokenServ
         (error,) = ask(servers)
     assert str(error).startswith(f"{server.url} did not answer within 0.5 seconds (--answer-timeout")
     assert time.monotonic() - begun < 3
+
+
+# --- nonsense -------------------------------------------------------------------------------------
+
+NONSENSE = {
+    b"<html>busy</html>": "{} answers, but not with JSON",
+    b"": "The answer of {} is not one of a server of its kind (TypeError)",
+    b'{"error": {"message": "busy"}}': "The answer of {} is not one of a server of its kind (KeyError)",
+    b'{"choices": []}': "The answer of {} is not one of a server of its kind (IndexError)",
+    b'{"choices": [{"text": "", "finish_reason": "abort"}]}': "{} broke an answer off (abort)",
+}
+
+
+@pytest.mark.parametrize("page", NONSENSE)
+def test_nonsense_of_a_server_that_is_known_is_asked_again(server: TokenServer, page: bytes) -> None:
+    with engine(server, max_retries=2) as servers:
+        server.faults.extend([page, None, page])
+        assert right(ask(servers, 4))
+        server.faults.extend([page] * 9)
+        (error,) = ask(servers)
+        remedy = failures.REMEDY if b"abort" in page else failures.CHANGED
+        sentence = f"{NONSENSE[page].format(server.url)} after 3 tries: {remedy}, then {GO_ON}"
+        assert (type(error), str(error)) == (InputError, sentence)
+
+
+@pytest.mark.parametrize("page", [b"<html>busy</html>", b"", b'{"choices": []}'])
+def test_nonsense_when_a_server_that_was_lost_is_met_again(server: TokenServer, page: bytes) -> None:
+    with engine(server) as servers:
+        server.faults.extend([503, page])
+        assert right(ask(servers, 4))
+
+
+@pytest.mark.parametrize("page", [page for page in NONSENSE if b"abort" not in page])
+def test_but_a_server_that_begins_with_nonsense_is_none_of_ours(
+    server: TokenServer, page: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.pages["/v1/models"] = {"data": [{"id": "tiny", "owned_by": "somebody"}]}  # which nothing is spelt by
+    server.faults.extend([page] * 99)
+    with pytest.raises(InputError) as caught:
+        engine(server)
+    remedy = NO_SERVER if page.startswith(b"<") else failures.CHANGED
+    assert str(caught.value) == f"{NONSENSE[page].format(server.url)}: {remedy}."
 
 
 # --- what is said ---------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import aiohttp
 
 from tokendeep.engines.options import ANSWER, NO_SERVER, key
 from tokendeep.engines.server import failures
-from tokendeep.engines.server.failures import AGAIN, CONNECT, GONE, Failed, Refused
+from tokendeep.engines.server.failures import AGAIN, CHANGED, CONNECT, GONE, Failed, Malformed, Refused
 from tokendeep.errors import InputError
 
 WAIT, LONGEST_WAIT = 3.0, 120.0  # seconds before a server that failed is asked again; doubled each time
@@ -46,6 +46,7 @@ class Host:
     url: str  # ends in /v1
     failures: int = 0
     heard: bool = False  # whether it has ever answered
+    known: bool = False  # whether it has answered as a server of completions does
     lost: str | None = None  # how
     door: asyncio.Lock = field(default_factory=asyncio.Lock)
     resting: float = 0.0
@@ -73,7 +74,7 @@ class Call:
     """A request on its way: `ask` writes path and body for a server, `read` turns its answer into a result."""
 
     ask: Callable[[Host], tuple[str, Mapping[str, Any]]]
-    read: Callable[[Mapping[str, Any]], Any]
+    read: Callable[[Host, Mapping[str, Any]], Any]
     future: Future[Any] = field(default_factory=Future)
     tries: int = 0
 
@@ -207,8 +208,9 @@ class Client:
             if host.lost is not None:
                 await self._greet(host)
             address, body = call.ask(host)
-            result = call.read(await self._fetch(host, "POST", address, body, self.answer))
-        except Failed as failed:
+            result = call.read(host, await self._fetch(host, "POST", address, body, self.answer))
+        except (Failed, Malformed) as error:  # the server has answered well in its handshake
+            failed = error if isinstance(error, Failed) else Failed(error.why, remedy=CHANGED)
             call.tries += 1
             host.lost = failed.why if failed.lost else host.lost
             if call.tries > self.max_retries or failed.late:
@@ -251,6 +253,9 @@ class Client:
             try:
                 if self.meet is not None:
                     await self.meet(host)
+            except Malformed as odd:
+                host.fail(odd.why, None)
+                raise Failed(odd.why, remedy=CHANGED) from None
             except Failed as failed:
                 host.fail(failed.why, failed.wait)
                 raise
@@ -266,7 +271,9 @@ class Client:
             ) as response:
                 host.heard = True
                 if response.status == 200:
-                    return await response.json(content_type=None)
+                    answer = await response.json(content_type=None)
+                    host.known = host.known or (method == "POST" and isinstance(answer, dict))
+                    return answer
                 text = await response.text(errors="replace")
         except aiohttp.ClientSSLError as error:
             raise Refused(failures.tls(host, error)) from None
@@ -282,6 +289,8 @@ class Client:
                 await failures.check_scheme(host)
             raise Failed(f"{host.url} cannot be reached ({failures.words(error)})", lost=True) from None
         except ValueError:
+            if host.known:  # a page of what stands before it, which may be gone the next time
+                raise Failed(f"{host.url} answers, but not with JSON", status=200, remedy=CHANGED) from None
             raise Refused(f"{host.url} answers, but not with JSON: {NO_SERVER}.") from None
         if response.status in AGAIN:
             why, pause = f"{host.url} failed with status {response.status}", failures.pause(response.headers)

@@ -26,6 +26,7 @@ AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 GONE = frozenset({502, 503})  # said by what stands before a server that is not there
 REASON = "look for its reason in the log of the server"
 REMEDY = "check that the server runs and has room for the request"
+CHANGED = "look whether something between here and the server changes what it says"
 KEPT = "; what was answered is kept"
 GO_ON = f", then call again to go on{KEPT}"
 
@@ -45,12 +46,15 @@ class Failed(InputError):
         stale: a connection was closed, perhaps before the call was made.
         lost: another one may take its place.
         status: what it said; 0 where it said nothing.
+        remedy: what to do about it.
     """
 
     def __init__(
-        self, why: str, wait: float | None = None, *, stale: bool = False, lost: bool = False, status: int = 0
-    ) -> None:
+        self, why: str, wait: float | None = None, *, stale: bool = False, lost: bool = False, status: int = 0,
+        remedy: str = REMEDY,
+    ) -> None:  # fmt: skip
         self.why, self.wait, self.stale, self.lost, self.status = why, wait, stale, lost, status
+        self.remedy = remedy
         super().__init__(self.sentence(1, False))
 
     @property
@@ -67,12 +71,20 @@ class Failed(InputError):
         if self.late:
             hours = f"{(self.wait or 0.0) / 3600:.1f} hours"
             return f"{self.why} and wants to be left alone for {hours}: call again then{KEPT if begun else ''}."
-        return f"{self.why}{after(tries)}: {REMEDY}{GO_ON if begun else ''}."
+        return f"{self.why}{after(tries)}: {self.remedy}{GO_ON if begun else ''}."
 
     def ended(self, tries: int, begun: bool) -> Failed:
         """Itself, with what is said in the end."""
         self.args = (self.sentence(tries, begun),)
         return self
+
+
+class Malformed(InputError):
+    """An answer of another shape than those of its kind of server."""
+
+    def __init__(self, url: str, error: Exception) -> None:
+        self.why = f"The answer of {url} is not one of a server of its kind ({type(error).__name__})"
+        super().__init__(f"{self.why}: {CHANGED}.")
 
 
 def refusal(
