@@ -160,6 +160,66 @@ def test_the_whole_answer_is_limited_and_not_each_of_its_bytes(server: TokenServ
     assert time.monotonic() - begun < 3
 
 
+# --- too many calls -------------------------------------------------------------------------------
+
+
+class Narrow:
+    """Has a server take so many calls at once, and refuse the others."""
+
+    def __init__(self, server: TokenServer, most: int) -> None:
+        self.most, self.now, self.refused, self.lock = most, 0, 0, threading.Lock()
+        server.rejects_when, server.change = self.come, self.leave
+
+    def come(self, body: Mapping[str, Any]) -> int | None:
+        with self.lock:
+            if self.now >= self.most:
+                self.refused += 1
+                return 429
+            self.now += 1
+        return None
+
+    def leave(self, reply: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.02)
+        with self.lock:
+            self.now -= 1
+        return reply
+
+
+def test_a_server_of_few_calls_answers_all_of_them(server: TokenServer) -> None:
+    with engine(server, in_flight=32, max_retries=1) as servers:
+        narrow = Narrow(server, 2)
+        outcome = ask(servers, 100)
+        assert right(outcome), [one for one in outcome if isinstance(one, Exception)][:1]
+        assert servers._client.hosts[0].room.limit <= 4
+    assert 32 <= narrow.refused + 2 <= 100
+
+
+def test_one_that_never_takes_a_call_is_told_to_be_asked_less(server: TokenServer) -> None:
+    with engine(server, max_retries=2) as servers:
+        for status, remedy in ((429, failures.ROOM), (503, f"{failures.REMEDY}, or {failures.ROOM}")):
+            server.rejects_when = lambda body, status=status: status  # type: ignore[misc]
+            (error,) = ask(servers)
+            sentence = f"{server.url} failed with status {status} after 3 tries: {remedy}, then {GO_ON}"
+            assert (type(error), str(error)) == (InputError, sentence)
+            assert "--in-flight" in sentence
+
+
+def test_a_call_that_is_never_taken_ends_though_others_are(server: TokenServer) -> None:
+    tried = []
+
+    def rejects(body: Mapping[str, Any]) -> int | None:
+        mine = body["prompt"] == [5, 6, 1]
+        tried.extend([1] * mine)
+        return 429 if mine else None
+
+    with engine(server, max_retries=1, in_flight=2) as servers:
+        server.rejects_when = rejects
+        error, *others = ask(servers, 300)
+    assert str(error).startswith(f"{server.url} failed with status 429 after ")
+    assert 2 <= len(tried) <= client.AT_MOST
+    assert not any(isinstance(one, Exception) for one in others)
+
+
 # --- nonsense -------------------------------------------------------------------------------------
 
 NONSENSE = {

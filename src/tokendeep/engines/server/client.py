@@ -24,9 +24,11 @@ import aiohttp
 from tokendeep.engines.options import ANSWER, NO_SERVER, key
 from tokendeep.engines.server import failures
 from tokendeep.engines.server.failures import AGAIN, CHANGED, CONNECT, GONE, Failed, Malformed, Refused
+from tokendeep.engines.server.room import Room
 from tokendeep.errors import InputError
 
 WAIT, LONGEST_WAIT = 3.0, 120.0  # seconds before a server that failed is asked again; doubled each time
+AT_MOST = 10  # times as many tries as are counted, where a server only has too many calls and answers others
 IDLE = 4.0  # seconds a connection is kept unused: below the 5 of most servers, so that none is closed under a request
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 QUESTION, CANARY = 30.0, 600.0  # seconds for a question about the server itself, and for what is completed to try it
@@ -44,6 +46,7 @@ class Host:
     """
 
     url: str  # ends in /v1
+    room: Room = field(default_factory=lambda: Room(1))
     failures: int = 0
     heard: bool = False  # whether it has ever answered
     known: bool = False  # whether it has answered as a server of completions does
@@ -51,22 +54,40 @@ class Host:
     door: asyncio.Lock = field(default_factory=asyncio.Lock)
     resting: float = 0.0
     told: float = float("-inf")
+    answered: float = float("-inf")  # when it last answered a call
+    calls: set[Call] = field(default_factory=set)  # under way
 
     @property
     def root(self) -> str:
         return self.url.removesuffix("/v1")
 
-    def fail(self, why: str, wait: float | None) -> None:
+    def works(self, since: float) -> bool:
+        """Whether it has answered a call since then, or is still at one from before."""
+        return self.answered > since or any(call.begun < since for call in self.calls)
+
+    def succeed(self) -> None:
+        """It has answered a call."""
+        self.failures, self.answered = 0, time.monotonic()
+        self.room.answered()
+
+    def fail(self, why: str, wait: float | None, busy: bool = False) -> None:
         """Let the server rest. Calls that were under way together fail together, and count once."""
         now = time.monotonic()
         if now < self.resting:
             return
         self.failures += 1
-        pause = max(wait or 0.0, min(LONGEST_WAIT, WAIT * 2 ** (self.failures - 1)))
+        least = min(LONGEST_WAIT, WAIT * 2 ** (self.failures - 1))
+        if busy:
+            self.room.lower()
+            least = (
+                WAIT / 3 if self.failures == 1 and wait is not None else least
+            )  # it answers others, and knows better
+        pause = max(wait or 0.0, least)
         self.resting = now + pause
         if now - self.told > SILENCE:
             self.told = now
-            log.warning("%s and is asked again in %.0f seconds", why, pause)
+            less = f", {self.room.limit} requests at once" if busy else ""
+            log.warning("%s and is asked again in %.0f seconds%s", why, pause, less)
 
 
 @dataclass(eq=False, slots=True)
@@ -77,6 +98,9 @@ class Call:
     read: Callable[[Host, Mapping[str, Any]], Any]
     future: Future[Any] = field(default_factory=Future)
     tries: int = 0
+    counted: int = 0  # tries that count
+    begun: float = 0.0  # when it was last made
+    failed: float = field(default_factory=time.monotonic)  # when it last did; at first, when it was asked for
 
     def finish(self, result: object, error: BaseException | None = None) -> None:
         if self.future.done():
@@ -110,11 +134,10 @@ class Client:
     def __init__(
         self, urls: list[str], key_env: str | None, in_flight: int, max_retries: int, answer: float = ANSWER
     ) -> None:
-        self.hosts = [Host(url) for url in urls]
+        self.hosts = [Host(url, Room(in_flight)) for url in urls]
         self.key_env, self.in_flight, self.max_retries, self.answer = key_env, in_flight, max_retries, answer
         self._headers = {} if key_env is None else {"Authorization": f"Bearer {key(key_env)}"}
         self._waiting: deque[Call] = deque()
-        self._under_way: set[Call] = set()
         self._closed, self._lock = False, threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="tokendeep-servers", daemon=True)
@@ -179,7 +202,7 @@ class Client:
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        for call in [*self._under_way, *self._waiting]:
+        for call in [*(call for host in self.hosts for call in host.calls), *self._waiting]:
             call.finish(None, RuntimeError("The generation engine was closed before this request was finished."))
         self._waiting.clear()
         await self._session.close()
@@ -190,17 +213,24 @@ class Client:
 
     async def _work(self, host: Host) -> None:
         while True:
-            await asyncio.sleep(max(0.0, host.resting - time.monotonic()))
-            await self._some.get()
-            if host.resting > time.monotonic():  # it failed meanwhile: another server may take this call
-                self._some.put_nowait(None)
-                continue
-            call = self._waiting.popleft()
-            if not call.tries and not call.future.set_running_or_notify_cancel():
-                continue
-            self._under_way.add(call)
-            await self._make(host, call)
-            self._under_way.discard(call)
+            await host.room.enter()
+            await self._next(host)
+            host.room.leave()
+
+    async def _next(self, host: Host) -> None:
+        """Make the next call, once the server has rested and there is one."""
+        await asyncio.sleep(max(0.0, host.resting - time.monotonic()))
+        await self._some.get()
+        if host.resting > time.monotonic() or host.room.full:  # it failed meanwhile: another server may take this call
+            self._some.put_nowait(None)
+            return
+        call = self._waiting.popleft()
+        if not call.tries and not call.future.set_running_or_notify_cancel():
+            return
+        call.begun = time.monotonic()
+        host.calls.add(call)
+        await self._make(host, call)
+        host.calls.discard(call)
 
     async def _make(self, host: Host, call: Call) -> None:
         """Make one call once; where that fails and may be mended, it waits again in front of the others."""
@@ -212,17 +242,19 @@ class Client:
         except (Failed, Malformed) as error:  # the server has answered well in its handshake
             failed = error if isinstance(error, Failed) else Failed(error.why, remedy=CHANGED)
             call.tries += 1
+            call.counted += not (failed.busy and host.works(call.failed))
+            call.failed = time.monotonic()
             host.lost = failed.why if failed.lost else host.lost
-            if call.tries > self.max_retries or failed.late:
+            if call.counted > self.max_retries or call.tries > AT_MOST * self.max_retries or failed.late:
                 call.finish(None, InputError(failed.sentence(call.tries, True)))
                 return
             if not (failed.stale and call.tries == 1):
-                host.fail(failed.why, failed.wait)
+                host.fail(failed.why, failed.wait, failed.busy)
             self._add(call, first=True)
         except Exception as error:  # whatever went wrong, nobody may wait for ever
             call.finish(None, error)
         else:
-            host.failures = 0
+            host.succeed()
             call.finish(result)
 
     async def fetch(self, host: Host, method: str, address: str, body: Mapping[str, Any] | None = None) -> Any:
@@ -237,7 +269,7 @@ class Client:
                 there = failed.status or failed.stale
                 if not there or failed.late or tries > self.max_retries:
                     raise failed.ended(tries, self.begun) from None
-                host.fail(failed.why, failed.wait)
+                host.fail(failed.why, failed.wait, failed.busy)
             finally:
                 note.cancel()
             await asyncio.sleep(host.resting - time.monotonic())
@@ -257,7 +289,7 @@ class Client:
                 host.fail(odd.why, None)
                 raise Failed(odd.why, remedy=CHANGED) from None
             except Failed as failed:
-                host.fail(failed.why, failed.wait)
+                host.fail(failed.why, failed.wait, failed.busy)
                 raise
             host.lost = None
 

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 CONNECT = 15.0  # seconds for a connection
 LONGEST_SAID = 3600.0  # seconds that a server may say until it is asked again; one that says more is not waited for
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+BUSY = frozenset({429, 503})  # said to some of the calls that a server has at once, or in a time
 GONE = frozenset({502, 503})  # said by what stands before a server that is not there
 REASON = "look for its reason in the log of the server"
 REMEDY = "check that the server runs and has room for the request"
+ROOM = "lower --in-flight, for it takes no more requests at once or in a time"
 CHANGED = "look whether something between here and the server changes what it says"
 KEPT = "; what was answered is kept"
 GO_ON = f", then call again to go on{KEPT}"
@@ -62,6 +64,11 @@ class Failed(InputError):
         """Whether the server wants to be left alone for longer than anybody waits."""
         return (self.wait or 0.0) > LONGEST_SAID
 
+    @property
+    def busy(self) -> bool:
+        """Whether the server may only have too many calls."""
+        return self.status in BUSY
+
     def sentence(self, tries: int, begun: bool) -> str:
         """What is said in the end.
 
@@ -71,7 +78,8 @@ class Failed(InputError):
         if self.late:
             hours = f"{(self.wait or 0.0) / 3600:.1f} hours"
             return f"{self.why} and wants to be left alone for {hours}: call again then{KEPT if begun else ''}."
-        return f"{self.why}{after(tries)}: {self.remedy}{GO_ON if begun else ''}."
+        remedy = ROOM if self.status == 429 else f"{REMEDY}, or {ROOM}" if self.busy else self.remedy
+        return f"{self.why}{after(tries)}: {remedy}{GO_ON if begun else ''}."
 
     def ended(self, tries: int, begun: bool) -> Failed:
         """Itself, with what is said in the end."""
