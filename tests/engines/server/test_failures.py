@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -195,11 +197,13 @@ def test_a_server_of_few_calls_answers_all_of_them(server: TokenServer) -> None:
 
 
 def test_one_that_never_takes_a_call_is_told_to_be_asked_less(server: TokenServer) -> None:
-    with engine(server, max_retries=2) as servers:
-        for status, remedy in ((429, failures.ROOM), (503, f"{failures.REMEDY}, or {failures.ROOM}")):
+    lost = f"{failures.REMEDY}, or {failures.ROOM}"
+    for status, tries, remedy in ((429, 3, failures.ROOM), (503, 4, lost)):  # one and three times when it is met again
+        server.rejects_when = lambda body: None
+        with engine(server, max_retries=2) as servers:
             server.rejects_when = lambda body, status=status: status  # type: ignore[misc]
             (error,) = ask(servers)
-            sentence = f"{server.url} failed with status {status} after 3 tries: {remedy}, then {GO_ON}"
+            sentence = f"{server.url} failed with status {status} after {tries} tries: {remedy}, then {GO_ON}"
             assert (type(error), str(error)) == (InputError, sentence)
             assert "--in-flight" in sentence
 
@@ -214,9 +218,114 @@ def test_a_call_that_is_never_taken_ends_though_others_are(server: TokenServer) 
 
     with engine(server, max_retries=1, in_flight=2) as servers:
         server.rejects_when = rejects
-        error, *others = ask(servers, 300)
+        error, *others = ask(servers, 100)
     assert str(error).startswith(f"{server.url} failed with status 429 after ")
     assert 2 <= len(tried) <= client.AT_MOST
+    assert not any(isinstance(one, Exception) for one in others)
+
+
+# --- several servers ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second(tiny_subject: Subject) -> Iterator[TokenServer]:
+    with TokenServer(tiny_subject, answer=words) as running:
+        yield running
+
+
+@contextmanager
+def away(server: TokenServer) -> Iterator[None]:
+    """A server that does not run for a time."""
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+def test_a_server_that_dies_leaves_the_calls_to_another(
+    server: TokenServer, second: TokenServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    second.answer = lambda prompt, most: time.sleep(0.01 * (most == 2)) or words(prompt, most)  # type: ignore[func-returns-value]
+    with engine(server, second, max_retries=2, in_flight=4) as servers, away(server):
+        assert right(ask(servers, 30))
+        assert right(ask(servers, 30))
+    lines = [line for line in caplog.messages if "given up" in line]
+    assert lines == [
+        f"{server.url} cannot be reached (Connection refused) after 3 tries: it is given up, and the other servers go on "
+        "without it"
+    ]
+
+
+@pytest.mark.parametrize("fault", [500, (429, {"Retry-After": "7200"})])
+def test_one_that_only_fails_does_so_too(
+    server: TokenServer, second: TokenServer, fault: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with engine(server, second, max_retries=2, in_flight=1) as servers:
+        server.faults.extend([fault] * 99)
+        second.answer = lambda prompt, most: time.sleep(0.01) or words(prompt, most)  # type: ignore[func-returns-value]
+        assert right(ask(servers, 30))
+    assert len([line for line in caplog.messages if "given up" in line]) == 1
+    assert len(server.faults) >= 96
+
+
+def test_one_that_is_given_up_may_come_back(
+    server: TokenServer, second: TokenServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client, "LONGEST_WAIT", 0.05)
+    second.answer = lambda prompt, most: time.sleep(0.01) or words(prompt, most)  # type: ignore[func-returns-value]
+    with engine(server, second, max_retries=1, in_flight=1) as servers:
+        with away(server):
+            assert right(ask(servers, 30))
+        before = len(server.asked)
+        assert right(ask(servers, 30))
+        assert f"{server.url} is there again" in caplog.messages
+        assert len(server.asked) > before + 2  # than what it is met with
+
+
+def test_another_one_in_its_place_is_given_up(
+    server: TokenServer, second: TokenServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    second.answer = lambda prompt, most: time.sleep(0.01) or words(prompt, most)  # type: ignore[func-returns-value]
+    with engine(server, second, in_flight=1) as servers:
+        with away(server):
+            server.answer = lambda prompt, most: [7] * most
+            assert right(ask(servers, 10))
+        assert right(ask(servers, 30))
+    assert any(
+        "came back as another server (it answers the same" in line and "given up" in line for line in caplog.messages
+    )
+
+
+def test_the_run_ends_where_none_is_left(server: TokenServer, second: TokenServer) -> None:
+    with engine(server, second, max_retries=2, in_flight=4) as servers, away(server), away(second):
+        errors = ask(servers, 30)
+    whys = "; ".join(f"{one.url} cannot be reached (Connection refused) after 3 tries" for one in (server, second))
+    assert {str(one) for one in errors} == {f"No server is left ({whys}): {failures.REMEDY}, then {GO_ON}"}
+
+
+def test_all_calls_of_a_server_that_is_gone_end_together_and_later_ones_are_made(server: TokenServer) -> None:
+    with engine(server, max_retries=3, in_flight=4) as servers:
+        with away(server):
+            errors = ask(servers, 30)
+        why = f"{server.url} cannot be reached (Connection refused) after 4 tries"
+        assert {str(one) for one in errors} == {f"{why}: {failures.REMEDY}, then {GO_ON}"}
+        assert right(ask(servers, 30))
+
+
+def test_a_request_that_brings_every_server_down_ends(server: TokenServer, second: TokenServer) -> None:
+    with engine(server, second, max_retries=1) as servers:
+        for one in (server, second):
+            plain = one.post
+
+            def post(path: str, body: Mapping[str, Any], plain: Any = plain) -> Any:
+                if body.get("prompt") == [5, 6, 1]:
+                    raise ConnectionError
+                return plain(path, body)
+
+            one.post = post  # type: ignore[method-assign]
+        error, *others = ask(servers, 20)
+    assert re.match(r"http://\S+ closed the connection after \d+ tries: ", str(error))
     assert not any(isinstance(one, Exception) for one in others)
 
 

@@ -51,6 +51,7 @@ class Host:
     heard: bool = False  # whether it has ever answered
     known: bool = False  # whether it has answered as a server of completions does
     lost: str | None = None  # how
+    given_up: str | None = None  # why; it is met again now and then while there are other servers
     door: asyncio.Lock = field(default_factory=asyncio.Lock)
     resting: float = 0.0
     told: float = float("-inf")
@@ -61,13 +62,18 @@ class Host:
     def root(self) -> str:
         return self.url.removesuffix("/v1")
 
+    @property
+    def up(self) -> bool:
+        """Whether it is asked, and was there the last time."""
+        return self.lost is None and self.given_up is None
+
     def works(self, since: float) -> bool:
         """Whether it has answered a call since then, or is still at one from before."""
         return self.answered > since or any(call.begun < since for call in self.calls)
 
     def succeed(self) -> None:
         """It has answered a call."""
-        self.failures, self.answered = 0, time.monotonic()
+        self.failures, self.given_up, self.answered = 0, None, time.monotonic()
         self.room.answered()
 
     def fail(self, why: str, wait: float | None, busy: bool = False) -> None:
@@ -224,6 +230,10 @@ class Client:
         if host.resting > time.monotonic() or host.room.full:  # it failed meanwhile: another server may take this call
             self._some.put_nowait(None)
             return
+        if host.lost is not None:
+            self._some.put_nowait(None)
+            await self._greet(host)
+            return
         call = self._waiting.popleft()
         if not call.tries and not call.future.set_running_or_notify_cancel():
             return
@@ -235,39 +245,74 @@ class Client:
     async def _make(self, host: Host, call: Call) -> None:
         """Make one call once; where that fails and may be mended, it waits again in front of the others."""
         try:
-            if host.lost is not None:
-                await self._greet(host)
             address, body = call.ask(host)
             result = call.read(host, await self._fetch(host, "POST", address, body, self.answer))
-        except (Failed, Malformed) as error:  # the server has answered well in its handshake
-            failed = error if isinstance(error, Failed) else Failed(error.why, remedy=CHANGED)
-            call.tries += 1
-            call.counted += not (failed.busy and host.works(call.failed))
-            call.failed = time.monotonic()
-            host.lost = failed.why if failed.lost else host.lost
-            if call.counted > self.max_retries or call.tries > AT_MOST * self.max_retries or failed.late:
-                call.finish(None, InputError(failed.sentence(call.tries, True)))
-                return
-            if not (failed.stale and call.tries == 1):
-                host.fail(failed.why, failed.wait, failed.busy)
-            self._add(call, first=True)
+        except Failed as failed:
+            self._missed(host, call, failed)
+        except Malformed as odd:  # the server has answered well in its handshake
+            self._missed(host, call, odd.failed)
         except Exception as error:  # whatever went wrong, nobody may wait for ever
             call.finish(None, error)
         else:
             host.succeed()
             call.finish(result)
 
+    def _missed(self, host: Host, call: Call, failed: Failed) -> None:
+        """A call was not answered: it waits again in front of the others, where it has not been tried often enough."""
+        call.tries += 1
+        elsewhere = (failed.lost or failed.busy) and any(other.up for other in self.hosts if other is not host)
+        call.counted += not (elsewhere or (failed.busy and host.works(call.failed)))
+        call.failed = time.monotonic()
+        host.lost = failed.why if failed.lost else host.lost
+        if not (failed.late or (failed.stale and call.tries == 1)):
+            host.fail(failed.why, failed.wait, failed.busy)
+        others = any(other.given_up is None for other in self.hosts if other is not host)
+        if failed.late or (host.failures > self.max_retries and (failed.lost or others)):
+            call.counted = 0  # for the others
+            if error := self._give_up(host, failed):
+                call.finish(None, error)
+                return
+        if call.counted > self.max_retries or call.tries > AT_MOST * self.max_retries:
+            call.finish(None, InputError(failed.sentence(call.tries, True)))
+            return
+        self._add(call, first=True)
+
+    def _give_up(self, host: Host, error: Exception) -> Exception | None:
+        """Leave the calls to the other servers; where none is left, all that wait end with the error that is returned."""
+        why = error.clause(host.failures) if isinstance(error, Failed) else str(error).rstrip(".")
+        new, host.given_up = host.given_up is None, why
+        if any(other.given_up is None for other in self.hosts):
+            rest = (error.wait or 0.0) if isinstance(error, Failed) else 0.0
+            host.resting = max(host.resting, time.monotonic() + max(LONGEST_WAIT, rest))
+            if new:
+                log.warning("%s: it is given up, and the other servers go on without it", why)
+            return None
+        if len(self.hosts) > 1:
+            whys = "; ".join(str(one.given_up) for one in self.hosts)
+            error = InputError(f"No server is left ({whys}): {failures.REMEDY}{failures.GO_ON}.")
+        elif isinstance(error, Failed):
+            error = InputError(error.sentence(host.failures, True))
+        for call in self._waiting:
+            call.finish(None, error)
+        self._waiting.clear()
+        while not self._some.empty():
+            self._some.get_nowait()
+        return error
+
     async def fetch(self, host: Host, method: str, address: str, body: Mapping[str, Any] | None = None) -> Any:
         """What a server says; it is asked again and again where it is there but busy. Raises InputError where it says nothing."""
         limit = min(self.answer, QUESTION if method == "GET" or address.endswith("/detokenize") else CANARY)
+        counted, since = 0, time.monotonic()
         for tries in itertools.count(1):
             waiting = "waiting for %s (%s), for %g seconds at most"
             note = self._loop.call_later(PATIENCE, log.warning, waiting, host.url, urlsplit(address).path, limit)
             try:
                 return await self._fetch(host, method, address, body, limit)
             except Failed as failed:
-                there = failed.status or failed.stale
-                if not there or failed.late or tries > self.max_retries:
+                counted += not (failed.busy and host.works(since))
+                since, there = time.monotonic(), failed.status or failed.stale
+                often = counted > self.max_retries or tries > AT_MOST * self.max_retries
+                if not there or failed.late or often:
                     raise failed.ended(tries, self.begun) from None
                 host.fail(failed.why, failed.wait, failed.busy)
             finally:
@@ -276,22 +321,25 @@ class Client:
         return None
 
     async def _greet(self, host: Host) -> None:
-        """Meet a server again that was lost; once for all calls that wait for it."""
+        """Meet a server again that was lost; once for all who wait for it."""
         async with host.door:
-            if host.lost is None:
+            if host.lost is None or host.resting > time.monotonic():  # it was there, or not, a moment ago
                 return
-            if host.resting > time.monotonic():  # it was not there for the call before this one
-                raise Failed(host.lost, lost=True)
             try:
                 if self.meet is not None:
                     await self.meet(host)
-            except Malformed as odd:
-                host.fail(odd.why, None)
-                raise Failed(odd.why, remedy=CHANGED) from None
-            except Failed as failed:
-                host.fail(failed.why, failed.wait, failed.busy)
-                raise
-            host.lost = None
+            except (Failed, Malformed) as error:
+                failed = error if isinstance(error, Failed) else error.failed
+                if not failed.late:
+                    host.fail(failed.why, failed.wait, failed.busy)
+                if failed.late or host.failures > self.max_retries:
+                    self._give_up(host, failed)
+            except Exception as error:  # it is another one, or whatever went wrong: nobody may wait for ever
+                self._give_up(host, error)
+            else:
+                if host.given_up:
+                    log.warning("%s is there again", host.url)
+                host.lost, host.given_up, host.failures = None, None, 0
 
     async def _fetch(self, host: Host, method: str, address: str, body: Mapping[str, Any] | None, limit: float) -> Any:
         most = aiohttp.ClientTimeout(

@@ -76,10 +76,14 @@ class Failed(InputError):
             begun: whether something may have been answered before.
         """
         if self.late:
-            hours = f"{(self.wait or 0.0) / 3600:.1f} hours"
-            return f"{self.why} and wants to be left alone for {hours}: call again then{KEPT if begun else ''}."
+            return f"{self.clause(tries)}: call again then{KEPT if begun else ''}."
         remedy = ROOM if self.status == 429 else f"{REMEDY}, or {ROOM}" if self.busy else self.remedy
-        return f"{self.why}{after(tries)}: {remedy}{GO_ON if begun else ''}."
+        return f"{self.clause(tries)}: {remedy}{GO_ON if begun else ''}."
+
+    def clause(self, tries: int) -> str:
+        """What happened, without what to do about it."""
+        hours = f" and wants to be left alone for {(self.wait or 0.0) / 3600:.1f} hours" if self.late else ""
+        return f"{self.why}{hours or after(tries)}"
 
     def ended(self, tries: int, begun: bool) -> Failed:
         """Itself, with what is said in the end."""
@@ -88,11 +92,16 @@ class Failed(InputError):
 
 
 class Malformed(InputError):
-    """An answer of another shape than those of its kind of server."""
+    """An answer of another shape than those of its kind of server: a failure where it has answered well before."""
 
     def __init__(self, url: str, error: Exception) -> None:
         self.why = f"The answer of {url} is not one of a server of its kind ({type(error).__name__})"
         super().__init__(f"{self.why}: {CHANGED}.")
+
+    @property
+    def failed(self) -> Failed:
+        """The same as a failure, after which it is asked again."""
+        return Failed(self.why, remedy=CHANGED)
 
 
 def refusal(
