@@ -154,12 +154,12 @@ def test_questions_of_the_handshake_have_limits_of_their_own(
 
 
 def test_the_whole_answer_is_limited_and_not_each_of_its_bytes(server: TokenServer) -> None:
-    with engine(server, answer_timeout=0.5, max_retries=0) as servers:
+    with engine(server, answer_timeout=1, max_retries=0) as servers:
         server.faults.append("drip")
         begun = time.monotonic()
         (error,) = ask(servers)
-    assert str(error).startswith(f"{server.url} did not answer within 0.5 seconds (--answer-timeout")
-    assert time.monotonic() - begun < 3
+    assert str(error).startswith(f"{server.url} did not answer within 1 seconds (--answer-timeout")
+    assert time.monotonic() - begun < 10
 
 
 # --- too many calls -------------------------------------------------------------------------------

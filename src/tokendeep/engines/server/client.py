@@ -342,9 +342,7 @@ class Client:
                 host.lost, host.given_up, host.failures = None, None, 0
 
     async def _fetch(self, host: Host, method: str, address: str, body: Mapping[str, Any] | None, limit: float) -> Any:
-        most = aiohttp.ClientTimeout(
-            total=limit, sock_connect=CONNECT
-        )  # a server that drips an answer has no more time
+        most = aiohttp.ClientTimeout(total=limit, sock_connect=CONNECT)  # an answer that drips has no more time
         try:
             async with self._session.request(
                 method, address, json=body, allow_redirects=False, timeout=most
