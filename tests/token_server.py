@@ -4,7 +4,8 @@
         engine = ServerEngine(server.url, subject.tokenizer, known=server.known)
 
 It answers with the subject's own greedy continuation, scores with its own logits, and does what goes wrong with real
-ones: `server.faults` holds what becomes of the next requests (a status, "drop" for a closed connection, or None).
+ones: `server.faults` holds what becomes of the next requests (a status, also with headers, "drop" for a closed connection,
+"drip" for an answer of blanks that never ends, bytes for a page of this text, or None).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import math
 import socket
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -57,7 +60,7 @@ class TokenServer:
         self.subject, self.kind, self.model, self.context, self.key = subject, kind, model, context, key
         self.certificate = certificate
         self.answer = answer or self._greedy
-        self.faults: deque[int | str | None] = deque()
+        self.faults: deque[int | tuple[int, Mapping[str, str]] | str | bytes | None] = deque()
         self.asked: list[Mapping[str, Any]] = []  # the bodies of all completions that were answered
         self.tokenizer = subject.tokenizer  # what it spells answers with
         self.change: Callable[[dict[str, Any]], dict[str, Any]] = lambda reply: reply  # what becomes of every answer
@@ -237,13 +240,20 @@ def _handler(owner: TokenServer) -> type[BaseHTTPRequestHandler]:
             fault = owner.faults.popleft() if owner.faults and self.path != "/detokenize" else None
             if fault is None and owner.rejects(body.get("prompt") or []):
                 fault = 400
-            fault = fault or owner.rejects_when(body)
+            fault = owner.rejects_when(body) if fault is None else fault
             if fault == "drop":
                 self.close_connection = True
                 self.connection.close()
                 return
+            if fault == "drip":
+                self._drip()
+                return
+            if isinstance(fault, bytes):
+                self._write(200, fault, {})
+                return
             if fault is not None:
-                self._send(int(fault), {"error": {"message": f"no {body.get('prompt')}"}})
+                status, headers = fault if isinstance(fault, tuple) else (int(fault), {})
+                self._send(status, {"error": {"message": f"no {body.get('prompt')}"}}, headers)
                 return
             answer = owner.post(self.path, body)
             if self.server is not owner._server:  # it was stopped meanwhile
@@ -254,13 +264,26 @@ def _handler(owner: TokenServer) -> type[BaseHTTPRequestHandler]:
                 owner.asked.append(body)
             self._send(200, answer)
 
-        def _send(self, status: int, content: Any) -> None:
+        def _send(self, status: int, content: Any, headers: Mapping[str, str] = MappingProxyType({})) -> None:
             if owner.key and self.headers.get("Authorization") != f"Bearer {owner.key}":
                 status, content = 401, {"error": "no key"}
             if content is None:
                 status, content = 404, {"error": "nothing here"}
-            text = json.dumps(content, default=_number).encode()
+            self._write(status, json.dumps(content, default=_number).encode(), headers)
+
+        def _drip(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):  # nobody listens any longer
+                while owner._server is self.server:
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
+            self.close_connection = True
+
+        def _write(self, status: int, text: bytes, headers: Mapping[str, str]) -> None:
             self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()

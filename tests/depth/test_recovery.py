@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from planted import LONG, OPENINGS, harmful_rows, planted
 from tokendeep.compute import scoring
 from tokendeep.depth import recovery
+from tokendeep.engines.server.branches import Branch
+from tokendeep.errors import InputError
 from tokendeep.types import IGNORE, Encoded, Subject
 
 
@@ -36,6 +39,17 @@ def test_the_first_ks_context_is_exactly_k_answer_tokens() -> None:
     """Depth 3: refusing is natural for answer tokens 1..3, so after 2 given tokens and not after 3."""
     log_odds = recovery.recovery_log_odds(planted(3), harmful_rows(1), OPENINGS, [2, 3], [LONG])
     assert log_odds[0, 0] > 0 > log_odds[0, 1]
+
+
+def test_nan_from_a_server_is_no_matter_of_how_a_model_is_loaded_here() -> None:
+    def score(jobs: Iterable[tuple[Sequence[int], Sequence[Branch]]]) -> Iterator[list[float]]:
+        return ([math.nan] * len(branches) for _, branches in jobs)
+
+    with pytest.raises(InputError) as caught:
+        recovery.recovery_log_odds(score, harmful_rows(1), OPENINGS, [0], [LONG])
+    assert str(caught.value) == (
+        "The model gave NaN or infinite values at row 1; have its server compute in float32 or check its weights."
+    )
 
 
 def test_scores_of_a_real_model_shape(tiny_subject: Subject) -> None:

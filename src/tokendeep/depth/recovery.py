@@ -74,10 +74,12 @@ def recovery_log_odds(
     for index, given in zip(missing, scores, strict=True):
         logps = np.asarray(given, dtype=np.float64).reshape(len(usable[index]), -1)
         if not np.isfinite(logps).all():
-            raise InputError(
-                f"The model gave NaN or infinite values at row {index + 1}; load it in float32 (--dtype float32) or check "
-                "its weights."
+            way = (
+                "load it in float32 (--dtype float32)"
+                if isinstance(model, Subject)
+                else "have its server compute in float32"
             )
+            raise InputError(f"The model gave NaN or infinite values at row {index + 1}; {way} or check its weights.")
         values[index, usable[index]] = np.logaddexp.reduce(logps[:, 1:], axis=1) - logps[:, 0]
         if kept is not None:
             kept.add({index: values[index].tolist()})

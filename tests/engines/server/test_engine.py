@@ -155,12 +155,13 @@ def test_but_not_for_ever(tiny_subject: Subject) -> None:
 
 
 def test_an_answer_that_takes_too_long_ends_in_one_sentence(tiny_subject: Subject) -> None:
-    with TokenServer(tiny_subject) as server, engine(server, answer_timeout=0.2, max_retries=0) as servers:
-        server.answer = lambda prompt, most: time.sleep(1) or [5]  # type: ignore[func-returns-value]
+    plain = {"answer": lambda prompt, most: [40 + (7 * sum(prompt) + 3 * n) % 50 for n in range(most)]}
+    with TokenServer(tiny_subject, **plain) as server, engine(server, answer_timeout=1, max_retries=0) as servers:
+        server.answer = lambda prompt, most: time.sleep(3) or [5]  # type: ignore[func-returns-value]
         with pytest.raises(InputError) as error:
             servers.submit(requests(tiny_subject, 1)[0]).result(30)
     assert str(error.value).startswith(
-        f"{server.url} did not answer within 0.2 seconds (--answer-timeout and --in-flight of verbs with --engine, --timeout of "
+        f"{server.url} did not answer within 1 seconds (--answer-timeout and --in-flight of verbs with --engine, --timeout of "
         "judge and calibrate)"
     )
     assert str(error.value).count(". ") == 0

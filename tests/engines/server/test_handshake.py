@@ -16,7 +16,7 @@ import pytest
 
 from token_server import TokenServer
 from tokendeep.engines.base import Request
-from tokendeep.engines.server import client
+from tokendeep.engines.server import client, failures
 from tokendeep.engines.server.engine import ServerEngine
 from tokendeep.engines.server.handshake import CHOSEN
 from tokendeep.errors import InputError
@@ -122,10 +122,10 @@ def test_tls(server: TokenServer, tmp_path: Path, tiny_subject: Subject) -> None
 def test_why_there_is_no_connection() -> None:
     place: Any = SimpleNamespace(host="nowhere", port=80, ssl=False)
     unknown = aiohttp.ClientConnectorDNSError(place, OSError(None, "Domain name not found"))
-    assert client._words(unknown) == client._words(socket.gaierror(-2, "x")) == "no machine of this name is known"
-    assert client._words(TimeoutError()) == "no connection within 15 seconds"
-    assert client._words(ConnectionRefusedError(111, "x")) == "Connection refused"
-    assert client._words(ValueError()) == "the connection broke, or what it says is not HTTP"
+    assert failures.words(unknown) == failures.words(socket.gaierror(-2, "x")) == "no machine of this name is known"
+    assert failures.words(TimeoutError()) == "no connection within 15 seconds"
+    assert failures.words(ConnectionRefusedError(111, "x")) == "Connection refused"
+    assert failures.words(ValueError()) == "the connection broke, or what it says is not HTTP"
 
 
 def test_ids_are_refused(server: TokenServer) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tokendeep.engines.base import Request
-from tokendeep.engines.server.client import Failed, Host
+from tokendeep.engines.server.client import Host
+from tokendeep.engines.server.failures import Failed, Malformed
 from tokendeep.errors import InputError
 
 Ids = tuple[int, ...]
@@ -56,22 +57,25 @@ class Dialect:
 
 
 def parsed(read: Callable[[Any], T], answer: Any, url: str) -> T:
-    """What an answer holds. Raises InputError for one of another shape."""
+    """What an answer holds. Raises Malformed for one of another shape, Failed for one that was broken off."""
     try:
         return read(answer)
+    except BrokenOff as error:
+        raise Failed(f"{url} broke an answer off ({error})") from None
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"The answer of {url} is not one of a server of its kind ({type(error).__name__}): look whether something "
-            "between here and the server changes what it says."
-        ) from None
+        raise Malformed(url, error) from None
+
+
+class BrokenOff(Exception):
+    """An answer that came to no end, and why."""
 
 
 def _stopped(reason: Any, end: Sequence[str], length: str) -> bool:
-    """Whether an answer came to its end, and not to its length. Raises Failed where the server broke it off."""
+    """Whether an answer came to its end, and not to its length. Raises BrokenOff where the server broke it off."""
     if reason != length and reason not in end:
-        raise Failed(f"The server broke an answer off ({reason})")
+        raise BrokenOff(reason)
     return bool(reason != length)
 
 

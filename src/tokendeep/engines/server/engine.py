@@ -99,11 +99,12 @@ class ServerEngine:
         def body(host: Host) -> tuple[str, Mapping[str, Any]]:
             return self._dialect.address(host), {**self._dialect.body(ask), **self._choosing(request.choices)}
 
-        def read(answer: Mapping[str, Any]) -> Completion:
-            told = parsed(self._dialect.read, answer, self.about.model)
+        def read(host: Host, answer: Mapping[str, Any]) -> Completion:
+            told = parsed(self._dialect.read, answer, host.url)
             done = answers.completion(self.tokenizer, ask, told, self.known.vocabulary)
+            done = replace(done, chances=self._chances(host, answer, request.choices))
             self.stats.requests, self.stats.tokens = self.stats.requests + 1, self.stats.tokens + len(done.ids)
-            return replace(done, chances=self._chances(answer, request.choices))
+            return done
 
         return self._client.put(Call(body, read))
 
@@ -114,12 +115,12 @@ class ServerEngine:
         assert self._dialect.choosing is not None
         return self._dialect.choosing(choices)
 
-    def _chances(self, answer: Mapping[str, Any], choices: tuple[int, ...]) -> tuple[float, ...]:
+    def _chances(self, host: Host, answer: Mapping[str, Any], choices: tuple[int, ...]) -> tuple[float, ...]:
         """The chances of chosen tokens against each other, from their log-probabilities among all."""
         read = self._dialect.read_next
         if not choices or read is None:
             return ()
-        logps = parsed(lambda told: read(told, choices), answer, self.about.model)
+        logps = parsed(lambda told: read(told, choices), answer, host.url)
         most = max(logps)
         weights = [math.exp(one - most) for one in logps]
         return tuple(one / sum(weights) for one in weights)
@@ -146,9 +147,10 @@ class ServerEngine:
         def ask(host: Host) -> tuple[str, Mapping[str, Any]]:
             return dialect.address(host), body(self.about.model, given, start)
 
-        def read(answer: Mapping[str, Any]) -> tuple[float, ...]:
+        def read(host: Host, answer: Mapping[str, Any]) -> tuple[float, ...]:
+            found = tuple(parsed(lambda told: scores(told, given, start), answer, host.url))
             self.stats.scored += len(given) - start
-            return tuple(parsed(lambda told: scores(told, given, start), answer, self.about.model))
+            return found
 
         return self._client.put(Call(ask, read))
 
@@ -167,9 +169,10 @@ class ServerEngine:
         assert dialect.read_next is not None
         body, scores = dialect.next_body, dialect.read_next
 
-        def read(answer: Mapping[str, Any]) -> tuple[float, ...]:
+        def read(host: Host, answer: Mapping[str, Any]) -> tuple[float, ...]:
+            found = tuple(parsed(lambda told: scores(told, asked), answer, host.url))
             self.stats.scored += len(asked)
-            return tuple(parsed(lambda told: scores(told, asked), answer, self.about.model))
+            return found
 
         return self._client.put(Call(lambda host: (dialect.address(host), body(self.about.model, given, asked)), read))
 
