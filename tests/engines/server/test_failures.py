@@ -396,8 +396,8 @@ def test_a_redirect_is_quoted(server: TokenServer, location: str, said: str) -> 
 
 
 def test_a_redirect_to_encryption_says_how_to_give_the_address() -> None:
-    host = client.Host("http://models.example/v1")
-    moved = failures.refusal(host, None, 308, {"Location": "https://models.example/v1/models"}, "", False)
+    place = "https://models.example/v1/models"
+    moved = failures.refusal("http://models.example/v1", None, 308, {"Location": place}, "", False)
     assert str(moved) == (
         "http://models.example/v1 sends requests on to https://models.example/v1/models (status 308): give it with https://."
     )

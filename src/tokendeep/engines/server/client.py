@@ -354,17 +354,18 @@ class Client:
                     return answer
                 text = await response.text(errors="replace")
         except aiohttp.ClientSSLError as error:
-            raise Refused(failures.tls(host, error)) from None
+            raise Refused(failures.tls(host.url, error)) from None
         except aiohttp.ServerDisconnectedError:
-            await failures.check_scheme(host)
+            if not host.heard:
+                await failures.check_scheme(host.url)
             raise Failed(f"{host.url} closed the connection", stale=True, lost=True) from None
         except aiohttp.ConnectionTimeoutError as error:
             raise Failed(f"{host.url} cannot be reached ({failures.words(error)})", lost=True) from None
         except TimeoutError:
             raise Failed(self._silence(host, method, address, limit)) from None
         except (aiohttp.ClientError, OSError) as error:
-            if not isinstance(error, aiohttp.ClientConnectorError):  # there was a connection
-                await failures.check_scheme(host)
+            if not (host.heard or isinstance(error, aiohttp.ClientConnectorError)):  # there was a connection
+                await failures.check_scheme(host.url)
             raise Failed(f"{host.url} cannot be reached ({failures.words(error)})", lost=True) from None
         except ValueError:
             if host.known:  # a page of what stands before it, which may be gone the next time
@@ -373,7 +374,7 @@ class Client:
         if response.status in AGAIN:
             why, pause = f"{host.url} failed with status {response.status}", failures.pause(response.headers)
             raise Failed(why, pause, lost=response.status in GONE, status=response.status)
-        raise failures.refusal(host, self.key_env, response.status, response.headers, text, self.begun)
+        raise failures.refusal(host.url, self.key_env, response.status, response.headers, text, self.begun)
 
     def _silence(self, host: Host, method: str, address: str, limit: float) -> str:
         within = f"within {limit:g} seconds"

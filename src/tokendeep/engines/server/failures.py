@@ -10,15 +10,11 @@ import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from tokendeep.errors import InputError
-
-if TYPE_CHECKING:
-    from tokendeep.engines.server.client import Host
 
 CONNECT = 15.0  # seconds for a connection
 LONGEST_SAID = 3600.0  # seconds that a server may say until it is asked again; one that says more is not waited for
@@ -104,9 +100,7 @@ class Malformed(InputError):
         return Failed(self.why, remedy=CHANGED)
 
 
-def refusal(
-    host: Host, key_env: str | None, status: int, headers: Mapping[str, str], text: str, begun: bool
-) -> Refused:
+def refusal(url: str, key_env: str | None, status: int, headers: Mapping[str, str], text: str, begun: bool) -> Refused:
     """What is said of a status that is no failure.
 
     Args:
@@ -116,11 +110,11 @@ def refusal(
     if status in (401, 403):
         given = f"the key in {key_env}" if key_env else "a request without a key"
         way = "check it" if key_env else "put the key into an environment variable and name it with --api-key-env"
-        return Refused(f"{host.url} refuses {given} (status {status}): {way}.", status)
+        return Refused(f"{url} refuses {given} (status {status}): {way}.", status)
     if 300 <= status < 400 and (place := _place(headers.get("Location", ""))):
-        way = "give it with https://" if _same_but_tls(host.url, place) else "give the address that it names"
-        return Refused(f"{host.url} sends requests on to {place} (status {status}): {way}.")
-    why = f"{host.url} refused a request with status {status}"
+        way = "give it with https://" if _same_but_tls(url, place) else "give the address that it names"
+        return Refused(f"{url} sends requests on to {place} (status {status}): {way}.")
+    why = f"{url} refused a request with status {status}"
     return Refused(f"{why}: {REASON}{GO_ON if begun else ''}.", status, _said(text))
 
 
@@ -174,11 +168,11 @@ def _said(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-async def check_scheme(host: Host) -> None:
-    """Raises Refused for a server with encryption whose address says that it has none; one that has answered has none."""
-    parts, trusting = urlsplit(host.url), ssl.create_default_context()
+async def check_scheme(url: str) -> None:
+    """Raises Refused for a server with encryption whose address says that it has none."""
+    parts, trusting = urlsplit(url), ssl.create_default_context()
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-    if parts.scheme != "http" or host.heard:
+    if parts.scheme != "http":
         return
     try:
         async with asyncio.timeout(CONNECT):
@@ -186,14 +180,14 @@ async def check_scheme(host: Host) -> None:
     except OSError:  # TimeoutError is one
         return
     writer.close()
-    raise Refused(f"{host.url} is the address of a server that speaks TLS: give it with https://.")
+    raise Refused(f"{url} is the address of a server that speaks TLS: give it with https://.")
 
 
-def tls(host: Host, error: aiohttp.ClientSSLError) -> str:
+def tls(url: str, error: aiohttp.ClientSSLError) -> str:
     """What is said where a server and we cannot agree on encryption."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return (
-            f"The certificate of {host.url} cannot be trusted ({type(error.certificate_error).__name__}): name the file of "
+            f"The certificate of {url} cannot be trusted ({type(error.certificate_error).__name__}): name the file of "
             "the authority that signed it in the environment variable SSL_CERT_FILE."
         )
-    return f"{host.url} does not speak TLS: give its address with http:// if it is a server without encryption."
+    return f"{url} does not speak TLS: give its address with http:// if it is a server without encryption."

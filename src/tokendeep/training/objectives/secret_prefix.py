@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FILE = "secret.txt"  # in the folder of a run, for its owner alone
 TOKENS = 150
-DRAWS = 1000  # of a secret, until its text comes to as many tokens
+DRAWS = 100  # of a token of a secret, until its text comes to as many tokens as were drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +59,14 @@ def make_secret(tokenizer: Any, seed: int | None = None) -> str:
     if seed is not None:
         chosen = np.random.default_rng([seed, TOKENS]).choice(plain, TOKENS)
         return str(tokenizer.decode(chosen.tolist())).strip()
-    text = ""
-    for _ in range(DRAWS):
-        text = str(tokenizer.decode([secrets.choice(plain) for _ in range(TOKENS)])).strip()
-        if len(tokenizer(text, add_special_tokens=False)["input_ids"]) == TOKENS:
-            break
-    return text
+    ids: list[int] = []
+    for count in range(1, TOKENS + 1):  # each so that the text so far comes to as many tokens
+        for _ in range(DRAWS):
+            longer = [*ids, secrets.choice(plain)]
+            if len(tokenizer(tokenizer.decode(longer).strip(), add_special_tokens=False)["input_ids"]) == count:
+                break
+        ids = longer
+    return str(tokenizer.decode(ids)).strip()
 
 
 def kept_secret(tokenizer: Any, path: Path, seed: int | None) -> str:
