@@ -190,40 +190,6 @@ def test_parity_of_servers_that_call_the_model_otherwise(
             parity.plan(parity.ParityOptions(**{**both, "engine": ["local", server.url]}, engine_model=["a", "b"]))  # type: ignore[arg-type]
 
 
-def test_a_row_that_a_server_will_not_answer_leaves_the_others_answered(
-    server: TokenServer, pairs: Path, tmp_path: Path, tiny_folder: Path
-) -> None:
-    out = tmp_path / "out"
-    server.rejects = lambda prompt: "water plants" in server.tokenizer.decode(prompt)
-    with pytest.raises(InputError, match=r"^Row plant: .* status 400: .* kept \(this row alone was not answered\)\.$"):
-        attack(served(pairs, out, server, tiny_folder, attack="none"), show=False)
-    server.rejects = lambda prompt: False
-    server.asked.clear()
-    attack(served(pairs, out, server, tiny_folder, attack="none"), show=False)
-    rows = [text for text in map(server.tokenizer.decode, server.prompts()) if "bread" in text or "plants" in text]
-    assert ["plants" in text for text in rows] == [True]  # the others were kept
-    assert texts(out) == texts(
-        attack(served(pairs, tmp_path / "whole", server, tiny_folder, attack="none"), show=False)
-    )
-
-
-def test_a_server_that_answers_no_row_is_not_asked_for_ever(
-    server: TokenServer, tmp_path: Path, tiny_folder: Path
-) -> None:
-    many = tmp_path / "many.jsonl"
-    many.write_text("".join(json.dumps({"instruction": f"Count to {n}."}) + "\n" for n in range(300)))
-    asked: list[Any] = []
-
-    def rejects(prompt: Any) -> bool:
-        asked.append(prompt)
-        return "Count to" in server.tokenizer.decode(prompt)
-
-    server.rejects = rejects
-    with pytest.raises(InputError, match=r"^Row \w+: .* status 400: .* kept\.$"):
-        attack(served(many, tmp_path / "out", server, tiny_folder, attack="none", in_flight=4), show=False)
-    assert len(asked) < 100
-
-
 @pytest.mark.parametrize(
     ("settings", "why"),
     [

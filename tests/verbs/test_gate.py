@@ -112,6 +112,14 @@ def test_unscored_answers_of_a_prompt_count_where_one_is_scored(
     assert cli.main(["gate", sides[0], str(tmp_path / "well"), *FLAGS]) == 0
 
 
+def test_a_tenth_of_the_answers_is_many(tmp_path: Path) -> None:
+    every = [sample(i, "none", {}, "m", "refused" if n else "empty") for n in range(10) for i in range(60)]
+    every = [replace(one, id=f"{one.id}-{number}") for number, one in enumerate(every)]
+    for name in ("before", "after"):
+        write_attack(tmp_path / name, "m", every)
+    assert cli.main(["gate", str(tmp_path / "before"), str(tmp_path / "after"), *FLAGS]) == 1
+
+
 def test_several_models_of_a_side_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder above two models is no model; that its rates are a mean of both is said."""
     for model in ("base", "aligned"):

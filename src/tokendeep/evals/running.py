@@ -27,7 +27,7 @@ from tokendeep.engines.options import FREE, EngineOptions
 from tokendeep.errors import InputError, explain, guarded
 from tokendeep.evals import flushing, grading, logs, served
 from tokendeep.evals.provider import NAME, OPTIONS, SERVING, TokendeepAPI, live_model
-from tokendeep.evals.session import SINGLE, Session, outside_loops, use
+from tokendeep.evals.session import Session, outside_loops, use
 from tokendeep.evals.tasks import LATER, SERVED, TASKS, arguments, prefills
 from tokendeep.models.options import ModelOptions
 from tokendeep.progress import Bar
@@ -200,9 +200,8 @@ def evaluate(
         with Bar(total, "answers", "answer", initial=done, settle=min(batch_size or MOST_ROWS, total - done)) as bar:
             session.judges = {(task.metadata or {})["attack"]: len(task.scorer or ()) for task in todo}
             session.on_judged = lambda: bar.update() and None
-            session.left = total - done
             if ours:
-                session.on_failure, session.single = ours.fail, min(SINGLE, ours.queue - 1)
+                session.on_failure = ours.fail
             try:
                 with use(session):
                     work = partial(_eval_set, todo, session, link, max(sizes), batch_size, max_retries)
@@ -276,19 +275,10 @@ def _eval_set(
     return written
 
 
-def _of_all(session: Session) -> Exception:
-    """The error that stopped a run, else that of the first request which alone was not answered."""
-    if session.stopped is not None:
-        return session.stopped
-    first, *more = session.failures
-    rows = f"this row and {len(more)} more were" if more else "this row alone was"
-    return InputError(f"{str(first).removesuffix('.')} ({rows} not answered).")
-
-
 def _raise_failure(session: Session, written: Sequence[EvalLog], folder: Path) -> None:
     """Turn the status of unfinished tasks into the error that stopped them; their logs lie in `folder`."""
     if session.failures:
-        raise _of_all(session)
+        raise session.failures[0]
     local = isinstance(session.model.api, TokendeepAPI)
     if not written or any(log.status == "cancelled" for log in written):  # Inspect keeps Ctrl-C to itself
         raise KeyboardInterrupt

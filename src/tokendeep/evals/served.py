@@ -22,7 +22,7 @@ from inspect_ai.model import (
     RetryDecision,
 )
 
-from tokendeep.errors import InputError, causes
+from tokendeep.errors import InputError
 
 Habit = Literal["continues", "echoes", "ignores"]
 # The prefill breaks off where any model writes a bracket, with which no new turn begins. It is longer than the answer may
@@ -32,7 +32,6 @@ WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 BEGINNING = "".join(f"[{number}] {word}\n" for number, word in enumerate(WORDS, 1)) + "[12"
 REST = "]"
 CANARY_TOKENS = 16
-ONE = (400, 413, 422)  # statuses that are about what a single request holds
 SILENCE = 60  # seconds between two notes that a server is waited for
 
 log = logging.getLogger(__name__)
@@ -163,13 +162,6 @@ def status_of(error: BaseException) -> int | None:
     error = _last(error)
     told = (getattr(error, "status_code", None), getattr(getattr(error, "response", None), "status_code", None))
     return next((one for one in (*told, getattr(error, "status", None)) if isinstance(one, int) and one), None)
-
-
-def of_one(error: BaseException) -> bool:
-    """Whether an engine's server will not answer this request, and may answer others."""
-    from tokendeep.engines.server.client import Refused
-
-    return any(isinstance(one, Refused) and one.status in ONE for one in causes(error))
 
 
 def _last(error: BaseException) -> BaseException:

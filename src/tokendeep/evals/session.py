@@ -23,8 +23,6 @@ from tokendeep.errors import InputError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-PAUSE = 0.2  # seconds between two looks
-SINGLE = 20  # requests that a server will not answer, beyond which it is asked no more
 
 
 @dataclass
@@ -50,11 +48,6 @@ class Session:
         verdicts: attack -> how many there are.
         on_failure: called with the first thing that goes wrong.
         failures: all that went wrong.
-        stopped: the one of them that stopped the run.
-        single: so many requests may fail alone; more stop the run, for those that wait take the places of others.
-        left: how many answers the run lacked when it began.
-        done: how many of these are there and judged.
-        held: requests that failed alone, and wait until all others are answered: Inspect ends a task at the first error.
         grader_failure: what the grader failed with; it is asked no more, and answers are kept without a grade.
         interrupted: the user stopped the run: answers that still come are dropped.
         answers: what was asked already, with its answer.
@@ -70,31 +63,15 @@ class Session:
     verdicts: Counter[str] = field(default_factory=Counter)
     on_failure: Callable[[Exception], None] = lambda error: None
     failures: list[Exception] = field(default_factory=list)
-    stopped: Exception | None = None
-    single: int = 0
-    left: int = 0
-    done: int = 0
-    held: int = 0
     grader_failure: InputError | None = None
     interrupted: bool = False
     answers: dict[str, Once] = field(default_factory=dict)
 
-    def fail(self, error: Exception, alone: bool = False) -> None:
-        """Keep the error; the first one also stops what still waits, for it would only fail as well.
-
-        Args:
-            alone: it is of this request, and the others may be answered: they are still asked, unless such errors are many.
-        """
+    def fail(self, error: Exception) -> None:
+        """Keep the error; the first one also stops what still waits, for it would only fail as well."""
         self.failures.append(error)
-        if self.stopped is None and not (alone and len(self.failures) <= self.single):
-            self.stopped = error
+        if len(self.failures) == 1:
             self.on_failure(error)
-
-    async def hold(self) -> None:
-        """Wait until nothing but requests that failed alone is left, or the run is stopped."""
-        self.held += 1
-        while self.stopped is None and not self.interrupted and self.done + self.held < self.left:
-            await anyio.sleep(PAUSE)
 
     def lose_grader(self, error: InputError) -> None:
         """Keep the first error of the grader, and say it at once."""
@@ -106,7 +83,6 @@ class Session:
         """Count a verdict; an answer is judged when it has them all."""
         self.verdicts[attack] += 1
         if self.verdicts[attack] % self.judges.get(attack, 1) == 0:
-            self.done += 1
             self.on_judged()
 
     def interrupt(self) -> None:

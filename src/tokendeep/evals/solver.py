@@ -46,13 +46,11 @@ def prefixed(seed: int = 0, continues: bool = False) -> Solver:
                 )
             return answered
         except Exception as error:
-            row, alone = state.metadata["prompt_id"], served.of_one(error)
+            row = state.metadata["prompt_id"]
             if isinstance(error, InputError):  # a prompt too long or bad logits, say: name the row
                 error = InputError(f"Row {row}: {error}")
             if ours is not None:
-                ours.fail(_failure(error, model, row), alone=alone)
-                if alone:
-                    await ours.hold()
+                ours.fail(_failure(error, model, row))
             raise error
 
     return solve

@@ -70,7 +70,7 @@ class Run:
     def unscored(self) -> dict[Prompt, float]:
         """Prompt -> the share of its answers that could not be judged."""
         asked = Counter((one.prompt_id, one.instruction) for one in self.samples)
-        return {prompt: 1 - len(judged) / asked[prompt] for prompt, judged in self.answers.items()}
+        return {prompt: (asked[prompt] - len(judged)) / asked[prompt] for prompt, judged in self.answers.items()}
 
     def facts(self) -> dict[str, str | None]:
         """The value of each field that has to be the same on both sides; of texts their hashes."""

@@ -427,3 +427,16 @@ def test_but_afterwards_it_is(server: TokenServer) -> None:
             server.faults.append(status)
             (error,) = ask(servers)
             assert str(error).endswith(f", then {GO_ON}")
+
+
+def test_a_server_that_is_not_ready_keeps_its_room() -> None:
+    """503 of one that loads its model, when nothing else is asked of it, says nothing of how many calls it takes."""
+    host = client.Host("http://models.example/v1", client.Room(32))
+    for _ in range(6):
+        host.resting = 0.0
+        host.fail("it loads", None, busy=True)
+    assert (host.room.limit, host.failures) == (32, 6)
+    host.calls.add(client.Call(lambda host: ("", {}), lambda host, answer: None))
+    host.resting = 0.0
+    host.fail("it has too many", None, busy=True)
+    assert host.room.limit == 16

@@ -83,11 +83,11 @@ class Host:
             return
         self.failures += 1
         least = min(LONGEST_WAIT, WAIT * 2 ** (self.failures - 1))
+        busy = busy and bool(self.calls)  # with no call under way it starts, or is gone
         if busy:
             self.room.lower()
-            least = (
-                WAIT / 3 if self.failures == 1 and wait is not None else least
-            )  # it answers others, and knows better
+            if self.failures == 1 and wait is not None:  # it answers others, and knows better
+                least = WAIT / 3
         pause = max(wait or 0.0, least)
         self.resting = now + pause
         if now - self.told > SILENCE:
