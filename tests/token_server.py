@@ -33,6 +33,11 @@ Ids = list[int]
 OWNERS = {"vllm": "vllm", "llamacpp": "llamacpp", "sglang": "sglang", "plain": "somebody"}
 
 
+def words(prompt: list[int], most: int) -> list[int]:
+    """An answer that hangs on the prompt, without a model; it never ends by itself."""
+    return [40 + (7 * sum(prompt) + 3 * n) % 50 for n in range(most)]
+
+
 class TokenServer:
     """A server of completions on this machine.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from token_server import TokenServer
+from token_server import TokenServer, words
 from tokendeep.engines.base import Completion, Request
 from tokendeep.engines.options import NO_SERVER
 from tokendeep.engines.server import client, failures
@@ -28,11 +28,6 @@ GO_ON = "call again to go on; what was answered is kept."
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "WAIT", 0.01)
-
-
-def words(prompt: list[int], most: int) -> list[int]:
-    """An answer that hangs on the prompt, without a model; it never ends by itself."""
-    return [40 + (7 * sum(prompt) + 3 * n) % 50 for n in range(most)]
 
 
 @pytest.fixture

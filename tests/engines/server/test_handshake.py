@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from token_server import TokenServer
+from token_server import TokenServer, words
 from tokendeep.engines.base import Request
 from tokendeep.engines.server import client, failures
 from tokendeep.engines.server.engine import ServerEngine
@@ -26,11 +26,6 @@ from tokendeep.types import Decoding, Subject
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "WAIT", 0.01)
-
-
-def words(prompt: list[int], most: int) -> list[int]:
-    """An answer that hangs on the prompt, without a model; it never ends by itself."""
-    return [40 + (7 * sum(prompt) + 3 * n) % 50 for n in range(most)]
 
 
 @pytest.fixture
