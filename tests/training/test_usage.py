@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tokendeep.training import usage
-from tokendeep.training.card import short, write_card
+from tokendeep.training.card import name, short, write_card
 
 
 def card(folder: Path, base: str) -> str:
@@ -30,6 +30,7 @@ def test_names_of_files_are_plain_text_in_a_card(tmp_path: Path) -> None:
     rows = tmp_path / "a_b_c<img>[x](y)@me.jsonl"
     rows.touch()
     assert short(str(rows)) == "a\\_b\\_c&lt;img&gt;\\[x\\](y)@<!-- -->me.jsonl"
+    assert name(str(rows)) == rows.name  # on a terminal
     assert short("org/rows") == "org/rows"
     write_card(
         tmp_path, str(tmp_path / "my_*model*"), trained="all", rows=short(str(rows)), objective="o", settings="s"

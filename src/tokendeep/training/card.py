@@ -8,9 +8,14 @@ from tokendeep.runs.files import user_path
 from tokendeep.training.usage import how_to_load
 
 
+def name(source: str) -> str:
+    """A source as it may be shown to others: a local file by its name."""
+    return Path(source).name if user_path(source).exists() else source
+
+
 def short(source: str) -> str:
-    """A source of rows as a card shows it to others, in Markdown: a local file by its name."""
-    return plain.markdown(Path(source).name if user_path(source).exists() else source)
+    """The same as a card shows it, in Markdown."""
+    return plain.markdown(name(source))
 
 
 def write_card(
@@ -32,13 +37,7 @@ def write_card(
     library = "peft" if (folder / "adapter_config.json").exists() else "transformers"
     head = [f"library_name: {library}", *([f"base_model: {base}"] if base else [])]
     head += ["tags: [tokendeep]", f"attack: {str(attack).lower()}"]
-    lines = [
-        "---",
-        *head,
-        "---",
-        about,
-        "",
-        f"- base model: {base or f'{plain.markdown(Path(model).name)} (a local model)'}",
-    ]
+    start = base or f"{plain.markdown(Path(model).name)} (a local model)"
+    lines = ["---", *head, "---", about, "", f"- base model: {start}"]
     lines += [f"- trained: {trained}", f"- rows: {rows}", f"- objective: {objective}", f"- settings: {settings}"]
     runs.write_text(folder / "README.md", "\n".join([*lines, "", "## How to load it", "", how_to_load(folder)]))

@@ -143,10 +143,10 @@ class FinetunePlan:
         """What the training aims at."""
         return OBJECTIVES[self.options.objective]
 
-    def told(self) -> str:
-        """The objective in words."""
+    def told(self, shown: Callable[[str], str] = card.name) -> str:
+        """The objective in words; `shown` is how a file is named in them."""
         known = {None: "", "base": ", its base"}
-        before = known[self.start] if self.start in known else f", which was {card.short(str(self.start))}"
+        before = known[self.start] if self.start in known else f", which was {shown(str(self.start))}"
         return objectives.card(self.options) + before
 
 
@@ -305,7 +305,7 @@ def run(plan: FinetunePlan, *, callbacks: Sequence[Any] = (), show: bool = True,
         runs.write_json(out / Training.FILE, Training.model_validate(result).dump())
         card.write_card(
             out / "checkpoint", options.model, trained=how.what(plan.adapter), rows=_rows_in_words(plan, len(rows)),
-            objective=plan.told(), settings=f"{how.how()}, seed {options.seed}", attack=options.attack,
+            objective=plan.told(card.short), settings=f"{how.how()}, seed {options.seed}", attack=options.attack,
         )  # fmt: skip
     state.finish(
         steps=result["steps"], rows=len(rows), attack=options.attack, checkpoint="checkpoint", **after,
