@@ -51,7 +51,7 @@ def train(kind: str, profiler: Any = None) -> dict[str, float]:
 
     from tokendeep import models
     from tokendeep.compute import lm_head
-    from tokendeep.training import attention
+    from tokendeep.training import cpu
     from tokendeep.training.eq3 import BetaSchedule, constrained_nll, response_positions
     from tokendeep.training.launch import has_bf16
     from tokendeep.training.sft import ResponseSFTTrainer
@@ -98,7 +98,7 @@ def train(kind: str, profiler: Any = None) -> dict[str, float]:
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            with self.accelerator.autocast(), attention.in_float32():
+            with self.accelerator.autocast(), cpu.quick(model):
                 return lm_head.hidden_states(model, inputs["input_ids"]).float().mean()
 
     with tempfile.TemporaryDirectory() as folder:

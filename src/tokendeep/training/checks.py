@@ -21,7 +21,7 @@ from tokendeep import chat, models
 from tokendeep.compute import lm_head
 from tokendeep.engines.architecture import ends_of
 from tokendeep.errors import InputError
-from tokendeep.training import attention
+from tokendeep.training import cpu
 from tokendeep.training.batches import Limits
 from tokendeep.types import IGNORE, Message
 
@@ -118,7 +118,7 @@ def check_apart(trainer: Any) -> None:
 def _states(trainer: Any, batch: dict[str, Any]) -> Tensor:
     """The final states (N, H) at the supervised tokens of a batch, as the training computes them."""
     accelerator = trainer.accelerator
-    with accelerator.autocast(), attention.in_float32():  # before training the model is not wrapped in it yet
+    with accelerator.autocast(), cpu.quick(trainer.model):  # before training the model is not wrapped in it yet
         given = send_to_device(batch, accelerator.device)
         return trainer.model_wrapped(**given, supervised=True, keep_states=True).states.float()
 

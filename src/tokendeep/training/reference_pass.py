@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tokendeep.progress import Bar
-from tokendeep.training import attention
+from tokendeep.training import cpu
 from tokendeep.training import reference as references
 from tokendeep.training.batches import supervised_count
 
@@ -55,7 +55,7 @@ def compute(trainer: Any, dataset: Any, name: str, collator: Any, states: bool) 
     own = [batches[min(i + rank, last)] for i in range(0, len(batches), world)]  # the same number for each
     logps: dict[int, Tensor] = {}
     held: dict[int, Tensor] = {}
-    with trainer._as_reference(), attention.in_float32():
+    with trainer._as_reference(), cpu.quick(trainer.model):
         for batch in Bar.over(own, "reference", "batch", disable=rank > 0 or len(own) < 4):
             rows, found, kept = _of_batch(trainer, given, batch, collator, states)
             logps.update(zip(rows, found, strict=True))

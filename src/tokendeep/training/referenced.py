@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from tokendeep import models
 from tokendeep.compute import lm_head
 from tokendeep.errors import InputError
-from tokendeep.training import adapters, attention, checks, reference_pass, rows
+from tokendeep.training import adapters, checks, cpu, reference_pass, rows
 from tokendeep.training import reference as references
 from tokendeep.training.batches import ROW, Collator
 from tokendeep.training.safety import SAFETY, SafetyAnchor, SafetyBatches
@@ -186,7 +186,7 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         config = lm_head.causal_lm(self.model).config.to_json_string()
         with self._as_reference() if self._start and self._other else contextlib.nullcontext():
             hashed = references.weights_hash(self.model, without_adapter=self._adapter_off)
-        name = [references.key(hashed, config, adapter, attention.precision(self.accelerator))]
+        name = [references.key(hashed, config, adapter, cpu.precision(self.accelerator))]
         broadcast_object_list(name)  # where shards are gathered on the first process alone, only it knows
         return name[0]
 

@@ -25,7 +25,7 @@ from tokendeep import runs
 from tokendeep.compute import lm_head
 from tokendeep.compute.gradients import check_differentiable
 from tokendeep.errors import InputError
-from tokendeep.training import attention, checks, launch, rows, settings
+from tokendeep.training import checks, cpu, launch, rows, settings
 from tokendeep.training.batches import ROW, SPANS, Collator, Meter, spans, total
 from tokendeep.training.rows import OPTIONAL
 
@@ -127,8 +127,12 @@ class ResponseSFTTrainer(SFTTrainer):
         )
         self._signature_columns: Any = ["input_ids", "labels", "seq_lengths", ROW, *OPTIONAL]
 
+    def train(self, *given: Any, **settings: Any) -> Any:
+        with cpu.memory_kept(self.accelerator.device):
+            return super().train(*given, **settings)
+
     def training_step(self, model: Any, *given: Any, **settings: Any) -> Tensor:
-        with attention.in_float32():  # around the backward pass too, in which checkpointed layers run again
+        with cpu.quick(self.model):  # around the backward pass too, in which checkpointed layers run again
             loss: Tensor = super().training_step(model, *given, **settings)
             return loss
 
@@ -343,7 +347,7 @@ class ResponseSFTTrainer(SFTTrainer):
         """Trainer's, with metrics that are means over tokens instead of means over batches."""
         meter = self.meters["eval"]
         meter.read(self.accelerator)
-        with attention.in_float32():
+        with cpu.quick(self.model):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
