@@ -38,6 +38,17 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
+def large_product(dtype: torch.dtype = torch.float32, size: int = 4096) -> float:
+    """GFLOP/s of the quickest of some products of two square matrices: what the machine can reach."""
+    one, other = (torch.randn(size, size).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        _ = one @ other
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times) / 1e9
+
+
 def in_a_process(script: str, *arguments: str) -> dict[str, Any]:
     """The JSON that `script` prints last, from a process of its own, so that its peak memory is its own."""
     done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)

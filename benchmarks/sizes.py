@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ USABLE = 0.9  # of a card, beside the context of the GPU and gaps between alloca
 BUSY = 0.4  # of the peak of products in training and scoring; assumed
 READING = 0.5  # of the peak of memory in decoding; assumed
 COUNTS = (1, 2, 4, 8)
+OPENINGS = 36  # tokens of the openings of refusals that `measure` reads behind each k of a pair
 SCORED, WRITTEN, TRAINED = Work(16, 200, 100), Work(16, 100, 512), Work(4, 512, 256)
 FULL, LORA = Training(), Training(rank=16, item=2)
 
@@ -83,17 +85,19 @@ def status(name: str) -> int:
 
 
 def run(case: dict[str, Any], model: str, out: Path) -> dict[str, Any]:
-    """Run the verb of a case here, and give the peak behind the loading of its model, with the work that was done."""
+    """Run the verb of a case here, and give peak and seconds behind the loading of its model, with the work that was done."""
     from tokendeep import chat, cli, models
     from tokendeep.training import fit
 
     load, arguments = models.load, fit._arguments
     taken: list[Any] = []
+    ready: list[float] = []
 
     def loaded(*given: Any, **more: Any) -> Any:
         subject = load(*given, **more)
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
         taken.append(subject.tokenizer)
+        ready.append(time.perf_counter())
         return subject
 
     def as_on_a_gpu(*given: Any) -> Any:
@@ -109,7 +113,8 @@ def run(case: dict[str, Any], model: str, out: Path) -> dict[str, Any]:
     pairs = [json.loads(line) for line in data.read_text().splitlines()]
     asked = [len(chat.prompt_ids(tokenizer, [{"role": "user", "content": p["instruction"]}])) for p in pairs]
     answered = [len(tokenizer(p["response"], add_special_tokens=False)["input_ids"]) + 1 for p in pairs]
-    return {"peak": status("VmHWM"), "prompt": max(asked), "answer": min(max(answered), 100)}
+    behind = time.perf_counter() - ready[-1]
+    return {"peak": status("VmHWM"), "prompt": max(asked), "answer": min(max(answered), 100), "seconds": behind}
 
 
 def rows(case: dict[str, Any], out: Path) -> tuple[Path, list[str]]:
@@ -146,6 +151,7 @@ def measure(name: str) -> None:
         places = {"tiny": lambda: str(tiny_folder(out)), "135M": lambda: "smollm2", "0.5B": lambda: sys.argv[3]}
         model = places[case["model"]]()
         found = run(case, model, out)
+        del found["seconds"]  # of the verb with the libraries that it loads; times.py looks at speed
     known = json.loads(FOUND.read_text()) if FOUND.exists() else {}
     FOUND.write_text(json.dumps({**known, name: found}, indent=1) + "\n")
     print(f"{name}: {found['peak'] / 1e9:.3f} GB; computed {computed(name, found) / 1e9:.3f}")
@@ -229,17 +235,45 @@ def cards_table() -> str:
     return table(["cards needed, computed", "card", *LARGE], lines)
 
 
+def learning(shape: Shape, how: Training, tokens: int, supervised: int) -> float:
+    """Operations of products in training on so many tokens, so many of them supervised; checked by times.py.
+
+    Forwards two for each weight and token, backwards as many for the states and, of what is trained, for the weights;
+    the chunks of the head are always computed twice.
+    """
+    layers = (4 if how.rank else 6) + 2 * how.recompute
+    adapter = 6 + 2 * how.recompute if how.rank else 0
+    decoder = layers * shape.layers * shape.linear + adapter * (shape.adapter(how.rank) if how.rank else 0)
+    return tokens * decoder + supervised * (6 if how.rank else 8) * shape.table
+
+
+def scoring(shape: Shape, pairs: int, prompt: int, deepest: int = 40, ks: int = 9) -> float:
+    """Operations of products in measuring recovery and margin of so many pairs, without a base; checked by times.py.
+
+    Behind each k stand the openings of refusals, of which the last tokens are looked at and not read.
+    """
+    tokens, positions = prompt + deepest + OPENINGS * ks, (1 + OPENINGS) * ks
+    return 2.0 * pairs * (tokens * shape.layers * shape.linear + positions * shape.table)
+
+
+def step_bytes(shape: Shape, rows: int, length: float, item: int) -> float:
+    """Bytes that decoding one token of each row reads: all weights but an embedding, and the keys of rows so long."""
+    table = 0 if shape.tied else shape.table
+    return (shape.parameters - table) * item + rows * length * shape.cached(item)
+
+
 def hours(shape: Shape) -> dict[str, Callable[[float, float], float]]:
     """Hours on one card of so many FLOP/s and bytes/s, by what is done."""
-    decoder, head = shape.layers * shape.linear, shape.table
-    step = 2 * shape.parameters + 16 * 350 * shape.cached(
-        2
-    )  # bytes that one token of 16 rows reads, half of them written
+    read = step_bytes(shape, 16, 350, 2)
+
+    def products(operations: float) -> Callable[[float, float], float]:
+        return lambda flops, _: operations / (BUSY * flops) / 3600
+
     return {
-        "measure 500 pairs": lambda flops, _: 500 * 2 * (700 * decoder + 300 * head) / (BUSY * flops) / 3600,
-        "attack, 1,000 answers": lambda _, reads: 1000 / 16 * 512 * step / (READING * reads) / 3600,
-        "LoRA, 1,000,000 tokens": lambda flops, _: 1e6 * (6 * decoder + 4 * head) / (BUSY * flops) / 3600,
-        "all weights, 1,000,000 tokens": lambda flops, _: 1e6 * (8 * decoder + 4 * head) / (BUSY * flops) / 3600,
+        "measure 500 pairs": products(scoring(shape, 500, 100)),
+        "attack, 1,000 answers": lambda _, reads: 1000 / 16 * 512 * read / (READING * reads) / 3600,
+        "LoRA, 1,000,000 tokens": products(learning(shape, LORA, 10**6, 5 * 10**5)),
+        "all weights, 1,000,000 tokens": products(learning(shape, FULL, 10**6, 5 * 10**5)),
     }
 
 

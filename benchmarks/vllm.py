@@ -7,14 +7,19 @@ Both clients send the same token ids with the same settings and as many requests
 engine does beside: the queue, repeats, checks of what came back, text and ids. Then, with a server started here stopped, the
 engine in memory and the continuous batching of transformers answer the same requests, in turns too, each warmed up, on as many
 threads as OMP_NUM_THREADS says: one in the Makefile, as the server has.
+
+The third ratio is of the whole `tokendeep attack` in a process of its own, from its first line to its last (imports, handshake,
+judging, log and figures included), against a bare client of the same requests before and after it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,12 +37,20 @@ from tokendeep.types import Decoding
 
 VERBS = ("Describe", "Explain", "Compare", "Draw", "Paint", "Sell", "Praise", "Repair")
 THINGS = ("a bridge", "an apple", "two rivers", "a violin", "the moon", "a bakery", "old maps", "a garden")
+MANNERS = (
+    *("briefly", "at length", "to a child", "in a letter", "with numbers", "as a poet", "in a list", "from memory"),
+    *("politely", "in plain words", "for a museum", "in the rain", "step by step", "without haste"),
+    *("to a friend", "at night"),
+)
 AIM = 0.95
 
 
 def requests(tokenizer: Any, count: int, tokens: int) -> list[Request]:
     """Different short requests, all answered up to the same length."""
-    texts = [f"{verb} {thing}." for verb in VERBS for thing in THINGS][:count]
+    return asking(tokenizer, [f"{verb} {thing}." for verb in VERBS for thing in THINGS][:count], tokens)
+
+
+def asking(tokenizer: Any, texts: list[str], tokens: int) -> list[Request]:
     ids = [chat.prompt_ids(tokenizer, [{"role": "user", "content": text}]) for text in texts]
     return [Request(tuple(one), Decoding(max_new_tokens=tokens)) for one in ids]
 
@@ -68,6 +81,37 @@ def rate(work: Any, count: int) -> float:
     started = time.perf_counter()
     work()
     return count / (time.perf_counter() - started)
+
+
+def whole(engine: server.ServerEngine, url: str, tokenizer: Any, args: argparse.Namespace) -> None:
+    """Print how fast `tokendeep attack` is as a whole against the bare client of the same requests."""
+    texts = [f"{verb} {thing} {manner}." for manner in MANNERS for verb in VERBS for thing in THINGS][: args.attack]
+    asked, speeds = asking(tokenizer, texts, args.tokens), []
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder, "instructions.jsonl")
+        rows.write_text("".join(json.dumps({"id": str(n), "instruction": text}) + "\n" for n, text in enumerate(texts)))
+        words = f"attack --model smollm2 --engine {url} --data {rows} --attack none --out {folder}/attack"
+        more = f"--max-new-tokens {args.tokens} --in-flight {args.in_flight}"
+        command = [sys.executable, "-m", "tokendeep", *words.split(), *more.split()]
+        speeds.append(rate(lambda: bare(engine, asked, args.in_flight), len(asked)))
+        through = rate(lambda: subprocess.run(command, check=True, capture_output=True), len(asked))
+        found: list[Any] = []
+        speeds.append(rate(lambda: found.extend(bare(engine, asked, args.in_flight)), len(asked)))
+        given = {n: reply["choices"][0]["text"].strip() for n, reply in enumerate(found)}
+        answers = answers_of(Path(folder, "attack"))
+    same = sum(answers[str(n)].strip() == text for n, text in given.items())
+    print(f"the whole attack, {len(asked)} answers: {same} of them those of the bare client")
+    print(f"  {through:.2f} answers a second; {', '.join(f'{speed:.2f}' for speed in speeds)} through the bare client")
+    print(f"ratio: {through / statistics.mean(speeds):.2f} (aim {AIM})")
+
+
+def answers_of(folder: Path) -> dict[str, str]:
+    """The answers of an attack's only log, by the ids of their instructions."""
+    from inspect_ai.log import read_eval_log
+
+    (log,) = folder.rglob("*.eval")
+    samples = read_eval_log(str(log)).samples or []
+    return {str(sample.id): sample.output.completion for sample in samples}
 
 
 def paged(subject: Any, asked: list[Request], ends: list[int]) -> list[tuple[int, ...]]:
@@ -104,6 +148,9 @@ def served(url: str, subject: Any, asked: list[Request], args: argparse.Namespac
             print(f"  {one:.2f} answers a second through the engine, {two:.2f} through the bare client")
     ratio = statistics.median(one / two for one, two in speeds)
     print(f"ratio: {ratio:.2f} (median of {args.rounds} rounds, aim {AIM})")
+    if args.attack:
+        with server.ServerEngine(url, subject.tokenizer, known=known, in_flight=args.in_flight) as engine:
+            whole(engine, url, subject.tokenizer, args)
     return statistics.median(one for one, _ in speeds)
 
 
@@ -135,6 +182,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--attack", type=int, default=1024, help="answers of the whole attack, at most 1,024; 0: none")
     args = parser.parse_args()
     subject = models.load("smollm2", dtype="float32")
     asked = requests(subject.tokenizer, args.requests, args.tokens)
@@ -147,7 +195,7 @@ def through(args: argparse.Namespace, subject: Any, asked: list[Request]) -> flo
         return served(args.server, subject, asked, args)
     os.environ["TOKENDEEP_VLLM"] = args.server
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from vllm_server import VllmServer
+    from real_servers import VllmServer
 
     with tempfile.TemporaryDirectory() as folder:
         started = VllmServer(models.smollm2_folder(), Path(folder, "vllm.log")).start()

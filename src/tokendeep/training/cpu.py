@@ -15,6 +15,7 @@ again. While a model trains, the process keeps it.
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,10 +31,11 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
+# What glibc lets the user say about memory, so that the user's word counts
+OWN = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES"}
 TRIM, MAP = -1, -3  # mallopt's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
-MOST_MAPPED = (
-    32 * 2**20
-)  # bytes; the most that glibc takes for MAP, and the size of a chunk of logits (compute.lm_head)
+# Bytes: the most that glibc takes for MAP, and the size of a chunk of logits (compute.lm_head)
+MOST_MAPPED = 32 * 2**20
 
 
 @contextmanager
@@ -60,9 +62,9 @@ def quick(model: nn.Module) -> Iterator[None]:
 def memory_kept(device: torch.device) -> Iterator[None]:
     """Within it a process that computes on a CPU keeps what it frees; afterwards it gives back what it can.
 
-    With glibc only: other libraries have settings of their own.
+    With glibc only, and not where the user has set what it keeps: other libraries have settings of their own.
     """
-    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc" or OWN & set(os.environ):
         yield
         return
     glibc = ctypes.CDLL(None)

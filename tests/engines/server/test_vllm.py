@@ -17,20 +17,18 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from odd_prefills import odd
+from real_servers import THINGS, VLLM, VllmServer, engine, prompts
 from tokendeep import chat, cli, models
 from tokendeep.engines.base import Request, TooLong
 from tokendeep.engines.local import generate
-from tokendeep.engines.server.engine import ServerEngine, known_of
 from tokendeep.errors import InputError
 from tokendeep.records import StoredVerdict
 from tokendeep.types import Decoding, Subject
-from vllm_server import PROGRAM, VllmServer
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PROGRAM.exists(), reason="no vLLM: make bench-vllm sets one up, TOKENDEEP_VLLM names one"),
+    pytest.mark.skipif(not VLLM.exists(), reason="no vLLM: make bench-vllm sets one up, TOKENDEEP_VLLM names one"),
 ]
-THINGS = ("bridge", "apple", "river", "violin", "moon", "bakery", "map", "garden", "ship", "clock", "forest")
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +42,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     running = VllmServer(models.smollm2_folder(), log, more=("--enforce-eager",)).start()
     yield running
     running.stop()
-
-
-def engine(server: VllmServer, subject: Subject, **more: object) -> ServerEngine:
-    known = known_of(models.outline("smollm2"), subject.tokenizer)
-    return ServerEngine(server.url, subject.tokenizer, known=known, **more)  # type: ignore[arg-type]
-
-
-def prompts(subject: Subject) -> list[tuple[int, ...]]:
-    texts = [f"{verb} a {thing}." for verb in ("Describe", "Draw") for thing in THINGS]
-    return [tuple(chat.prompt_ids(subject.tokenizer, [{"role": "user", "content": text}])) for text in texts]
 
 
 def test_greedy_answers_behind_prefills_are_those_in_memory(server: VllmServer, subject: Subject) -> None:
