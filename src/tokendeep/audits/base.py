@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokendeep import chat
+from tokendeep.depth import recovery
 from tokendeep.errors import InputError, Unusable
 from tokendeep.progress import Bar
 from tokendeep.runs.parts import Parts
@@ -44,6 +45,7 @@ class Materials:
         layer: the decoder layer whose states are compared; 0: at the depth that the score's authors take.
         system: system prompt of the probe, as options have it.
         max_length: longest row in tokens.
+        elsewhere: what scores continuations where the model is on a server, and the subject holds its tokenizer alone.
     """
 
     subject: Subject
@@ -56,6 +58,11 @@ class Materials:
     system: str
     max_length: int
     batch_size: int
+    elsewhere: recovery.Score | None = None
+
+    def branch_logps(self, jobs: Iterator[recovery.Job]) -> Iterator[Sequence[float]]:
+        """Log-probabilities in nats of continuations of rows, by the model, wherever it is."""
+        return (self.elsewhere or recovery.in_memory(self.subject))(jobs)
 
     def prompt(self, anchor: Anchor) -> list[int]:
         """Token ids of an anchor's request, up to its answer. Raises InputError, naming the anchor, for one that is too long."""
@@ -88,6 +95,7 @@ class Score:
         about: what it was computed with, in words.
         reads: the options of `audit` that it reads, of those that not every score does.
         answers: whether the probe's requests need a harmful answer and a refusal each.
+        served: whether log-probabilities of given tokens are all that it takes of a model, so that a server will do.
     """
 
     name: str
@@ -98,6 +106,7 @@ class Score:
     about: Callable[[Materials], str]
     reads: Sequence[str] = ()
     answers: bool = False
+    served: bool = False
 
     @property
     def probed(self) -> bool:
@@ -122,12 +131,43 @@ def by_batch(
                 given = np.asarray(score(batch), dtype=np.float64)
                 if not np.isfinite(given).all():
                     where = batch[int(np.flatnonzero(~np.isfinite(given))[0])] + 1
-                    raise InputError(
-                        f"The model gave NaN or infinite values at answer {where}; load it in float32 (--dtype float32) or "
-                        "check its weights."
-                    )
+                    raise InputError(not_finite(where))
                 kept.add({index: [float(value)] for index, value in zip(batch, given, strict=True)})
             for index in batch:
                 values[index] = kept.done[index][0]
             bar.update(len(batch))
     return values
+
+
+def by_row(
+    materials: Materials,
+    title: str,
+    kept: Parts,
+    branches: Callable[[Encoded], Sequence[recovery.Branch]],
+    score: Callable[[Encoded, Array], float],
+) -> Array:
+    """What `score` gives for each row and the log-probabilities of its branches; finished rows come from `kept`.
+
+    Raises:
+        InputError: a value is NaN or infinite.
+    """
+    rows = materials.rows
+    missing = [index for index in range(len(rows)) if index not in kept.done]
+
+    def job(index: int) -> recovery.Job:
+        made = list(branches(rows[index]))
+        return rows[index].input_ids[: max(at for at, _ in made)], made
+
+    jobs = map(job, Bar.over(missing, title, "row", disable=len(missing) < 32))
+    for index, logps in zip(missing, materials.branch_logps(jobs), strict=True):
+        with np.errstate(invalid="ignore"):  # told below
+            value = score(rows[index], np.asarray(logps, dtype=np.float64))
+        if not np.isfinite(value):
+            raise InputError(not_finite(index + 1, served=materials.elsewhere is not None))
+        kept.add({index: [float(value)]})
+    return np.array([kept.done[index][0] for index in range(len(rows))])
+
+
+def not_finite(where: int, *, served: bool = False) -> str:
+    way = recovery.EXACT_ON_A_SERVER if served else recovery.EXACT_HERE
+    return f"The model gave NaN or infinite values at answer {where}; {way} or check its weights."

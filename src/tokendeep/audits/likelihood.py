@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokendeep.audits.base import Array, Materials, Score
+from tokendeep.audits.base import Array, Materials, Score, by_row
 from tokendeep.runs.parts import Parts
+from tokendeep.types import IGNORE, Encoded
 
 
 def run(materials: Materials, kept: Parts) -> Array:
     """Minus the mean log-probability of the first answer tokens, one a row."""
     from tokendeep.compute import directions, scoring
 
+    if materials.elsewhere:
+
+        def branches(row: Encoded) -> list[tuple[int, tuple[int, ...]]]:
+            labels = directions.opening(row, materials.tokens).labels
+            return [(place, (label,)) for place, label in enumerate(labels) if label != IGNORE]
+
+        return by_row(materials, "answers", kept, branches, lambda _, logps: -float(logps.mean()))
     rows = [directions.opening(row, materials.tokens) for row in materials.rows]
     logps = scoring.token_logps(materials.subject, rows, materials.batch_size, kept)
     return np.array([-float(values.double().mean()) for values in logps])
@@ -33,4 +41,5 @@ SCORE = Score(
     reason,
     about,
     reads=("tokens",),
+    served=True,
 )

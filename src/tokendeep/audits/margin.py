@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokendeep.audits.base import OPENINGS, Array, Materials, Score, by_batch
+from tokendeep.audits.base import OPENINGS, Array, Materials, Score, by_row
 from tokendeep.runs.parts import Parts
+from tokendeep.types import Encoded
 
 
 def run(materials: Materials, kept: Parts) -> Array:
     """Log-odds in nats, one a row."""
-    from tokendeep.compute import trees
-
     m = len(materials.openings[0])
 
-    def log_odds(index: int) -> float:
-        row = materials.rows[index]
-        branches = [(row.start, tokens) for tokens in (tuple(row.input_ids[row.start :][:m]), *materials.openings)]
-        logps = trees.branch_logps(materials.subject, row.input_ids[: row.start], branches).double().numpy()
+    def branches(row: Encoded) -> list[tuple[int, tuple[int, ...]]]:
+        return [(row.start, tokens) for tokens in (tuple(row.input_ids[row.start :][:m]), *materials.openings)]
+
+    def log_odds(_: Encoded, logps: Array) -> float:
         return float(np.logaddexp.reduce(logps[1:]) - logps[0])
 
-    return by_batch(
-        materials.rows, materials.batch_size, "margins", kept, lambda batch: [log_odds(index) for index in batch]
-    )
+    return by_row(materials, "margins", kept, branches, log_odds)
 
 
 def reason(value: float) -> str:
@@ -48,4 +45,5 @@ SCORE = Score(
     reason,
     about,
     reads=OPENINGS,
+    served=True,
 )

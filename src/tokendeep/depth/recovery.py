@@ -16,8 +16,12 @@ from tokendeep.runs.parts import Parts
 from tokendeep.types import Encoded, Subject
 
 Array = NDArray[np.float64]
-Job = tuple[list[int], list[tuple[int, tuple[int, ...]]]]  # a row of ids, and the continuations that leave it somewhere
+Branch = tuple[int, tuple[int, ...]]  # the tokens that stand behind so many of a row's
+Job = tuple[list[int], list[Branch]]  # a row of ids, and the continuations that leave it somewhere
 Score = Callable[[Iterable[Job]], Iterator[Sequence[float]]]  # their log-probabilities in nats, job by job
+
+EXACT_HERE = "load it in float32 (--dtype float32)"  # what to do where values are not finite
+EXACT_ON_A_SERVER = "have its server compute in float32"
 
 
 @dataclass
@@ -69,16 +73,12 @@ def recovery_log_odds(
         branches = [(at, tokens) for at in places for tokens in (tuple(row.input_ids[at : at + m]), *openings)]
         return row.input_ids[: max(places)], branches
 
-    score = _in_memory(model) if isinstance(model, Subject) else model
+    score = in_memory(model) if isinstance(model, Subject) else model
     scores = score(map(job, Bar.over(missing, "refusal recovery", "row", disable=len(missing) < 8)))
     for index, given in zip(missing, scores, strict=True):
         logps = np.asarray(given, dtype=np.float64).reshape(len(usable[index]), -1)
         if not np.isfinite(logps).all():
-            way = (
-                "load it in float32 (--dtype float32)"
-                if isinstance(model, Subject)
-                else "have its server compute in float32"
-            )
+            way = EXACT_HERE if isinstance(model, Subject) else EXACT_ON_A_SERVER
             raise InputError(f"The model gave NaN or infinite values at row {index + 1}; {way} or check its weights.")
         values[index, usable[index]] = np.logaddexp.reduce(logps[:, 1:], axis=1) - logps[:, 0]
         if kept is not None:
@@ -86,7 +86,8 @@ def recovery_log_odds(
     return values
 
 
-def _in_memory(subject: Subject) -> Score:
+def in_memory(subject: Subject) -> Score:
+    """What scores continuations by a model in memory."""
     from tokendeep.compute import trees
 
     return lambda jobs: (trees.branch_logps(subject, ids, branches).tolist() for ids, branches in jobs)

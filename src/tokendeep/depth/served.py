@@ -1,11 +1,11 @@
-"""The model whose depth is measured, in memory or on a server, and what can be measured of one on a server.
+"""A model whose log-probabilities are asked for, in memory or on a server, and what can be measured of one on a server.
 
 Knows nothing of curves and figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -28,14 +28,18 @@ ONLY_HERE = {
 }
 
 
-def check_served(options: Any, subject: Subject | None) -> None:
-    """Raises InputError for options of `measure` that a server cannot do, and for a model that is in memory."""
+def check_served(options: Any, subject: Subject | None, only_here: Mapping[str, str] = ONLY_HERE) -> None:
+    """Raises InputError for options that a server cannot do, and for a model that is in memory.
+
+    Args:
+        only_here: those options, with what they are for; of `measure` where left out.
+    """
     options.check_engine(options)
     if not options.served:
         return
     if subject is not None:
         raise InputError("The model is in memory already, so no server is asked: leave --engine out.")
-    for name, why in ONLY_HERE.items():
+    for name, why in only_here.items():
         if getattr(options, name) is not None:
             raise InputError(f"{flag(name)} {why}, {LARGE}.")
 
@@ -44,7 +48,7 @@ def check_served(options: Any, subject: Subject | None) -> None:
 def opened(
     options: Any, subject: Subject | None, onto: str | None, state: runs.Run
 ) -> Iterator[tuple[Subject, Subject | Score, int]]:
-    """The model of `measure`, what scores continuations by it, and the tokens that it takes; on a server it has no weights.
+    """The model, what scores continuations by it, and the tokens that it takes; on a server it has no weights.
 
     Args:
         subject: the model, where it is in memory already.
@@ -66,7 +70,7 @@ def opened(
         if not engine.about.scores:
             raise InputError(
                 f"A server of the kind {engine.about.kind} does not tell the log-probabilities of given tokens: serve the model "
-                "with vLLM or SGLang, or measure it here without --engine."
+                "with vLLM or SGLang, or load it here without --engine."
             )
         state.agree("engine", engine.about.dump(), free=FREE)
         weightless = Subject(None, tokenizer, options.model)  # type: ignore[arg-type]

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tokendeep import chat, data, models, plain, runs
-from tokendeep.audits import DEFAULT, SCORES, Anchor, Materials, decoder, probe, ranking, rows
+from tokendeep.audits import DEFAULT, SCORES, Anchor, Materials, decoder, probe, ranking, rows, words
 from tokendeep.audits.rows import Given, Values
 from tokendeep.data.options import DataOptions
 from tokendeep.depth.openings import load_openings, opening_ids
+from tokendeep.depth.served import check_served, opened
+from tokendeep.engines.options import EngineOptions
 from tokendeep.errors import InputError, check_least, did_you_mean, flag
+from tokendeep.models.checks import check_tokenizer
 from tokendeep.models.options import ModelOptions
-from tokendeep.records import Audit, Detection
-from tokendeep.records.calibration import Estimate
+from tokendeep.records import Audit
 from tokendeep.runs import parts
 from tokendeep.runs.parts import Parts
 from tokendeep.training import harmful
@@ -28,12 +30,11 @@ from tokendeep.types import Subject
 from tokendeep.verbs.common import Names, Place, advanced, beside, ending, given, heading, loading, output
 
 what = heading("What to audit")
-SHOWN = 10  # rows that are listed in a terminal
 CLEANED, FLAGGED = "cleaned.jsonl", "flagged.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditOptions(ModelOptions, DataOptions):
+class AuditOptions(ModelOptions, EngineOptions, DataOptions):
     """Rank the rows of a data set by how much training on them would push on a model's refusals."""
 
     model: Annotated[str, what(help="The aligned model that is to be fine-tuned on the rows.")]
@@ -131,7 +132,7 @@ class AuditPlan:
         """The output folder, and what tells this run from another."""
         options = self.options
         files = {name: value for name in ("probe", "openings") if (value := getattr(options, name))}
-        return Place("audit", options, {"data": options.data, **files})
+        return Place("audit", options, {"data": options.data, **files}, {**asdict(options), **options.recorded()})
 
     @property
     def answered(self) -> bool:
@@ -150,7 +151,7 @@ class AuditPlan:
         brought = sum(bool(anchor.harmful) for anchor in self.probe)
         by = f", {brought} with a harmful answer" + (f"; {options.base} writes the others" if options.base else "")
         return [
-            f"model: {options.model}",
+            f"model: {options.model}{f', asked at {options.engine}' if options.served else ''}",
             f"rows: {len(self.rows)} of {options.data}"
             + (f", of which {empty} hold nothing to train on" if empty else ""),
             f"scores: {', '.join(options.score)}; {options.score[0]} ranks",
@@ -174,7 +175,8 @@ def plan(options: AuditOptions, subject: Subject | None = None, base: Subject | 
             or a model that is not there.
     """
     _check(options)
-    onto = None if subject else models.missing_base(options.model, options.base, options)
+    check_served(options, subject, {})
+    onto = None if subject or options.served else models.missing_base(options.model, options.base, options)
     _check_read(options, onto)
     capped = options.last_layers is None
     given = rows.read(options.data, options.columns, options.limit, options.labels)
@@ -184,11 +186,13 @@ def plan(options: AuditOptions, subject: Subject | None = None, base: Subject | 
         if SCORES[name].answers:
             probe.check(asked, name, options.probe, options.base)
     openings = load_openings(options.openings)
-    if not subject:
+    if options.served:
+        check_tokenizer(options.model, options)
+    elif not subject:
         models.check_spec(options.model, options, base=onto)
     if options.base and not base:
         models.check_spec(options.base, harmful.loading(options), needs_template=False)
-    if not subject:
+    if not subject and not options.served:
         decoder.check(options, models.layer_count(options.model, base=onto))
     options = replace(options, last_layers=decoder.LAST if capped else options.last_layers)
     near = rows.near(given, asked)
@@ -206,6 +210,12 @@ def _check(options: AuditOptions) -> None:
     for name in options.score:
         if name not in SCORES:
             raise InputError(f"--score names {name!r}, which is none; {did_you_mean(name, SCORES)}.")
+        if options.served and not SCORES[name].served:
+            others = ", ".join(one for one in SCORES if SCORES[one].served)
+            raise InputError(
+                f"The score {name} takes states or gradients, and no server tells these: choose of {others}, or load the model "
+                "here without --engine."
+            )
     if twice := [name for name in options.score if options.score.count(name) > 1]:
         raise InputError(f"--score names {twice[0]} twice; name it once.")
 
@@ -244,21 +254,22 @@ def run(plan: AuditPlan, *, show: bool = True) -> Path:
         return state.out
     runs.private_dir(state.out)
     anchors = _written(plan, state.out)
-    subject = plan.subject or models.load(options.model, base=plan.onto, options=options)
-    last = decoder.last(options, subject.model, capped=plan.capped) if plan.layered else decoder.LAST
-    anchors = _refused(plan, anchors, subject, state.out)
-    # openings stand behind a row's request, and an end of turn behind one that was cut
-    more = max(options.opening_tokens, len(chat.check(subject.tokenizer).end_ids))
-    longest = min(options.max_length, models.context_length(subject.model) - more)
-    answers = rows.encode(subject.tokenizer, plan.rows, options.system, options.train_on, longest)
-    if not answers.encoded:
-        raise InputError(f"{options.data}: no row can be scored; the first: {answers.unscored[0]}")
-    ranking.cut_count(options.cut, answers.scored)
-    materials = Materials(
-        subject, answers.encoded, anchors, opening_ids(subject.tokenizer, plan.openings, options.opening_tokens),
-        options.tokens, last, options.layer, options.system, longest, options.batch_size,
-    )  # fmt: skip
-    record = rows.record(plan.rows, answers, _scores(plan, materials, parts.folder(state)), options)
+    with opened(options, plan.subject, plan.onto, state) as (subject, scores, context):
+        last = decoder.last(options, subject.model, capped=plan.capped) if plan.layered else decoder.LAST
+        anchors = _refused(plan, anchors, subject, state.out)
+        # openings stand behind a row's request, and an end of turn behind one that was cut
+        more = max(options.opening_tokens, len(chat.check(subject.tokenizer).end_ids))
+        longest = min(options.max_length, context - more)
+        answers = rows.encode(subject.tokenizer, plan.rows, options.system, options.train_on, longest)
+        if not answers.encoded:
+            raise InputError(f"{options.data}: no row can be scored; the first: {answers.unscored[0]}")
+        ranking.cut_count(options.cut, answers.scored)
+        materials = Materials(
+            subject, answers.encoded, anchors, opening_ids(subject.tokenizer, plan.openings, options.opening_tokens),
+            options.tokens, last, options.layer, options.system, longest, options.batch_size,
+            None if isinstance(scores, Subject) else scores,
+        )  # fmt: skip
+        record = rows.record(plan.rows, answers, _scores(plan, materials, parts.folder(state)), options)
     _write(record, plan, state.out)
     parts.remove(state)
     state.finish(model=subject.facts, **({"label": options.label} if options.label else {}))
@@ -338,7 +349,7 @@ def _write(record: Audit, plan: AuditPlan, out: Path) -> None:
 
 def _show(record: Audit, plan: AuditPlan) -> None:
     """What was found in words and a table, and the way on; no text of a row."""
-    print(plain.told(describe(record)))
+    print(plain.told(words.describe(record)))
     options, out = plan.options, Path(plan.options.out)
     same = [*(["--base", plan.onto] if plan.onto else []), *given(options, ModelOptions)]
     ending(
@@ -346,45 +357,3 @@ def _show(record: Audit, plan: AuditPlan) -> None:
         ["finetune", "--model", options.model, *same, "--data", out / CLEANED, "--out", beside(out, "finetune")],
         ["report", out, "--out", "report.html"],
     )
-
-
-def describe(record: Audit) -> list[str]:
-    """The lines of an audit: counts, the rows at the top, and how well the scores did where there are labels."""
-    scored = len(record.rows) - record.unscored
-    lines = [
-        f"audit: {record.flagged} of {scored} rows of {record.name} are taken out by {record.by} (--cut {record.cut})"
-    ]
-    if record.unscored:
-        first = next(row for row in record.rows if row.rank is None)
-        lines.append(
-            f"  {record.unscored} rows are in neither file, for they cannot be scored; row {first.row}: {first.reason}"
-        )
-    if record.shortened:
-        lines.append(f"  {record.shortened} rows are longer than the longest length; their ends were not looked at")
-    if record.tied:
-        lines.append(
-            f"  {record.tied} rows that are left score as the last one that is taken out: the first in the file went"
-        )
-    lines += [f"  {score.name}: {score.about} ({score.seconds:.0f} s)" for score in record.scores]
-    names = [score.name for score in record.scores]
-    lines.append(f"{'rank':>6}  {'row':>6}  {'id':<24}" + "".join(f"{name:>16}" for name in names))
-    for row in record.rows[: min(SHOWN, scored)]:
-        values = "".join(f"{row.scores[name]:>16.4g}" for name in names)
-        lines.append(f"{row.rank:>6}  {row.row:>6}  {plain.one_line(row.id)[:24]:<24}{values}")
-    if record.flagged:
-        lines.append(f"  the first: {record.rows[0].reason}")
-    for score in record.scores:
-        if score.detection:
-            lines.append(f"  {score.name} against the labels: {detection_words(score.detection)}")
-    return lines
-
-
-def detection_words(found: Detection) -> str:
-    """The figures of a detection with their intervals."""
-    named = {"AUROC": found.auroc, "AUPRC": found.auprc, "found at 1 % false alarms": found.recall}
-    words = [f"{name} {one.value:.3f}{_ends(one)}" for name, one in named.items()]
-    return f"{', '.join(words)} ({found.positives} of {found.positives + found.negatives} rows)"
-
-
-def _ends(one: Estimate) -> str:
-    return "" if one.low is None or one.high is None else f" [{one.low:.3f}, {one.high:.3f}]"

@@ -49,12 +49,13 @@ def test_greedy_answers_behind_prefills_are_those_in_memory(server: LlamaCppServ
     assert there == generate(subject, asked)
 
 
-def test_a_seed_repeats_and_another_one_differs(server: LlamaCppServer, subject: Subject) -> None:
+def test_a_seed_repeats_one_by_one_and_another_one_differs(server: LlamaCppServer, subject: Subject) -> None:
+    """Together they need not: what is computed beside other requests is rounded in another way (docs/results/servers.md)."""
     drawn = [
         Request(prompts(subject)[0], Decoding(temperature=1.0, max_new_tokens=16, seed=seed)) for seed in (1, 1, 2)
     ]
-    with engine(server, subject) as servers:
-        one, again, other = (future.result().ids for future in [servers.submit(request) for request in drawn])
+    with engine(server, subject, in_flight=1) as servers:
+        one, again, other = (servers.submit(request).result().ids for request in drawn)
     assert one == again != other
 
 

@@ -22,7 +22,7 @@ from tokendeep import chat, cli, models
 from tokendeep.engines.base import Request, TooLong
 from tokendeep.engines.local import generate
 from tokendeep.errors import InputError
-from tokendeep.records import StoredVerdict
+from tokendeep.records import Audit, StoredVerdict
 from tokendeep.types import Decoding, Subject
 
 pytestmark = [
@@ -154,6 +154,20 @@ def test_the_recovery_profile_is_that_of_the_model_in_memory(server: VllmServer,
         one["per_prompt"]["recovery_log_odds"], two["per_prompt"]["recovery_log_odds"], atol=1e-2
     )
     assert one["depth"]["recovery_k"] == two["depth"]["recovery_k"]
+
+
+def test_an_audit_scores_as_the_model_in_memory(server: VllmServer, tmp_path: Path) -> None:
+    data = tmp_path / "chats.jsonl"
+    data.write_text("".join(json.dumps({"prompt": r["instruction"], "completion": r["response"]}) + "\n" for r in ROWS))
+    found = []
+    for name, where in (("here", "local"), ("there", server.url)):
+        words = ["audit", "--model", "smollm2", "--engine", where, "--data", str(data), "--limit", "4", "--cut", "1"]
+        given = ["--score", "refusal,margin,likelihood", "--out", str(tmp_path / name)]
+        assert cli.main([*words, *given, *(["--dtype", "float32"] if where == "local" else [])]) == 0
+        found.append(Audit.load(tmp_path / name))
+    for one, other in zip(found[0].rows, found[1].rows, strict=True):
+        assert (one.id, one.rank) == (other.id, other.rank)
+        assert other.scores == pytest.approx(one.scores, abs=1e-2)
 
 
 def test_a_grader_whose_server_is_killed_loses_nothing_and_grades_nothing_twice(
