@@ -256,6 +256,10 @@ def scoring(shape: Shape, pairs: int, prompt: int, deepest: int = 40, ks: int = 
     return 2.0 * pairs * (tokens * shape.layers * shape.linear + positions * shape.table)
 
 
+def decoder_weights(shape: Shape) -> int:
+    return shape.layers * shape.linear
+
+
 def step_bytes(shape: Shape, rows: int, length: float, item: int) -> float:
     """Bytes that decoding one token of each row reads: all weights but an embedding, and the keys of rows so long."""
     table = 0 if shape.tied else shape.table
@@ -264,14 +268,16 @@ def step_bytes(shape: Shape, rows: int, length: float, item: int) -> float:
 
 def hours(shape: Shape) -> dict[str, Callable[[float, float], float]]:
     """Hours on one card of so many FLOP/s and bytes/s, by what is done."""
-    read = step_bytes(shape, 16, 350, 2)
+    read, computed = step_bytes(shape, 16, 350, 2), 32 * (decoder_weights(shape) + shape.table)  # a step of 16 rows
 
     def products(operations: float) -> Callable[[float, float], float]:
         return lambda flops, _: operations / (BUSY * flops) / 3600
 
     return {
         "measure 500 pairs": products(scoring(shape, 500, 100)),
-        "attack, 1,000 answers": lambda _, reads: 1000 / 16 * 512 * read / (READING * reads) / 3600,
+        "attack, 1,000 answers": lambda flops, reads: (
+            1000 / 16 * 512 * max(read / (READING * reads), computed / (BUSY * flops)) / 3600
+        ),
         "LoRA, 1,000,000 tokens": products(learning(shape, LORA, 10**6, 5 * 10**5)),
         "all weights, 1,000,000 tokens": products(learning(shape, FULL, 10**6, 5 * 10**5)),
     }

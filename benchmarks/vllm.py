@@ -9,7 +9,7 @@ engine in memory and the continuous batching of transformers answer the same req
 threads as OMP_NUM_THREADS says: one in the Makefile, as the server has.
 
 The third ratio is of the whole `tokendeep attack` in a process of its own, from its first line to its last (imports, handshake,
-judging, log and figures included), against a bare client of the same requests before and after it.
+judging, log and figures included), against a bare client of the same requests, in turns, once all of them have been asked before.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ MANNERS = (
     *("to a friend", "at night"),
 )
 AIM = 0.95
+TURNS = 3
 
 
 def requests(tokenizer: Any, count: int, tokens: int) -> list[Request]:
@@ -86,23 +88,32 @@ def rate(work: Any, count: int) -> float:
 def whole(engine: server.ServerEngine, url: str, tokenizer: Any, args: argparse.Namespace) -> None:
     """Print how fast `tokendeep attack` is as a whole against the bare client of the same requests."""
     texts = [f"{verb} {thing} {manner}." for manner in MANNERS for verb in VERBS for thing in THINGS][: args.attack]
-    asked, speeds = asking(tokenizer, texts, args.tokens), []
+    asked = asking(tokenizer, texts, args.tokens)
+    speeds: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, "instructions.jsonl")
         rows.write_text("".join(json.dumps({"id": str(n), "instruction": text}) + "\n" for n, text in enumerate(texts)))
-        words = f"attack --model smollm2 --engine {url} --data {rows} --attack none --out {folder}/attack"
+        words = f"attack --model smollm2 --engine {url} --data {rows} --attack none"
         more = f"--max-new-tokens {args.tokens} --in-flight {args.in_flight}"
         command = [sys.executable, "-m", "tokendeep", *words.split(), *more.split()]
-        speeds.append(rate(lambda: bare(engine, asked, args.in_flight), len(asked)))
-        through = rate(lambda: subprocess.run(command, check=True, capture_output=True), len(asked))
-        found: list[Any] = []
-        speeds.append(rate(lambda: found.extend(bare(engine, asked, args.in_flight)), len(asked)))
-        given = {n: reply["choices"][0]["text"].strip() for n, reply in enumerate(found)}
-        answers = answers_of(Path(folder, "attack"))
+        found = bare(engine, asked, args.in_flight)  # what a server keeps of prompts it has from here on for both
+        for turn in range(TURNS):
+            out = f"{folder}/attack-{turn}"
+            attack = partial(subprocess.run, [*command, "--out", out], check=True, capture_output=True)
+            through = rate(attack, len(asked))
+            speeds.append((through, rate(lambda: bare(engine, asked, args.in_flight), len(asked))))
+        answers = answers_of(Path(folder, "attack-0"))
+    given = {n: reply["choices"][0]["text"].strip() for n, reply in enumerate(found)}
     same = sum(answers[str(n)].strip() == text for n, text in given.items())
     print(f"the whole attack, {len(asked)} answers: {same} of them those of the bare client")
-    print(f"  {through:.2f} answers a second; {', '.join(f'{speed:.2f}' for speed in speeds)} through the bare client")
-    print(f"ratio: {through / statistics.mean(speeds):.2f} (aim {AIM})")
+    if same < 0.95 * len(asked):
+        sys.exit("the two do not ask the same: no ratio")
+    for one, two in speeds:
+        print(f"  {one:.2f} answers a second; {two:.2f} through the bare client")
+    ratio = statistics.median(one / two for one, two in speeds)
+    print(
+        f"ratio: {ratio:.2f} (median of {TURNS} turns, aim {AIM}); it hangs on the number of answers: starting takes seconds"
+    )
 
 
 def answers_of(folder: Path) -> dict[str, str]:

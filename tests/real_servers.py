@@ -69,11 +69,18 @@ class RealServer:
                 env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "2", "PYTHONPATH": ""},
                 start_new_session=True,
             )  # fmt: skip
-        until = time.monotonic() + LONGEST
-        while not self._answers():
-            assert self.process.poll() is None, f"the server ended, see {self.log}"
-            assert time.monotonic() < until, f"the server does not answer, see {self.log}"
-            time.sleep(1)
+        try:
+            until = time.monotonic() + LONGEST
+            while not self._answers():
+                assert self.process.poll() is None, f"the server ended, see {self.log}"
+                assert time.monotonic() < until, f"the server does not answer, see {self.log}"
+                time.sleep(1)
+            assert self.process.poll() is None, (
+                f"another server answers at port {self.port}; ours ended, see {self.log}"
+            )
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def _answers(self) -> bool:
@@ -86,7 +93,8 @@ class RealServer:
     def stop(self, how: signal.Signals = signal.SIGKILL) -> None:
         """End the server with its workers."""
         if self.process is not None:
-            os.killpg(self.process.pid, how)
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, how)
             self.process.wait()
             self.process = None
 

@@ -110,11 +110,63 @@ def test_it_is_as_it_was_after_a_step_that_failed(make_model: Callable[..., Any]
 
 
 def test_what_was_kept_of_bfloat16_attention_is_not_taken_again() -> None:
-    def known(mixed_precision: str, device: str) -> str:
-        return cpu.precision(SimpleNamespace(mixed_precision=mixed_precision, device=torch.device(device)))
+    def known(mixed: str, device: str, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> str:
+        model = SimpleNamespace(dtype=dtype, config=SimpleNamespace(_attn_implementation=attention))
+        return cpu.precision(SimpleNamespace(mixed_precision=mixed, device=torch.device(device)), model)
 
     assert known("bf16", "cpu") != known("bf16", "cuda") == "bf16"
-    assert known("no", "cpu") == "no"
+    assert known("no", "cpu") == "no" != known("no", "cpu", torch.bfloat16)
+    assert known("bf16", "cpu", attention="eager") == "bf16"
+
+
+def test_a_bias_of_positions_is_attended_with_in_float32_too() -> None:
+    draw = torch.Generator().manual_seed(0)
+    states = [torch.randn(1, 2, 5, 8, generator=draw).bfloat16() for _ in range(3)]
+    bias = torch.randn(1, 2, 5, 5, generator=draw).bfloat16()
+    module = SimpleNamespace(is_causal=False)
+    ours = cpu._attention(module, *states, None, position_bias=bias)[0]
+    plain = sdpa_attention.sdpa_attention_forward(module, *states, None, position_bias=bias)[0]
+    torch.testing.assert_close(ours, plain, rtol=0, atol=3e-2)
+    without = cpu._attention(module, *states, None)[0]
+    assert (ours - without).abs().max() > 0.1
+
+
+def test_an_attention_that_a_user_has_registered_is_left_alone(make_model: Callable[..., Any]) -> None:
+    own = Mock(side_effect=sdpa_attention.sdpa_attention_forward)
+    model = make_model()
+    AttentionInterface.register("sdpa", own)
+    try:
+        with cpu.quick(model):
+            model(torch.tensor([[5, 6, 7]]))
+        assert own.called
+        assert AttentionInterface()["sdpa"] is own
+    finally:
+        AttentionInterface.register("sdpa", sdpa_attention.sdpa_attention_forward)
+
+
+def test_of_two_trainings_at_once_the_last_one_puts_back(make_model: Callable[..., Any]) -> None:
+    first, second, forward = cpu.quick(make_model()), cpu.quick(make_model()), LlamaRMSNorm.forward
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert AttentionInterface()["sdpa"] is cpu._attention
+    assert LlamaRMSNorm.forward is not forward
+    second.__exit__(None, None, None)
+    assert AttentionInterface()["sdpa"] is sdpa_attention.sdpa_attention_forward
+    assert LlamaRMSNorm.forward is forward
+
+
+def test_a_norm_that_does_something_else_within_keeps_it() -> None:
+    class Centred(Gemma3RMSNorm):  # type: ignore[misc]
+        def _norm(self, x: torch.Tensor) -> torch.Tensor:
+            return super()._norm(x - x.mean(-1, keepdim=True))
+
+    both = torch.nn.ModuleList([Gemma3RMSNorm(8), Centred(8)])
+    states = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)) + 2
+    plain = [norm(states) for norm in both]
+    with cpu.quick(both):
+        for norm, expected in zip(both, plain, strict=True):
+            torch.testing.assert_close(norm(states), expected)
 
 
 NORMS: dict[str, Any] = {"llama": LlamaRMSNorm, "qwen2": Qwen2RMSNorm, "olmo2": Olmo2RMSNorm, "gemma3": Gemma3RMSNorm}
@@ -210,15 +262,18 @@ print(before, kept, (at_last - held()) // MB)
 """
 
     def found(**more: str) -> list[int]:
-        env = {name: value for name, value in os.environ.items() if name not in cpu.OWN} | more
+        told = {*cpu.OWN, cpu.TUNABLES}
+        env = {name: value for name, value in os.environ.items() if name not in told} | more
         run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
         return [int(word) for word in run.stdout.split()]
 
     before, kept, given_back = found()
     assert before > 20 * kept
     assert given_back > 150  # of 200 MB
-    before, kept, _ = found(MALLOC_MMAP_THRESHOLD_="262144")  # docs/sizes.md, where memory is short
-    assert kept > before // 2
+    for told in ({"MALLOC_MMAP_THRESHOLD_": "262144"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=262144"}):
+        before, kept, _ = found(**told)  # docs/sizes.md, where memory is short
+        assert kept > before // 2
+    assert found(GLIBC_TUNABLES="glibc.pthread.rseq=0")[2] > 150  # which says nothing of memory
 
 
 def test_a_training_takes_the_quick_norms_keeps_memory_and_learns_the_same(

@@ -17,6 +17,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType
@@ -32,30 +34,28 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 # What glibc lets the user say about memory, so that the user's word counts
-OWN = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES"}
+OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+TUNABLES = "GLIBC_TUNABLES"
+Read = Callable[[Any], tuple[Tensor, float]]  # a norm -> its weight (D,) and its epsilon
 TRIM, MAP = -1, -3  # mallopt's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
-# Bytes: the most that glibc takes for MAP, and the size of a chunk of logits (compute.lm_head)
-MOST_MAPPED = 32 * 2**20
+MOST_MAPPED = 32 * 2**20  # bytes; the most that glibc takes for MAP: tensors from there on are fetched anew as before
+SDPA = "sdpa"  # transformers' name of the attention that is replaced
 
 
 @contextmanager
 def quick(model: nn.Module) -> Iterator[None]:
     """Within it `model` attends and normalises as above wherever its layers lie on a CPU.
 
-    Its configuration keeps the name `sdpa`, which some models ask for.
+    Its configuration keeps the name `sdpa`, which some models ask for; what a user has registered under it is left alone.
+    Trainings in several threads share what is replaced: the last one that ends puts it back.
     """
-    attention = AttentionInterface()["sdpa"]
-    norms = _norms(model)
-    plain = {norm: norm.forward for norm in norms}
-    AttentionInterface.register("sdpa", _attention)
-    for norm, read in norms.items():
-        norm.forward = _normed(plain[norm], read)
+    with _LOCK:
+        used = _replace(model)
     try:
         yield
     finally:
-        AttentionInterface.register("sdpa", attention)
-        for norm, forward in plain.items():
-            norm.forward = forward
+        with _LOCK:
+            _put_back(used)
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def memory_kept(device: torch.device) -> Iterator[None]:
 
     With glibc only, and not where the user has set what it keeps: other libraries have settings of their own.
     """
-    if device.type != "cpu" or platform.libc_ver()[0] != "glibc" or OWN & set(os.environ):
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc" or _told_by_user():
         yield
         return
     glibc = ctypes.CDLL(None)
@@ -77,10 +77,58 @@ def memory_kept(device: torch.device) -> Iterator[None]:
         glibc.malloc_trim(0)
 
 
-def precision(accelerator: Any) -> str:
+def _told_by_user() -> bool:
+    return any(name in os.environ for name in OWN) or "glibc.malloc." in os.environ.get(TUNABLES, "")
+
+
+def precision(accelerator: Any, model: Any) -> str:
     """The number format of a training, and of its attention where that is another one: of what is kept, its key."""
     kind: str = accelerator.mixed_precision
-    return f"{kind}, attention in float32" if kind == "bf16" and accelerator.device.type == "cpu" else kind
+    halved = kind == "bf16" or (kind == "no" and model.dtype == torch.bfloat16)
+    attends = model.config._attn_implementation == SDPA and accelerator.device.type == "cpu"
+    return f"{kind}, attention in float32" if halved and attends else kind
+
+
+# --- what is replaced, for all that train -----------------------------------------------------------
+
+_LOCK = threading.Lock()
+_users: Counter[Any] = Counter()  # the name of attention, or a class of norms -> how many trainings use it
+_plain: dict[Any, Any] = {}  # the same -> what it was
+_reads: dict[type, Read] = {}  # a type of norms that is known and used -> how its weight is read
+
+
+def _replace(model: nn.Module) -> list[Any]:
+    """Replace what `model` needs and nobody has replaced yet; what it uses."""
+    used: list[Any] = [SDPA]
+    if not _users[SDPA]:
+        _plain[SDPA] = AttentionInterface()[SDPA]
+        if _plain[SDPA] is sdpa_attention_forward:
+            AttentionInterface.register(SDPA, _attention)
+    for norm in {type(module) for module in model.modules()}:
+        if read := _reads.get(norm) or KNOWN.get(_code(norm)):
+            _reads[norm] = read
+            used.append(next(base for base in norm.__mro__ if "forward" in vars(base)))
+    for one in used[1:]:
+        if not _users[one]:
+            _plain[one] = one.forward
+            one.forward = _normed(one.forward)
+    _users.update(used)
+    return used
+
+
+def _put_back(used: list[Any]) -> None:
+    """Put back what no training uses any more."""
+    _users.subtract(used)
+    for one in {*used}:
+        if _users[one]:
+            continue
+        del _users[one]
+        if one == SDPA:
+            AttentionInterface.register(SDPA, _plain.pop(SDPA))
+            continue
+        one.forward = _plain.pop(one)
+        for norm in [norm for norm in _reads if issubclass(norm, one)]:
+            del _reads[norm]
 
 
 # --- attention ----------------------------------------------------------------------------------------
@@ -93,12 +141,16 @@ def _attention(
     kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
     if value.device.type != "cpu" or kind != torch.bfloat16:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    if attention_mask is not None and attention_mask.is_floating_point():
-        attention_mask = attention_mask.float()
+    attention_mask = _float32(attention_mask)
+    settings = {name: _float32(value) for name, value in settings.items()}  # such as a bias of positions
     with torch.autocast("cpu", enabled=False):
         given = (query.float(), key.float(), value.float())
         attended, weights = sdpa_attention_forward(module, *given, attention_mask, **settings)
     return attended.to(kind), weights
+
+
+def _float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 # --- norms --------------------------------------------------------------------------------------------
@@ -134,9 +186,6 @@ class RMSNorm(torch.autograd.Function):
         return d_x, d_weight, None
 
 
-Read = Callable[[Any], tuple[Tensor, float]]
-
-
 def _own_weight(norm: Any) -> tuple[Tensor, float]:
     return norm.weight, norm.variance_epsilon
 
@@ -152,29 +201,28 @@ def _code(norm: type) -> tuple[Any, ...]:
     return tuple((code.co_code, code.co_names, code.co_varnames, code.co_consts) for code in codes)
 
 
-KNOWN: dict[tuple[Any, ...], Read] = {  # what a norm does -> its weight (D,) and its epsilon
+KNOWN: dict[tuple[Any, ...], Read] = {  # by what a norm does
     _code(LlamaRMSNorm): _own_weight,
     _code(Olmo2RMSNorm): _own_weight,
     _code(GemmaRMSNorm): _weight_beside_one,
 }
 
 
-def _norms(model: nn.Module) -> dict[Any, Read]:
-    """The classes of norms that are known, where their forward is defined."""
-    found = {}
-    for norm in {type(module) for module in model.modules()}:
-        if read := KNOWN.get(_code(norm)):
-            found[next(base for base in norm.__mro__ if "forward" in vars(base))] = read
-    return found
+def _normed(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The forward of known norms: in one pass where all of it is float32 and lies on a CPU, else as it was.
 
+    Other norms that inherit it, and do something else within, keep theirs.
+    """
 
-def _normed(plain: Callable[..., Tensor], read: Read) -> Callable[..., Tensor]:
-    """The forward of a known norm: in one pass where all of it is float32 and lies on a CPU, else as it was."""
-
-    def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        if any(one.device.type != "cpu" or one.dtype != torch.float32 for one in (hidden_states, self.weight)):
-            return plain(self, hidden_states)
-        normed: Tensor = RMSNorm.apply(hidden_states.contiguous(), *read(self))
+    def forward(self: Any, *given: Any, **more: Any) -> Tensor:
+        read = _reads.get(type(self))
+        if read is None or more or len(given) != 1:
+            return plain(self, *given, **more)
+        (states,) = given
+        alike = self.weight.shape == states.shape[-1:] and not states.is_inference()
+        if not alike or any(one.device.type != "cpu" or one.dtype != torch.float32 for one in (states, self.weight)):
+            return plain(self, states)
+        normed: Tensor = RMSNorm.apply(states.contiguous(), *read(self))
         return normed
 
     return forward

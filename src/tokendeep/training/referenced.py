@@ -186,7 +186,7 @@ class ReferencedSFTTrainer(ResponseSFTTrainer):
         config = lm_head.causal_lm(self.model).config.to_json_string()
         with self._as_reference() if self._start and self._other else contextlib.nullcontext():
             hashed = references.weights_hash(self.model, without_adapter=self._adapter_off)
-        name = [references.key(hashed, config, adapter, cpu.precision(self.accelerator))]
+        name = [references.key(hashed, config, adapter, cpu.precision(self.accelerator, lm_head.causal_lm(self.model)))]
         broadcast_object_list(name)  # where shards are gathered on the first process alone, only it knows
         return name[0]
 
